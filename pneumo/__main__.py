@@ -1,0 +1,220 @@
+"""Arguments to calls: one command for each entry point of MLproject."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pneumo.config import RunConfig
+from pneumo.errors import Mistake
+
+# Nothing here may import TensorFlow or MLflow before the arguments are known to be right.
+
+INTERRUPTED = "interrupted; what was finished is kept"
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `Mistake`."""
+        raise Mistake(f"{message}; see python -m pneumo {self.prog.split()[-1]} --help")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 0 done, 2 the user's mistake, 1 anything else."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        options = _parser().parse_args(argv)
+        return options.command(options)
+    except Mistake as mistake:
+        print(f"pneumo: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"pneumo: {INTERRUPTED}", file=sys.stderr)
+        return 1
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """The first signal starts the clean-up; `mlflow run` sends a second, which must not stop it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="pneumo", description="An experiment harness for chest X-rays.")
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=Parser)
+
+    command = _command(commands, "tune", tune, "search with Optuna, register the best model")
+    _experiment(command, default="tune")
+    _option(command, "trials", 20, "trials to complete or prune", _whole)
+    _option(command, "study", "", "name of the study (default: made from the run's id)")
+    _option(command, "timeout", "", "seconds after which no new trial starts", _whole)
+    _option(command, "model_name", "", "registered model (default: pneumonia, or pneumonia-sample)")
+
+    command = _command(commands, "train", train, "one Keras run of one experiment")
+    _experiment(command, default="cnn")
+    _option(command, "model_name", "", "registered model (default: do not register)")
+
+    command = _command(commands, "prepare", prepare, "import a data set and fill the pixel cache")
+    _data(command)
+    _fields(command, ["image_size", "max_unreadable"])
+
+    _command(commands, "test", test, "the test suite")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, call: Callable[[argparse.Namespace], int], what: str
+) -> Parser:
+    command = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
+    command.set_defaults(command=call)
+    return command
+
+
+def _experiment(command: Parser, default: str) -> None:
+    _option(command, "experiment", default, "file of experiments/, without .py")
+    _data(command)
+    _fields(command, RunConfig.model_fields)
+
+
+def _data(command: Parser) -> None:
+    _option(command, "data", "sample", "sample, a folder, a .zip or a .tar.gz")
+
+
+def _fields(command: Parser, names: Any) -> None:
+    for name in names:
+        _option(command, name, "", RunConfig.model_fields[name].description)
+
+
+def _option(command: Parser, name: str, default: Any, what: str, kind: Any = str) -> None:
+    # An empty value is one that was not given: MLproject has no other way to say so
+    shown = "" if default == "" else f" (default: {default})"
+    command.add_argument(
+        f"--{name}",
+        default=default,
+        metavar="VALUE",
+        type=lambda text: kind(text) if text else default,
+        help=what + shown,
+    )
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up: got '{text}'")
+    return int(text)
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, str]:
+    """The fields of `RunConfig` that were given, as text."""
+    given = {name: getattr(options, name, "") for name in RunConfig.model_fields}
+    return {name: value for name, value in given.items() if value}
+
+
+def _import_tensorflow() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from pneumo.console import silenced_stderr
+
+    with silenced_stderr():
+        import tensorflow
+
+        tensorflow.config.list_physical_devices()
+    # Every model compiles its own functions, which TensorFlow takes for a mistake
+    tensorflow.get_logger().setLevel("ERROR")
+
+
+def tune(options: argparse.Namespace) -> int:
+    """A study, its table, its winner and the way to look at it."""
+    from pneumo.data.dataset import SAMPLE, open_dataset
+    from pneumo.experiment import load_experiment
+
+    experiment = load_experiment(options.experiment, searched=True)
+    fixed = _overrides(options)
+    experiment.base.override(fixed)
+    dataset = open_dataset(options.data, needs=("train", "test"))
+    _import_tensorflow()
+    from pneumo import tracking
+    from pneumo import tune as studies
+
+    tracking.quiet()
+    model_name = options.model_name or (
+        "pneumonia-sample" if options.data == SAMPLE else "pneumonia"
+    )
+    try:
+        outcome = studies.tune(
+            experiment,
+            dataset,
+            fixed,
+            trials=options.trials,
+            model_name=model_name,
+            study_name=options.study,
+            timeout=options.timeout or None,
+        )
+    except studies.StudyStopped as reason:
+        print(f"pneumo: {reason}", file=sys.stderr)
+        return 1
+    studies.show(outcome, model_name)
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    """One Keras run; registered where a model is named."""
+    from pneumo.data.dataset import open_dataset
+    from pneumo.experiment import load_experiment
+
+    experiment = load_experiment(options.experiment)
+    config = experiment.base.override(_overrides(options))
+    dataset = open_dataset(options.data)
+    _import_tensorflow()
+    from pneumo import registry, tracking
+    from pneumo.console import say, say_epoch
+    from pneumo.trial import run_name, run_trial
+
+    tracking.quiet()
+    tags = {"pneumo.experiment": experiment.name, **tracking.data_tags(dataset)}
+    with tracking.command_run("train", tags) as run_id:
+        tracking.log_data(dataset.decode(config.image_size, config.max_unreadable))
+        name = run_name(config)
+        trial = run_trial(config, dataset, [say_epoch], parent_id=run_id, name=name, tags=tags)
+        for metric, value in trial.metrics.items():
+            say(f"val_{metric} {value:.4f}")
+        if options.model_name:
+            model = registry.load(trial.model_uri)
+            version = registry.register(trial.run_id, model, options.model_name)
+            say(f"registered {options.model_name} version {version} as @{registry.CHALLENGER}")
+    say(tracking.how_to_look(run_id))
+    return 0
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """The data unpacked, indexed, decoded and counted."""
+    from pneumo.data.dataset import open_dataset
+
+    config = RunConfig().override(_overrides(options))
+    dataset = open_dataset(options.data, needs=())
+    from pneumo import tracking
+    from pneumo.console import say, table
+
+    tracking.quiet()
+    with tracking.command_run("prepare", tracking.data_tags(dataset)):
+        images = dataset.decode(config.image_size, config.max_unreadable)
+        tracking.log_data(images)
+    counts = images.counts()
+    table(f"{dataset.name}, digest {dataset.digest}", list(counts), counts.to_numpy())
+    say(images.summary())
+    return 0
+
+
+def test(_: argparse.Namespace) -> int:
+    """The test suite, in this environment."""
+    return subprocess.call([sys.executable, "-m", "pytest"], cwd=Path(__file__).parent.parent)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

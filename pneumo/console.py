@@ -1,0 +1,93 @@
+"""What people see in the terminal: bars and tables there, plain lines in a log."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Self, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import track as rich_track
+from rich.table import Table
+
+T = TypeVar("T")
+
+_LOG_WIDTH = 160  # columns of a table in a log
+console = Console(width=None if Console().is_terminal else _LOG_WIDTH, highlight=False)
+
+
+def say(line: str) -> None:
+    """One line, never wrapped, with no markup in it."""
+    console.print(line, markup=False, soft_wrap=True)
+
+
+def say_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+    """One line for an epoch of a run that is not part of a study."""
+    say(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+
+
+def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """`items`, with a progress bar on a terminal and one line before them elsewhere."""
+    if not console.is_terminal:
+        say(f"{what}: {total} images")
+    hidden = not console.is_terminal
+    yield from rich_track(items, what, total, console=console, transient=True, disable=hidden)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table with numbers and words as they are given."""
+    shown = Table(title=title, title_justify="left")
+    for column in columns:
+        shown.add_column(column, no_wrap=True)
+    for row in rows:
+        shown.add_row(*map(str, row))
+    console.print(shown)
+
+
+class StudyDisplay:
+    """One line for each trial that ends; on a terminal also a bar with the trial at work."""
+
+    def __init__(self, trials: int) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("starting", total=trials)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def epoch(self, trial: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Shows how far the trial at work has come."""
+        line = f"trial {trial}, epoch {epoch}: val AUC {metrics['val_auc']:.4f}"
+        self._bar.update(self._task, description=line)
+
+    def trial(self, line: str, done: int) -> None:
+        """Prints the line of a trial that has ended; `done` counts those that count."""
+        say(line)
+        self._bar.update(self._task, completed=done)
+
+
+@contextmanager
+def silenced_stderr() -> Iterator[None]:
+    """Nothing that native code writes to standard error is seen.
+
+    TensorFlow greets with lines about the processor before its own log level applies.
+    """
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,0 +1,154 @@
+"""From what the user named to images that are ready to train on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pneumo.data import archive, index
+from pneumo.data.pixels import load_pixels
+from pneumo.data.sample import make_sample
+from pneumo.data.split import cut_validation
+from pneumo.errors import Mistake
+
+SAMPLE = "sample"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one part of a data set, in the order of their paths.
+
+    `rows` are the columns of `index.COLUMNS`, one row per readable image; `positions` are
+    their places in `pixels`, the memory map of all images (uint8, shape (n, size, size)).
+    """
+
+    rows: pd.DataFrame
+    pixels: np.ndarray
+    positions: np.ndarray
+
+    @property
+    def images(self) -> np.ndarray:
+        """A copy of the pixels: uint8, shape (rows, size, size, 1)."""
+        return self.pixels[self.positions][..., np.newaxis]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """0 normal, 1 pneumonia: int64, shape (rows,)."""
+        return self.rows["label"].to_numpy()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, indexed and split, whose pixels are decoded when first asked for.
+
+    `name` is what the user gave, without its folders; `digest` names its content;
+    `base` is the folder that the rows' paths start from.
+    """
+
+    name: str
+    digest: str
+    synthetic: bool
+    base: Path
+    rows: pd.DataFrame
+
+    @property
+    def unknown_patients(self) -> int:
+        """Images whose file name tells no patient."""
+        return index.unknown_patients(self.rows)
+
+    def decode(self, size: int, max_unreadable: float) -> "Images":
+        """The images at `size` × `size` pixels, from the cache where they are there.
+
+        Raises `Mistake` where more than the share `max_unreadable` cannot be read.
+        """
+        pixels, unreadable = load_pixels(self.base, self.rows, size)
+        if len(unreadable) > max_unreadable * len(self.rows):
+            path, why = next(iter(unreadable.items()))
+            raise Mistake(
+                f"{len(unreadable)} of {len(self.rows)} images cannot be read, more than the share "
+                f"max_unreadable={max_unreadable}; the first is {path} ({why}): "
+                "mend or remove them, or allow more"
+            )
+        return Images(self, pixels, unreadable)
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set at one size. `unreadable` gives path → reason of what had to be left out."""
+
+    dataset: Dataset
+    pixels: np.ndarray
+    unreadable: dict[str, str]
+
+    def split(self, name: str) -> Split:
+        """The readable images of `train`, `val` or `test`."""
+        rows = self.dataset.rows
+        chosen = self._readable & (rows["split"] == name).to_numpy()
+        return Split(rows[chosen].reset_index(drop=True), self.pixels, np.flatnonzero(chosen))
+
+    def counts(self) -> pd.DataFrame:
+        """Readable images and their patients: columns split, class, images, patients."""
+        groups = self.dataset.rows[self._readable].groupby(["split", "label"])["patient"]
+        counts = groups.agg(images="size", patients="nunique").reset_index()
+        names = [index.CLASSES[label] for label in counts.pop("label")]
+        counts.insert(1, "class", names)
+        return counts
+
+    def summary(self) -> str:
+        """The data in one line."""
+        images = self.counts().groupby("split", sort=False)["images"].sum()
+        parts = [f"{split} {count}" for split, count in images.items()]
+        return (
+            f"{self.dataset.name} (digest {self.dataset.digest}): {', '.join(parts)} images, "
+            f"{len(self.unreadable)} unreadable, "
+            f"{self.dataset.unknown_patients} of unknown patients"
+        )
+
+    @property
+    def _readable(self) -> np.ndarray:
+        return ~self.dataset.rows["path"].isin(self.unreadable).to_numpy()
+
+
+def open_dataset(data: str, needs: tuple[str, ...] = ("train",)) -> Dataset:
+    """The data set that `data` names: `sample`, a folder, a `.zip` or a `.tar.gz`.
+
+    Raises `Mistake` where there is none, where a split in `needs` is not there, or where a
+    split lacks a class.
+    """
+    name, root = _locate(data)
+    base = index.find_base(root)
+    rows = index.build_index(base)
+    for split in {*needs, *rows["split"]}:
+        _require_both_classes(rows, split, base)
+    return Dataset(
+        name=name,
+        digest=index.digest(rows),
+        synthetic=data == SAMPLE,
+        base=base,
+        rows=cut_validation(rows),
+    )
+
+
+def _locate(data: str) -> tuple[str, Path]:
+    if data == SAMPLE:
+        return data, make_sample()
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return path.resolve().name, path
+    if not path.is_file():
+        raise Mistake(
+            f"data must be '{SAMPLE}', a folder, a .zip or a .tar.gz: there is no '{data}' here; "
+            "check the path (in a project run from a Git address it must be absolute)"
+        )
+    if not path.name.lower().endswith(archive.ENDINGS):
+        raise Mistake(
+            f"data must be '{SAMPLE}', a folder, a .zip or a .tar.gz: got the file '{data}'"
+        )
+    return path.name, archive.unpack(path)
+
+
+def _require_both_classes(rows: pd.DataFrame, split: str, base: Path) -> None:
+    for label, name in enumerate(index.CLASSES):
+        if not ((rows["split"] == split) & (rows["label"] == label)).any():
+            raise Mistake(f"{base} must hold images in {split}/{name}, and has none; add them")

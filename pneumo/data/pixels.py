@@ -1,0 +1,73 @@
+"""Every image decoded once, into a memory-mapped array of grey pixels."""
+
+import hashlib
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pneumo.console import track
+from pneumo.data import cache
+
+DECODER = 1  # raised with every change of what `decode` returns: old caches are then not used
+
+
+class UnreadableImage(ValueError):
+    """A file that is no image, or a broken one; the message says why."""
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """An image file's bytes as grey pixels: uint8, shape (size, size), 0 black to 255 white.
+
+    The image is squashed to the square, whatever its aspect ratio. Raises `UnreadableImage`.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.draft("L", (size, size))  # JPEG only: decodes fewer pixels, and grey at once
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return np.asarray(image.convert("L").resize((size, size), Image.Resampling.BILINEAR))
+    except UnidentifiedImageError:
+        raise UnreadableImage("no image format that can be read") from None
+    except Exception as error:  # a parser fed with strangers' files raises nearly anything
+        raise UnreadableImage(str(error) or type(error).__name__) from error
+
+
+def load_pixels(base: Path, rows: pd.DataFrame, size: int) -> tuple[np.ndarray, dict[str, str]]:
+    """The pixels of an index's images, and why some are missing.
+
+    Returns a read-only memory map, uint8, shape (rows, size, size), in the order of `rows`,
+    and path → reason for the unreadable files, whose places in the map hold nothing. Kept
+    in the cache under the files' content and the size, wherever the files lie.
+    """
+    key = hashlib.sha256("\n".join([f"{DECODER} {size}", *rows["sha256"]]).encode()).hexdigest()
+    files = [base / path for path in rows["path"]]
+    folder = cache.keep(f"pixels/{key}", lambda draft: _fill(draft, files, size))
+    reasons = json.loads((folder / "unreadable.json").read_text())
+    unreadable = {rows["path"].iloc[int(position)]: why for position, why in reasons.items()}
+    return np.load(folder / "pixels.npy", mmap_mode="r"), unreadable
+
+
+def _fill(folder: Path, files: list[Path], size: int) -> None:
+    pixels = np.lib.format.open_memmap(
+        folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=(len(files), size, size)
+    )
+
+    def fill(position: int) -> str | None:
+        try:
+            pixels[position] = decode(files[position].read_bytes(), size)
+        except UnreadableImage as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as threads:
+        results = threads.map(fill, range(len(files)))
+        reasons = list(track(results, len(files), f"Decoding to {size} px"))
+    pixels.flush()
+    unreadable = {position: why for position, why in enumerate(reasons) if why}
+    (folder / "unreadable.json").write_text(json.dumps(unreadable))

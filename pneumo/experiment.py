@@ -1,0 +1,50 @@
+"""The files of `experiments/`: one question each."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pneumo.config import RunConfig
+from pneumo.errors import Mistake
+
+FOLDER = Path(__file__).parent.parent / "experiments"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment's base config, and its search space if it has one.
+
+    `suggest(trial, base)` gives the config of an Optuna trial.
+    """
+
+    name: str
+    base: RunConfig
+    suggest: Callable[[Any, RunConfig], RunConfig] | None
+
+
+def experiment_names() -> list[str]:
+    """The experiments that there are, sorted."""
+    return sorted(file.stem for file in FOLDER.glob("*.py"))
+
+
+def load_experiment(name: str, searched: bool = False) -> Experiment:
+    """The experiment in `experiments/NAME.py`.
+
+    Raises `Mistake` where there is none, or none with a search space where one is needed.
+    """
+    names = experiment_names()
+    if name not in names:
+        raise Mistake(
+            f"experiment must be one of {', '.join(names)}: got '{name}'; "
+            "to add one, copy the nearest file of experiments/"
+        )
+    module = importlib.import_module(f"experiments.{name}")
+    suggest = getattr(module, "suggest", None)
+    if searched and suggest is None:
+        raise Mistake(
+            f"a study needs suggest(trial, base) in experiments/{name}.py, and there is none; "
+            f"train it instead: python -m pneumo train --experiment {name}"
+        )
+    return Experiment(name, module.BASE, suggest)

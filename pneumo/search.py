@@ -1,0 +1,105 @@
+"""What a study suggests: the sampler, and a trial that some fields are kept out of."""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import FrozenTrial
+
+from pneumo.config import RunConfig
+
+# Set here though some are Optuna's defaults, which have changed between its versions
+SAMPLER = {"n_startup_trials": 8, "multivariate": True, "group": False, "constant_liar": True}
+
+
+class ReseededTPE(BaseSampler):
+    """TPE whose random numbers follow from the study's seed and the trial's number alone.
+
+    A seeded sampler would start again with every process: a resumed study would repeat its
+    first trials, and several workers would propose the same ones.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._tpe = self._fresh(0)
+
+    def _fresh(self, number: int) -> TPESampler:
+        return TPESampler(seed=trial_seed(self._seed, number), **SAMPLER)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """As `optuna.samplers.BaseSampler.before_trial`."""
+        self._tpe = self._fresh(trial.number)
+        self._tpe.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
+        """As `optuna.samplers.BaseSampler.infer_relative_search_space`."""
+        return self._tpe.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, *args: Any) -> dict[str, Any]:
+        """As `optuna.samplers.BaseSampler.sample_relative`."""
+        return self._tpe.sample_relative(*args)
+
+    def sample_independent(self, *args: Any) -> Any:
+        """As `optuna.samplers.BaseSampler.sample_independent`."""
+        return self._tpe.sample_independent(*args)
+
+    def after_trial(self, *args: Any) -> None:
+        """As `optuna.samplers.BaseSampler.after_trial`."""
+        self._tpe.after_trial(*args)
+
+
+class Search:
+    """A trial in which some fields are fixed: they keep the base's values and leave the search.
+
+    Without a `trial` nothing is searched: all suggestions are the base's own values, and
+    `baseline` collects those that a trial would need to give the base.
+    """
+
+    def __init__(
+        self, base: RunConfig, fixed: Collection[str], trial: optuna.Trial | None = None
+    ) -> None:
+        self._base, self._fixed, self._trial = base, fixed, trial
+        self.baseline: dict[str, Any] = {}
+
+    def suggest_float(self, name: str, *space: Any, **options: Any) -> float:
+        """As `optuna.Trial.suggest_float`."""
+        return self._suggest("suggest_float", name, space, options)
+
+    def suggest_int(self, name: str, *space: Any, **options: Any) -> int:
+        """As `optuna.Trial.suggest_int`."""
+        return self._suggest("suggest_int", name, space, options)
+
+    def suggest_categorical(self, name: str, *space: Any, **options: Any) -> Any:
+        """As `optuna.Trial.suggest_categorical`."""
+        return self._suggest("suggest_categorical", name, space, options)
+
+    def _suggest(self, method: str, name: str, space: tuple, options: dict) -> Any:
+        field, value = base_value(self._base, name)
+        if field in self._fixed:
+            return value
+        if self._trial is None:
+            self.baseline[name] = value
+            return value
+        return getattr(self._trial, method)(name, *space, **options)
+
+
+def base_value(base: RunConfig, name: str) -> tuple[str, Any]:
+    """The field that a suggestion's name stands for, and the base's value of it.
+
+    A field's own name stands for it; `dense_widths_2` stands for its second width, 0 where
+    there is none. Raises `KeyError` for a name that stands for no field.
+    """
+    if name in RunConfig.model_fields:
+        return name, getattr(base, name)
+    field, _, position = name.rpartition("_")
+    if field not in RunConfig.model_fields or not position.isdigit():
+        raise KeyError(f"a suggestion must be named after a field of RunConfig: got '{name}'")
+    widths = getattr(base, field)
+    return field, widths[int(position) - 1] if int(position) <= len(widths) else 0
+
+
+def trial_seed(study_seed: int, number: int) -> int:
+    """A seed of 32 bits for trial `number`, unlike those of other trials and other studies."""
+    return int(np.random.SeedSequence([study_seed, number]).generate_state(1)[0])

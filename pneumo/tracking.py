@@ -1,0 +1,203 @@
+"""Everything said to MLflow about runs."""
+
+import importlib.metadata
+import json
+import logging
+import os
+import socket
+import tempfile
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mlflow
+import pandas as pd
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
+from sqlalchemy import make_url
+
+from pneumo import figures
+from pneumo.config import RunConfig
+from pneumo.data.dataset import Dataset, Images
+from pneumo.errors import Mistake
+from pneumo.evaluate import Evaluation
+
+if TYPE_CHECKING:  # what only tracks must not wait for TensorFlow
+    import keras
+
+PACKAGE = Path(__file__).parent
+
+# What the stored model needs where it is served, at the versions it was made with.
+SERVED_WITH = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow", "pydantic", "rich")
+
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec("binary", "image")]),
+    outputs=Schema(
+        [
+            ColSpec("double", "probability", required=False),
+            ColSpec("long", "label", required=False),
+            ColSpec("double", "threshold", required=False),
+            ColSpec("string", "error", required=False),
+        ]
+    ),
+)
+
+# The input contexts that MLflow's UI knows
+CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
+
+
+def quiet() -> None:
+    """No lines that a user can do nothing about: tables created, files copied, pip missing."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*input example was not provided")
+
+
+def data_tags(dataset: Dataset) -> dict[str, str]:
+    """The tags that say which data a run saw."""
+    tags = {
+        "pneumo.data": dataset.name,
+        "pneumo.data_digest": dataset.digest,
+        "pneumo.synthetic": str(dataset.synthetic).lower(),
+    }
+    return tags | ({"pneumo.patients": "unknown"} if dataset.unknown_patients else {})
+
+
+@contextmanager
+def command_run(kind: str, tags: Mapping[str, str]) -> Iterator[str]:
+    """The command's own run, which `mlflow run` has made or else is made here; yields its id.
+
+    FINISHED at its end, KILLED if a person interrupted it, FAILED for any other exception,
+    which leaves `traceback.txt` unless it is the user's mistake and goes on to the caller.
+    """
+    with _ending_by_exception(mlflow.start_run(tags={"pneumo.kind": kind, **tags})) as run_id:
+        yield run_id
+
+
+@contextmanager
+def keras_run(
+    parent_id: str,
+    name: str,
+    config: RunConfig,
+    tags: Mapping[str, str],
+    trial_number: int | None = None,
+    pruned: type[Exception] | tuple[()] = (),
+) -> Iterator[str]:
+    """A run of kind `trial`, child of `parent_id`, with the params of `config`; yields its id.
+
+    Ends as `command_run` does, but KILLED too by an exception of type `pruned`. With a
+    `trial_number` it is tagged as a study's trial, with its `optuna.state`.
+    """
+    tags = {
+        **tags,
+        "pneumo.kind": "trial",
+        "pneumo.host": socket.gethostname(),
+        "pneumo.pid": str(os.getpid()),
+    }
+    if trial_number is not None:
+        tags["optuna.trial_number"] = str(trial_number)
+    run = mlflow.start_run(run_name=name, nested=True, parent_run_id=parent_id, tags=tags)
+    with _ending_by_exception(run, pruned, states=trial_number is not None) as run_id:
+        mlflow.log_params(config.as_text())
+        yield run_id
+
+
+@contextmanager
+def _ending_by_exception(
+    run: mlflow.ActiveRun, pruned: type[Exception] | tuple[()] = (), states: bool = False
+) -> Iterator[str]:
+    status, state = "FINISHED", "COMPLETE"
+    try:
+        yield run.info.run_id
+    except KeyboardInterrupt:
+        status, state = "KILLED", "FAIL"
+        raise
+    except pruned:
+        status, state = "KILLED", "PRUNED"
+        raise
+    except Exception as error:
+        status, state = "FAILED", "FAIL"
+        if not isinstance(error, Mistake):
+            mlflow.log_text(traceback.format_exc(), "traceback.txt")
+        raise
+    finally:
+        if states:
+            mlflow.set_tag("optuna.state", state)
+        mlflow.end_run(status)
+
+
+def log_data(images: Images) -> None:
+    """The data as inputs of the active run, one per split, with its counts per class as tags.
+
+    Files that could not be read are listed with their reasons in `data/unreadable.csv`.
+    """
+    dataset = images.dataset
+    for split, counts in images.counts().groupby("split"):
+        tags = {
+            f"{row['class'].lower()}_{what}": str(row[what])
+            for row in counts.to_dict("records")
+            for what in ("images", "patients")
+        }
+        source = CodeDatasetSource({"pneumo.data": dataset.name})
+        described = MetaDataset(source, name=f"{dataset.name}/{split}", digest=dataset.digest)
+        mlflow.log_input(described, context=CONTEXTS[split], tags=tags)
+    if images.unreadable:
+        table = pd.DataFrame(images.unreadable.items(), columns=["path", "reason"])
+        mlflow.log_text(table.to_csv(index=False), "data/unreadable.csv")
+
+
+def log_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+    """An epoch's metrics under `epoch/`, in one call; `epoch` counts from 1."""
+    mlflow.log_metrics({f"epoch/{name}": value for name, value in metrics.items()}, step=epoch)
+
+
+def log_evaluation(split: str, evaluation: Evaluation) -> None:
+    """Metrics as `val_…` or `test_…`, predictions and confusion matrix below `val/` or `test/`."""
+    mlflow.log_metrics({f"{split}_{name}": value for name, value in evaluation.metrics.items()})
+    mlflow.log_text(evaluation.predictions.to_csv(index=False), f"{split}/predictions.csv")
+    mlflow.log_dict(evaluation.confusion, f"{split}/confusion_matrix.json")
+    figure = figures.confusion_matrix(
+        evaluation.confusion,
+        f"{split}: AUC {evaluation.metrics['auc']:.3f}, "
+        f"threshold {evaluation.metrics['threshold']:.3f}",
+    )
+    mlflow.log_figure(figure, f"{split}/confusion_matrix.png")
+
+
+def log_model(model: "keras.Model", threshold: float, example: bytes | None = None) -> str:
+    """Stores a model on the active run as `model`; returns its `models:/…` address.
+
+    With an `example`, an image file's bytes, MLflow loads the model again and runs it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file, settings = Path(folder) / "model.keras", Path(folder) / "settings.json"
+        model.save(file)
+        settings.write_text(json.dumps({"threshold": threshold}))
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(PACKAGE / "serve.py"),
+            artifacts={"keras": str(file), "settings": str(settings)},
+            code_paths=[str(PACKAGE)],
+            signature=SIGNATURE,
+            input_example=None if example is None else pd.DataFrame({"image": [example]}),
+            pip_requirements=[f"{it}=={importlib.metadata.version(it)}" for it in SERVED_WITH],
+        )
+    return info.model_uri
+
+
+def how_to_look(run_id: str) -> str:
+    """The command that opens MLflow's UI on this store, and the address of a run in it."""
+    uri = mlflow.get_tracking_uri()
+    experiment = mlflow.get_run(run_id).info.experiment_id
+    page = f"#/experiments/{experiment}/runs/{run_id}"
+    if uri.startswith("http"):
+        return f"look at it: {uri}/{page}"
+    store = make_url(uri).render_as_string(hide_password=True)
+    return f"look at it: mlflow ui --backend-store-uri {store}, then http://127.0.0.1:5000/{page}"

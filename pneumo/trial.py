@@ -1,0 +1,50 @@
+"""One Keras run under MLflow: what `train` does once and a study many times."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pneumo import tracking
+from pneumo.config import RunConfig
+from pneumo.data.dataset import Dataset
+from pneumo.evaluate import evaluate, youden_threshold
+from pneumo.train import EpochCallback, train
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished Keras run: its MLflow run, its stored model and its metrics on validation."""
+
+    run_id: str
+    model_uri: str
+    metrics: dict[str, float]
+
+
+def run_trial(
+    config: RunConfig,
+    dataset: Dataset,
+    callbacks: Sequence[EpochCallback] = (),
+    **run: Any,
+) -> Trial:
+    """Trains, evaluates on validation and stores all of it in a run (`run`: see `keras_run`).
+
+    The threshold is chosen on validation. Raises what `train` raises, the run then ended.
+    """
+    images = dataset.decode(config.image_size, config.max_unreadable)
+    with tracking.keras_run(config=config, **run) as run_id:
+        result = train(config, images, [tracking.log_epoch, *callbacks])
+        val = images.split("val")
+        threshold = youden_threshold(val.labels, result.val_probabilities)
+        evaluation = evaluate(val, result.val_probabilities, threshold)
+        tracking.log_evaluation("val", evaluation)
+        model_uri = tracking.log_model(result.model, threshold)
+    return Trial(run_id, model_uri, evaluation.metrics)
+
+
+def run_name(config: RunConfig) -> str:
+    """A config in few words, for lists of runs."""
+    return (
+        f"{config.as_text()['dense_widths']} · drop {config.dropout:.2g} · "
+        f"augment {config.augment_strength:.2g} · unfreeze {config.unfreeze_depth} · "
+        f"lr {config.learning_rate:.2g}"
+    )

@@ -1,0 +1,266 @@
+"""Everything said to Optuna: a study, its search, its trials and its end."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import mlflow
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from pneumo import models, registry, tracking
+from pneumo.config import RunConfig
+from pneumo.console import StudyDisplay, say, table
+from pneumo.data.dataset import Dataset
+from pneumo.errors import Mistake
+from pneumo.evaluate import evaluate
+from pneumo.experiment import Experiment
+from pneumo.search import SAMPLER, ReseededTPE, Search, trial_seed
+from pneumo.train import EpochCallback
+from pneumo.trial import run_name, run_trial
+
+# Set here though some are Optuna's defaults, which have changed between its versions
+PRUNER = {"n_startup_trials": 4, "n_warmup_steps": 2, "interval_steps": 1}
+
+# The columns of the table at a study's end
+SHOWN = ("dense_widths", "dropout", "augment_strength", "unfreeze_depth", "learning_rate")
+
+COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
+FAILURES_IN_A_ROW = 3
+
+
+class StudyStopped(RuntimeError):
+    """A study without a result, for a reason that the message gives in one line."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished study: its trials, the version its winner became, how that does on test."""
+
+    study: optuna.Study
+    version: str
+    test_metrics: dict[str, float]
+
+
+def open_storage() -> optuna.storages.RDBStorage:
+    """Optuna's database: `PNEUMO_STORAGE`, by default `sqlite:///optuna.db`."""
+    url = os.environ.get("PNEUMO_STORAGE") or "sqlite:///optuna.db"
+    connect = {"timeout": 60} if url.startswith("sqlite") else {}  # seconds to wait for a lock
+    return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect})
+
+
+def tune(
+    experiment: Experiment,
+    dataset: Dataset,
+    fixed: Mapping[str, str],
+    *,
+    trials: int,
+    model_name: str,
+    study_name: str = "",
+    timeout: float | None = None,
+) -> Outcome:
+    """A whole study: searches, scores the winner on test once, registers it as `@challenger`.
+
+    `trials` counts complete and pruned ones; after `timeout` seconds no new one starts. The
+    values of `fixed` hold for all trials and leave the search. Raises `Mistake` where the
+    study's name is taken, and `StudyStopped` where the study ends without a winner.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    base = experiment.base.override(fixed)
+    storage = open_storage()
+    tags = {"pneumo.experiment": experiment.name, **tracking.data_tags(dataset)}
+    with tracking.command_run("study", tags) as run_id:
+        study = _create_study(storage, study_name or f"{experiment.name}-{run_id[:8]}", base.seed)
+        tags["pneumo.study"] = study.study_name
+        _describe(study, run_id, experiment, base, fixed, dataset)
+        search_trials(study, experiment, base, fixed, dataset, tags, trials, timeout)
+        return _crown(study, dataset, base, model_name)
+
+
+def _create_study(storage: optuna.storages.RDBStorage, name: str, seed: int) -> optuna.Study:
+    try:
+        return optuna.create_study(
+            storage=storage,
+            study_name=name,
+            direction="maximize",
+            sampler=ReseededTPE(seed),
+            pruner=optuna.pruners.MedianPruner(**PRUNER),
+        )
+    except optuna.exceptions.DuplicatedStudyError:
+        raise Mistake(
+            f"a study needs a new name: '{name}' is taken; give -P study another"
+        ) from None
+
+
+def _describe(
+    study: optuna.Study,
+    run_id: str,
+    experiment: Experiment,
+    base: RunConfig,
+    fixed: Mapping[str, str],
+    dataset: Dataset,
+) -> None:
+    """Keeps in Optuna and in MLflow what the study is, and makes the baseline its first trial."""
+    search = Search(base, fixed)
+    experiment.suggest(search, base)
+    study.enqueue_trial(search.baseline)
+    facts = {
+        "experiment": experiment.name,
+        "fixed": dict(fixed),
+        "epochs": base.epochs,
+        "seed": base.seed,
+        "data_digest": dataset.digest,
+        "run_id": run_id,
+    }
+    for name, value in facts.items():
+        study.set_user_attr(name, value)
+    mlflow.set_tag("pneumo.study", study.study_name)
+    images = dataset.decode(base.image_size, base.max_unreadable)
+    say(images.summary())
+    tracking.log_data(images)
+    settings = {
+        "sampler": {"name": "TPESampler", "seed": base.seed, **SAMPLER},
+        "pruner": {"name": "MedianPruner", **PRUNER},
+        "baseline": search.baseline,
+        "base": base.as_text(),
+    }
+    mlflow.log_dict(settings | facts, "study.json")
+
+
+def search_trials(
+    study: optuna.Study,
+    experiment: Experiment,
+    base: RunConfig,
+    fixed: Mapping[str, str],
+    dataset: Dataset,
+    tags: Mapping[str, str],
+    trials: int,
+    timeout: float | None,
+) -> None:
+    """Runs trials until `trials` are complete or pruned; a failed one is replaced.
+
+    Raises `StudyStopped` after three failures of the same kind in a row.
+    """
+
+    def objective(trial: optuna.Trial) -> float:
+        config = experiment.suggest(Search(base, fixed, trial), base)
+        config = config.override({"seed": trial_seed(base.seed, trial.number)})
+        trial.set_user_attr("config", config.as_text())
+        try:
+            done = run_trial(
+                config,
+                dataset,
+                [_pruning(trial, config.objective), partial(display.epoch, trial.number)],
+                parent_id=study.user_attrs["run_id"],
+                name=f"trial {trial.number} · {run_name(config)}",
+                tags=tags,
+                trial_number=trial.number,
+                pruned=optuna.TrialPruned,
+            )
+        except optuna.TrialPruned:
+            raise
+        except Exception as error:
+            trial.set_user_attr("error", f"{type(error).__name__}: {error}")
+            raise
+        trial.set_user_attr("run_id", done.run_id)
+        trial.set_user_attr("model_uri", done.model_uri)
+        return done.metrics[config.objective.removeprefix("val_")]
+
+    def ended(study: optuna.Study, trial: FrozenTrial) -> None:
+        counted = len(study.get_trials(deepcopy=False, states=COUNTED))
+        display.trial(_line(study, trial), counted)
+        if counted >= trials or _repeated_failure(study):
+            study.stop()
+
+    with StudyDisplay(trials) as display:
+        # A failure is a failure: it gets no score, and the loop goes on without it
+        study.optimize(objective, timeout=timeout, callbacks=[ended], catch=(Exception,))
+    if error := _repeated_failure(study):
+        raise StudyStopped(
+            f"{FAILURES_IN_A_ROW} trials in a row failed alike ({error}); "
+            "the traceback is with their runs in MLflow: mend the cause and start again"
+        )
+
+
+def _pruning(trial: optuna.Trial, objective: str) -> EpochCallback:
+    def report(epoch: int, metrics: Mapping[str, float]) -> None:
+        trial.report(metrics[objective], epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned(f"below the median after epoch {epoch}")
+
+    return report
+
+
+def _repeated_failure(study: optuna.Study) -> str | None:
+    """The last error, if the last three trials that ended failed with errors of its type."""
+    ended = [it for it in study.get_trials(deepcopy=False) if it.state.is_finished()]
+    errors = [
+        it.user_attrs.get("error", "interrupted") if it.state == TrialState.FAIL else None
+        for it in ended[-FAILURES_IN_A_ROW:]
+    ]
+    kinds = {error and error.partition(":")[0] for error in errors}
+    alike = len(errors) == FAILURES_IN_A_ROW and len(kinds) == 1
+    return errors[-1] if alike else None
+
+
+def _crown(study: optuna.Study, dataset: Dataset, base: RunConfig, model_name: str) -> Outcome:
+    """Touches test, once and for the best trial alone, and registers its model."""
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        raise StudyStopped("no trial came to its end, so there is no winner; allow more time")
+    best = study.best_trial
+    model = registry.load(best.user_attrs["model_uri"])
+    size = model.keras_model.input_shape[1]
+    test = dataset.decode(size, base.max_unreadable).split("test")
+    scores = models.probabilities(model.keras_model, test.images)
+    evaluation = evaluate(test, scores, model.threshold, intervals=True)
+    tracking.log_evaluation("test", evaluation)
+    version = registry.register(best.user_attrs["run_id"], model, model_name)
+    return Outcome(study, version, evaluation.metrics)
+
+
+def _line(study: optuna.Study, trial: FrozenTrial) -> str:
+    """What a log says of a trial that has ended."""
+    what = run_name(RunConfig(**trial.user_attrs["config"]))
+    if trial.state == TrialState.FAIL:
+        return f"trial {trial.number} failed: {trial.user_attrs.get('error')}  {what}"
+    score = f"val AUC {_last_value(trial):.4f}"
+    state = "pruned" if trial.state == TrialState.PRUNED else "      "
+    return f"trial {trial.number:3d}  {score} {state}  {trial.duration.seconds:4d} s  {what}"
+
+
+def _last_value(trial: FrozenTrial) -> float:
+    """A trial's score; of a pruned one, the last that it reported."""
+    if trial.state == TrialState.COMPLETE:
+        return trial.value
+    return trial.intermediate_values[trial.last_step]
+
+
+def _short(value: str) -> str:
+    return f"{float(value):.3g}" if "." in value else value
+
+
+def show(outcome: Outcome, model_name: str) -> None:
+    """The table of a study's trials, the best of them marked, and what became of it."""
+    best = outcome.study.best_trial.number
+    rows = []
+    for trial in outcome.study.get_trials(deepcopy=False):
+        failed = trial.state == TrialState.FAIL
+        config = trial.user_attrs["config"]
+        rows.append(
+            (
+                f"{trial.number}{' best' if trial.number == best else ''}",
+                trial.state.name,
+                "" if failed else f"{_last_value(trial):.4f}",
+                *(_short(config[name]) for name in SHOWN),
+            )
+        )
+    table(f"Study {outcome.study.study_name}", ("trial", "state", "val AUC", *SHOWN), rows)
+    test = outcome.test_metrics
+    say(
+        f"best: trial {best}, val AUC {outcome.study.best_value:.4f}; "
+        f"test AUC {test['auc']:.4f} ({test['auc_low']:.4f} to {test['auc_high']:.4f}), "
+        f"accuracy {test['accuracy']:.1%} at threshold {test['threshold']:.3f}"
+    )
+    say(f"registered: {model_name} version {outcome.version} as @{registry.CHALLENGER}")
+    say(tracking.how_to_look(outcome.study.user_attrs["run_id"]))

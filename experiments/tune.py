@@ -1,4 +1,4 @@
-"""Does everything work here? A study of minutes on synthetic radiographs.
+"""Does the whole way work on this machine, from images to a registered model, in minutes?
 
 Command   mlflow run . -e tune
 Expected  best validation AUC about 0.93, within five minutes on two cores

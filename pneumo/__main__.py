@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,24 @@ from pneumo.errors import Mistake
 INTERRUPTED = "interrupted; what was finished is kept"
 
 
+class Interrupt:
+    """Makes a signal a `KeyboardInterrupt`, which ends the runs under way.
+
+    After the terminal's own signal `mlflow run` sends another: for ten seconds those that
+    follow are ignored, so that they do not break into the clean-up of the first.
+    """
+
+    GRACE = 10  # seconds
+
+    def __init__(self) -> None:
+        self._deaf_until = 0.0
+
+    def __call__(self, *_: object) -> None:
+        if time.monotonic() >= self._deaf_until:
+            self._deaf_until = time.monotonic() + self.GRACE
+            raise KeyboardInterrupt
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the whole usage."""
 
@@ -27,8 +46,9 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 done, 2 the user's mistake, 1 anything else."""
+    interrupt = Interrupt()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
     try:
         options = _parser().parse_args(argv)
         return options.command(options)
@@ -38,13 +58,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"pneumo: {INTERRUPTED}", file=sys.stderr)
         return 1
-
-
-def _interrupt(*_: object) -> NoReturn:
-    """The first signal starts the clean-up; `mlflow run` sends a second, which must not stop it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _parser() -> Parser:
@@ -136,30 +149,26 @@ def tune(options: argparse.Namespace) -> int:
 
     experiment = load_experiment(options.experiment, searched=True)
     fixed = _overrides(options)
-    experiment.base.override(fixed)
+    experiment.base.override(fixed)  # a wrong value is said before the data is opened
     dataset = open_dataset(options.data, needs=("train", "test"))
     _import_tensorflow()
     from pneumo import tracking
     from pneumo import tune as studies
 
     tracking.quiet()
-    model_name = options.model_name or (
-        "pneumonia-sample" if options.data == SAMPLE else "pneumonia"
-    )
+    default_name = "pneumonia-sample" if options.data == SAMPLE else "pneumonia"
     try:
         outcome = studies.tune(
-            experiment,
-            dataset,
-            fixed,
+            studies.Plan(experiment, dataset, fixed),
             trials=options.trials,
-            model_name=model_name,
-            study_name=options.study,
+            model_name=options.model_name or default_name,
+            name=options.study,
             timeout=options.timeout or None,
         )
     except studies.StudyStopped as reason:
         print(f"pneumo: {reason}", file=sys.stderr)
         return 1
-    studies.show(outcome, model_name)
+    studies.show(outcome)
     return 0
 
 
@@ -177,7 +186,7 @@ def train(options: argparse.Namespace) -> int:
     from pneumo.trial import run_name, run_trial
 
     tracking.quiet()
-    tags = {"pneumo.experiment": experiment.name, **tracking.data_tags(dataset)}
+    tags = tracking.subject_tags(experiment.name, dataset)
     with tracking.command_run("train", tags) as run_id:
         tracking.log_data(dataset.decode(config.image_size, config.max_unreadable))
         name = run_name(config)

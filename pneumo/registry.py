@@ -13,7 +13,7 @@ def load(model_uri: str) -> mlflow.pyfunc.PythonModel:
     return mlflow.pyfunc.load_model(model_uri).unwrap_python_model()
 
 
-def register(run_id: str, model: mlflow.pyfunc.PythonModel, model_name: str) -> str:
+def register(run_id: str, model: mlflow.pyfunc.PythonModel, model_name: str) -> int:
     """Makes `model` the newest version of `model_name` and its `challenger`; returns the version.
 
     It is logged once more on `run_id`, its own trial, now with an input example, which costs

@@ -24,7 +24,6 @@ from sqlalchemy import make_url
 from pneumo import figures
 from pneumo.config import RunConfig
 from pneumo.data.dataset import Dataset, Images
-from pneumo.errors import Mistake
 from pneumo.evaluate import Evaluation
 
 if TYPE_CHECKING:  # what only tracks must not wait for TensorFlow
@@ -60,6 +59,11 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*input example was not provided")
 
 
+def subject_tags(experiment: str, dataset: Dataset) -> dict[str, str]:
+    """The tags that say which experiment a run belongs to, and which data it saw."""
+    return {"pneumo.experiment": experiment, **data_tags(dataset)}
+
+
 def data_tags(dataset: Dataset) -> dict[str, str]:
     """The tags that say which data a run saw."""
     tags = {
@@ -75,7 +79,7 @@ def command_run(kind: str, tags: Mapping[str, str]) -> Iterator[str]:
     """The command's own run, which `mlflow run` has made or else is made here; yields its id.
 
     FINISHED at its end, KILLED if a person interrupted it, FAILED for any other exception,
-    which leaves `traceback.txt` unless it is the user's mistake and goes on to the caller.
+    which leaves `traceback.txt` and goes on to the caller.
     """
     with _ending_by_exception(mlflow.start_run(tags={"pneumo.kind": kind, **tags})) as run_id:
         yield run_id
@@ -122,10 +126,9 @@ def _ending_by_exception(
     except pruned:
         status, state = "KILLED", "PRUNED"
         raise
-    except Exception as error:
+    except Exception:
         status, state = "FAILED", "FAIL"
-        if not isinstance(error, Mistake):
-            mlflow.log_text(traceback.format_exc(), "traceback.txt")
+        mlflow.log_text(traceback.format_exc(), "traceback.txt")
         raise
     finally:
         if states:

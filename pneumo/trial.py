@@ -30,8 +30,8 @@ def run_trial(
 
     The threshold is chosen on validation. Raises what `train` raises, the run then ended.
     """
-    images = dataset.decode(config.image_size, config.max_unreadable)
     with tracking.keras_run(config=config, **run) as run_id:
+        images = dataset.decode(config.image_size, config.max_unreadable)
         result = train(config, images, [tracking.log_epoch, *callbacks])
         val = images.split("val")
         threshold = youden_threshold(val.labels, result.val_probabilities)

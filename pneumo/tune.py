@@ -35,11 +35,29 @@ class StudyStopped(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a study searches: an experiment, on which data, with which fields fixed by hand.
+
+    `fixed` maps fields of `RunConfig` to their values as text; they leave the search.
+    """
+
+    experiment: Experiment
+    dataset: Dataset
+    fixed: Mapping[str, str]
+
+    @property
+    def base(self) -> RunConfig:
+        """The baseline; its `seed` is the study's. Raises `Mistake` for a wrong fixed value."""
+        return self.experiment.base.override(self.fixed)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A finished study: its trials, the version its winner became, how that does on test."""
 
     study: optuna.Study
-    version: str
+    model_name: str
+    version: int
     test_metrics: dict[str, float]
 
 
@@ -51,40 +69,31 @@ def open_storage() -> optuna.storages.RDBStorage:
 
 
 def tune(
-    experiment: Experiment,
-    dataset: Dataset,
-    fixed: Mapping[str, str],
-    *,
-    trials: int,
-    model_name: str,
-    study_name: str = "",
-    timeout: float | None = None,
+    plan: Plan, *, trials: int, model_name: str, name: str = "", timeout: float | None = None
 ) -> Outcome:
     """A whole study: searches, scores the winner on test once, registers it as `@challenger`.
 
-    `trials` counts complete and pruned ones; after `timeout` seconds no new one starts. The
-    values of `fixed` hold for all trials and leave the search. Raises `Mistake` where the
-    study's name is taken, and `StudyStopped` where the study ends without a winner.
+    `trials` counts complete and pruned ones; after `timeout` seconds no new one starts. Without
+    a `name` the study is called after the experiment and its run. Raises `Mistake` where the
+    name is taken, and `StudyStopped` where the study ends without a winner.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    base = experiment.base.override(fixed)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # failed trials are told by `_line`
     storage = open_storage()
-    tags = {"pneumo.experiment": experiment.name, **tracking.data_tags(dataset)}
+    tags = tracking.subject_tags(plan.experiment.name, plan.dataset)
     with tracking.command_run("study", tags) as run_id:
-        study = _create_study(storage, study_name or f"{experiment.name}-{run_id[:8]}", base.seed)
-        tags["pneumo.study"] = study.study_name
-        _describe(study, run_id, experiment, base, fixed, dataset)
-        search_trials(study, experiment, base, fixed, dataset, tags, trials, timeout)
-        return _crown(study, dataset, base, model_name)
+        study = _create_study(storage, name or f"{plan.experiment.name}-{run_id[:8]}", plan)
+        _describe(study, plan, run_id)
+        search_trials(study, plan, trials, timeout)
+        return _crown(study, plan, model_name)
 
 
-def _create_study(storage: optuna.storages.RDBStorage, name: str, seed: int) -> optuna.Study:
+def _create_study(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.Study:
     try:
         return optuna.create_study(
             storage=storage,
             study_name=name,
             direction="maximize",
-            sampler=ReseededTPE(seed),
+            sampler=ReseededTPE(plan.base.seed),
             pruner=optuna.pruners.MedianPruner(**PRUNER),
         )
     except optuna.exceptions.DuplicatedStudyError:
@@ -93,94 +102,88 @@ def _create_study(storage: optuna.storages.RDBStorage, name: str, seed: int) -> 
         ) from None
 
 
-def _describe(
-    study: optuna.Study,
-    run_id: str,
-    experiment: Experiment,
-    base: RunConfig,
-    fixed: Mapping[str, str],
-    dataset: Dataset,
-) -> None:
+def _describe(study: optuna.Study, plan: Plan, run_id: str) -> None:
     """Keeps in Optuna and in MLflow what the study is, and makes the baseline its first trial."""
-    search = Search(base, fixed)
-    experiment.suggest(search, base)
+    base = plan.base
+    images = plan.dataset.decode(base.image_size, base.max_unreadable)
+    say(images.summary())
+    tracking.log_data(images)
+    search = Search(base, plan.fixed)
+    plan.experiment.suggest(search, base)
     study.enqueue_trial(search.baseline)
     facts = {
-        "experiment": experiment.name,
-        "fixed": dict(fixed),
+        "experiment": plan.experiment.name,
+        "fixed": dict(plan.fixed),
         "epochs": base.epochs,
         "seed": base.seed,
-        "data_digest": dataset.digest,
+        "data_digest": plan.dataset.digest,
         "run_id": run_id,
     }
     for name, value in facts.items():
         study.set_user_attr(name, value)
-    mlflow.set_tag("pneumo.study", study.study_name)
-    images = dataset.decode(base.image_size, base.max_unreadable)
-    say(images.summary())
-    tracking.log_data(images)
     settings = {
-        "sampler": {"name": "TPESampler", "seed": base.seed, **SAMPLER},
+        "sampler": {"name": "TPESampler", **SAMPLER},
         "pruner": {"name": "MedianPruner", **PRUNER},
-        "baseline": search.baseline,
         "base": base.as_text(),
+        "baseline": search.baseline,
     }
-    mlflow.log_dict(settings | facts, "study.json")
+    mlflow.log_dict(facts | settings, "study.json")
+    mlflow.set_tag("pneumo.study", study.study_name)
 
 
 def search_trials(
-    study: optuna.Study,
-    experiment: Experiment,
-    base: RunConfig,
-    fixed: Mapping[str, str],
-    dataset: Dataset,
-    tags: Mapping[str, str],
-    trials: int,
-    timeout: float | None,
+    study: optuna.Study, plan: Plan, trials: int, timeout: float | None = None
 ) -> None:
     """Runs trials until `trials` are complete or pruned; a failed one is replaced.
 
     Raises `StudyStopped` after three failures of the same kind in a row.
     """
-
-    def objective(trial: optuna.Trial) -> float:
-        config = experiment.suggest(Search(base, fixed, trial), base)
-        config = config.override({"seed": trial_seed(base.seed, trial.number)})
-        trial.set_user_attr("config", config.as_text())
-        try:
-            done = run_trial(
-                config,
-                dataset,
-                [_pruning(trial, config.objective), partial(display.epoch, trial.number)],
-                parent_id=study.user_attrs["run_id"],
-                name=f"trial {trial.number} · {run_name(config)}",
-                tags=tags,
-                trial_number=trial.number,
-                pruned=optuna.TrialPruned,
-            )
-        except optuna.TrialPruned:
-            raise
-        except Exception as error:
-            trial.set_user_attr("error", f"{type(error).__name__}: {error}")
-            raise
-        trial.set_user_attr("run_id", done.run_id)
-        trial.set_user_attr("model_uri", done.model_uri)
-        return done.metrics[config.objective.removeprefix("val_")]
-
-    def ended(study: optuna.Study, trial: FrozenTrial) -> None:
-        counted = len(study.get_trials(deepcopy=False, states=COUNTED))
-        display.trial(_line(study, trial), counted)
-        if counted >= trials or _repeated_failure(study):
-            study.stop()
-
     with StudyDisplay(trials) as display:
-        # A failure is a failure: it gets no score, and the loop goes on without it
-        study.optimize(objective, timeout=timeout, callbacks=[ended], catch=(Exception,))
+
+        def ended(study: optuna.Study, trial: FrozenTrial) -> None:
+            counted = len(study.get_trials(deepcopy=False, states=COUNTED))
+            display.trial(_line(trial), counted)
+            if counted >= trials or _repeated_failure(study):
+                study.stop()
+
+        study.optimize(
+            lambda trial: _objective(trial, plan, display),
+            timeout=timeout,
+            callbacks=[ended],
+            catch=(Exception,),  # a failure gets no score, and the search goes on without it
+        )
     if error := _repeated_failure(study):
         raise StudyStopped(
             f"{FAILURES_IN_A_ROW} trials in a row failed alike ({error}); "
             "the traceback is with their runs in MLflow: mend the cause and start again"
         )
+
+
+def _objective(trial: optuna.Trial, plan: Plan, display: StudyDisplay) -> float:
+    base, study = plan.base, trial.study
+    tags = tracking.subject_tags(plan.experiment.name, plan.dataset)
+    try:
+        config = plan.experiment.suggest(Search(base, plan.fixed, trial), base)
+        config = config.model_copy(update={"seed": trial_seed(base.seed, trial.number)})
+        trial.set_user_attr("config", config.as_text())
+        done = run_trial(
+            config,
+            plan.dataset,
+            [_pruning(trial, config.objective), partial(display.epoch, trial.number)],
+            parent_id=study.user_attrs["run_id"],
+            name=f"trial {trial.number} · {run_name(config)}",
+            tags={**tags, "pneumo.study": study.study_name},
+            trial_number=trial.number,
+            pruned=optuna.TrialPruned,
+        )
+    except optuna.TrialPruned:
+        raise
+    except Exception as error:
+        trial.set_user_attr("error", f"{type(error).__name__}: {error}")
+        raise
+    trial.set_user_attr("run_id", done.run_id)
+    trial.set_user_attr("model_uri", done.model_uri)
+    return done.metrics[config.objective.removeprefix("val_")]
 
 
 def _pruning(trial: optuna.Trial, objective: str) -> EpochCallback:
@@ -204,29 +207,29 @@ def _repeated_failure(study: optuna.Study) -> str | None:
     return errors[-1] if alike else None
 
 
-def _crown(study: optuna.Study, dataset: Dataset, base: RunConfig, model_name: str) -> Outcome:
+def _crown(study: optuna.Study, plan: Plan, model_name: str) -> Outcome:
     """Touches test, once and for the best trial alone, and registers its model."""
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         raise StudyStopped("no trial came to its end, so there is no winner; allow more time")
     best = study.best_trial
     model = registry.load(best.user_attrs["model_uri"])
     size = model.keras_model.input_shape[1]
-    test = dataset.decode(size, base.max_unreadable).split("test")
+    test = plan.dataset.decode(size, plan.base.max_unreadable).split("test")
     scores = models.probabilities(model.keras_model, test.images)
     evaluation = evaluate(test, scores, model.threshold, intervals=True)
     tracking.log_evaluation("test", evaluation)
     version = registry.register(best.user_attrs["run_id"], model, model_name)
-    return Outcome(study, version, evaluation.metrics)
+    return Outcome(study, model_name, version, evaluation.metrics)
 
 
-def _line(study: optuna.Study, trial: FrozenTrial) -> str:
+def _line(trial: FrozenTrial) -> str:
     """What a log says of a trial that has ended."""
-    what = run_name(RunConfig(**trial.user_attrs["config"]))
     if trial.state == TrialState.FAIL:
-        return f"trial {trial.number} failed: {trial.user_attrs.get('error')}  {what}"
-    score = f"val AUC {_last_value(trial):.4f}"
-    state = "pruned" if trial.state == TrialState.PRUNED else "      "
-    return f"trial {trial.number:3d}  {score} {state}  {trial.duration.seconds:4d} s  {what}"
+        return f"trial {trial.number:3d}  failed: {trial.user_attrs['error']}"
+    what = run_name(RunConfig(**trial.user_attrs["config"]))
+    state = "pruned" if trial.state == TrialState.PRUNED else ""
+    score = f"val AUC {_last_value(trial):.4f} {state:6}"
+    return f"trial {trial.number:3d}  {score}  {trial.duration.seconds:4d} s  {what}"
 
 
 def _last_value(trial: FrozenTrial) -> float:
@@ -240,19 +243,19 @@ def _short(value: str) -> str:
     return f"{float(value):.3g}" if "." in value else value
 
 
-def show(outcome: Outcome, model_name: str) -> None:
+def show(outcome: Outcome) -> None:
     """The table of a study's trials, the best of them marked, and what became of it."""
     best = outcome.study.best_trial.number
     rows = []
     for trial in outcome.study.get_trials(deepcopy=False):
         failed = trial.state == TrialState.FAIL
-        config = trial.user_attrs["config"]
+        config = trial.user_attrs.get("config", {})
         rows.append(
             (
                 f"{trial.number}{' best' if trial.number == best else ''}",
                 trial.state.name,
                 "" if failed else f"{_last_value(trial):.4f}",
-                *(_short(config[name]) for name in SHOWN),
+                *(_short(config.get(name, "")) for name in SHOWN),
             )
         )
     table(f"Study {outcome.study.study_name}", ("trial", "state", "val AUC", *SHOWN), rows)
@@ -262,5 +265,5 @@ def show(outcome: Outcome, model_name: str) -> None:
         f"test AUC {test['auc']:.4f} ({test['auc_low']:.4f} to {test['auc_high']:.4f}), "
         f"accuracy {test['accuracy']:.1%} at threshold {test['threshold']:.3f}"
     )
-    say(f"registered: {model_name} version {outcome.version} as @{registry.CHALLENGER}")
+    say(f"registered: {outcome.model_name} version {outcome.version} as @{registry.CHALLENGER}")
     say(tracking.how_to_look(outcome.study.user_attrs["run_id"]))

@@ -1,0 +1,83 @@
+"""What all tests stand on: no tracking server of the caller's, an empty store, small data."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# `mlflow run -e test` hands its own run to its children: a test would attach to it
+for variable in [name for name in os.environ if name.startswith("MLFLOW_")]:
+    del os.environ[variable]
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of this session's own, so that nothing is believed that an earlier one left."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["PNEUMO_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    """A cache of one test's own, to see what is written to it."""
+    monkeypatch.setenv("PNEUMO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def sample(cache):
+    """The synthetic data set."""
+    from pneumo.data.dataset import open_dataset
+
+    return open_dataset("sample", needs=("train", "test"))
+
+
+@pytest.fixture
+def folder(sample, tmp_path) -> Path:
+    """A copy of the sample's files that a test may change."""
+    return shutil.copytree(sample.base, tmp_path / "xrays")
+
+
+@pytest.fixture(scope="session")
+def real_archive() -> Path:
+    """The real radiographs, where they are."""
+    path = SHARED / "data" / "xray_dataset.tar.gz"
+    if not path.exists():
+        pytest.skip(f"needs the real radiographs at {path}")
+    return path
+
+
+@contextmanager
+def store_in(folder: Path) -> Iterator:
+    """The folder as working directory, with an MLflow and an Optuna store; MLflow's client."""
+    import mlflow
+
+    from pneumo import tracking
+
+    tracking.quiet()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        yield mlflow.MlflowClient()
+        mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Empty stores of one test's own; MLflow's client."""
+    with store_in(tmp_path) as client:
+        yield client

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pneumo.augment import augment
+
+
+def images(count: int = 4) -> tf.Tensor:
+    return tf.constant(np.random.default_rng(0).integers(0, 256, (count, 33, 33, 1), np.uint8))
+
+
+def varied(batch, strength, seed=(1, 2)) -> np.ndarray:
+    return augment(batch, strength, tf.constant(seed, tf.int64)).numpy()
+
+
+def test_strength_0_is_exactly_the_identity():
+    assert np.array_equal(varied(images(), 0.0), images().numpy())
+
+
+def test_uint8_in_and_out_each_image_its_own_way():
+    batch = tf.repeat(images(1), 4, axis=0)
+    result = varied(batch, 0.5)
+    assert (result.dtype, result.shape) == (np.uint8, batch.shape)
+    assert len({image.tobytes() for image in result}) == 4
+
+
+def test_the_seed_decides():
+    assert np.array_equal(varied(images(), 1.0), varied(images(), 1.0))
+    assert not np.array_equal(varied(images(), 1.0), varied(images(), 1.0, seed=(1, 3)))
+
+
+def test_an_even_image_stays_as_it_is():
+    even = tf.fill([8, 33, 33, 1], tf.constant(120, tf.uint8))
+    assert np.array_equal(varied(even, 1.0), even.numpy())
+
+
+def test_the_centre_stays_and_the_rest_turns_by_36_degrees_at_most():
+    dots = np.zeros((64, 65, 65, 1), np.uint8)
+    dots[:, 31:34, 31:34] = 255  # the centre
+    dots[:, 31:34, 55:58] = 255  # 24 pixels to its right
+    for image in varied(tf.constant(dots), 1.0)[..., 0]:
+        rows, columns = np.nonzero(image > 100)
+        x, y = columns - 32, rows - 32
+        distance = np.hypot(x, y)
+        assert distance.min() < 1.5
+        outer = distance > 10
+        # zoom 0.8 to 1.2 of what is seen; each dot is 3 pixels wide
+        assert 24 / 1.2 - 2 <= np.mean(distance[outer]) <= 24 / 0.8 + 2
+        assert abs(np.degrees(np.arctan2(y[outer].mean(), x[outer].mean()))) <= 36 + 2
+
+
+@pytest.mark.parametrize("strength", [0.25, 1.0])
+def test_contrast_changes_by_up_to_40_percent_and_fills_nothing_with_black(strength):
+    batch = np.full((64, 33, 33, 1), 100, np.uint8)
+    batch[:, :, 16:] = 140
+    spread = np.ptp(varied(tf.constant(batch), strength), axis=(1, 2, 3))
+    assert spread.min() >= 40 * (1 - 0.4 * strength) - 2
+    assert spread.max() <= 40 * (1 + 0.4 * strength) + 2
+    assert spread.max() - spread.min() > 40 * 0.4 * strength

@@ -1,0 +1,198 @@
+"""The commands as a person gives them: processes of their own, and what they leave behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import mlflow
+import pytest
+from PIL import Image
+
+from pneumo.__main__ import main
+from tests.conftest import ROOT
+
+HEAVY = ("tensorflow", "keras", "mlflow", "optuna", "pandas", "numpy")
+
+
+def start(*arguments: str, **options) -> subprocess.Popen:
+    """A command in the current directory."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "pneumo", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes, **options)
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command."""
+    process = start(*arguments)
+    output, errors = process.communicate(timeout=300)
+    return process.returncode, output, errors
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom pneumo.__main__ import main\n"
+        "try: main(['tune', '--help'])\n"
+        "except SystemExit: pass\n"
+        f"print('loaded:', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.stdout.endswith("loaded: []\n")
+    assert "--dropout VALUE" in process.stdout
+
+
+@pytest.fixture
+def mistakes(folder, tmp_path, monkeypatch):
+    """A directory with data that is wrong in several ways."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "words.txt").write_text("words")
+    (tmp_path / "torn.zip").write_bytes(b"PK\x03\x04")
+    for file in (folder / "test" / "NORMAL").iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("tune --data nowhere", "there is no 'nowhere' here"),
+        ("tune --data empty", "holds no data set"),
+        ("tune --data words.txt", "got the file 'words.txt'"),
+        ("tune --data torn.zip", "torn.zip could not be unpacked"),
+        ("tune --data xrays", "must hold images in test/NORMAL, and has none; add them"),
+        ("prepare --data xrays", "must hold images in test/NORMAL, and has none; add them"),
+        ("tune --experiment tine", "experiment must be one of cnn, tune, tune_cnn: got 'tine'"),
+        ("tune --experiment cnn", "a study needs suggest(trial, base) in experiments/cnn.py"),
+        ("train --dropout 1.5", "dropout must be share of units dropped in the head, 0 to 0.9"),
+        ("train --epochs many", "epochs must be passes over the data at most"),
+        ("train --unfreeze_depth 3", "unfreeze_depth must be 0 to 2, the blocks of cnn: got 3"),
+        ("tune --trials 0", "--trials: must be a whole number from 1 up: got '0'"),
+        ("tune --timeout soon", "--timeout: must be a whole number from 1 up: got 'soon'"),
+        ("tune --dropot 0.4", "unrecognized arguments: --dropot 0.4"),
+        ("tine", "invalid choice: 'tine'"),
+        ("", "the following arguments are required: command"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_2(mistakes, capsys, arguments, message):
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    assert main(arguments.split()) == 2
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    errors = capsys.readouterr().err
+    assert errors.startswith("pneumo: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not os.path.exists("mlflow.db")  # refused before a run was made
+
+
+@pytest.mark.slow
+def test_a_mistake_found_late_leaves_no_run_running(store, folder):
+    for file in list((folder / "train" / "NORMAL").iterdir())[:20]:
+        file.write_bytes(b"no image")
+    for command in ("prepare", "train", "tune"):
+        code, _, errors = run(command, "--data", str(folder))
+        assert code == 2
+        assert "20 of 546 images cannot be read" in errors
+        assert "Traceback" not in errors
+    runs = store.search_runs(["0"])
+    assert {run.info.status for run in runs} == {"FAILED"}
+    assert "RUNNING" not in {run.info.status for run in runs}
+
+
+@pytest.mark.slow
+def test_prepare(store, folder):
+    Image.new("L", (8, 8)).save(folder / "train" / "NORMAL" / "scan.png")
+    (folder / "train" / "NORMAL" / "IM-9999-0001.jpeg").write_bytes(b"no image")
+    code, output, _ = run("prepare", "--data", str(folder), "--image_size", "32")
+    assert code == 0
+    assert "val 82 images, 1 unreadable, 1 of unknown patients" in output
+    [prepared] = store.search_runs(["0"])
+    assert prepared.info.status == "FINISHED"
+    assert {k: v for k, v in prepared.data.tags.items() if k.startswith("pneumo.")} == {
+        "pneumo.kind": "prepare",
+        "pneumo.data": "xrays",
+        "pneumo.data_digest": prepared.inputs.dataset_inputs[0].dataset.digest,
+        "pneumo.synthetic": "false",
+        "pneumo.patients": "unknown",
+    }
+    table = mlflow.artifacts.load_text(f"runs:/{prepared.info.run_id}/data/unreadable.csv")
+    assert table == (
+        "path,reason\ntrain/NORMAL/IM-9999-0001.jpeg,no image format that can be read\n"
+    )
+
+
+@pytest.mark.slow
+def test_train(store):
+    flags = "--experiment tune --epochs 2 --image_size 32 --dense_widths none --seed 3"
+    code, output, errors = run("train", *flags.split(), "--model_name", "mine")
+    assert code == 0, errors
+    assert "registered mine version 1 as @challenger" in output
+    command, trial = sorted(store.search_runs(["0"]), key=lambda run: run.info.start_time)
+    assert command.data.tags["pneumo.kind"] == "train"
+    assert command.data.metrics == {}
+    assert command.data.params == {}
+    assert trial.data.tags["mlflow.parentRunId"] == command.info.run_id
+    assert trial.data.tags["pneumo.kind"] == "trial"
+    assert not any(tag.startswith("optuna.") for tag in trial.data.tags)
+    assert trial.data.params["seed"] == "3"
+    assert trial.data.params["dense_widths"] == "none"
+    assert not any(name.startswith("test_") for name in trial.data.metrics)
+    assert {command.info.status, trial.info.status} == {"FINISHED"}
+    version = store.get_model_version_by_alias("mine", "challenger")
+    assert version.run_id == trial.info.run_id
+    assert "TensorFlow" not in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_nothing_stays_running(store, number):
+    process = start("tune", "--epochs", "1000", "--patience", "1000", start_new_session=True)
+    while not store.search_runs(["0"], "metrics.`epoch/val_auc` > 0"):
+        time.sleep(0.2)
+        assert process.poll() is None, process.stderr.read()
+    before = time.monotonic()
+    os.killpg(process.pid, number)
+    os.killpg(process.pid, signal.SIGTERM)  # as `mlflow run` does after the terminal's own
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - before < 10
+    assert process.returncode == 1
+    assert "pneumo: interrupted" in errors
+    assert "Traceback" not in errors
+    study, trial = sorted(store.search_runs(["0"]), key=lambda run: run.info.start_time)
+    assert (study.info.status, trial.info.status) == ("KILLED", "KILLED")
+    assert trial.data.tags["optuna.state"] == "FAIL"
+    assert not store.list_artifacts(trial.info.run_id)
+
+
+@pytest.mark.slow
+def test_mlflow_run(store, tmp_path):
+    parameters = ["trials=2", "epochs=1", "seed=5", "image_size=32", "study=night"]
+    flags = [word for parameter in parameters for word in ("-P", parameter)]
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "tune"]
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+    }
+    process = subprocess.run(
+        [*command, "--env-manager", "local", *flags],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    for told in ("Study night", "0 best", "registered: pneumonia-sample version 1", "mlflow ui"):
+        assert told in process.stdout.replace("1 best", "0 best")
+    runs = store.search_runs(["0"])
+    [study] = [run for run in runs if run.data.tags["pneumo.kind"] == "study"]
+    trials = [run for run in runs if run.data.tags["pneumo.kind"] == "trial"]
+    assert len(runs) == 3
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {study.info.run_id}
+    # the command's own run, which MLflow made, with the parameters that it gave
+    assert study.data.tags["mlflow.project.entryPoint"] == "tune"
+    assert study.data.params["trials"] == "2"
+    assert study.data.tags["pneumo.study"] == "night"
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {run.data.params["image_size"] for run in trials} == {"32"}

@@ -1,0 +1,59 @@
+"""Every file of experiments/ loads, says what it is, and trains."""
+
+import ast
+
+import pytest
+from optuna.trial import FixedTrial
+
+from pneumo.errors import Mistake
+from pneumo.experiment import FOLDER, experiment_names, load_experiment
+from pneumo.search import Search
+
+NAMES = experiment_names()
+
+
+def test_the_experiments_that_there_are():
+    assert NAMES == ["cnn", "tune", "tune_cnn"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_a_lab_note(name):
+    note = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text()))
+    assert note.splitlines()[0].endswith("?")
+    for part in ("Command   mlflow run . -e ", "Expected  ", "Result    "):
+        assert f"\n{part}" in note
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_baseline_lies_in_the_search_space(name):
+    experiment = load_experiment(name)
+    if experiment.suggest is None:
+        pytest.skip("no study")
+    search = Search(experiment.base, {})
+    experiment.suggest(search, experiment.base)
+    # FixedTrial warns of a value out of range, and a warning is an error here
+    assert experiment.suggest(FixedTrial(search.baseline), experiment.base) == experiment.base
+    fields = {"dropout", "dense_widths", "augment_strength", "unfreeze_depth", "learning_rate"}
+    assert {name.rstrip("_0123456789") for name in search.baseline} == fields
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_each_trains(name, sample):
+    from pneumo.train import train
+
+    config = load_experiment(name).base.override({"epochs": 1})
+    images = sample.decode(config.image_size, 0)
+    result = train(config, images)
+    assert result.best_epoch == 1
+    assert result.val_probabilities.shape == (len(images.split("val").rows),)
+
+
+def test_an_unknown_experiment_is_refused_with_the_known_ones():
+    with pytest.raises(Mistake, match="one of cnn, tune, tune_cnn: got 'tine'; to add one"):
+        load_experiment("tine")
+
+
+def test_a_study_needs_a_search_space():
+    with pytest.raises(Mistake, match="needs suggest.* in experiments/cnn.py"):
+        load_experiment("cnn", searched=True)

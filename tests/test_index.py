@@ -1,0 +1,108 @@
+import shutil
+import tarfile
+import zipfile
+
+import pytest
+
+from pneumo.data import index
+from pneumo.data.dataset import open_dataset
+from pneumo.errors import Mistake
+
+
+@pytest.mark.parametrize(
+    ("name", "patient", "subtype"),
+    [
+        ("person23_bacteria_77.jpeg", "person23_bacteria", "bacteria"),
+        ("person23_virus_78.jpeg", "person23_virus", "virus"),
+        ("person447_virus_921_1.jpeg", "person447_virus", "virus"),
+        ("IM-0115-0001.jpeg", "IM-0115", "IM"),
+        ("IM-0011-0001-0002.jpeg", "IM-0011", "IM"),
+        ("NORMAL2-IM-0115-0001.jpeg", "NORMAL2-IM-0115", "NORMAL2-IM"),
+        ("scan_0001.png", "scan_0001.png", ""),
+    ],
+)
+def test_patients_are_told_by_four_counters(tmp_path, name, patient, subtype):
+    file = tmp_path / "train" / "NORMAL" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    row = index.build_index(tmp_path).iloc[0]
+    assert (row["patient"], row["subtype"]) == (patient, subtype)
+
+
+def test_rows(folder):
+    rows = index.build_index(folder)
+    assert list(rows.columns) == index.COLUMNS
+    assert rows["path"].is_monotonic_increasing
+    assert set(rows["label"]) == {0, 1}
+    assert set(rows["split"]) == {"train", "test"}
+    assert (rows["label"] == rows["path"].str.contains("/PNEUMONIA/")).all()
+
+
+def test_kaggles_val_belongs_to_train(folder):
+    (folder / "val").mkdir()
+    shutil.copytree(folder / "train" / "NORMAL", folder / "val" / "NORMAL")
+    rows = index.build_index(folder)
+    assert set(rows.loc[rows["path"].str.startswith("val/"), "split"]) == {"train"}
+
+
+def test_junk_and_the_nested_second_copy_are_no_images(folder):
+    expected = index.digest(index.build_index(folder))
+    shutil.copytree(folder, folder / "chest_xray")
+    shutil.copytree(folder / "train", folder / "__MACOSX" / "train")
+    (folder / "train" / "NORMAL" / ".DS_Store").write_bytes(b"junk")
+    assert index.digest(index.build_index(folder)) == expected
+
+
+def test_archive_and_folder_give_the_same_rows_and_digest(folder, tmp_path):
+    plain = open_dataset(str(folder))
+    with tarfile.open(tmp_path / "xrays.tar.gz", "w:gz") as tar:
+        tar.add(folder, "some/where")
+    with zipfile.ZipFile(tmp_path / "xrays.zip", "w") as zipped:
+        for file in folder.rglob("*.png"):
+            zipped.write(file, f"chest_xray/{file.relative_to(folder)}")
+    for name in ("xrays.tar.gz", "xrays.zip"):
+        packed = open_dataset(str(tmp_path / name))
+        assert packed.name == name
+        assert packed.digest == plain.digest
+        assert packed.rows.equals(plain.rows)
+
+
+def test_the_digest_follows_the_content(folder):
+    before = index.digest(index.build_index(folder))
+    file = next((folder / "train" / "NORMAL").iterdir())
+    content = file.read_bytes()
+    file.write_bytes(content + b"\0")
+    assert index.digest(index.build_index(folder)) != before
+    file.write_bytes(content)
+    assert index.digest(index.build_index(folder)) == before
+    file.rename(folder / "train" / "PNEUMONIA" / file.name)
+    assert index.digest(index.build_index(folder)) != before
+
+
+def test_what_is_no_data_set_is_refused(tmp_path, folder):
+    with pytest.raises(Mistake, match="holds no data set"):
+        open_dataset(str(tmp_path / "xrays" / "train" / "NORMAL"))
+    with pytest.raises(Mistake, match="there is no 'nowhere.zip' here"):
+        open_dataset("nowhere.zip")
+    shutil.rmtree(folder / "test" / "NORMAL")
+    with pytest.raises(Mistake, match="must hold images in test/NORMAL, and has none"):
+        open_dataset(str(folder), needs=("train", "test"))
+    for file in folder.rglob("*.png"):
+        file.unlink()
+    with pytest.raises(Mistake, match="no image in them"):
+        open_dataset(str(folder))
+
+
+def test_the_real_data(real_archive):
+    dataset = open_dataset(str(real_archive), needs=("train", "test"))
+    rows = dataset.rows
+    official = rows["split"].replace("val", "train")
+    assert official.value_counts().to_dict() == {"train": 5216, "test": 312}
+    assert rows.groupby(official)["label"].sum().to_dict() == {"train": 3875, "test": 195}
+    assert dataset.unknown_patients == 0
+    assert rows.groupby("patient")["split"].nunique().max() == 1
+    assert rows.groupby("patient").size().max() == 30
+    assert (rows.groupby("sha256").size() > 1).sum() == 25
+    unpacked = open_dataset(str(dataset.base.parent))
+    assert unpacked.digest == dataset.digest
+    assert unpacked.rows.equals(rows)

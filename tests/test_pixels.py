@@ -1,0 +1,96 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pneumo.data.dataset import open_dataset
+from pneumo.data.pixels import UnreadableImage, decode
+from pneumo.errors import Mistake
+
+RAMP = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))  # dark left, bright right
+
+
+def file_of(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format=kind, **options)
+    return file.getvalue()
+
+
+def test_grey_pixels_stay_as_they_are():
+    decoded = decode(file_of(Image.fromarray(RAMP)), 64)
+    assert decoded.dtype == np.uint8
+    assert np.array_equal(decoded, RAMP)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA"])
+def test_colour_becomes_grey(mode):
+    assert np.array_equal(decode(file_of(Image.fromarray(RAMP).convert(mode)), 64), RAMP)
+
+
+def test_sixteen_bits_keep_their_range():
+    deep = Image.fromarray(RAMP.astype(np.uint16) * 256)
+    assert np.array_equal(decode(file_of(deep), 64), RAMP)
+
+
+def test_a_turned_photograph_is_turned_back():
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned = Image.fromarray(RAMP[::-1, ::-1].copy())
+    decoded = decode(file_of(turned, "JPEG", quality=100, exif=exif), 64)
+    assert np.abs(decoded.astype(int) - RAMP).max() <= 3
+
+
+def test_a_large_jpeg_shrinks_to_what_a_whole_decoding_gives():
+    large = Image.fromarray(RAMP).resize((1300, 1000), Image.Resampling.BICUBIC)
+    from_jpeg = decode(file_of(large, "JPEG", quality=95), 64)
+    from_png = decode(file_of(large), 64)
+    assert np.abs(from_jpeg.astype(int) - from_png).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "no image format that can be read"),
+        (b"This is text.", "no image format that can be read"),
+        (file_of(Image.fromarray(RAMP), "JPEG")[:400], "truncated"),
+    ],
+    ids=["empty", "text", "truncated"],
+)
+def test_an_unreadable_file_says_why(data, why):
+    with pytest.raises(UnreadableImage, match=why):
+        decode(data, 64)
+
+
+def test_decoded_once_wherever_the_files_lie(folder, own_cache, tmp_path):
+    first = open_dataset(str(folder)).decode(32, 0)
+    assert not first.pixels.flags.writeable
+    moved = folder.rename(tmp_path / "moved")
+    dataset = open_dataset(str(moved))
+    for file in moved.rglob("*.png"):
+        file.unlink()  # a second decoding could not read them
+    assert np.array_equal(dataset.decode(32, 0).pixels, first.pixels)
+    assert len(list((own_cache / "pixels").iterdir())) == 1
+
+
+def test_each_row_has_its_own_pixels(sample):
+    images = sample.decode(32, 0)
+    test = images.split("test")
+    assert test.images.shape == (len(test.rows), 32, 32, 1)
+    for row in (0, 17, len(test.rows) - 1):
+        expected = decode((sample.base / test.rows["path"][row]).read_bytes(), 32)
+        assert np.array_equal(test.images[row, ..., 0], expected)
+
+
+def test_an_unreadable_image_is_left_out_and_named_up_to_a_limit(folder, own_cache):
+    broken = next((folder / "train" / "NORMAL").iterdir())
+    broken.write_bytes(b"no image")
+    dataset = open_dataset(str(folder))
+    path = broken.relative_to(folder).as_posix()
+    images = dataset.decode(32, max_unreadable=0.01)
+    assert images.unreadable == {path: "no image format that can be read"}
+    splits = [images.split(name) for name in ("train", "val", "test")]
+    assert sum(len(split.rows) for split in splits) == len(dataset.rows) - 1
+    assert not any((split.rows["path"] == path).any() for split in splits)
+    with pytest.raises(Mistake, match=f"1 of 546 images cannot be read.*the first is {path}"):
+        dataset.decode(32, max_unreadable=0.001)

@@ -1,0 +1,73 @@
+"""What MLproject, conda.yaml and README.md promise."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from pneumo.__main__ import _parser
+from tests.conftest import ROOT
+
+PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
+CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text())
+README = (ROOT / "README.md").read_text()
+
+
+def defaults(entry: dict) -> dict[str, str]:
+    return {name: spec["default"] for name, spec in entry.get("parameters", {}).items()}
+
+
+def parsed(entry: dict, values: dict[str, str]):
+    """What the entry point's command, filled in as MLflow does it, means to the parser."""
+    command = entry["command"].format(**{k: shlex.quote(v) for k, v in values.items()})
+    program, *arguments = shlex.split(command)[1:]
+    assert (program, arguments[:2]) == ("python", ["-m", "pneumo"])
+    return _parser().parse_args(arguments[2:])
+
+
+def test_the_entry_points():
+    assert set(PROJECT["entry_points"]) == {"main", "tune", "train", "prepare", "test"}
+    assert PROJECT["entry_points"]["main"] == PROJECT["entry_points"]["tune"]
+
+
+@pytest.mark.parametrize("name", PROJECT["entry_points"])
+def test_every_parameter_reaches_a_flag(name):
+    entry = PROJECT["entry_points"][name]
+    as_given = vars(parsed(entry, defaults(entry)))
+    assert as_given["command"].__name__ == ("tune" if name == "main" else name)
+    for parameter, default in defaults(entry).items():
+        assert str(as_given[parameter]) == default
+        other = "7" if parameter in ("trials", "timeout") else "other value"
+        changed = vars(parsed(entry, defaults(entry) | {parameter: other}))
+        assert {k for k in changed if changed[k] != as_given[k]} == {parameter}
+        assert str(changed[parameter]) == other
+
+
+def test_the_environment_is_pinned():
+    *conda, pip = CONDA["dependencies"]
+    assert conda == ["python=3.11", "pip"]
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in pip["pip"])
+
+
+def test_each_package_has_its_reason():
+    lines = [line for line in (ROOT / "conda.yaml").read_text().splitlines() if "==" in line]
+    assert lines
+    assert all(re.search(r"  # \w", line) for line in lines)
+
+
+def test_the_readme_names_the_same_mlflow():
+    [pin] = [line for line in CONDA["dependencies"][-1]["pip"] if line.startswith("mlflow==")]
+    named = re.findall(r"mlflow==[\d.]+", README)
+    assert named
+    assert set(named) == {pin}
+
+
+def test_style():
+    for check in (["check"], ["format", "--check"]):
+        process = subprocess.run(
+            [sys.executable, "-m", "ruff", *check, str(ROOT)], capture_output=True, text=True
+        )
+        assert process.returncode == 0, process.stdout

@@ -1,0 +1,350 @@
+"""Real studies, read back from the stores they wrote."""
+
+import io
+import json
+import os
+import socket
+
+import keras
+import mlflow
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+
+from pneumo import models, registry
+from pneumo.config import RunConfig
+from pneumo.errors import Mistake
+from pneumo.evaluate import score
+from pneumo.experiment import Experiment, load_experiment
+from pneumo.tune import Outcome, Plan, StudyStopped, open_storage, search_trials, tune
+from tests.conftest import store_in
+
+pytestmark = pytest.mark.slow
+
+BASE = RunConfig(image_size=32, epochs=2, dense_widths=(32,))
+TINY = Experiment("tiny", BASE, load_experiment("tune").suggest)
+
+SUBJECT = {"pneumo.experiment", "pneumo.data", "pneumo.data_digest", "pneumo.synthetic"}
+METRICS = {
+    *("auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity"),
+    *("ppv", "npv", "f1", "mcc", "brier", "log_loss", "ece", "threshold"),
+}
+INTERVALS = {
+    f"{name}_{side}"
+    for name in ("auc", "sensitivity", "specificity", "accuracy")
+    for side in ("low", "high")
+}
+EPOCH = {"epoch/loss", "epoch/auc", "epoch/val_loss", "epoch/val_auc"}
+
+
+def run_study(sample, **options) -> Outcome:
+    plan = Plan(TINY, sample, options.pop("fixed", {}))
+    return tune(plan, **{"trials": 2, "model_name": "pneumonia-sample", **options})
+
+
+def tags(run) -> dict[str, str]:
+    return {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
+
+
+def children(client, outcome_or_id) -> list:
+    """The trials' runs, in the order of their numbers."""
+    parent = getattr(outcome_or_id, "study", None)
+    parent = parent.user_attrs["run_id"] if parent else outcome_or_id
+    runs = client.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{parent}'")
+    return sorted(runs, key=lambda run: int(run.data.tags["optuna.trial_number"]))
+
+
+def files(client, run_id, folder=None) -> set[str]:
+    found = set()
+    for item in client.list_artifacts(run_id, folder):
+        found |= files(client, run_id, item.path) if item.is_dir else {item.path}
+    return found
+
+
+def text(run_id, path) -> str:
+    return mlflow.artifacts.load_text(f"runs:/{run_id}/{path}")
+
+
+def predictions(run_id, split) -> pd.DataFrame:
+    table = pd.read_csv(io.StringIO(text(run_id, f"{split}/predictions.csv")))
+    assert list(table) == ["path", "patient", "subtype", "label", "probability"]
+    return table
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, sample):
+    """A study of two trials that several tests read, and the folder of its stores."""
+    folder = tmp_path_factory.mktemp("finished")
+    with store_in(folder):
+        return run_study(sample), folder
+
+
+@pytest.fixture
+def study(finished):
+    """The finished study, its stores the current ones."""
+    outcome, folder = finished
+    with store_in(folder):
+        yield outcome
+
+
+@pytest.fixture
+def client(study):
+    """MLflow's client for the finished study."""
+    return mlflow.MlflowClient()
+
+
+def test_what_a_study_leaves_in_mlflow(study, client, sample):
+    study_run = client.get_run(study.study.user_attrs["run_id"])
+    assert study_run.info.status == "FINISHED"
+    assert set(tags(study_run)) == {"pneumo.kind", "pneumo.study", *SUBJECT}
+    assert tags(study_run)["pneumo.kind"] == "study"
+    assert tags(study_run)["pneumo.data"] == "sample"
+    assert tags(study_run)["pneumo.data_digest"] == sample.digest
+    assert tags(study_run)["pneumo.synthetic"] == "true"
+    assert study_run.data.params == {}
+    assert set(study_run.data.metrics) == {f"test_{name}" for name in METRICS | INTERVALS}
+    assert files(client, study_run.info.run_id) == {
+        "study.json",
+        "test/confusion_matrix.png",
+        "test/confusion_matrix.json",
+        "test/predictions.csv",
+    }
+    inputs = {one.dataset.name: one for one in study_run.inputs.dataset_inputs}
+    assert set(inputs) == {"sample/train", "sample/val", "sample/test"}
+    assert {one.dataset.digest for one in inputs.values()} == {sample.digest}
+    counts = {tag.key: tag.value for tag in inputs["sample/test"].tags}
+    test_rows = sample.rows[sample.rows["split"] == "test"]
+    assert counts == {
+        "mlflow.data.context": "testing",
+        "normal_images": str((test_rows["label"] == 0).sum()),
+        "normal_patients": "40",
+        "pneumonia_images": str((test_rows["label"] == 1).sum()),
+        "pneumonia_patients": "50",
+    }
+    settings = json.loads(text(study_run.info.run_id, "study.json"))
+    assert settings["sampler"]["name"] == "TPESampler"
+    assert settings["sampler"]["multivariate"] is True
+    assert settings["pruner"]["name"] == "MedianPruner"
+    assert settings["data_digest"] == sample.digest
+
+
+def test_what_a_complete_trial_leaves_in_mlflow(study, client):
+    runs = children(client, study)
+    assert len(client.search_runs(["0"])) == 3
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
+    for number, run in enumerate(runs):
+        trial = {"optuna.trial_number", "optuna.state", "pneumo.host", "pneumo.pid"}
+        assert set(tags(run)) == {"pneumo.kind", "pneumo.study", *SUBJECT, *trial}
+        assert tags(run)["pneumo.kind"] == "trial"
+        assert tags(run)["optuna.trial_number"] == str(number)
+        assert tags(run)["optuna.state"] == "COMPLETE"
+        assert tags(run)["pneumo.host"] == socket.gethostname()
+        assert tags(run)["pneumo.pid"] == str(os.getpid())
+        assert set(run.data.params) == set(RunConfig.model_fields)
+        assert set(run.data.metrics) == EPOCH | {f"val_{name}" for name in METRICS}
+        for name in EPOCH:
+            history = client.get_metric_history(run.info.run_id, name)
+            assert [point.step for point in history] == [1, 2]
+        assert files(client, run.info.run_id) == {
+            "val/confusion_matrix.png",
+            "val/confusion_matrix.json",
+            "val/predictions.csv",
+        }
+    assert BASE.override({**runs[0].data.params, "seed": 0}) == BASE  # trial 0 is the baseline
+
+
+def test_what_is_stored_agrees_with_itself(study, client, sample):
+    for run, split in [
+        *((run, "val") for run in children(client, study)),
+        (client.get_run(study.study.user_attrs["run_id"]), "test"),
+    ]:
+        table = predictions(run.info.run_id, split)
+        rows = sample.rows[sample.rows["split"] == split].reset_index(drop=True)
+        assert table[["path", "patient", "subtype", "label"]].equals(
+            rows[["path", "patient", "subtype", "label"]]
+        )
+        metrics = run.data.metrics
+        threshold = metrics[f"{split}_threshold"]
+        again = score(table["label"].to_numpy(), table["probability"].to_numpy(), threshold)
+        assert again == pytest.approx(
+            {name: metrics[f"{split}_{name}"] for name in METRICS}, abs=1e-12, nan_ok=True
+        )
+        counts = json.loads(text(run.info.run_id, f"{split}/confusion_matrix.json"))
+        positive = table["probability"] >= threshold
+        assert counts == {
+            "tn": int((~positive & (table["label"] == 0)).sum()),
+            "fp": int((positive & (table["label"] == 0)).sum()),
+            "fn": int((~positive & (table["label"] == 1)).sum()),
+            "tp": int((positive & (table["label"] == 1)).sum()),
+        }
+
+
+def test_optuna_agrees_with_mlflow(study, client):
+    loaded = optuna.load_study(study_name=study.study.study_name, storage=open_storage())
+    assert loaded.user_attrs == {
+        "experiment": "tiny",
+        "fixed": {},
+        "epochs": 2,
+        "seed": 0,
+        "data_digest": study.study.user_attrs["data_digest"],
+        "run_id": study.study.user_attrs["run_id"],
+    }
+    for trial, run in zip(loaded.trials, children(client, study), strict=True):
+        assert trial.state.name == tags(run)["optuna.state"]
+        assert trial.value == run.data.metrics["val_auc"]
+        assert trial.user_attrs["run_id"] == run.info.run_id
+        assert trial.user_attrs["config"] == run.data.params
+        history = client.get_metric_history(run.info.run_id, "epoch/val_auc")
+        assert trial.intermediate_values == {point.step: point.value for point in history}
+        assert trial.value == max(trial.intermediate_values.values())
+
+
+def test_the_winner_alone_is_registered_as_challenger(study, client):
+    best = study.study.best_trial
+    version = client.get_model_version_by_alias("pneumonia-sample", "challenger")
+    assert version.version == study.version == 1
+    assert version.run_id == best.user_attrs["run_id"]
+    assert len(client.search_model_versions("name = 'pneumonia-sample'")) == 1
+    with_example = [
+        model.source_run_id
+        for model in mlflow.search_logged_models(["0"], output_format="list")
+        if mlflow.models.Model.load(model.model_uri).saved_input_example_info
+    ]
+    assert with_example == [best.user_attrs["run_id"]]
+
+
+def test_reloaded_models_give_the_trained_ones_probabilities(study, client, sample):
+    logged = mlflow.search_logged_models(["0"], output_format="list")
+    assert {model.name for model in logged} == {"model"}
+    assert len(logged) == 3  # one a trial, and the winner's second
+    addresses = [model.model_uri for model in logged] + ["models:/pneumonia-sample@challenger"]
+    runs = [model.source_run_id for model in logged] + [study.study.best_trial.user_attrs["run_id"]]
+    images = sample.decode(32, 0).split("val").images
+    for address, run_id in zip(addresses, runs, strict=True):
+        table = predictions(run_id, "val")
+        expected = pytest.approx(table["probability"].to_numpy(), abs=1e-6)
+        folder = mlflow.artifacts.download_artifacts(address)
+        alone = keras.models.load_model(f"{folder}/artifacts/model.keras", safe_mode=True)
+        assert models.probabilities(alone, images) == expected
+        served = mlflow.pyfunc.load_model(address)
+        data = [(sample.base / path).read_bytes() for path in table["path"]]
+        answer = served.predict(pd.DataFrame({"image": data}))
+        assert answer["probability"].to_numpy() == expected
+        threshold = client.get_run(run_id).data.metrics["val_threshold"]
+        assert set(answer["threshold"]) == {threshold}
+        clear = np.abs(table["probability"] - threshold) > 1e-6
+        assert answer["label"][clear].equals(
+            (table["probability"] >= threshold)[clear].astype(int).rename("label")
+        )
+        assert answer["error"].isna().all()
+
+
+def test_the_served_model_names_what_it_cannot_read(study, sample):
+    served = mlflow.pyfunc.load_model("models:/pneumonia-sample@challenger")
+    good = (sample.base / sample.rows["path"][0]).read_bytes()
+    answer = served.predict(pd.DataFrame({"image": [b"text", good, good[:200]]}))
+    assert list(answer) == ["probability", "label", "threshold", "error"]
+    assert answer["error"][0] == "no image format that can be read"
+    assert answer["probability"].notna().tolist() == [False, True, False]
+    assert answer["label"].notna().tolist() == [False, True, False]
+    assert answer["error"].notna().tolist() == [True, False, True]
+
+
+def test_the_same_seed_repeats_trials_and_metrics(store, sample):
+    first, second = run_study(sample, trials=3), run_study(sample, trials=3)
+    assert first.test_metrics == second.test_metrics
+    assert second.version == 2
+    for a, b in zip(children(store, first), children(store, second), strict=True):
+        assert a.data.params == b.data.params
+        assert a.data.metrics == b.data.metrics
+    other = run_study(sample, fixed={"seed": "1"})
+    assert children(store, other)[0].data.params["seed"] != a.data.params["seed"]
+    assert children(store, other)[1].data.params != children(store, first)[1].data.params
+
+
+def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample):
+    outcome = run_study(sample, trials=3, fixed={"dropout": "0.1", "dense_widths": "none"})
+    for run in children(store, outcome):
+        assert run.data.params["dropout"] == "0.1"
+        assert run.data.params["dense_widths"] == "none"
+    for trial in outcome.study.trials:
+        assert set(trial.params) == {"augment_strength", "unfreeze_depth", "learning_rate"}
+
+
+def test_a_studys_name_is_its_own(store, sample):
+    run_study(sample, trials=1, name="night")
+    with pytest.raises(Mistake, match="a study needs a new name: 'night' is taken"):
+        run_study(sample, trials=1, name="night")
+    statuses = sorted(run.info.status for run in store.search_runs(["0"]))
+    assert statuses == ["FAILED", "FINISHED", "FINISHED"]
+
+
+class FromTheSecondTrial(optuna.pruners.BasePruner):
+    """Prunes every trial but the first at its first epoch."""
+
+    def prune(self, study, trial) -> bool:
+        return trial.number > 0
+
+
+def searched(suggest, sample, trials, pruner=None) -> tuple[optuna.Study, str]:
+    """The trials of a study without its end, below a run of their own."""
+    with mlflow.start_run() as run:
+        study = optuna.create_study(
+            storage=open_storage(),
+            direction="maximize",
+            pruner=pruner or optuna.pruners.NopPruner(),
+        )
+        study.set_user_attr("run_id", run.info.run_id)
+        search_trials(study, Plan(Experiment("tiny", BASE, suggest), sample, {}), trials)
+    return study, run.info.run_id
+
+
+def test_a_pruned_trial(store, sample):
+    study, parent = searched(TINY.suggest, sample, 2, FromTheSecondTrial())
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED"]
+    complete, pruned = children(store, parent)
+    assert (complete.info.status, pruned.info.status) == ("FINISHED", "KILLED")
+    assert tags(pruned)["optuna.state"] == "PRUNED"
+    assert set(pruned.data.metrics) == EPOCH
+    assert files(store, pruned.info.run_id) == set()
+    assert not pruned.outputs.model_outputs
+    [model] = mlflow.search_logged_models(["0"], output_format="list")
+    assert model.source_run_id == complete.info.run_id
+
+
+def test_a_failed_trial_has_its_traceback_and_is_replaced(store, sample):
+    def suggest(trial, base):
+        config = TINY.suggest(trial, base)
+        if trial._trial.number == 1:  # what no check let through, Keras refuses
+            return config.model_copy(update={"dense_widths": (-1,)})
+        return config
+
+    study, parent = searched(suggest, sample, 2)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    failed = children(store, parent)[1]
+    assert failed.info.status == "FAILED"
+    assert tags(failed)["optuna.state"] == "FAIL"
+    assert study.trials[1].value is None
+    assert study.trials[1].user_attrs["error"].startswith("ValueError: ")
+    assert files(store, failed.info.run_id) == {"traceback.txt"}
+    assert "ValueError: " in text(failed.info.run_id, "traceback.txt")
+
+
+def test_three_failures_alike_stop_a_study(store, sample):
+    def suggest(trial, base):
+        return base.model_copy(update={"dense_widths": (-1,)})
+
+    with pytest.raises(StudyStopped, match=r"3 trials in a row failed alike \(ValueError: "):
+        searched(suggest, sample, 2)
+    runs = store.search_runs(["0"], "tags.`optuna.state` = 'FAIL'")
+    assert [run.info.status for run in runs] == ["FAILED"] * 3
+
+
+def test_registering_again_moves_the_challenger(store, sample):
+    best = run_study(sample, trials=1).study.best_trial
+    model = registry.load(best.user_attrs["model_uri"])
+    assert registry.register(best.user_attrs["run_id"], model, "pneumonia-sample") == 2
+    version = store.get_model_version_by_alias("pneumonia-sample", "challenger")
+    assert version.version == 2
+    assert store.get_run(best.user_attrs["run_id"]).info.status == "FINISHED"

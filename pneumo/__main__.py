@@ -31,6 +31,7 @@ class Interrupt:
         self._deaf_until = 0.0
 
     def __call__(self, *_: object) -> None:
+        """Handles a signal."""
         if time.monotonic() >= self._deaf_until:
             self._deaf_until = time.monotonic() + self.GRACE
             raise KeyboardInterrupt

@@ -119,7 +119,7 @@ def open_dataset(data: str, needs: tuple[str, ...] = ("train",)) -> Dataset:
     name, root = _locate(data)
     base = index.find_base(root)
     rows = index.build_index(base)
-    for split in {*needs, *rows["split"]}:
+    for split in sorted({*needs, *rows["split"]}):
         _require_both_classes(rows, split, base)
     return Dataset(
         name=name,

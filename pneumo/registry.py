@@ -19,8 +19,7 @@ def register(run_id: str, model: mlflow.pyfunc.PythonModel, model_name: str) -> 
     It is logged once more on `run_id`, its own trial, now with an input example, which costs
     seconds and so is not spent on models that are never registered.
     """
-    with mlflow.start_run(run_id=run_id, nested=True):
-        uri = tracking.log_model(model.keras_model, model.threshold, example_file())
+    uri = tracking.log_model(run_id, model.keras_model, model.threshold, example_file())
     version = mlflow.register_model(uri, model_name).version
     mlflow.MlflowClient().set_registered_model_alias(model_name, CHALLENGER, version)
     return version

@@ -17,7 +17,7 @@ import mlflow
 import pandas as pd
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema
 from sqlalchemy import make_url
 
@@ -174,8 +174,10 @@ def log_evaluation(split: str, evaluation: Evaluation) -> None:
     mlflow.log_figure(figure, f"{split}/confusion_matrix.png")
 
 
-def log_model(model: "keras.Model", threshold: float, example: bytes | None = None) -> str:
-    """Stores a model on the active run as `model`; returns its `models:/…` address.
+def log_model(
+    run_id: str, model: "keras.Model", threshold: float, example: bytes | None = None
+) -> str:
+    """Stores a model as `model` of a run, ended or not; returns its `models:/…` address.
 
     With an `example`, an image file's bytes, MLflow loads the model again and runs it.
     """
@@ -183,8 +185,12 @@ def log_model(model: "keras.Model", threshold: float, example: bytes | None = No
         file, settings = Path(folder) / "model.keras", Path(folder) / "settings.json"
         model.save(file)
         settings.write_text(json.dumps({"threshold": threshold}))
-        info = mlflow.pyfunc.log_model(
+        # The flavour's own log_model knows no run but the active one
+        info = Model.log(
+            artifact_path=None,
+            flavor=mlflow.pyfunc,
             name="model",
+            run_id=run_id,
             python_model=str(PACKAGE / "serve.py"),
             artifacts={"keras": str(file), "settings": str(settings)},
             code_paths=[str(PACKAGE)],

@@ -37,7 +37,7 @@ def run_trial(
         threshold = youden_threshold(val.labels, result.val_probabilities)
         evaluation = evaluate(val, result.val_probabilities, threshold)
         tracking.log_evaluation("val", evaluation)
-        model_uri = tracking.log_model(result.model, threshold)
+        model_uri = tracking.log_model(run_id, result.model, threshold)
     return Trial(run_id, model_uri, evaluation.metrics)
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 
 import mlflow
+import optuna
 import pytest
 from PIL import Image
 
@@ -161,6 +162,12 @@ def test_interrupted_nothing_stays_running(store, number):
     assert process.returncode == 1
     assert "pneumo: interrupted" in errors
     assert "Traceback" not in errors
+    [stored] = optuna.study.get_all_study_summaries(os.environ["PNEUMO_STORAGE"])
+    assert stored.user_attrs["experiment"] == "tune"
+    [ended] = optuna.load_study(
+        study_name=stored.study_name, storage=os.environ["PNEUMO_STORAGE"]
+    ).trials
+    assert ended.state.name == "FAIL"
     study, trial = sorted(store.search_runs(["0"]), key=lambda run: run.info.start_time)
     assert (study.info.status, trial.info.status) == ("KILLED", "KILLED")
     assert trial.data.tags["optuna.state"] == "FAIL"

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
 
 import keras
 import mlflow
@@ -238,6 +240,29 @@ def test_reloaded_models_give_the_trained_ones_probabilities(study, client, samp
             (table["probability"] >= threshold)[clear].astype(int).rename("label")
         )
         assert answer["error"].isna().all()
+
+
+def test_the_stored_model_works_where_the_project_is_not(study, sample, tmp_path):
+    folder = mlflow.artifacts.download_artifacts("models:/pneumonia-sample@challenger")
+    table = predictions(study.study.best_trial.user_attrs["run_id"], "val")
+    code = (
+        "import sys, json, mlflow, pandas as pd\n"
+        "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
+        "data = [open(path, 'rb').read() for path in sys.argv[2:]]\n"
+        "answer = model.predict(pd.DataFrame({'image': data}))\n"
+        "import pneumo; assert pneumo.__file__.startswith(sys.argv[1])\n"
+        "print(json.dumps(answer['probability'].tolist()))\n"
+    )
+    files = [str(sample.base / path) for path in table["path"]]
+    process = subprocess.run(
+        [sys.executable, "-I", "-c", code, folder, *files],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    served = json.loads(process.stdout)
+    assert served == pytest.approx(table["probability"].tolist(), abs=1e-6)
 
 
 def test_the_served_model_names_what_it_cannot_read(study, sample):

@@ -73,6 +73,12 @@ def test_decoded_once_wherever_the_files_lie(folder, own_cache, tmp_path):
     assert len(list((own_cache / "pixels").iterdir())) == 1
 
 
+def test_each_size_has_its_own_pixels(sample, own_cache):
+    for size in (32, 48):
+        assert sample.decode(size, 0).pixels.shape == (546, size, size)
+    assert len(list((own_cache / "pixels").iterdir())) == 2
+
+
 def test_each_row_has_its_own_pixels(sample):
     images = sample.decode(32, 0)
     test = images.split("test")

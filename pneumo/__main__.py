@@ -40,9 +40,16 @@ class Interrupt:
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the whole usage."""
 
+    def parse_known_args(self, *arguments: Any) -> tuple[argparse.Namespace, list[str]]:
+        """Refuses what it does not know itself, so that the command's own help is named."""
+        options, unknown = super().parse_known_args(*arguments)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, unknown
+
     def error(self, message: str) -> NoReturn:
         """Raises `Mistake`."""
-        raise Mistake(f"{message}; see python -m pneumo {self.prog.split()[-1]} --help")
+        raise Mistake(f"{message}; see python -m {self.prog} --help")
 
 
 def main(argv: list[str] | None = None) -> int:

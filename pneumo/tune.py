@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import mlflow
 import optuna
@@ -49,6 +50,29 @@ class Plan:
     def base(self) -> RunConfig:
         """The baseline; its `seed` is the study's. Raises `Mistake` for a wrong fixed value."""
         return self.experiment.base.override(self.fixed)
+
+    def suggest(self, trial: optuna.Trial) -> RunConfig:
+        """The config of a trial, with a seed of its own and the fixed fields as they are."""
+        config = self.experiment.suggest(Search(self.base, self.fixed, trial), self.base)
+        kept = {field: getattr(self.base, field) for field in self.fixed}
+        kept["seed"] = trial_seed(self.base.seed, trial.number)
+        return config.model_copy(update=kept)
+
+    def baseline(self) -> dict[str, Any]:
+        """The suggestions that give the base. Raises `Mistake` where none do."""
+        search = Search(self.base, self.fixed)
+        config = self.experiment.suggest(search, self.base)
+        different = [
+            field
+            for field in RunConfig.model_fields
+            if field not in self.fixed and getattr(config, field) != getattr(self.base, field)
+        ]
+        if different:
+            raise Mistake(
+                f"suggest in experiments/{self.experiment.name}.py must be able to give BASE, "
+                f"and cannot in {', '.join(different)}; change one of the two"
+            )
+        return search.baseline
 
 
 @dataclass(frozen=True)
@@ -108,9 +132,8 @@ def _describe(study: optuna.Study, plan: Plan, run_id: str) -> None:
     images = plan.dataset.decode(base.image_size, base.max_unreadable)
     say(images.summary())
     tracking.log_data(images)
-    search = Search(base, plan.fixed)
-    plan.experiment.suggest(search, base)
-    study.enqueue_trial(search.baseline)
+    baseline = plan.baseline()
+    study.enqueue_trial(baseline)
     facts = {
         "experiment": plan.experiment.name,
         "fixed": dict(plan.fixed),
@@ -125,7 +148,7 @@ def _describe(study: optuna.Study, plan: Plan, run_id: str) -> None:
         "sampler": {"name": "TPESampler", **SAMPLER},
         "pruner": {"name": "MedianPruner", **PRUNER},
         "base": base.as_text(),
-        "baseline": search.baseline,
+        "baseline": baseline,
     }
     mlflow.log_dict(facts | settings, "study.json")
     mlflow.set_tag("pneumo.study", study.study_name)
@@ -160,11 +183,10 @@ def search_trials(
 
 
 def _objective(trial: optuna.Trial, plan: Plan, display: StudyDisplay) -> float:
-    base, study = plan.base, trial.study
+    study = trial.study
     tags = tracking.subject_tags(plan.experiment.name, plan.dataset)
     try:
-        config = plan.experiment.suggest(Search(base, plan.fixed, trial), base)
-        config = config.model_copy(update={"seed": trial_seed(base.seed, trial.number)})
+        config = plan.suggest(trial)
         trial.set_user_attr("config", config.as_text())
         done = run_trial(
             config,

@@ -71,7 +71,10 @@ def mistakes(folder, tmp_path, monkeypatch):
         ("train --unfreeze_depth 3", "unfreeze_depth must be 0 to 2, the blocks of cnn: got 3"),
         ("tune --trials 0", "--trials: must be a whole number from 1 up: got '0'"),
         ("tune --timeout soon", "--timeout: must be a whole number from 1 up: got 'soon'"),
-        ("tune --dropot 0.4", "unrecognized arguments: --dropot 0.4"),
+        (
+            "tune --dropot 0.4",
+            "unrecognized arguments: --dropot 0.4; see python -m pneumo tune --help",
+        ),
         ("tine", "invalid choice: 'tine'"),
         ("", "the following arguments are required: command"),
     ],

@@ -289,10 +289,11 @@ def test_the_same_seed_repeats_trials_and_metrics(store, sample):
 
 
 def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample):
-    outcome = run_study(sample, trials=3, fixed={"dropout": "0.1", "dense_widths": "none"})
+    # three widths, where the search has two dimensions for them
+    outcome = run_study(sample, trials=3, fixed={"dropout": "0.1", "dense_widths": "48-24-12"})
     for run in children(store, outcome):
         assert run.data.params["dropout"] == "0.1"
-        assert run.data.params["dense_widths"] == "none"
+        assert run.data.params["dense_widths"] == "48-24-12"
     for trial in outcome.study.trials:
         assert set(trial.params) == {"augment_strength", "unfreeze_depth", "learning_rate"}
 
@@ -303,6 +304,12 @@ def test_a_studys_name_is_its_own(store, sample):
         run_study(sample, trials=1, name="night")
     statuses = sorted(run.info.status for run in store.search_runs(["0"]))
     assert statuses == ["FAILED", "FINISHED", "FINISHED"]
+
+
+def test_a_baseline_outside_the_search_space_is_refused(store, sample):
+    wide = Experiment("wide", BASE.override({"dense_widths": "32-32-32"}), TINY.suggest)
+    with pytest.raises(Mistake, match="experiments/wide.py must be able to give BASE.*dense_w"):
+        tune(Plan(wide, sample, {}), trials=1, model_name="pneumonia-sample")
 
 
 class FromTheSecondTrial(optuna.pruners.BasePruner):

@@ -17,6 +17,7 @@ import mlflow
 import pandas as pd
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema
 from sqlalchemy import make_url
@@ -86,6 +87,52 @@ def command_run(kind: str, tags: Mapping[str, str]) -> Iterator[str]:
 
 
 @contextmanager
+def reopened(run_id: str) -> Iterator[None]:
+    """A run of an earlier process as the active one; it ends anew, as `command_run` does."""
+    with _ending_by_exception(mlflow.start_run(run_id=run_id, nested=True)):
+        yield
+
+
+def exists(run_id: str) -> bool:
+    """Whether the run is in this store."""
+    try:
+        mlflow.get_run(run_id)
+    except MlflowException:
+        return False
+    return True
+
+
+def this_process() -> tuple[str, int]:
+    """What names this process: host and process id."""
+    return socket.gethostname(), os.getpid()
+
+
+def process_is_gone(host: str, pid: int) -> bool:
+    """Whether a process has died. Of other machines that cannot be known: False."""
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(pid, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it lives, and is somebody else's
+        return False
+    return False
+
+
+def end_abandoned_trials(study_run_id: str) -> None:
+    """Ends the trials of a study that are RUNNING in a process that has died: FAILED."""
+    client = mlflow.MlflowClient()
+    experiment = client.get_run(study_run_id).info.experiment_id
+    running = f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{study_run_id}'"
+    for run in client.search_runs([experiment], running + " and tags.`pneumo.kind` = 'trial'"):
+        tags = run.data.tags
+        if process_is_gone(tags["pneumo.host"], int(tags["pneumo.pid"])):
+            client.set_tag(run.info.run_id, "optuna.state", "FAIL")
+            client.set_terminated(run.info.run_id, "FAILED")
+
+
+@contextmanager
 def keras_run(
     parent_id: str,
     name: str,
@@ -99,12 +146,8 @@ def keras_run(
     Ends as `command_run` does, but KILLED too by an exception of type `pruned`. With a
     `trial_number` it is tagged as a study's trial, with its `optuna.state`.
     """
-    tags = {
-        **tags,
-        "pneumo.kind": "trial",
-        "pneumo.host": socket.gethostname(),
-        "pneumo.pid": str(os.getpid()),
-    }
+    host, pid = this_process()
+    tags = {**tags, "pneumo.kind": "trial", "pneumo.host": host, "pneumo.pid": str(pid)}
     if trial_number is not None:
         tags["optuna.trial_number"] = str(trial_number)
     run = mlflow.start_run(run_name=name, nested=True, parent_run_id=parent_id, tags=tags)

@@ -8,6 +8,7 @@ from typing import Any
 
 import mlflow
 import optuna
+from optuna.pruners import MedianPruner
 from optuna.trial import FrozenTrial, TrialState
 
 from pneumo import models, registry, tracking
@@ -29,6 +30,7 @@ SHOWN = ("dense_widths", "dropout", "augment_strength", "unfreeze_depth", "learn
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 FAILURES_IN_A_ROW = 3
+INTERRUPTED = "interrupted"  # the error of a trial that a person ended
 
 
 class StudyStopped(RuntimeError):
@@ -50,6 +52,21 @@ class Plan:
     def base(self) -> RunConfig:
         """The baseline; its `seed` is the study's. Raises `Mistake` for a wrong fixed value."""
         return self.experiment.base.override(self.fixed)
+
+    def facts(self) -> dict[str, Any]:
+        """What makes a study this one and no other."""
+        base = self.base
+        own = {"epochs": base.epochs, "seed": base.seed}
+        return {
+            "experiment": self.experiment.name,
+            "fixed": {field: text for field, text in self.fixed.items() if field not in own},
+            **own,
+            "data_digest": self.dataset.digest,
+        }
+
+    def sampler(self) -> ReseededTPE:
+        """What suggests a trial's values."""
+        return ReseededTPE(self.base.seed)
 
     def suggest(self, trial: optuna.Trial) -> RunConfig:
         """The config of a trial, with a seed of its own and the fixed fields as they are."""
@@ -97,61 +114,99 @@ def tune(
 ) -> Outcome:
     """A whole study: searches, scores the winner on test once, registers it as `@challenger`.
 
-    `trials` counts complete and pruned ones; after `timeout` seconds no new one starts. Without
-    a `name` the study is called after the experiment and its run. Raises `Mistake` where the
-    name is taken, and `StudyStopped` where the study ends without a winner.
+    A study that is there already under `name` is continued up to `trials` in total, under its
+    own run. `trials` counts complete and pruned ones; after `timeout` seconds no new one starts.
+    Without a `name` the study is called after the experiment and its run. Raises `Mistake`
+    where a study of that name asks something else, and `StudyStopped` where there is no winner.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # failed trials are told by `_line`
     storage = open_storage()
     tags = tracking.subject_tags(plan.experiment.name, plan.dataset)
+    if name in optuna.get_all_study_names(storage):
+        study = _load(storage, name, plan)
+        run_id = study.user_attrs["run_id"]
+        tags |= {"pneumo.study": name, "mlflow.parentRunId": run_id}
+        with tracking.command_run("resume", tags), tracking.reopened(run_id):
+            _take_over(study, plan)
+            return _search_and_crown(study, plan, trials, timeout, model_name)
     with tracking.command_run("study", tags) as run_id:
-        study = _create_study(storage, name or f"{plan.experiment.name}-{run_id[:8]}", plan)
-        _describe(study, plan, run_id)
-        search_trials(study, plan, trials, timeout)
-        return _crown(study, plan, model_name)
+        study = _begin(storage, name or f"{plan.experiment.name}-{run_id[:8]}", plan, run_id)
+        return _search_and_crown(study, plan, trials, timeout, model_name)
 
 
-def _create_study(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.Study:
-    try:
-        return optuna.create_study(
-            storage=storage,
-            study_name=name,
-            direction="maximize",
-            sampler=ReseededTPE(plan.base.seed),
-            pruner=optuna.pruners.MedianPruner(**PRUNER),
-        )
-    except optuna.exceptions.DuplicatedStudyError:
+def _load(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.Study:
+    """The study of that name, if it asks what `plan` asks and its run is in this store."""
+    study = optuna.load_study(
+        storage=storage, study_name=name, sampler=plan.sampler(), pruner=MedianPruner(**PRUNER)
+    )
+    for fact, value in plan.facts().items():
+        begun_with = study.user_attrs.get(fact)
+        if begun_with != value:
+            raise Mistake(
+                f"study '{name}' was begun with {fact} {begun_with}: got {value}; "
+                "give what it was begun with, or another name"
+            )
+    if not tracking.exists(study.user_attrs["run_id"]):
         raise Mistake(
-            f"a study needs a new name: '{name}' is taken; give -P study another"
-        ) from None
+            f"study '{name}' has its runs in another MLflow store than this one; "
+            "set MLFLOW_TRACKING_URI to where it was begun"
+        )
+    return study
 
 
-def _describe(study: optuna.Study, plan: Plan, run_id: str) -> None:
-    """Keeps in Optuna and in MLflow what the study is, and makes the baseline its first trial."""
-    base = plan.base
-    images = plan.dataset.decode(base.image_size, base.max_unreadable)
+def _begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: str) -> optuna.Study:
+    """A new study, described in Optuna and in MLflow, with the baseline as its first trial."""
+    images = plan.dataset.decode(plan.base.image_size, plan.base.max_unreadable)
     say(images.summary())
     tracking.log_data(images)
     baseline = plan.baseline()
+    study = optuna.create_study(
+        storage=storage,
+        study_name=name,
+        direction="maximize",
+        sampler=plan.sampler(),
+        pruner=MedianPruner(**PRUNER),
+    )
+    for fact, value in {**plan.facts(), "run_id": run_id}.items():
+        study.set_user_attr(fact, value)
     study.enqueue_trial(baseline)
-    facts = {
-        "experiment": plan.experiment.name,
-        "fixed": dict(plan.fixed),
-        "epochs": base.epochs,
-        "seed": base.seed,
-        "data_digest": plan.dataset.digest,
-        "run_id": run_id,
-    }
-    for name, value in facts.items():
-        study.set_user_attr(name, value)
+    mlflow.set_tag("pneumo.study", name)
     settings = {
         "sampler": {"name": "TPESampler", **SAMPLER},
         "pruner": {"name": "MedianPruner", **PRUNER},
-        "base": base.as_text(),
+        "base": plan.base.as_text(),
         "baseline": baseline,
     }
-    mlflow.log_dict(facts | settings, "study.json")
-    mlflow.set_tag("pneumo.study", study.study_name)
+    mlflow.log_dict(plan.facts() | settings, "study.json")
+    return study
+
+
+def _take_over(study: optuna.Study, plan: Plan) -> None:
+    """Ends what a dead process left running, and asks again for a baseline that was lost."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if tracking.process_is_gone(*trial.user_attrs.get("process", ("", 0))):
+            study.tell(trial.number, state=TrialState.FAIL)
+    tracking.end_abandoned_trials(study.user_attrs["run_id"])
+    baseline = plan.baseline()
+    trials = study.get_trials(deepcopy=False, states=(*COUNTED, TrialState.WAITING))
+    if not any(it.state == TrialState.WAITING or it.params == baseline for it in trials):
+        study.enqueue_trial(baseline)
+    say(f"continuing study {study.study_name}: {_counted(study)} trials are done")
+
+
+def _counted(study: optuna.Study) -> int:
+    return len(study.get_trials(deepcopy=False, states=COUNTED))
+
+
+def _search_and_crown(
+    study: optuna.Study, plan: Plan, trials: int, timeout: float | None, model_name: str
+) -> Outcome:
+    try:
+        search_trials(study, plan, trials, timeout)
+        return _crown(study, plan, model_name)
+    except KeyboardInterrupt:
+        say(f"to continue, give the same command with -P study={study.study_name}")
+        raise
 
 
 def search_trials(
@@ -161,12 +216,13 @@ def search_trials(
 
     Raises `StudyStopped` after three failures of the same kind in a row.
     """
+    if _counted(study) >= trials:
+        return
     with StudyDisplay(trials) as display:
 
         def ended(study: optuna.Study, trial: FrozenTrial) -> None:
-            counted = len(study.get_trials(deepcopy=False, states=COUNTED))
-            display.trial(_line(trial), counted)
-            if counted >= trials or _repeated_failure(study):
+            display.trial(_line(trial), _counted(study))
+            if _counted(study) >= trials or _repeated_failure(study):
                 study.stop()
 
         study.optimize(
@@ -184,6 +240,7 @@ def search_trials(
 
 def _objective(trial: optuna.Trial, plan: Plan, display: StudyDisplay) -> float:
     study = trial.study
+    trial.set_user_attr("process", tracking.this_process())
     tags = tracking.subject_tags(plan.experiment.name, plan.dataset)
     try:
         config = plan.suggest(trial)
@@ -199,6 +256,9 @@ def _objective(trial: optuna.Trial, plan: Plan, display: StudyDisplay) -> float:
             pruned=optuna.TrialPruned,
         )
     except optuna.TrialPruned:
+        raise
+    except KeyboardInterrupt:
+        trial.set_user_attr("error", INTERRUPTED)
         raise
     except Exception as error:
         trial.set_user_attr("error", f"{type(error).__name__}: {error}")
@@ -221,27 +281,38 @@ def _repeated_failure(study: optuna.Study) -> str | None:
     """The last error, if the last three trials that ended failed with errors of its type."""
     ended = [it for it in study.get_trials(deepcopy=False) if it.state.is_finished()]
     errors = [
-        it.user_attrs.get("error", "interrupted") if it.state == TrialState.FAIL else None
+        it.user_attrs.get("error", INTERRUPTED) if it.state == TrialState.FAIL else ""
         for it in ended[-FAILURES_IN_A_ROW:]
     ]
-    kinds = {error and error.partition(":")[0] for error in errors}
+    kinds = {error.partition(":")[0] for error in errors}
     alike = len(errors) == FAILURES_IN_A_ROW and len(kinds) == 1
-    return errors[-1] if alike else None
+    return errors[-1] if alike and not kinds & {"", INTERRUPTED} else None
 
 
 def _crown(study: optuna.Study, plan: Plan, model_name: str) -> Outcome:
-    """Touches test, once and for the best trial alone, and registers its model."""
+    """Touches test, once and for the best trial alone, and registers its model.
+
+    A continued study whose best trial is still the same keeps what was found for it.
+    """
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         raise StudyStopped("no trial came to its end, so there is no winner; allow more time")
     best = study.best_trial
-    model = registry.load(best.user_attrs["model_uri"])
-    size = model.keras_model.input_shape[1]
-    test = plan.dataset.decode(size, plan.base.max_unreadable).split("test")
-    scores = models.probabilities(model.keras_model, test.images)
-    evaluation = evaluate(test, scores, model.threshold, intervals=True)
-    tracking.log_evaluation("test", evaluation)
-    version = registry.register(best.user_attrs["run_id"], model, model_name)
-    return Outcome(study, model_name, version, evaluation.metrics)
+    winner = study.user_attrs.get("winner", {})
+    if winner.get("trial") != best.number:
+        model = registry.load(best.user_attrs["model_uri"])
+        size = model.keras_model.input_shape[1]
+        test = plan.dataset.decode(size, plan.base.max_unreadable).split("test")
+        scores = models.probabilities(model.keras_model, test.images)
+        evaluation = evaluate(test, scores, model.threshold, intervals=True)
+        tracking.log_evaluation("test", evaluation)
+        winner = {
+            "trial": best.number,
+            "model_name": model_name,
+            "version": registry.register(best.user_attrs["run_id"], model, model_name),
+            "test_metrics": evaluation.metrics,
+        }
+        study.set_user_attr("winner", winner)
+    return Outcome(study, winner["model_name"], winner["version"], winner["test_metrics"])
 
 
 def _line(trial: FrozenTrial) -> str:

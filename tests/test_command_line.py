@@ -150,31 +150,67 @@ def test_train(store):
     assert "Traceback" not in errors
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_nothing_stays_running(store, number):
-    process = start("tune", "--epochs", "1000", "--patience", "1000", start_new_session=True)
+def started_study(store) -> subprocess.Popen:
+    """A study whose first trial is at work."""
+    flags = ["--study", "night", "--epochs", "1000", "--patience", "1000", "--image_size", "32"]
+    process = start("tune", *flags, start_new_session=True)
     while not store.search_runs(["0"], "metrics.`epoch/val_auc` > 0"):
         time.sleep(0.2)
         assert process.poll() is None, process.stderr.read()
+    return process
+
+
+def runs_of(store) -> list:
+    return sorted(store.search_runs(["0"]), key=lambda run: run.info.start_time)
+
+
+def trials_of(study: str) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name=study, storage=os.environ["PNEUMO_STORAGE"]).trials
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_nothing_stays_running(store, number):
+    process = started_study(store)
     before = time.monotonic()
     os.killpg(process.pid, number)
     os.killpg(process.pid, signal.SIGTERM)  # as `mlflow run` does after the terminal's own
-    _, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=60)
     assert time.monotonic() - before < 10
     assert process.returncode == 1
+    assert "to continue, give the same command with -P study=night" in output
     assert "pneumo: interrupted" in errors
     assert "Traceback" not in errors
-    [stored] = optuna.study.get_all_study_summaries(os.environ["PNEUMO_STORAGE"])
-    assert stored.user_attrs["experiment"] == "tune"
-    [ended] = optuna.load_study(
-        study_name=stored.study_name, storage=os.environ["PNEUMO_STORAGE"]
-    ).trials
-    assert ended.state.name == "FAIL"
-    study, trial = sorted(store.search_runs(["0"]), key=lambda run: run.info.start_time)
+    [ended] = trials_of("night")
+    assert (ended.state.name, ended.user_attrs["error"]) == ("FAIL", "interrupted")
+    study, trial = runs_of(store)
     assert (study.info.status, trial.info.status) == ("KILLED", "KILLED")
     assert trial.data.tags["optuna.state"] == "FAIL"
     assert not store.list_artifacts(trial.info.run_id)
+
+
+@pytest.mark.slow
+def test_what_a_dead_process_left_running_is_ended_by_the_next(store):
+    process = started_study(store)
+    process.kill()
+    process.communicate()
+    assert {run.info.status for run in runs_of(store)} == {"RUNNING"}
+    flags = ["--study", "night", "--epochs", "1000", "--image_size", "32", "--patience", "1000"]
+    process = start("tune", *flags)
+    while len(runs_of(store)) < 4:
+        time.sleep(0.2)
+        assert process.poll() is None, process.stderr.read()
+    study, dead, resume, trial = runs_of(store)
+    assert dead.info.status == "FAILED"
+    assert dead.data.tags["optuna.state"] == "FAIL"
+    assert [it.state.name for it in trials_of("night")] == ["FAIL", "RUNNING"]
+    assert trial.data.params["dropout"] == dead.data.params["dropout"]  # the baseline again
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    study, dead, resume, trial = runs_of(store)
+    statuses = [run.info.status for run in (study, dead, resume, trial)]
+    assert statuses == ["KILLED", "FAILED", "KILLED", "KILLED"]
+    assert resume.data.tags["pneumo.kind"] == "resume"
 
 
 @pytest.mark.slow

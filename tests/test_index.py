@@ -67,6 +67,42 @@ def test_archive_and_folder_give_the_same_rows_and_digest(folder, tmp_path):
         assert packed.rows.equals(plain.rows)
 
 
+def write_patients(folder, text: str) -> None:
+    (folder / "patients.csv").write_text(text)
+
+
+def test_a_list_of_patients_wins_over_file_names(folder):
+    plain = index.build_index(folder)
+    assert index.unknown_patients(plain) == 0
+    (folder / "train" / "NORMAL" / "a.png").write_bytes(b"1")
+    (folder / "train" / "NORMAL" / "b.png").write_bytes(b"2")
+    assert index.unknown_patients(index.build_index(folder)) == 2
+    known = plain["path"][0]
+    write_patients(folder, f"path,patient\ntrain/NORMAL/a.png,007\n{known},007\n")
+    rows = index.build_index(folder)
+    patient = dict(zip(rows["path"], rows["patient"], strict=True))
+    assert patient["train/NORMAL/a.png"] == patient[known] == "007"
+    assert patient["train/NORMAL/b.png"] == "b.png"
+    assert index.unknown_patients(rows) == 1
+    assert len(rows) == len(plain) + 2  # the list itself is no image
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,patient\n", "must be a CSV with columns path and patient"),
+        ("", "must be a CSV with columns path and patient"),
+        ("path,patient\nnowhere.png,1\n", "names 'nowhere.png', which is no image here"),
+        ("path,patient\nX,1\nX,2\n", "must name each image once, with a patient"),
+        ("path,patient\nX,\n", "must name each image once, with a patient"),
+    ],
+)
+def test_a_list_that_does_not_fit_is_refused(folder, text, message):
+    write_patients(folder, text.replace("X", index.build_index(folder)["path"][0]))
+    with pytest.raises(Mistake, match=message):
+        index.build_index(folder)
+
+
 def test_the_digest_follows_the_content(folder):
     before = index.digest(index.build_index(folder))
     file = next((folder / "train" / "NORMAL").iterdir())

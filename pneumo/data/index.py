@@ -28,17 +28,44 @@ def build_index(root: Path) -> pd.DataFrame:
     `root` is any folder above `{train,val,test}/{NORMAL,PNEUMONIA}`. Columns: `path`
     (from the folder that holds the splits, with `/`), `label` (0 normal, 1 pneumonia),
     `subtype` (`bacteria`, `virus`, `IM`, `NORMAL2-IM`; '' where the name does not tell),
-    `patient`, `split` (`train` or `test`, as published), `sha256` of the file.
-    Raises `Mistake` where there is no image.
+    `patient` (from `patients.csv` where that names the image, else from the file name),
+    `split` (`train` or `test`, as published), `sha256` of the file. Raises `Mistake` where
+    there is no image, or a `patients.csv` that does not fit the images.
     """
     base = find_base(root)
-    files = sorted(_files(base), key=lambda file: file.relative_to(base).as_posix())
+    files = {file.relative_to(base).as_posix(): file for file in _files(base)}
     if not files:
         raise Mistake(f"{base} has the folders of a data set but no image in them; fill them")
+    paths = sorted(files)
+    patients = _listed_patients(base, paths)
     with ThreadPoolExecutor() as threads:
-        digests = list(threads.map(_sha256, files))
-    rows = [_row(base, *pair) for pair in zip(files, digests, strict=True)]
+        digests = threads.map(_sha256, [files[path] for path in paths])
+        rows = [
+            (*_row(path, patients.get(path)), digest)
+            for path, digest in zip(paths, digests, strict=True)
+        ]
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _listed_patients(base: Path, paths: list[str]) -> dict[str, str]:
+    """Path → patient, as the data set's own `patients.csv` says it; empty without one."""
+    file = base / "patients.csv"
+    if not file.is_file():
+        return {}
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        rows = list(zip(table["path"], table["patient"], strict=True))
+    except (ValueError, KeyError) as error:
+        raise Mistake(f"{file} must be a CSV with columns path and patient ({error})") from None
+    listed = dict(rows)
+    if len(listed) < len(rows) or not all(listed.values()):
+        raise Mistake(f"{file} must name each image once, with a patient; mend it")
+    if strangers := sorted(listed.keys() - set(paths)):
+        raise Mistake(
+            f"{file} names '{strangers[0]}', which is no image here; "
+            f"paths start at its own folder, as {paths[0]}"
+        )
+    return listed
 
 
 def find_base(root: Path) -> Path:
@@ -70,7 +97,7 @@ def digest(rows: pd.DataFrame) -> str:
 
 def unknown_patients(rows: pd.DataFrame) -> int:
     """How many images have a name that tells no patient, and so count as one patient each."""
-    return int((rows["subtype"] == "").sum())
+    return int((rows["patient"] == rows["path"].str.rpartition("/")[2]).sum())
 
 
 def _files(base: Path) -> Iterator[Path]:
@@ -90,10 +117,9 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _row(base: Path, file: Path, sha256: str) -> tuple[str, int, str, str, str, str]:
-    folder, name = file.relative_to(base).parts[:2]
-    match = PATIENT.match(file.name)
-    patient = match[0] if match else file.name
+def _row(path: str, listed_patient: str | None) -> tuple[str, int, str, str, str]:
+    folder, class_name, file_name = path.split("/")
+    match = PATIENT.match(file_name)
+    patient = listed_patient or (match[0] if match else file_name)
     subtype = (match["kind"] or match["series"]) if match else ""
-    path = file.relative_to(base).as_posix()
-    return path, CLASSES.index(name), subtype, patient, FOLDERS[folder], sha256
+    return path, CLASSES.index(class_name), subtype, patient, FOLDERS[folder]

@@ -2,39 +2,19 @@
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pneumo import interrupt
 from pneumo.config import RunConfig
 from pneumo.errors import Mistake
 
 # Nothing here may import TensorFlow or MLflow before the arguments are known to be right.
 
 INTERRUPTED = "interrupted; what was finished is kept"
-
-
-class Interrupt:
-    """Makes a signal a `KeyboardInterrupt`, which ends the runs under way.
-
-    After the terminal's own signal `mlflow run` sends another: for ten seconds those that
-    follow are ignored, so that they do not break into the clean-up of the first.
-    """
-
-    GRACE = 10  # seconds
-
-    def __init__(self) -> None:
-        self._deaf_until = 0.0
-
-    def __call__(self, *_: object) -> None:
-        """Handles a signal."""
-        if time.monotonic() >= self._deaf_until:
-            self._deaf_until = time.monotonic() + self.GRACE
-            raise KeyboardInterrupt
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,9 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 done, 2 the user's mistake, 1 anything else."""
-    interrupt = Interrupt()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    interrupt.install()
     try:
         options = _parser().parse_args(argv)
         return options.command(options)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from sklearn.metrics import log_loss, roc_auc_score
 
-from pneumo import models
+from pneumo import interrupt, models
 from pneumo.augment import augment
 from pneumo.config import RunConfig
 from pneumo.data.dataset import Images, Split
@@ -43,6 +43,11 @@ def train(config: RunConfig, images: Images, callbacks: Sequence[EpochCallback] 
     """
     keras.utils.clear_session()  # what a previous model left behind would stay in memory
     keras.utils.set_random_seed(config.seed)
+    with interrupt.deferred():
+        return _fit(_compiled(config), config, images, callbacks)
+
+
+def _compiled(config: RunConfig) -> keras.Model:
     model = models.build(config)
     # XLA makes the forward pass of convolutions several times slower on a CPU
     model.compile(
@@ -51,6 +56,12 @@ def train(config: RunConfig, images: Images, callbacks: Sequence[EpochCallback] 
         metrics=[keras.metrics.AUC(from_logits=True, name="auc")],
         jit_compile=False,
     )
+    return model
+
+
+def _fit(
+    model: keras.Model, config: RunConfig, images: Images, callbacks: Sequence[EpochCallback]
+) -> Result:
     fitting = images.split("train")
     validation = _Validation(images.split("val"))
     best = keras.callbacks.EarlyStopping(
@@ -111,11 +122,14 @@ class _Validation(keras.callbacks.Callback):
 
 
 class _Report(keras.callbacks.Callback):
-    """Hands each epoch to the callbacks of `train`."""
+    """Hands each epoch to the callbacks of `train`, and lets an interrupt in."""
 
     def __init__(self, callbacks: Sequence[EpochCallback]) -> None:
         super().__init__()
         self._callbacks = callbacks
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
+        interrupt.check()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         metrics = {name: float(value) for name, value in logs.items()}

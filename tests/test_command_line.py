@@ -205,7 +205,7 @@ def test_what_a_dead_process_left_running_is_ended_by_the_next(store):
     assert dead.data.tags["optuna.state"] == "FAIL"
     assert [it.state.name for it in trials_of("night")] == ["FAIL", "RUNNING"]
     assert trial.data.params["dropout"] == dead.data.params["dropout"]  # the baseline again
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)  # while TensorFlow still traces the model
     process.communicate(timeout=60)
     study, dead, resume, trial = runs_of(store)
     statuses = [run.info.status for run in (study, dead, resume, trial)]

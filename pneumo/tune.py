@@ -156,6 +156,7 @@ def _load(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.
 
 def _begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: str) -> optuna.Study:
     """A new study, described in Optuna and in MLflow, with the baseline as its first trial."""
+    say(f"study {name}")  # at once: a process that dies cannot say later what to continue
     images = plan.dataset.decode(plan.base.image_size, plan.base.max_unreadable)
     say(images.summary())
     tracking.log_data(images)

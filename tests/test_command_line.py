@@ -193,7 +193,8 @@ def test_interrupted_nothing_stays_running(store, number):
 def test_what_a_dead_process_left_running_is_ended_by_the_next(store):
     process = started_study(store)
     process.kill()
-    process.communicate()
+    output, _ = process.communicate()
+    assert output.startswith("study night\n")
     assert {run.info.status for run in runs_of(store)} == {"RUNNING"}
     flags = ["--study", "night", "--epochs", "1000", "--image_size", "32", "--patience", "1000"]
     process = start("tune", *flags)

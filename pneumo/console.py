@@ -26,10 +26,10 @@ def say_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
     say(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
 
-def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+def track(items: Iterable[T], total: int, what: str, unit: str = "images") -> Iterator[T]:
     """`items`, with a progress bar on a terminal and one line before them elsewhere."""
     if not console.is_terminal:
-        say(f"{what}: {total} images")
+        say(f"{what}: {total} {unit}")
     hidden = not console.is_terminal
     yield from rich_track(items, what, total, console=console, transient=True, disable=hidden)
 

@@ -48,6 +48,17 @@ def test_a_large_jpeg_shrinks_to_what_a_whole_decoding_gives():
     assert np.abs(from_jpeg.astype(int) - from_png).max() <= 4
 
 
+def test_squashed_or_padded_to_the_square():
+    wide = file_of(Image.fromarray(np.full((20, 40), 200, np.uint8)))
+    assert np.array_equal(decode(wide, 40), np.full((40, 40), 200))
+    padded = decode(wide, 40, "pad")
+    assert np.array_equal(padded[10:30], np.full((20, 40), 200))
+    assert not padded[:10].any()
+    assert not padded[30:].any()
+    square = file_of(Image.fromarray(RAMP))
+    assert np.array_equal(decode(square, 32, "pad"), decode(square, 32, "squash"))
+
+
 @pytest.mark.parametrize(
     ("data", "why"),
     [
@@ -77,6 +88,16 @@ def test_each_size_has_its_own_pixels(sample, own_cache):
     for size in (32, 48):
         assert sample.decode(size, 0).pixels.shape == (546, size, size)
     assert len(list((own_cache / "pixels").iterdir())) == 2
+
+
+def test_each_way_to_the_square_has_its_own_pixels(folder, own_cache):
+    file = sorted((folder / "test" / "NORMAL").iterdir())[0]
+    file.write_bytes(file_of(Image.fromarray(np.full((20, 40), 200, np.uint8))))
+    dataset = open_dataset(str(folder))
+    for resize, lit in (("squash", 32 * 32), ("pad", 16 * 32)):
+        test = dataset.decode(32, 0, resize).split("test")
+        [row] = np.flatnonzero(test.rows["path"] == file.relative_to(folder).as_posix())
+        assert (test.images[row] > 100).sum() == lit
 
 
 def test_each_row_has_its_own_pixels(sample):

@@ -18,6 +18,11 @@ ENDINGS = (".zip", ".tar.gz", ".tgz")
 Member = tuple[str, IO[bytes]]
 
 
+def unpacked(sha256: str) -> Path:
+    """Where the files of the archive with that hash are kept, once they are unpacked."""
+    return cache.place(f"archives/{sha256}")
+
+
 def unpack(archive: Path) -> Path:
     """The folder that holds the archive's files, unpacked once and keyed by its content.
 

@@ -7,12 +7,15 @@ import numpy as np
 import pandas as pd
 
 from pneumo.data import archive, index
+from pneumo.data.download import SOURCES, fetch, require_whole
 from pneumo.data.pixels import load_pixels
 from pneumo.data.sample import make_sample
 from pneumo.data.split import cut_validation
 from pneumo.errors import Mistake
 
 SAMPLE = "sample"
+
+KINDS = ", ".join([SAMPLE, *SOURCES, "a folder, a .zip or a .tar.gz"])
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,13 @@ class Dataset:
         """Images whose file name tells no patient."""
         return index.unknown_patients(self.rows)
 
-    def decode(self, size: int, max_unreadable: float) -> "Images":
+    def decode(self, size: int, max_unreadable: float, resize: str = "squash") -> "Images":
         """The images at `size` × `size` pixels, from the cache where they are there.
 
-        Raises `Mistake` where more than the share `max_unreadable` cannot be read.
+        `resize`: see `pixels.decode`. Raises `Mistake` where more than the share
+        `max_unreadable` cannot be read.
         """
-        pixels, unreadable = load_pixels(self.base, self.rows, size)
+        pixels, unreadable = load_pixels(self.base, self.rows, size, resize)
         if len(unreadable) > max_unreadable * len(self.rows):
             path, why = next(iter(unreadable.items()))
             raise Mistake(
@@ -111,7 +115,7 @@ class Images:
 
 
 def open_dataset(data: str, needs: tuple[str, ...] = ("train",)) -> Dataset:
-    """The data set that `data` names: `sample`, a folder, a `.zip` or a `.tar.gz`.
+    """The data set that `data` names: `sample`, one of `SOURCES`, a folder, `.zip` or `.tar.gz`.
 
     Raises `Mistake` where there is none, where a split in `needs` is not there, or where a
     split lacks a class.
@@ -119,6 +123,8 @@ def open_dataset(data: str, needs: tuple[str, ...] = ("train",)) -> Dataset:
     name, root = _locate(data)
     base = index.find_base(root)
     rows = index.build_index(base)
+    if data in SOURCES:
+        require_whole(rows, SOURCES[data])
     for split in sorted({*needs, *rows["split"]}):
         _require_both_classes(rows, split, base)
     return Dataset(
@@ -133,18 +139,18 @@ def open_dataset(data: str, needs: tuple[str, ...] = ("train",)) -> Dataset:
 def _locate(data: str) -> tuple[str, Path]:
     if data == SAMPLE:
         return data, make_sample()
+    if data in SOURCES:
+        return data, fetch(data)
     path = Path(data).expanduser()
     if path.is_dir():
         return path.resolve().name, path
     if not path.is_file():
         raise Mistake(
-            f"data must be '{SAMPLE}', a folder, a .zip or a .tar.gz: there is no '{data}' here; "
+            f"data must be {KINDS}: there is no '{data}' here; "
             "check the path (in a project run from a Git address it must be absolute)"
         )
     if not path.name.lower().endswith(archive.ENDINGS):
-        raise Mistake(
-            f"data must be '{SAMPLE}', a folder, a .zip or a .tar.gz: got the file '{data}'"
-        )
+        raise Mistake(f"data must be {KINDS}: got the file '{data}'")
     return path.name, archive.unpack(path)
 
 

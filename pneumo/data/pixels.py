@@ -20,10 +20,11 @@ class UnreadableImage(ValueError):
     """A file that is no image, or a broken one; the message says why."""
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
+def decode(data: bytes, size: int, resize: str = "squash") -> np.ndarray:
     """An image file's bytes as grey pixels: uint8, shape (size, size), 0 black to 255 white.
 
-    The image is squashed to the square, whatever its aspect ratio. Raises `UnreadableImage`.
+    `resize`: `squash` fills the square, whatever the image's aspect ratio; `pad` keeps the ratio,
+    the image in the middle of black. Raises `UnreadableImage`.
     """
     try:
         image = Image.open(io.BytesIO(data))
@@ -31,36 +32,40 @@ def decode(data: bytes, size: int) -> np.ndarray:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return np.asarray(image.convert("L").resize((size, size), Image.Resampling.BILINEAR))
+        to_square = ImageOps.pad if resize == "pad" else Image.Image.resize
+        return np.asarray(to_square(image.convert("L"), (size, size), Image.Resampling.BILINEAR))
     except UnidentifiedImageError:
         raise UnreadableImage("no image format that can be read") from None
     except Exception as error:  # a parser fed with strangers' files raises nearly anything
         raise UnreadableImage(str(error) or type(error).__name__) from error
 
 
-def load_pixels(base: Path, rows: pd.DataFrame, size: int) -> tuple[np.ndarray, dict[str, str]]:
+def load_pixels(
+    base: Path, rows: pd.DataFrame, size: int, resize: str
+) -> tuple[np.ndarray, dict[str, str]]:
     """The pixels of an index's images, and why some are missing.
 
     Returns a read-only memory map, uint8, shape (rows, size, size), in the order of `rows`,
     and path → reason for the unreadable files, whose places in the map hold nothing. Kept
-    in the cache under the files' content and the size, wherever the files lie.
+    in the cache under the files' content, the size and `resize`, wherever the files lie.
     """
-    key = hashlib.sha256("\n".join([f"{DECODER} {size}", *rows["sha256"]]).encode()).hexdigest()
+    made_by = f"{DECODER} {size} {resize}"
+    key = hashlib.sha256("\n".join([made_by, *rows["sha256"]]).encode()).hexdigest()
     files = [base / path for path in rows["path"]]
-    folder = cache.keep(f"pixels/{key}", lambda draft: _fill(draft, files, size))
+    folder = cache.keep(f"pixels/{key}", lambda draft: _fill(draft, files, size, resize))
     reasons = json.loads((folder / "unreadable.json").read_text())
     unreadable = {rows["path"].iloc[int(position)]: why for position, why in reasons.items()}
     return np.load(folder / "pixels.npy", mmap_mode="r"), unreadable
 
 
-def _fill(folder: Path, files: list[Path], size: int) -> None:
+def _fill(folder: Path, files: list[Path], size: int, resize: str) -> None:
     pixels = np.lib.format.open_memmap(
         folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=(len(files), size, size)
     )
 
     def fill(position: int) -> str | None:
         try:
-            pixels[position] = decode(files[position].read_bytes(), size)
+            pixels[position] = decode(files[position].read_bytes(), size, resize)
         except UnreadableImage as error:
             return str(error)
         return None

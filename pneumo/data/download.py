@@ -1,0 +1,124 @@
+"""Data sets that are downloaded by name."""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import requests
+
+from pneumo.console import track
+from pneumo.data import archive, cache
+from pneumo.errors import Mistake
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from, and how it is known to be that one.
+
+    `images`: how many each part of its official split holds.
+    """
+
+    url: str
+    file_name: str
+    sha256: str
+    images: dict[str, int]
+
+
+SOURCES = {
+    # Kermany, Zhang, Goldbaum: doi 10.17632/rscbjbr9sj.2, CC BY 4.0, 1.2 GB
+    "mendeley": Source(
+        "https://data.mendeley.com/public-files/datasets/rscbjbr9sj/files/"
+        "f12eaf6d-6023-432f-acc9-80c9d7393433/file_downloaded",
+        "ChestXRay2017.zip",
+        "13efc055629733dbab07877f8b3c9f81097840dbcdaa326a8542322c2281ce36",
+        {"train": 5232, "test": 624},
+    )
+}
+
+CHUNK = 2**20  # bytes
+ATTEMPTS = 4  # connections in a row that bring nothing
+FIRST_WAIT = 1.0  # seconds before the second of them; doubled for each further one
+
+
+def fetch(name: str) -> Path:
+    """The folder that holds the files of a data set in `SOURCES`, downloaded and unpacked once.
+
+    What a broken connection has brought is kept, and the next one goes on from there, also in
+    another process. Raises `Mistake`, with a way round it, where the file cannot be had.
+    """
+    source = SOURCES[name]
+    unpacked = archive.unpacked(source.sha256)
+    if not unpacked.is_dir():
+        file = cache.place(f"downloads/{source.file_name}")
+        if not file.exists():
+            _download(source, file)
+        archive.unpack(file)
+        file.unlink()
+    return unpacked
+
+
+def require_whole(rows: pd.DataFrame, source: Source) -> None:
+    """Raises `Mistake` if an index, not yet cut for validation, has not the source's images."""
+    found = rows["split"].value_counts().to_dict()
+    if found != source.images:
+        raise Mistake(f"{source.file_name} must hold {source.images} images: got {found}")
+
+
+def _download(source: Source, file: Path) -> None:
+    part = file.with_name(f"{file.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _receive_all(source, part)
+    except requests.HTTPError as error:
+        raise _failure(source, f"the server answered {error.response.status_code}") from None
+    except requests.RequestException as error:
+        raise _failure(source, f"the connection failed ({type(error).__name__})") from None
+    with part.open("rb") as received:
+        sha256 = hashlib.file_digest(received, "sha256").hexdigest()
+    if sha256 != source.sha256:
+        part.unlink()  # nothing can be built on it
+        raise _failure(source, f"what came has another sha256, {sha256}")
+    part.rename(file)
+
+
+def _failure(source: Source, reason: str) -> Mistake:
+    return Mistake(
+        f"{source.file_name} could not be downloaded: {reason}; try again, or "
+        f"1. get {source.url} with a browser, "
+        f"2. see that its sha256 is {source.sha256}, "
+        f"3. give the file itself: data=PATH/{source.file_name}"
+    )
+
+
+def _receive_all(source: Source, part: Path) -> None:
+    """Fills `part`, over as many connections as it takes while each brings something."""
+    failures = 0
+    while True:
+        before = _size(part)
+        try:
+            return _receive(source, part, before)
+        except requests.RequestException:
+            failures = 1 if _size(part) > before else failures + 1
+            if failures == ATTEMPTS:
+                raise
+            time.sleep(FIRST_WAIT * 2 ** (failures - 1))
+
+
+def _receive(source: Source, part: Path, done: int) -> None:
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    with requests.get(source.url, headers=headers, stream=True, timeout=60) as answer:
+        if answer.status_code == requests.codes.requested_range_not_satisfiable:
+            return  # nothing is missing
+        answer.raise_for_status()
+        goes_on = answer.status_code == requests.codes.partial_content
+        megabytes = int(answer.headers.get("Content-Length", 0)) // CHUNK
+        chunks = answer.iter_content(CHUNK)
+        with part.open("ab" if goes_on else "wb") as file:
+            for chunk in track(chunks, megabytes, f"Downloading {source.file_name}", "MB"):
+                file.write(chunk)
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0

@@ -63,7 +63,7 @@ def _parser() -> Parser:
 
     command = _command(commands, "prepare", prepare, "import a data set and fill the pixel cache")
     _data(command)
-    _fields(command, ["image_size", "max_unreadable"])
+    _fields(command, ["image_size", "resize", "max_unreadable"])
 
     _command(commands, "test", test, "the test suite")
     return parser
@@ -84,7 +84,9 @@ def _experiment(command: Parser, default: str) -> None:
 
 
 def _data(command: Parser) -> None:
-    _option(command, "data", "sample", "sample, a folder, a .zip or a .tar.gz")
+    _option(
+        command, "data", "sample", "sample, mendeley (is downloaded), a folder, a .zip or a .tar.gz"
+    )
 
 
 def _fields(command: Parser, names: Any) -> None:
@@ -135,12 +137,13 @@ def tune(options: argparse.Namespace) -> int:
 
     experiment = load_experiment(options.experiment, searched=True)
     fixed = _overrides(options)
-    experiment.base.override(fixed)  # a wrong value is said before the data is opened
+    base = experiment.base.override(fixed)  # a wrong value is said before the data is opened
     dataset = open_dataset(options.data, needs=("train", "test"))
     _import_tensorflow()
-    from pneumo import tracking
+    from pneumo import models, tracking
     from pneumo import tune as studies
 
+    models.pretrained(base)  # weights that do not fit are said before a run is made
     tracking.quiet()
     default_name = "pneumonia-sample" if options.data == SAMPLE else "pneumonia"
     try:
@@ -167,14 +170,16 @@ def train(options: argparse.Namespace) -> int:
     config = experiment.base.override(_overrides(options))
     dataset = open_dataset(options.data)
     _import_tensorflow()
-    from pneumo import registry, tracking
+    from pneumo import models, registry, tracking
     from pneumo.console import say, say_epoch
     from pneumo.trial import run_name, run_trial
 
+    models.pretrained(config)  # weights that do not fit are said before a run is made
     tracking.quiet()
     tags = tracking.subject_tags(experiment.name, dataset)
     with tracking.command_run("train", tags) as run_id:
-        tracking.log_data(dataset.decode(config.image_size, config.max_unreadable))
+        images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
+        tracking.log_data(images)
         name = run_name(config)
         trial = run_trial(config, dataset, [say_epoch], parent_id=run_id, name=name, tags=tags)
         for metric, value in trial.metrics.items():
@@ -198,7 +203,7 @@ def prepare(options: argparse.Namespace) -> int:
 
     tracking.quiet()
     with tracking.command_run("prepare", tracking.data_tags(dataset)):
-        images = dataset.decode(config.image_size, config.max_unreadable)
+        images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
         tracking.log_data(images)
     counts = images.counts()
     table(f"{dataset.name}, digest {dataset.digest}", list(counts), counts.to_numpy())
@@ -212,4 +217,4 @@ def test(_: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interrupt.leave(main())

@@ -34,48 +34,81 @@ class Result:
     val_probabilities: np.ndarray
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A part of a fit: the depth that trains, at which rate, up to which epoch of the whole."""
+
+    unfreeze_depth: int
+    learning_rate: float
+    until: int
+
+
+def phases(config: RunConfig) -> list[Phase]:
+    """What trains when. Pretrained blocks wait until the head makes sense, then go more slowly.
+
+    The gradients of a random head would undo what they have learned. The last phase has one
+    epoch at least: with `epochs` 1, or `head_epochs` 0, it is the only one. Random weights and
+    depth 0 have a single phase, at the full rate.
+    """
+    depth, rate = config.unfreeze_depth, config.learning_rate
+    if config.weights == "none" or depth == 0:
+        return [Phase(depth, rate, config.epochs)]
+    head = Phase(0, rate, min(config.head_epochs, config.epochs - 1))
+    whole = Phase(depth, rate * config.fine_tuning_factor, config.epochs)
+    return [head, whole] if head.until else [whole]
+
+
 def train(config: RunConfig, images: Images, callbacks: Sequence[EpochCallback] = ()) -> Result:
     """Fits the model of `config` on `train`, and keeps the weights that do best on `val`.
 
-    Stops after `patience` epochs without a better objective. The classes weigh the same,
+    A phase ends after `patience` epochs without a better objective. The classes weigh the same,
     whatever their share: probabilities are those of a world with as many normal as sick.
     Raises `TrainingDiverged` when the loss is not finite, and whatever a callback raises.
     """
+
+    def hear(epoch: int, metrics: Mapping[str, float]) -> None:
+        for callback in callbacks:
+            callback(epoch, metrics)
+
+    return interrupt.in_own_thread(lambda tell: _fit(config, images, tell), hear)
+
+
+def _fit(config: RunConfig, images: Images, tell: Callable[..., None]) -> Result:
     keras.utils.clear_session()  # what a previous model left behind would stay in memory
-    keras.utils.set_random_seed(config.seed)
-    with interrupt.deferred():
-        return _fit(_compiled(config), config, images, callbacks)
-
-
-def _compiled(config: RunConfig) -> keras.Model:
     model = models.build(config)
+    fitting = images.split("train")
+    data, weights = batches(fitting, config), class_weights(fitting.labels)
+    validation = _Validation(images.split("val"))
+    ended = []
+    for phase in phases(config):
+        models.unfreeze(model, phase.unfreeze_depth)
+        _compile(model, phase.learning_rate)
+        stopping = keras.callbacks.EarlyStopping(
+            config.objective, mode="max", patience=config.patience, restore_best_weights=True
+        )
+        model.fit(
+            data,
+            initial_epoch=len(validation.probabilities),
+            epochs=phase.until,
+            class_weight=weights,
+            callbacks=[validation, _Telling(tell), stopping],  # each needs what the last does
+            shuffle=False,  # `batches` does it
+            verbose=0,
+        )
+        ended.append(stopping)
+    best = max(ended, key=lambda phase: phase.best)  # the first of equals
+    model.set_weights(best.best_weights)
+    return Result(model, best.best_epoch + 1, validation.probabilities[best.best_epoch])
+
+
+def _compile(model: keras.Model, learning_rate: float) -> None:
     # XLA makes the forward pass of convolutions several times slower on a CPU
     model.compile(
-        optimizer=keras.optimizers.Adam(config.learning_rate),
+        optimizer=keras.optimizers.Adam(learning_rate),
         loss=keras.losses.BinaryCrossentropy(from_logits=True),
         metrics=[keras.metrics.AUC(from_logits=True, name="auc")],
         jit_compile=False,
     )
-    return model
-
-
-def _fit(
-    model: keras.Model, config: RunConfig, images: Images, callbacks: Sequence[EpochCallback]
-) -> Result:
-    fitting = images.split("train")
-    validation = _Validation(images.split("val"))
-    best = keras.callbacks.EarlyStopping(
-        config.objective, mode="max", patience=config.patience, restore_best_weights=True
-    )
-    model.fit(
-        batches(fitting, config),
-        epochs=config.epochs,
-        class_weight=class_weights(fitting.labels),
-        callbacks=[validation, _Report(callbacks), best],  # in this order: each needs the last
-        shuffle=False,  # `batches` does it
-        verbose=0,
-    )
-    return Result(model, best.best_epoch + 1, validation.probabilities[best.best_epoch])
 
 
 def batches(split: Split, config: RunConfig) -> tf.data.Dataset:
@@ -121,17 +154,15 @@ class _Validation(keras.callbacks.Callback):
         self.probabilities.append(scores)
 
 
-class _Report(keras.callbacks.Callback):
-    """Hands each epoch to the callbacks of `train`, and lets an interrupt in."""
+class _Telling(keras.callbacks.Callback):
+    """Tells of each epoch, and lets the training be abandoned after any batch."""
 
-    def __init__(self, callbacks: Sequence[EpochCallback]) -> None:
+    def __init__(self, tell: Callable[..., None]) -> None:
         super().__init__()
-        self._callbacks = callbacks
+        self._tell = tell
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
-        interrupt.check()
+        self._tell()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        metrics = {name: float(value) for name, value in logs.items()}
-        for callback in self._callbacks:
-            callback(epoch + 1, metrics)
+        self._tell(epoch + 1, {name: float(value) for name, value in logs.items()})

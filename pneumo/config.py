@@ -1,6 +1,9 @@
 """Every knob of one Keras run."""
 
+import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -15,11 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from pneumo.backbones import BACKBONES
 from pneumo.errors import Mistake
-
-# Blocks of each backbone. Stated here, and held against the graph by a test, so that
-# a wrong depth is refused before TensorFlow is imported.
-BLOCKS = {"cnn": 2}
 
 
 def _widths_from_text(value: Any) -> Any:
@@ -45,6 +45,21 @@ DenseWidths = Annotated[
 ]
 
 
+def _weights(value: str) -> str:
+    """`none` or `imagenet` in any case, or else the path of a file that is there."""
+    if value.lower() in ("none", "imagenet"):
+        return value.lower()
+    if not Path(value).expanduser().is_file():
+        raise ValueError
+    return str(Path(value).expanduser())
+
+
+@lru_cache
+def _file_name_and_hash(path: str) -> str:
+    with open(path, "rb") as file:
+        return f"{Path(path).name}:{hashlib.file_digest(file, 'sha256').hexdigest()[:8]}"
+
+
 class RunConfig(BaseModel):
     """One Keras run, complete: the same config, data and machine give the same metrics.
 
@@ -56,10 +71,18 @@ class RunConfig(BaseModel):
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
 
-    backbone: str = Field("cnn", description="one of: " + ", ".join(BLOCKS))
-    weights: Literal["none"] = Field("none", description="none (random initial weights)")
+    backbone: str = Field("cnn", description="one of: " + ", ".join(BACKBONES))
+    alpha: float = Field(
+        1.0, gt=0, le=4, description="width of MobileNet: times its own channels, above 0, up to 4"
+    )
+    weights: Annotated[str, AfterValidator(_weights)] = Field(
+        "none", description="none (random), imagenet, or the path of a file of weights"
+    )
     image_size: int = Field(
         128, ge=32, le=1024, description="side of the square input in pixels, 32 to 1024"
+    )
+    resize: Literal["squash", "pad"] = Field(
+        "squash", description="how an image becomes square: squash, or pad (with black)"
     )
     dropout: float = Field(
         0.5, ge=0, le=0.9, description="share of units dropped in the head, 0 to 0.9"
@@ -76,6 +99,12 @@ class RunConfig(BaseModel):
         2, ge=0, description="blocks of the backbone that train, from its top; 0 is the head alone"
     )
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's step, above 0, up to 1")
+    head_epochs: int = Field(
+        1, ge=0, le=1000, description="epochs of the head alone before pretrained blocks train too"
+    )
+    fine_tuning_factor: float = Field(
+        0.1, gt=0, le=1, description="learning_rate of pretrained blocks: a factor above 0, up to 1"
+    )
     batch_size: int = Field(32, ge=1, le=1024, description="images per step, 1 to 1024")
     epochs: int = Field(10, ge=1, le=1000, description="passes over the data at most, 1 to 1000")
     patience: int = Field(
@@ -94,19 +123,22 @@ class RunConfig(BaseModel):
     @field_validator("backbone")
     @classmethod
     def _is_known(cls, backbone: str) -> str:
-        if backbone not in BLOCKS:
+        if backbone not in BACKBONES:
             raise ValueError
         return backbone
 
     @model_validator(mode="after")
-    def _depth_fits_the_backbone(self) -> Self:
-        blocks = BLOCKS[self.backbone]
-        if self.unfreeze_depth > blocks:
-            raise ValueError(
-                f"unfreeze_depth must be 0 to {blocks}, the blocks of {self.backbone}: "
-                f"got {self.unfreeze_depth}"
-            )
+    def _fits_the_backbone(self) -> Self:
+        facts = BACKBONES[self.backbone]
+        self._require("unfreeze_depth", self.unfreeze_depth <= facts.blocks, f"0 to {facts.blocks}")
+        self._require("alpha", facts.scalable or self.alpha == 1, "1")
+        self._require("weights", bool(facts.application) or self.weights == "none", "none")
         return self
+
+    def _require(self, field: str, holds: bool, rule: str) -> None:
+        if not holds:
+            got = getattr(self, field)
+            raise ValueError(f"{field} must be {rule} with backbone {self.backbone}: got {got}")
 
     def override(self, values: Mapping[str, Any]) -> "RunConfig":
         """A copy with `values`, as text or typed, in place of its own.
@@ -119,8 +151,15 @@ class RunConfig(BaseModel):
             raise Mistake(_in_one_line(error)) from None
 
     def as_text(self) -> dict[str, str]:
-        """Every field as MLflow shows it, and as a flag takes it back."""
-        return {name: str(value) for name, value in self.model_dump().items()}
+        """Every field as MLflow shows it, and as a flag takes it back.
+
+        Save the path of a file of weights: of that, the file's name and the first 8 hex digits
+        of its sha256 are shown.
+        """
+        text = {name: str(value) for name, value in self.model_dump().items()}
+        if self.weights not in ("none", "imagenet"):
+            text["weights"] = _file_name_and_hash(self.weights)
+        return text
 
 
 def _in_one_line(error: ValidationError) -> str:

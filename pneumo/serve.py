@@ -27,10 +27,12 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
     """
 
     def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
-        """Loads the Keras file and the threshold that was chosen on validation."""
+        """Loads the Keras file and its `settings`.
+
+        Those are `threshold`, chosen on validation, and `resize`, as in `pixels.decode`.
+        """
         self.keras_model = keras.models.load_model(context.artifacts["keras"], compile=False)
-        settings = json.loads(Path(context.artifacts["settings"]).read_text())
-        self.threshold = float(settings["threshold"])
+        self.settings = json.loads(Path(context.artifacts["settings"]).read_text())
 
     def predict(
         self,
@@ -39,8 +41,7 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
         """`model_input`: the bytes of one image file a row, in column `image`."""
-        size = self.keras_model.input_shape[1]
-        decoded = [_decoded(file, size) for file in model_input["image"]]
+        decoded = [self._decoded(file) for file in model_input["image"]]
         scores = iter(self._scores([image for image, error in decoded if error is None]))
         rows = [
             self._answer(next(scores)) if error is None else (None, None, None, error)
@@ -52,14 +53,14 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         return probabilities(self.keras_model, np.stack(images)[..., None]) if images else ()
 
     def _answer(self, probability: float) -> tuple[float, int, float, None]:
-        return float(probability), int(probability >= self.threshold), self.threshold, None
+        threshold = self.settings["threshold"]
+        return float(probability), int(probability >= threshold), threshold, None
 
-
-def _decoded(file: bytes, size: int) -> tuple[np.ndarray | None, str | None]:
-    try:
-        return decode(file, size), None
-    except UnreadableImage as error:
-        return None, str(error)
+    def _decoded(self, file: bytes) -> tuple[np.ndarray | None, str | None]:
+        try:
+            return decode(file, self.keras_model.input_shape[1], self.settings["resize"]), None
+        except UnreadableImage as error:
+            return None, str(error)
 
 
 mlflow.models.set_model(PneumoniaModel())

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
@@ -218,16 +218,17 @@ def log_evaluation(split: str, evaluation: Evaluation) -> None:
 
 
 def log_model(
-    run_id: str, model: "keras.Model", threshold: float, example: bytes | None = None
+    run_id: str, model: "keras.Model", settings: Mapping[str, Any], example: bytes | None = None
 ) -> str:
     """Stores a model as `model` of a run, ended or not; returns its `models:/…` address.
 
-    With an `example`, an image file's bytes, MLflow loads the model again and runs it.
+    `settings`: what `serve.PneumoniaModel` needs beside the weights. With an `example`, an image
+    file's bytes, MLflow loads the model again and runs it.
     """
     with tempfile.TemporaryDirectory() as folder:
-        file, settings = Path(folder) / "model.keras", Path(folder) / "settings.json"
+        file, settings_file = Path(folder) / "model.keras", Path(folder) / "settings.json"
         model.save(file)
-        settings.write_text(json.dumps({"threshold": threshold}))
+        settings_file.write_text(json.dumps(settings))
         # The flavour's own log_model knows no run but the active one
         info = Model.log(
             artifact_path=None,
@@ -235,7 +236,7 @@ def log_model(
             name="model",
             run_id=run_id,
             python_model=str(PACKAGE / "serve.py"),
-            artifacts={"keras": str(file), "settings": str(settings)},
+            artifacts={"keras": str(file), "settings": str(settings_file)},
             code_paths=[str(PACKAGE)],
             signature=SIGNATURE,
             input_example=None if example is None else pd.DataFrame({"image": [example]}),

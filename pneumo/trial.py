@@ -31,13 +31,14 @@ def run_trial(
     The threshold is chosen on validation. Raises what `train` raises, the run then ended.
     """
     with tracking.keras_run(config=config, **run) as run_id:
-        images = dataset.decode(config.image_size, config.max_unreadable)
+        images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
         result = train(config, images, [tracking.log_epoch, *callbacks])
         val = images.split("val")
         threshold = youden_threshold(val.labels, result.val_probabilities)
         evaluation = evaluate(val, result.val_probabilities, threshold)
         tracking.log_evaluation("val", evaluation)
-        model_uri = tracking.log_model(run_id, result.model, threshold)
+        settings = {"threshold": threshold, "resize": config.resize}
+        model_uri = tracking.log_model(run_id, result.model, settings)
     return Trial(run_id, model_uri, evaluation.metrics)
 
 

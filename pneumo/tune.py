@@ -57,9 +57,10 @@ class Plan:
         """What makes a study this one and no other."""
         base = self.base
         own = {"epochs": base.epochs, "seed": base.seed}
+        text = base.as_text()  # names a file of weights by its content, wherever it lies
         return {
             "experiment": self.experiment.name,
-            "fixed": {field: text for field, text in self.fixed.items() if field not in own},
+            "fixed": {field: text[field] for field in self.fixed if field not in own},
             **own,
             "data_digest": self.dataset.digest,
         }
@@ -157,7 +158,7 @@ def _load(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.
 def _begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: str) -> optuna.Study:
     """A new study, described in Optuna and in MLflow, with the baseline as its first trial."""
     say(f"study {name}")  # at once: a process that dies cannot say later what to continue
-    images = plan.dataset.decode(plan.base.image_size, plan.base.max_unreadable)
+    images = plan.dataset.decode(plan.base.image_size, plan.base.max_unreadable, plan.base.resize)
     say(images.summary())
     tracking.log_data(images)
     baseline = plan.baseline()
@@ -246,12 +247,14 @@ def _objective(trial: optuna.Trial, plan: Plan, display: StudyDisplay) -> float:
     try:
         config = plan.suggest(trial)
         trial.set_user_attr("config", config.as_text())
+        name = run_name(config)
+        trial.set_user_attr("name", name)
         done = run_trial(
             config,
             plan.dataset,
             [_pruning(trial, config.objective), partial(display.epoch, trial.number)],
             parent_id=study.user_attrs["run_id"],
-            name=f"trial {trial.number} · {run_name(config)}",
+            name=f"trial {trial.number} · {name}",
             tags={**tags, "pneumo.study": study.study_name},
             trial_number=trial.number,
             pruned=optuna.TrialPruned,
@@ -302,9 +305,10 @@ def _crown(study: optuna.Study, plan: Plan, model_name: str) -> Outcome:
     if winner.get("trial") != best.number:
         model = registry.load(best.user_attrs["model_uri"])
         size = model.keras_model.input_shape[1]
-        test = plan.dataset.decode(size, plan.base.max_unreadable).split("test")
+        images = plan.dataset.decode(size, plan.base.max_unreadable, model.settings["resize"])
+        test = images.split("test")
         scores = models.probabilities(model.keras_model, test.images)
-        evaluation = evaluate(test, scores, model.threshold, intervals=True)
+        evaluation = evaluate(test, scores, model.settings["threshold"], intervals=True)
         tracking.log_evaluation("test", evaluation)
         winner = {
             "trial": best.number,
@@ -320,10 +324,10 @@ def _line(trial: FrozenTrial) -> str:
     """What a log says of a trial that has ended."""
     if trial.state == TrialState.FAIL:
         return f"trial {trial.number:3d}  failed: {trial.user_attrs['error']}"
-    what = run_name(RunConfig(**trial.user_attrs["config"]))
     state = "pruned" if trial.state == TrialState.PRUNED else ""
     score = f"val AUC {_last_value(trial):.4f} {state:6}"
-    return f"trial {trial.number:3d}  {score}  {trial.duration.seconds:4d} s  {what}"
+    took = f"{trial.duration.seconds:4d} s"
+    return f"trial {trial.number:3d}  {score}  {took}  {trial.user_attrs['name']}"
 
 
 def _last_value(trial: FrozenTrial) -> float:

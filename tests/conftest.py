@@ -60,6 +60,19 @@ def real_archive() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """A file of weights that fits a small MobileNet."""
+    import h5py
+
+    from tests.weights import FILE, network, write
+
+    path = tmp_path_factory.mktemp("weights") / FILE
+    with h5py.File(path, "w") as file:
+        write(network(), file)
+    return path
+
+
 @contextmanager
 def store_in(folder: Path) -> Iterator:
     """The folder as working directory, with an MLflow and an Optuna store; MLflow's client."""

@@ -64,11 +64,16 @@ def mistakes(folder, tmp_path, monkeypatch):
         ("tune --data torn.zip", "torn.zip could not be unpacked"),
         ("tune --data xrays", "must hold images in test/NORMAL, and has none; add them"),
         ("prepare --data xrays", "must hold images in test/NORMAL, and has none; add them"),
-        ("tune --experiment tine", "experiment must be one of cnn, tune, tune_cnn: got 'tine'"),
+        ("tune --experiment tine", "experiment must be one of cnn, transfer, tune, "),
         ("tune --experiment cnn", "a study needs suggest(trial, base) in experiments/cnn.py"),
         ("train --dropout 1.5", "dropout must be share of units dropped in the head, 0 to 0.9"),
         ("train --epochs many", "epochs must be passes over the data at most"),
-        ("train --unfreeze_depth 3", "unfreeze_depth must be 0 to 2, the blocks of cnn: got 3"),
+        ("train --unfreeze_depth 3", "unfreeze_depth must be 0 to 2 with backbone cnn: got 3"),
+        ("train --weights nowhere.h5", "or the path of a file of weights: got 'nowhere.h5'"),
+        (
+            "train --experiment tune_mobilenet --weights words.txt",
+            "words.txt does not fit mobilenet with alpha 0.25: it is no HDF5 file",
+        ),
         ("tune --trials 0", "--trials: must be a whole number from 1 up: got '0'"),
         ("tune --timeout soon", "--timeout: must be a whole number from 1 up: got 'soon'"),
         (

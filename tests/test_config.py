@@ -47,7 +47,11 @@ def test_is_frozen():
         ("seed", "-1"),
         ("objective", "accuracy"),
         ("backbone", "vgg"),
-        ("weights", "imagenet"),
+        ("weights", "nowhere.h5"),
+        ("alpha", "0"),
+        ("resize", "stretch"),
+        ("head_epochs", "-1"),
+        ("fine_tuning_factor", "2"),
         ("max_unreadable", "2"),
     ],
 )
@@ -60,9 +64,31 @@ def test_a_bad_value_is_named_in_one_line(field, value):
     assert "\n" not in message
 
 
-def test_the_depth_must_fit_the_backbone():
-    with pytest.raises(Mistake, match="must be 0 to 2, the blocks of cnn: got 3"):
-        RunConfig().override({"unfreeze_depth": "3"})
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [
+        ({"unfreeze_depth": "3"}, "unfreeze_depth must be 0 to 2 with backbone cnn: got 3"),
+        (
+            {"backbone": "mobilenet", "unfreeze_depth": "14"},
+            "unfreeze_depth must be 0 to 13 with backbone mobilenet: got 14",
+        ),
+        ({"alpha": "0.5"}, "alpha must be 1 with backbone cnn: got 0.5"),
+        ({"weights": "imagenet"}, "weights must be none with backbone cnn: got imagenet"),
+    ],
+)
+def test_what_must_fit_the_backbone(values, rule):
+    with pytest.raises(Mistake) as mistake:
+        RunConfig().override(values)
+    assert str(mistake.value) == rule
+
+
+def test_weights_are_shown_by_name_and_content(tmp_path):
+    file = tmp_path / "mine.h5"
+    file.write_bytes(b"abc")
+    config = RunConfig(backbone="mobilenet", weights=str(file))
+    assert config.as_text()["weights"] == "mine.h5:ba7816bf"
+    assert config.override({"dropout": "0.1"}).weights == str(file)
+    assert RunConfig(backbone="mobilenet", weights="ImageNet").as_text()["weights"] == "imagenet"
 
 
 def test_an_unknown_field_is_refused_with_the_known_ones():

@@ -7,7 +7,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from pneumo import models
 from pneumo.config import RunConfig
-from pneumo.train import TrainingDiverged, batches, class_weights, train
+from pneumo.train import Phase, TrainingDiverged, batches, class_weights, phases, train
+from tests.weights import SMALL
 
 CONFIG = RunConfig(image_size=32, epochs=3, dense_widths=(16,), augment_strength=1.0)
 
@@ -56,19 +57,78 @@ def test_the_same_seed_repeats_and_another_does_not(images):
     assert not np.array_equal(first[0].val_probabilities, other[0].val_probabilities)
 
 
+def moved(before: keras.Model, after: keras.Model) -> list[str]:
+    """The paths of the weights that differ."""
+    pairs = zip(before.weights, after.weights, strict=True)
+    return [old.path for old, new in pairs if not np.array_equal(old.numpy(), new.numpy())]
+
+
 def test_depth_decides_which_weights_move(images):
     keras.utils.set_random_seed(0)
     before = models.build(CONFIG.override({"unfreeze_depth": 1})).get_layer("backbone")
     result, _ = fit(images, unfreeze_depth=1, epochs=1)
     after = result.model.get_layer("backbone")
-    moved = [
-        old.name
-        for old, new in zip(before.weights, after.weights, strict=True)
-        if not np.array_equal(old.numpy(), new.numpy())
-    ]
-    assert len(moved) == 2
-    assert np.array_equal(before.layers[1].kernel, after.layers[1].kernel)
-    assert not np.array_equal(before.layers[3].kernel, after.layers[3].kernel)
+    assert moved(before, after) == ["conv_2/kernel", "conv_2/bias"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, [Phase(0, 0.01, 1), Phase(3, 0.001, 6)]),
+        ({"head_epochs": 4}, [Phase(0, 0.01, 4), Phase(3, 0.001, 6)]),
+        ({"head_epochs": 9}, [Phase(0, 0.01, 5), Phase(3, 0.001, 6)]),
+        ({"head_epochs": 0}, [Phase(3, 0.001, 6)]),
+        ({"epochs": 1}, [Phase(3, 0.001, 1)]),
+        ({"fine_tuning_factor": 0.5}, [Phase(0, 0.01, 1), Phase(3, 0.005, 6)]),
+        ({"unfreeze_depth": 0}, [Phase(0, 0.01, 6)]),
+        ({"weights": "none"}, [Phase(3, 0.01, 6)]),
+    ],
+)
+def test_what_trains_when(fields, expected):
+    pretrained = {"weights": "imagenet", "unfreeze_depth": 3, "learning_rate": 0.01, "epochs": 6}
+    found = phases(RunConfig(**SMALL).override(pretrained | fields))
+    assert found == [replace(it, learning_rate=pytest.approx(it.learning_rate)) for it in expected]
+
+
+def small(weights, **fields) -> RunConfig:
+    return RunConfig(**SMALL, weights=str(weights)).override({"unfreeze_depth": 2} | fields)
+
+
+def test_two_phases_have_one_rising_epoch(images, weights):
+    epochs = []
+    # patience ends the head's phase early; the other gets what it left
+    config = small(weights, epochs=9, head_epochs=6, patience=1, learning_rate=0.01)
+    train(config, images, [lambda epoch, metrics: epochs.append((epoch, metrics["val_auc"]))])
+    numbers, aucs = zip(*epochs, strict=True)
+    assert numbers == tuple(range(1, len(epochs) + 1))
+    falls = [epoch + 2 for epoch in np.flatnonzero(np.diff(aucs) <= 0)]
+    assert falls[0] < 6
+    assert len(epochs) > falls[0]
+
+
+def test_fine_tuning_moves_the_open_blocks_but_no_statistics(images, weights):
+    config = small(weights, epochs=2, fine_tuning_factor=1)
+    before = models.build(config).get_layer("backbone")
+    result = train(config, images)
+    assert float(result.model.optimizer.learning_rate) == pytest.approx(config.learning_rate)
+    kept = {1: [], 2: [f"conv_{kind}_{block}" for block in (12, 13) for kind in ("dw", "pw")]}
+    names = kept[result.best_epoch]
+    expected = {f"{name}{layer}" for name in names for layer in ("", "_bn")}
+    paths = moved(before, result.model.get_layer("backbone"))
+    assert {path.partition("/")[0] for path in paths} == expected
+    assert not any("moving" in path for path in paths)
+
+
+def test_the_best_epoch_may_lie_in_the_first_phase(images, weights):
+    epochs = []
+    config = small(weights, epochs=3, learning_rate=0.3, fine_tuning_factor=1)
+    result = train(config, images, [lambda _, metrics: epochs.append(metrics["val_auc"])])
+    assert result.best_epoch == 1 + int(np.argmax(epochs)) == 1
+    backbone = models.build(config).get_layer("backbone")
+    assert moved(backbone, result.model.get_layer("backbone")) == []
+    assert models.probabilities(result.model, images.split("val").images) == pytest.approx(
+        result.val_probabilities, abs=1e-9
+    )
 
 
 def test_what_a_callback_raises_reaches_the_caller(images):
@@ -94,6 +154,7 @@ def test_a_loss_that_is_no_number_ends_the_training(images):
             fit(images, learning_rate=1, epochs=20, patience=20)
     finally:
         keras.config.set_floatx("float32")
+        keras.utils.clear_session()  # else Keras remembers the other
 
 
 def test_batches_hold_every_image_once_in_another_order_each_epoch(images):

@@ -1,0 +1,24 @@
+"""A small backbone with weights of its own, in a file as Keras Applications lays it out."""
+
+import h5py
+import keras
+
+SMALL = {"backbone": "mobilenet", "alpha": 0.25, "image_size": 32, "unfreeze_depth": 0}
+FILE = "mobilenet_2_5_224_tf_no_top.h5"  # as Keras names it
+
+
+def network(alpha: float = 0.25, **options) -> keras.Model:
+    keras.utils.set_random_seed(7)
+    return keras.applications.MobileNet(
+        alpha=alpha, weights=None, include_top=False, input_shape=(224, 224, 3), **options
+    )
+
+
+def write(model: keras.Model, group: h5py.Group) -> None:
+    """Weights in the layout of Keras Applications."""
+    group.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
+    for layer in model.layers:
+        below = group.create_group(layer.name)
+        below.attrs["weight_names"] = [weight.path.encode() for weight in layer.weights]
+        for weight in layer.weights:
+            below[weight.path] = weight.numpy()

@@ -140,10 +140,11 @@ def tune(options: argparse.Namespace) -> int:
     base = experiment.base.override(fixed)  # a wrong value is said before the data is opened
     dataset = open_dataset(options.data, needs=("train", "test"))
     _import_tensorflow()
-    from pneumo import models, tracking
+    from pneumo import tracking
     from pneumo import tune as studies
+    from pneumo.pretrained import pretrained
 
-    models.pretrained(base)  # weights that do not fit are said before a run is made
+    pretrained(base)  # weights that do not fit are said before a run is made
     tracking.quiet()
     default_name = "pneumonia-sample" if options.data == SAMPLE else "pneumonia"
     try:
@@ -170,11 +171,12 @@ def train(options: argparse.Namespace) -> int:
     config = experiment.base.override(_overrides(options))
     dataset = open_dataset(options.data)
     _import_tensorflow()
-    from pneumo import models, registry, tracking
+    from pneumo import registry, tracking
     from pneumo.console import say, say_epoch
+    from pneumo.pretrained import pretrained
     from pneumo.trial import run_name, run_trial
 
-    models.pretrained(config)  # weights that do not fit are said before a run is made
+    pretrained(config)  # weights that do not fit are said before a run is made
     tracking.quiet()
     tags = tracking.subject_tags(experiment.name, dataset)
     with tracking.command_run("train", tags) as run_id:

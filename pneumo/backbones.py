@@ -1,9 +1,14 @@
 """The table of backbones.
 
-Nothing here imports TensorFlow: a wrong name or depth is refused before that takes its seconds.
+TensorFlow is imported where a network is built and not before: a wrong name or depth is refused
+without waiting for it.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,16 @@ class Backbone:
     scale: float | tuple[float, float, float] = 1.0
     offset: float | tuple[float, float, float] = 0.0
     scalable: bool = False
+
+    def network(self, alpha: float, weights: str | None = None, **options: Any) -> "keras.Model":
+        """The application itself, without its top; `options`: further ones of Keras."""
+        from keras import applications
+
+        if self.scalable:
+            options["alpha"] = alpha
+        return getattr(applications, self.application)(
+            include_top=False, weights=weights, **options
+        )
 
 
 BACKBONES = {

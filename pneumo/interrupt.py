@@ -75,6 +75,7 @@ def in_own_thread(work: Callable[[Callable[..., None]], T], hear: Callable[..., 
         result = thread.submit(work, tell)
         result.add_done_callback(lambda _: told.put(None))
         while news := told.get():
+            check()
             hear(*news)
             heard.put(True)
     except BaseException as error:

@@ -1,15 +1,8 @@
-"""From a config to a Keras model: backbone, pretrained weights, dense head, what trains."""
+"""From a config to a Keras model: backbone, dense head, and which blocks train."""
 
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
-from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
-import h5py
 import keras
 import numpy as np
 from keras import layers
@@ -17,10 +10,7 @@ from keras import layers
 from pneumo import interrupt
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
-from pneumo.errors import Mistake
-
-# A layer's name and the shapes of its weights
-LayerShapes = tuple[str, list[tuple[int, ...]]]
+from pneumo.pretrained import pretrained
 
 
 def build(config: RunConfig) -> keras.Model:
@@ -55,9 +45,7 @@ def backbone(config: RunConfig) -> keras.Model:
     else:
         colours = layers.Concatenate()([pixels] * 3)
         colours = layers.Rescaling(facts.scale, facts.offset)(colours)
-        network = _application(
-            config.backbone, config.alpha, weights=None, pooling="avg", input_tensor=colours
-        )
+        network = facts.network(config.alpha, pooling="avg", input_tensor=colours)
         [features] = network.outputs
     return keras.Model(pixels, features, name="backbone")
 
@@ -69,86 +57,6 @@ def _cnn(pixels: keras.KerasTensor) -> keras.KerasTensor:
     x = layers.Conv2D(16, 3, strides=2, padding="same", activation="relu", name="conv_2")(x)
     x = layers.MaxPooling2D((3, 2), strides=2, name="block_2_out")(x)
     return layers.Flatten()(x)
-
-
-def _application(name: str, alpha: float, **options: Any) -> keras.Model:
-    facts = BACKBONES[name]
-    if facts.scalable:
-        options["alpha"] = alpha
-    return getattr(keras.applications, facts.application)(include_top=False, **options)
-
-
-def pretrained(config: RunConfig) -> list[np.ndarray] | None:
-    """The pretrained weights that `config` asks for, in Keras' order; None for `none`.
-
-    Raises `Mistake` for a file that does not fit the backbone, and for ImageNet's weights where
-    there are none or they cannot be downloaded.
-    """
-    if config.weights == "none":
-        return None
-    return _load_pretrained(config.backbone, config.alpha, config.weights)
-
-
-@lru_cache(maxsize=1)  # the trials of a study share them
-def _load_pretrained(name: str, alpha: float, weights: str) -> list[np.ndarray]:
-    shape = (224, 224, 3)  # what ImageNet's were trained at; weights do not depend on it
-    if weights == "imagenet":
-        with _explained_download(name):
-            return _application(name, alpha, weights=weights, input_shape=shape).get_weights()
-    network = _application(name, alpha, weights=None, input_shape=shape)
-    if difference := _first_difference(network, Path(weights)):
-        width = f" with alpha {alpha}" if BACKBONES[name].scalable else ""
-        raise Mistake(f"{weights} does not fit {name}{width}: {difference}")
-    network.load_weights(weights)
-    return network.get_weights()
-
-
-@contextmanager
-def _explained_download(name: str) -> Iterator[None]:
-    """Makes a `Mistake` of what Keras raises where it cannot get ImageNet's weights."""
-    try:
-        yield
-    except Exception as error:  # for a failed download Keras has no class of its own
-        url = re.search(r"URL fetch failure on (\S+):", str(error))
-        if url is None:
-            raise Mistake(f"weights=imagenet cannot be had for {name}: {error}") from None
-        file = url[1].rpartition("/")[2]
-        folder = Path(os.environ.get("KERAS_HOME") or "~/.keras") / "models"
-        raise Mistake(
-            f"weights=imagenet needs {file}, which could not be downloaded; get {url[1]} "
-            f"elsewhere and put it into {folder}, or give its path as weights"
-        ) from None
-
-
-def _first_difference(network: keras.Model, file: Path) -> str | None:
-    """Where a weights file in the layout of Keras Applications stops fitting, in words."""
-    expected = [(it.name, [tuple(w.shape) for w in it.weights]) for it in network.layers]
-    try:
-        found = _stored_layers(file)
-    except (OSError, KeyError):
-        return (
-            "it is no HDF5 file in the layout of Keras Applications, whose names end in no_top.h5 "
-            "or notop.h5; get such a file"
-        )
-    with_weights = [layer for layer in expected if layer[1]]
-    for (name, shapes), (stored, stored_shapes) in zip_longest(
-        with_weights, found, fillvalue=("nothing", [])
-    ):
-        if shapes != stored_shapes:
-            return f"where it has {stored} {stored_shapes}, the network has {name} {shapes}"
-    return None
-
-
-def _stored_layers(file: Path) -> list[LayerShapes]:
-    """The layers with weights in a file; a whole model holds them one level deeper."""
-    with h5py.File(file) as stored:
-        group = stored if "layer_names" in stored.attrs else stored["model_weights"]
-        names = [it.decode() if isinstance(it, bytes) else it for it in group.attrs["layer_names"]]
-        found = [
-            (name, [group[name][weight].shape for weight in group[name].attrs["weight_names"]])
-            for name in names
-        ]
-    return [layer for layer in found if layer[1]]
 
 
 def _head(features: keras.KerasTensor, config: RunConfig) -> keras.KerasTensor:

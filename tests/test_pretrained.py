@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from pneumo import models
+from pneumo import models, pretrained
 from pneumo.config import RunConfig
 from pneumo.errors import Mistake
 from tests.conftest import SHARED
@@ -16,7 +16,7 @@ from tests.weights import FILE, SMALL, network, write
 @pytest.fixture(autouse=True)
 def forgotten():
     """Nothing that an earlier test has loaded."""
-    models._load_pretrained.cache_clear()
+    pretrained._load.cache_clear()
 
 
 def same(weights, others) -> bool:
@@ -37,7 +37,7 @@ def test_a_whole_model_of_keras_2_holds_them_one_level_deeper(tmp_path):
     with h5py.File(tmp_path / "model.h5", "w") as file:
         write(network(), file.create_group("model_weights"))
     config = RunConfig(**SMALL, weights=str(tmp_path / "model.h5"))
-    assert same(models.pretrained(config), network().get_weights())
+    assert same(pretrained.pretrained(config), network().get_weights())
 
 
 def test_the_real_weights():
@@ -48,14 +48,14 @@ def test_the_real_weights():
     expected = keras.applications.MobileNet(
         alpha=0.25, include_top=False, weights=str(path), input_shape=(224, 224, 3)
     )
-    assert same(models.pretrained(config), expected.get_weights())
+    assert same(pretrained.pretrained(config), expected.get_weights())
     assert config.as_text()["weights"] == f"{FILE}:dbdb03ee"
 
 
 def test_other_shapes_are_refused_with_the_first_layer_that_differs(weights):
     config = RunConfig(**{**SMALL, "alpha": 0.5}, weights=str(weights))
     with pytest.raises(Mistake) as mistake:
-        models.pretrained(config)
+        pretrained.pretrained(config)
     assert str(mistake.value) == (
         f"{weights} does not fit mobilenet with alpha 0.5: where it has conv1 [(3, 3, 3, 8)], "
         "the network has conv1 [(3, 3, 3, 16)]"
@@ -70,13 +70,13 @@ def test_layers_too_many_are_refused(tmp_path):
     with pytest.raises(
         Mistake, match=r"it has top \[\(256, 3\), \(3,\)\], the network has nothing"
     ):
-        models.pretrained(config)
+        pretrained.pretrained(config)
 
 
 def test_layers_too_few_are_refused(weights):
     config = RunConfig(backbone="resnet50v2", weights=str(weights))
     with pytest.raises(Mistake, match=r"does not fit resnet50v2: where it has conv1 \["):
-        models.pretrained(config)
+        pretrained.pretrained(config)
 
 
 def test_what_is_no_file_of_weights_is_refused(tmp_path):
@@ -85,7 +85,7 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path):
     for name in ("words.h5", "keras3.weights.h5"):
         config = RunConfig(**SMALL, weights=str(tmp_path / name))
         with pytest.raises(Mistake, match="it is no HDF5 file in the layout of Keras Applications"):
-            models.pretrained(config)
+            pretrained.pretrained(config)
 
 
 @pytest.fixture
@@ -104,9 +104,9 @@ def test_imagenets_weights_are_downloaded_by_keras_once(weights, keras_home, mon
     config = RunConfig(**SMALL, weights="imagenet")
     with serving({f"/{FILE}": weights.read_bytes()}) as server:
         keras_loads_from(server.address, monkeypatch)
-        assert same(models.pretrained(config), network().get_weights())
-        models._load_pretrained.cache_clear()
-        assert same(models.pretrained(config), network().get_weights())
+        assert same(pretrained.pretrained(config), network().get_weights())
+        pretrained._load.cache_clear()
+        assert same(pretrained.pretrained(config), network().get_weights())
     assert server.asked == [(f"/{FILE}", None)]
     assert config.as_text()["weights"] == "imagenet"
 
@@ -115,16 +115,18 @@ def test_offline_one_line_says_which_file_to_put_where(weights, keras_home, monk
     with serving({}) as server:
         keras_loads_from(server.address, monkeypatch)
         with pytest.raises(Mistake) as mistake:
-            models.pretrained(RunConfig(**SMALL, weights="imagenet"))
+            pretrained.pretrained(RunConfig(**SMALL, weights="imagenet"))
     assert str(mistake.value) == (
         f"weights=imagenet needs {FILE}, which could not be downloaded; get {server.address}/{FILE}"
         f" elsewhere and put it into {keras_home}/models, or give its path as weights"
     )
     # and doing what it says is enough
     (keras_home / "models" / FILE).write_bytes(weights.read_bytes())
-    assert same(models.pretrained(RunConfig(**SMALL, weights="imagenet")), network().get_weights())
+    assert same(
+        pretrained.pretrained(RunConfig(**SMALL, weights="imagenet")), network().get_weights()
+    )
 
 
 def test_imagenet_has_weights_of_some_widths_only():
     with pytest.raises(Mistake, match="cannot be had for mobilenet: .*alpha can be one of"):
-        models.pretrained(RunConfig(backbone="mobilenet", alpha=0.3, weights="imagenet"))
+        pretrained.pretrained(RunConfig(backbone="mobilenet", alpha=0.3, weights="imagenet"))

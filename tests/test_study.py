@@ -1,5 +1,6 @@
 """Real studies, read back from the stores they wrote."""
 
+import hashlib
 import io
 import json
 import os
@@ -15,14 +16,17 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from PIL import Image
 
 from pneumo import models, registry
 from pneumo.config import RunConfig
+from pneumo.data.pixels import decode
 from pneumo.errors import Mistake
 from pneumo.evaluate import score
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.tune import Outcome, Plan, StudyStopped, open_storage, search_trials, tune
 from tests.conftest import store_in
+from tests.weights import FILE, SMALL
 
 pytestmark = pytest.mark.slow
 
@@ -296,6 +300,48 @@ def test_the_same_seed_repeats_trials_and_metrics(store, sample):
     other = run_study(sample, fixed={"seed": "1"})
     assert children(store, other)[0].data.params["seed"] != a.data.params["seed"]
     assert children(store, other)[1].data.params != children(store, first)[1].data.params
+
+
+def test_a_study_of_pretrained_networks(store, sample, weights, tmp_path):
+    base = BASE.override({**SMALL, "weights": weights, "unfreeze_depth": 1, "epochs": 3})
+    experiment = Experiment("pretrained", base, load_experiment("tune_mobilenet").suggest)
+    outcome = tune(Plan(experiment, sample, {"weights": str(weights)}), trials=1, model_name="m")
+    [run] = children(store, outcome)
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert run.data.params["weights"] == f"{FILE}:{sha256[:8]}"
+    assert run.data.params["alpha"] == "0.25"
+    history = store.get_metric_history(run.info.run_id, "epoch/val_auc")
+    assert [point.step for point in history] == [1, 2, 3]  # through both phases
+    [trial] = outcome.study.trials
+    assert trial.intermediate_values == {point.step: point.value for point in history}
+    # the same file is the same study, wherever it lies
+    elsewhere = tmp_path / "elsewhere" / FILE
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(weights.read_bytes())
+    plan = Plan(experiment, sample, {"weights": str(elsewhere)})
+    name = outcome.study.study_name
+    assert tune(plan, trials=1, model_name="m", name=name).version == outcome.version
+    elsewhere.write_bytes(b"another")
+    elsewhere = elsewhere.rename(tmp_path / FILE)
+    plan = Plan(experiment, sample, {"weights": str(elsewhere)})
+    with pytest.raises(Mistake, match=f"was begun with fixed .*{FILE}:{sha256[:8]}"):
+        tune(plan, trials=1, model_name="m", name=name)
+
+
+def test_how_images_become_square_goes_with_the_model(store, sample):
+    outcome = run_study(sample, trials=1, fixed={"resize": "pad"})
+    assert children(store, outcome)[0].data.params["resize"] == "pad"
+    file = io.BytesIO()
+    Image.fromarray(np.full((20, 40), 200, np.uint8)).save(file, format="PNG")
+    model = registry.load("models:/pneumonia-sample@challenger")
+    assert model.settings["resize"] == "pad"
+    answer = model.predict(None, pd.DataFrame({"image": [file.getvalue()]}))
+    padded = decode(file.getvalue(), 32, "pad")[None, ..., None]
+    [expected] = models.probabilities(model.keras_model, padded)
+    assert answer["probability"][0] == pytest.approx(expected, abs=1e-6)
+    squashed = decode(file.getvalue(), 32, "squash")[None, ..., None]
+    [other] = models.probabilities(model.keras_model, squashed)
+    assert abs(other - expected) > 1e-3  # so that the test can tell
 
 
 def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample):

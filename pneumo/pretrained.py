@@ -1,0 +1,96 @@
+"""Weights that somebody else has trained: ImageNet's by way of Keras, or those of a file."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import zip_longest
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+
+from pneumo.backbones import BACKBONES
+from pneumo.config import RunConfig
+from pneumo.errors import Mistake
+
+# What ImageNet's weights were trained at, and where Keras has them of every network; the weights
+# of a convolutional network do not depend on it
+SHAPE = (224, 224, 3)
+
+# A layer's name and the shapes of its weights
+LayerShapes = tuple[str, list[tuple[int, ...]]]
+
+
+def pretrained(config: RunConfig) -> list[np.ndarray] | None:
+    """The pretrained weights that `config` asks for, in Keras' order; None for `none`.
+
+    Raises `Mistake` for a file that does not fit the backbone, and for ImageNet's weights where
+    there are none or they cannot be downloaded.
+    """
+    if config.weights == "none":
+        return None
+    return _load(config.backbone, config.alpha, config.weights)
+
+
+@lru_cache(maxsize=1)  # the trials of a study share them
+def _load(name: str, alpha: float, weights: str) -> list[np.ndarray]:
+    facts = BACKBONES[name]
+    if weights == "imagenet":
+        with _explained_download(name):
+            return facts.network(alpha, weights=weights, input_shape=SHAPE).get_weights()
+    network = facts.network(alpha, input_shape=SHAPE)
+    if difference := _first_difference(network, Path(weights)):
+        width = f" with alpha {alpha}" if facts.scalable else ""
+        raise Mistake(f"{weights} does not fit {name}{width}: {difference}")
+    network.load_weights(weights)
+    return network.get_weights()
+
+
+@contextmanager
+def _explained_download(name: str) -> Iterator[None]:
+    """Makes a `Mistake` of what Keras raises where it cannot get ImageNet's weights."""
+    try:
+        yield
+    except Exception as error:  # for a failed download Keras has no class of its own
+        url = re.search(r"URL fetch failure on (\S+):", str(error))
+        if url is None:
+            raise Mistake(f"weights=imagenet cannot be had for {name}: {error}") from None
+        file = url[1].rpartition("/")[2]
+        folder = Path(os.environ.get("KERAS_HOME") or "~/.keras") / "models"
+        raise Mistake(
+            f"weights=imagenet needs {file}, which could not be downloaded; get {url[1]} "
+            f"elsewhere and put it into {folder}, or give its path as weights"
+        ) from None
+
+
+def _first_difference(network: keras.Model, file: Path) -> str | None:
+    """Where a weights file in the layout of Keras Applications stops fitting, in words."""
+    expected = [(it.name, [tuple(w.shape) for w in it.weights]) for it in network.layers]
+    try:
+        found = _stored_layers(file)
+    except (OSError, KeyError):
+        return (
+            "it is no HDF5 file in the layout of Keras Applications, whose names end in no_top.h5 "
+            "or notop.h5; get such a file"
+        )
+    with_weights = [layer for layer in expected if layer[1]]
+    pairs = zip_longest(with_weights, found, fillvalue=("nothing", []))
+    for (name, shapes), (stored, stored_shapes) in pairs:
+        if shapes != stored_shapes:
+            return f"where it has {stored} {stored_shapes}, the network has {name} {shapes}"
+    return None
+
+
+def _stored_layers(file: Path) -> list[LayerShapes]:
+    """The layers with weights in a file; a whole model holds them one level deeper."""
+    with h5py.File(file) as stored:
+        group = stored if "layer_names" in stored.attrs else stored["model_weights"]
+        names = [it.decode() if isinstance(it, bytes) else it for it in group.attrs["layer_names"]]
+        found = [
+            (name, [group[name][weight].shape for weight in group[name].attrs["weight_names"]])
+            for name in names
+        ]
+    return [layer for layer in found if layer[1]]

@@ -24,6 +24,7 @@ BASE = RunConfig(
     augment_strength=0.25,
     unfreeze_depth=4,
     learning_rate=3e-3,
+    fine_tuning_factor=0.03,
     epochs=8,
 )
 

@@ -45,13 +45,14 @@ DenseWidths = Annotated[
 ]
 
 
-def _weights(value: str) -> str:
+def _weights(value: str | Path) -> str:
     """`none` or `imagenet` in any case, or else the path of a file that is there."""
-    if value.lower() in ("none", "imagenet"):
-        return value.lower()
-    if not Path(value).expanduser().is_file():
+    if str(value).lower() in ("none", "imagenet"):
+        return str(value).lower()
+    path = Path(value).expanduser()
+    if not path.is_file():
         raise ValueError
-    return str(Path(value).expanduser())
+    return str(path)
 
 
 @lru_cache
@@ -75,7 +76,7 @@ class RunConfig(BaseModel):
     alpha: float = Field(
         1.0, gt=0, le=4, description="width of MobileNet: times its own channels, above 0, up to 4"
     )
-    weights: Annotated[str, AfterValidator(_weights)] = Field(
+    weights: Annotated[str, BeforeValidator(_weights)] = Field(
         "none", description="none (random), imagenet, or the path of a file of weights"
     )
     image_size: int = Field(

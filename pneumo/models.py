@@ -26,9 +26,8 @@ def build(config: RunConfig) -> keras.Model:
     if weights is not None:
         network.set_weights(weights)
     pixels = keras.Input((config.image_size, config.image_size, 1), dtype="uint8", name="pixels")
-    # training=False: the statistics of batch normalisation never move
-    features = network(layers.Rescaling(1.0)(pixels), training=False)
-    model = keras.Model(pixels, _head(features, config), name=config.backbone)
+    head = _head(network.output_shape[1], config)
+    model = keras.Model(pixels, head(network(pixels)), name=config.backbone)
     unfreeze(model, config.unfreeze_depth)
     return model
 
@@ -36,10 +35,10 @@ def build(config: RunConfig) -> keras.Model:
 def backbone(config: RunConfig) -> keras.Model:
     """The backbone of `config` with its own preprocessing, its weights random.
 
-    Takes float32 pixels 0–255, shape (batch, size, size, 1); gives features, shape (batch, n).
+    Takes uint8 pixels 0–255, shape (batch, size, size, 1); gives features, shape (batch, n).
     """
     facts = BACKBONES[config.backbone]
-    pixels = keras.Input((config.image_size, config.image_size, 1))
+    pixels = keras.Input((config.image_size, config.image_size, 1), dtype="uint8")
     if facts.application is None:
         features = _cnn(layers.Rescaling(facts.scale, facts.offset)(pixels))
     else:
@@ -59,14 +58,34 @@ def _cnn(pixels: keras.KerasTensor) -> keras.KerasTensor:
     return layers.Flatten()(x)
 
 
-def _head(features: keras.KerasTensor, config: RunConfig) -> keras.KerasTensor:
+def _head(features: int, config: RunConfig) -> keras.Model:
     """Dense layers, each followed by dropout; without any, dropout on the features."""
+    head = keras.Sequential([keras.Input((features,))], name="head")
     for width in config.dense_widths:
-        features = layers.Dense(width, activation="relu")(features)
-        features = layers.Dropout(config.dropout)(features)
+        head.add(layers.Dense(width, activation="relu"))
+        head.add(layers.Dropout(config.dropout))
     if not config.dense_widths:
-        features = layers.Dropout(config.dropout)(features)
-    return layers.Dense(1, name="logit")(features)
+        head.add(layers.Dropout(config.dropout))
+    head.add(layers.Dense(1, name="logit"))
+    return head
+
+
+class FixedStatistics(keras.Model):
+    """A model as it is fine-tuned: its backbone runs as it does in inference, its head does not.
+
+    So the statistics of batch normalisation never move, and training sees the features that
+    inference sees. A `training=False` in the model's own graph would not do: Keras 3 passes the
+    `training=True` of `fit` on to every layer of a graph.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        super().__init__()
+        self.whole = model
+
+    def call(self, pixels: keras.KerasTensor, training: bool | None = None) -> keras.KerasTensor:
+        """As `keras.Model.call`."""
+        features = self.whole.get_layer("backbone")(pixels, training=False)
+        return self.whole.get_layer("head")(features, training=training)
 
 
 def blocks(network: keras.Model, name: str) -> list[list[keras.Layer]]:

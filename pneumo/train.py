@@ -76,17 +76,19 @@ def train(config: RunConfig, images: Images, callbacks: Sequence[EpochCallback] 
 def _fit(config: RunConfig, images: Images, tell: Callable[..., None]) -> Result:
     keras.utils.clear_session()  # what a previous model left behind would stay in memory
     model = models.build(config)
+    # The statistics of random weights are those of nothing: MobileNet would not learn with them
+    fitted = model if config.weights == "none" else models.FixedStatistics(model)
     fitting = images.split("train")
     data, weights = batches(fitting, config), class_weights(fitting.labels)
     validation = _Validation(images.split("val"))
     ended = []
     for phase in phases(config):
         models.unfreeze(model, phase.unfreeze_depth)
-        _compile(model, phase.learning_rate)
+        _compile(fitted, phase.learning_rate)
         stopping = keras.callbacks.EarlyStopping(
             config.objective, mode="max", patience=config.patience, restore_best_weights=True
         )
-        model.fit(
+        fitted.fit(
             data,
             initial_epoch=len(validation.probabilities),
             epochs=phase.until,
@@ -97,7 +99,7 @@ def _fit(config: RunConfig, images: Images, tell: Callable[..., None]) -> Result
         )
         ended.append(stopping)
     best = max(ended, key=lambda phase: phase.best)  # the first of equals
-    model.set_weights(best.best_weights)
+    fitted.set_weights(best.best_weights)
     return Result(model, best.best_epoch + 1, validation.probabilities[best.best_epoch])
 
 

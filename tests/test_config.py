@@ -85,7 +85,8 @@ def test_what_must_fit_the_backbone(values, rule):
 def test_weights_are_shown_by_name_and_content(tmp_path):
     file = tmp_path / "mine.h5"
     file.write_bytes(b"abc")
-    config = RunConfig(backbone="mobilenet", weights=str(file))
+    config = RunConfig(backbone="mobilenet", weights=file)
+    assert config == RunConfig(backbone="mobilenet", weights=str(file))
     assert config.as_text()["weights"] == "mine.h5:ba7816bf"
     assert config.override({"dropout": "0.1"}).weights == str(file)
     assert RunConfig(backbone="mobilenet", weights="ImageNet").as_text()["weights"] == "imagenet"

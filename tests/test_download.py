@@ -74,7 +74,7 @@ def test_another_process_goes_on_where_one_gave_up(sample, content, source, own_
 
 
 def test_a_server_that_cannot_resume_starts_again(sample, content, source):
-    with serving({PATH: content}, breaks_after=[1000], resumes=False) as server:
+    with serving({PATH: content}, breaks_after=[CHUNK + 9], resumes=False) as server:
         source(server.address)
         assert open_dataset("mendeley").digest == sample.digest
     assert len(server.asked) == 2

@@ -124,7 +124,7 @@ def test_alpha_is_the_width():
     [((), [(192, 1)]), ((32,), [(192, 32), (32, 1)]), ((8, 4), [(192, 8), (8, 4), (4, 1)])],
 )
 def test_the_head(widths, shapes):
-    layers = build(dense_widths=widths, dropout=0.3).layers
+    layers = build(dense_widths=widths, dropout=0.3).get_layer("head").layers
     dense = [tuple(layer.kernel.shape) for layer in layers if isinstance(layer, keras.layers.Dense)]
     dropout = [layer.rate for layer in layers if isinstance(layer, keras.layers.Dropout)]
     assert dense == shapes

@@ -6,8 +6,8 @@ Expected  best validation AUC above 0.995, which tune_mobilenet reaches with a h
 Result    not run yet: ImageNet's weights of ResNet50V2 could not be had on the machine where this
           was written (2026-11-23)
 
-A study for a GPU: on two cores the forward pass of ResNet50V2 makes 16 images a second, so that
-an epoch of the head alone takes more than five minutes.
+A study for a GPU: on two cores the forward pass of ResNet50V2 makes some 12 images a second, so
+that an epoch of the head alone takes seven minutes.
 """
 
 from optuna import Trial

@@ -102,8 +102,9 @@ def test_a_signal_does_not_wait_for_the_work(number):
     computed, abandoned = threading.Event(), threading.Event()
 
     def work(tell):
+        tell("begun")  # so that the signal comes while the other thread waits
         send(number)
-        computed.wait()  # as a compiled function that lets nothing in
+        computed.wait(timeout=30)  # as a compiled function that lets nothing in
         try:
             tell()
         except interrupt.Abandoned:
@@ -111,6 +112,7 @@ def test_a_signal_does_not_wait_for_the_work(number):
 
     with pytest.raises(KeyboardInterrupt):
         in_own_thread(work)
+    assert not computed.is_set()
     assert not abandoned.is_set()
     computed.set()
     assert abandoned.wait(timeout=10)

@@ -1,8 +1,8 @@
-"""What is the published transfer model worth, once training and test see the same pixels?
+"""Does the published transfer model hold up when its preprocessing is part of it?
 
 Command   mlflow run . -e train -P experiment=transfer -P data=PATH/xray_dataset.tar.gz
-Expected  validation accuracy about the published 97.4 %; the published test accuracy of 62.5 %,
-          which is that of "everything is pneumonia", must not come back
+Expected  validation accuracy about the published 97.4 %; `train` does not touch test, where the
+          published model scored 62.5 %, as "everything is pneumonia" does
 Result    not run yet: ImageNet's weights of ResNet50V2 could not be had on the machine where this
           was written (2026-11-23)
 

@@ -16,8 +16,7 @@ from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
 from pneumo.errors import Mistake
 
-# What ImageNet's weights were trained at, and where Keras has them of every network; the weights
-# of a convolutional network do not depend on it
+# A size at which Keras has ImageNet's weights of every network; their shapes do not depend on it
 SHAPE = (224, 224, 3)
 
 # A layer's name and the shapes of its weights

@@ -2,9 +2,13 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+DRAFT = ".draft"
 
 
 def place(name: str) -> Path:
@@ -12,24 +16,42 @@ def place(name: str) -> Path:
     return Path(os.environ.get("PNEUMO_CACHE") or "~/.cache/pneumo").expanduser() / name
 
 
-def keep(name: str, build: Callable[[Path], None]) -> Path:
+def keep(
+    name: str, build: Callable[[Path], None], whole: Callable[[Path], bool] = Path.is_dir
+) -> Path:
     """The folder `name` of the cache, built by `build(folder)` if it is not there yet.
 
-    It is built beside its place and renamed, so that a killed or failed build leaves
-    nothing that is later believed. Of two processes that build the same folder at once,
-    the first to finish wins.
+    What `whole(folder)` denies is built again. It is built beside its place and renamed, so that
+    a killed or failed build leaves nothing that is later believed. Of several processes that ask
+    for the same folder at once, one builds and the others wait.
     """
     folder = place(name)
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        build(draft)
-        draft.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with _lock(name) as lock:
+        if not whole(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            draft = folder.with_name(f".{folder.name}{DRAFT}")
+            for left in (folder, draft):  # by a process that was killed, or a disk that failed
+                shutil.rmtree(left, ignore_errors=True)
+            draft.mkdir()
+            try:
+                build(draft)
+                draft.rename(folder)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+        Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it will find the folder whole
     return folder
+
+
+def sweep(name: str) -> None:
+    """Removes what killed processes have left half-built in the folder `name` of the cache."""
+    for draft in place(name).rglob(f".*{DRAFT}"):
+        folder = draft.with_name(draft.name.removeprefix(".").removesuffix(DRAFT))
+        built = folder.relative_to(place("")).as_posix()
+        with suppress(Timeout), _lock(built, timeout=0):  # who builds holds the lock
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _lock(name: str, timeout: float = -1) -> FileLock:
+    file = place("locks") / f"{name.replace('/', '-')}.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(file, timeout)

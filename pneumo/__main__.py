@@ -142,9 +142,11 @@ def tune(options: argparse.Namespace) -> int:
     _import_tensorflow()
     from pneumo import tracking
     from pneumo import tune as studies
+    from pneumo.features import budget
     from pneumo.pretrained import pretrained
 
     pretrained(base)  # weights that do not fit are said before a run is made
+    budget()  # as is a variable of the environment that is no number
     tracking.quiet()
     default_name = "pneumonia-sample" if options.data == SAMPLE else "pneumonia"
     try:
@@ -173,10 +175,12 @@ def train(options: argparse.Namespace) -> int:
     _import_tensorflow()
     from pneumo import registry, tracking
     from pneumo.console import say, say_epoch
+    from pneumo.features import budget
     from pneumo.pretrained import pretrained
     from pneumo.trial import run_name, run_trial
 
     pretrained(config)  # weights that do not fit are said before a run is made
+    budget()  # as is a variable of the environment that is no number
     tracking.quiet()
     tags = tracking.subject_tags(experiment.name, dataset)
     with tracking.command_run("train", tags) as run_id:

@@ -117,6 +117,11 @@ class RunConfig(BaseModel):
     objective: Literal["val_auc"] = Field(
         "val_auc", description="what chooses the epoch and the trial: val_auc"
     )
+    feature_cache: Literal["on", "off"] = Field(
+        "on",
+        description="on (the frozen blocks run once and what they give is kept) or off (they run "
+        "in every epoch, each with a new variation)",
+    )
     max_unreadable: float = Field(
         0.01, ge=0, le=1, description="share of unreadable images that is tolerated, 0 to 1"
     )

@@ -20,11 +20,7 @@ def build(config: RunConfig) -> keras.Model:
     (batch, 1), above 0 for pneumonia. Its random weights follow from the config's seed, which
     becomes that of all of Keras. Raises `Mistake` for weights that `pretrained` refuses.
     """
-    weights = pretrained(config)  # before the seed, since it draws random numbers
-    keras.utils.set_random_seed(config.seed)
     network = backbone(config)
-    if weights is not None:
-        network.set_weights(weights)
     pixels = keras.Input((config.image_size, config.image_size, 1), dtype="uint8", name="pixels")
     head = _head(network.output_shape[1], config)
     model = keras.Model(pixels, head(network(pixels)), name=config.backbone)
@@ -33,20 +29,25 @@ def build(config: RunConfig) -> keras.Model:
 
 
 def backbone(config: RunConfig) -> keras.Model:
-    """The backbone of `config` with its own preprocessing, its weights random.
+    """The backbone of `config` with its own preprocessing and its weights; seeds as `build` does.
 
     Takes uint8 pixels 0–255, shape (batch, size, size, 1); gives features, shape (batch, n).
     """
+    weights = pretrained(config)  # before the seed, since it draws random numbers
+    keras.utils.set_random_seed(config.seed)
     facts = BACKBONES[config.backbone]
     pixels = keras.Input((config.image_size, config.image_size, 1), dtype="uint8")
     if facts.application is None:
         features = _cnn(layers.Rescaling(facts.scale, facts.offset)(pixels))
     else:
-        colours = layers.Concatenate()([pixels] * 3)
-        colours = layers.Rescaling(facts.scale, facts.offset)(colours)
+        grey = layers.Rescaling(facts.scale, facts.offset)(pixels)
+        colours = layers.Concatenate()([grey] * 3)
         network = facts.network(config.alpha, pooling="avg", input_tensor=colours)
         [features] = network.outputs
-    return keras.Model(pixels, features, name="backbone")
+    model = keras.Model(pixels, features, name="backbone")
+    if weights is not None:
+        model.set_weights(weights)
+    return model
 
 
 def _cnn(pixels: keras.KerasTensor) -> keras.KerasTensor:
@@ -70,22 +71,43 @@ def _head(features: int, config: RunConfig) -> keras.Model:
     return head
 
 
-class FixedStatistics(keras.Model):
-    """A model as it is fine-tuned: its backbone runs as it does in inference, its head does not.
+class Trained(keras.Model):
+    """The part of a model above a cut, as it is trained; its layers are the model's own.
 
-    So the statistics of batch normalisation never move, and training sees the features that
-    inference sees. A `training=False` in the model's own graph would not do: Keras 3 passes the
-    `training=True` of `fit` on to every layer of a graph.
+    `depth`: as in `between`, what goes in is what the cut there gives. With `fixed_statistics`
+    the backbone runs as it does in inference, and only the head as it does in training: so the
+    statistics of batch normalisation never move. A `training=False` in the model's own graph
+    would not do: Keras 3 passes the `training=True` of `fit` on to every layer of a graph.
     """
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(self, model: keras.Model, depth: int, fixed_statistics: bool) -> None:
         super().__init__()
-        self.whole = model
+        network = model.get_layer("backbone")
+        self.open_blocks = between(network, model.name, depth, 0) if depth else None
+        self.head = model.get_layer("head")
+        self._fixed = fixed_statistics
 
-    def call(self, pixels: keras.KerasTensor, training: bool | None = None) -> keras.KerasTensor:
+    def call(self, inputs: keras.KerasTensor, training: bool | None = None) -> keras.KerasTensor:
         """As `keras.Model.call`."""
-        features = self.whole.get_layer("backbone")(pixels, training=False)
-        return self.whole.get_layer("head")(features, training=training)
+        if self.open_blocks is not None:
+            inputs = self.open_blocks(inputs, training=False if self._fixed else training)
+        return self.head(inputs, training=training)
+
+
+def between(network: keras.Model, name: str, lower: int, upper: int) -> keras.Model:
+    """The part of backbone `name` between two cuts; its layers are the network's own.
+
+    A cut is named by the blocks above it: 0 is past the whole backbone, all blocks are the
+    pixels. `lower` must be the greater.
+    """
+    tensors = cuts(network, name)
+    return keras.Model(tensors[lower], tensors[upper])
+
+
+def cuts(network: keras.Model, name: str) -> list[keras.KerasTensor]:
+    """What backbone `name` gives where it can be cut, by how many blocks are above that."""
+    ends = [block[-1].output for block in reversed(blocks(network, name))]
+    return [*ends, network.input]
 
 
 def blocks(network: keras.Model, name: str) -> list[list[keras.Layer]]:
@@ -153,7 +175,15 @@ def probabilities(model: keras.Model, images: np.ndarray) -> np.ndarray:
     """
     if images.dtype != np.uint8:
         raise TypeError(f"images must be uint8 pixels 0 to 255: got {images.dtype}")
-    logits = model.predict(images, batch_size=32, verbose=0, callbacks=[_LetInterruptIn()])
+    return scores(model, images)
+
+
+def scores(part: keras.Model, inputs: np.ndarray) -> np.ndarray:
+    """The probability of pneumonia: float64, shape (n,), 0 to 1.
+
+    `inputs`: what `part` takes, which is a model or `Trained`.
+    """
+    logits = part.predict(inputs, batch_size=32, verbose=0, callbacks=[_LetInterruptIn()])
     logits = logits[:, 0].astype(np.float64)
     # A probability of float64 keeps apart what float32 would round to 1
     return 1 / (1 + np.exp(-logits))

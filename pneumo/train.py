@@ -1,17 +1,20 @@
 """One fit of one model. Knows neither MLflow nor Optuna."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import keras
 import numpy as np
-import tensorflow as tf
 from sklearn.metrics import log_loss, roc_auc_score
 
-from pneumo import interrupt, models
-from pneumo.augment import augment
+from pneumo import features, interrupt, models
+from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
-from pneumo.data.dataset import Images, Split
+from pneumo.console import say
+from pneumo.data.dataset import Images
+from pneumo.features import Features
+from pneumo.feed import Feed, Pixels, Source, Stored
 
 # Called after each epoch with its number, from 1, and the metrics `loss`, `auc`, `val_loss`
 # and `val_auc`; an exception that it raises ends the training and reaches the caller.
@@ -58,74 +61,112 @@ def phases(config: RunConfig) -> list[Phase]:
     return [head, whole] if head.until else [whole]
 
 
-def train(config: RunConfig, images: Images, callbacks: Sequence[EpochCallback] = ()) -> Result:
+def train(
+    config: RunConfig, images: Images, callbacks: Sequence[EpochCallback] = (), deepest: int = 0
+) -> Result:
     """Fits the model of `config` on `train`, and keeps the weights that do best on `val`.
 
     A phase ends after `patience` epochs without a better objective. The classes weigh the same,
     whatever their share: probabilities are those of a world with as many normal as sick.
-    Raises `TrainingDiverged` when the loss is not finite, and whatever a callback raises.
+    `deepest`: the greatest `unfreeze_depth` among the runs that share stored features with this
+    one. Raises `TrainingDiverged` when the loss is not finite, and whatever a callback raises.
     """
 
     def hear(epoch: int, metrics: Mapping[str, float]) -> None:
         for callback in callbacks:
             callback(epoch, metrics)
 
-    return interrupt.in_own_thread(lambda tell: _fit(config, images, tell), hear)
+    return interrupt.in_own_thread(lambda tell: _fit(config, images, deepest, tell), hear)
 
 
-def _fit(config: RunConfig, images: Images, tell: Callable[..., None]) -> Result:
+def _fit(config: RunConfig, images: Images, deepest: int, tell: Callable[..., None]) -> Result:
     keras.utils.clear_session()  # what a previous model left behind would stay in memory
-    model = models.build(config)
+    history: list[np.ndarray] = []  # the probabilities on validation after each epoch
+    with _sources(config, images, deepest) as source_of:
+        model = models.build(config)
+        ended = [
+            _fit_phase(config, phase, model, source_of(phase), history, tell)
+            for phase in phases(config)
+        ]
+    best = max(ended, key=lambda phase: phase.score)  # the first of equals
+    model.set_weights(best.weights)
+    return Result(model, best.epoch + 1, history[best.epoch])
+
+
+@contextmanager
+def _sources(
+    config: RunConfig, images: Images, deepest: int
+) -> Iterator[Callable[[Phase], Source]]:
+    """What a phase is fitted on: stored features where some blocks stay frozen, and they fit."""
+    if config.feature_cache == "off" or config.unfreeze_depth == BACKBONES[config.backbone].blocks:
+        yield lambda _: Pixels(images, config, shared=False)
+        return
+    with features.opened(config, deepest) as store:
+        if _fit_on_disk(images, store):
+            yield lambda phase: Stored(images, config, store, phase.unfreeze_depth)
+        else:
+            yield lambda _: Pixels(images, config, shared=True)
+
+
+def _fit_on_disk(images: Images, store: Features) -> bool:
+    needed = store.bytes_needed(*(len(images.split(name).labels) for name in ("train", "val")))
+    if needed <= (allowed := features.budget()):
+        return True
+    say(
+        f"the features of this run need {needed / features.GIB:.1f} GiB of disk, and "
+        f"{allowed / features.GIB:.1f} are allowed: it trains without them, more slowly; "
+        "raise PNEUMO_FEATURES or free disk space"
+    )
+    return False
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A phase that has ended: its best epoch, from 0, with that one's weights of the model."""
+
+    score: float
+    epoch: int
+    weights: list[np.ndarray]
+
+
+def _fit_phase(
+    config: RunConfig,
+    phase: Phase,
+    model: keras.Model,
+    source: Source,
+    history: list[np.ndarray],
+    tell: Callable[..., None],
+) -> _Ended:
+    models.unfreeze(model, phase.unfreeze_depth)
     # The statistics of random weights are those of nothing: MobileNet would not learn with them
-    fitted = model if config.weights == "none" else models.FixedStatistics(model)
-    fitting = images.split("train")
-    data, weights = batches(fitting, config), class_weights(fitting.labels)
-    validation = _Validation(images.split("val"))
-    ended = []
-    for phase in phases(config):
-        models.unfreeze(model, phase.unfreeze_depth)
-        _compile(fitted, phase.learning_rate)
-        stopping = keras.callbacks.EarlyStopping(
-            config.objective, mode="max", patience=config.patience, restore_best_weights=True
-        )
-        fitted.fit(
-            data,
-            initial_epoch=len(validation.probabilities),
-            epochs=phase.until,
-            class_weight=weights,
-            callbacks=[validation, _Telling(tell), stopping],  # each needs what the last does
-            shuffle=False,  # `batches` does it
-            verbose=0,
-        )
-        ended.append(stopping)
-    best = max(ended, key=lambda phase: phase.best)  # the first of equals
-    fitted.set_weights(best.best_weights)
-    return Result(model, best.best_epoch + 1, validation.probabilities[best.best_epoch])
+    part = models.Trained(model, source.depth, fixed_statistics=config.weights != "none")
+    compile_part(part, phase.learning_rate)
+    feed = Feed(source, config)
+    stopping = keras.callbacks.EarlyStopping(
+        config.objective, mode="max", patience=config.patience, restore_best_weights=True
+    )
+    part.fit(
+        feed.batches(),
+        initial_epoch=len(history),
+        epochs=phase.until,
+        class_weight=class_weights(source.fitting.labels),
+        # Each needs what the ones before it do
+        callbacks=[feed, _Validation(source, history), _Telling(tell), stopping],
+        shuffle=False,  # `Feed` does it
+        verbose=0,
+    )
+    return _Ended(stopping.best, stopping.best_epoch, model.get_weights())
 
 
-def _compile(model: keras.Model, learning_rate: float) -> None:
-    # XLA makes the forward pass of convolutions several times slower on a CPU
+def compile_part(model: keras.Model, learning_rate: float) -> None:
+    """Makes a model that gives one logit ready for `fit`."""
     model.compile(
         optimizer=keras.optimizers.Adam(learning_rate),
         loss=keras.losses.BinaryCrossentropy(from_logits=True),
         metrics=[keras.metrics.AUC(from_logits=True, name="auc")],
-        jit_compile=False,
+        jit_compile=False,  # XLA makes convolutions several times slower on a CPU
+        steps_per_execution=8,  # small trained parts take no longer than Python between two steps
     )
-
-
-def batches(split: Split, config: RunConfig) -> tf.data.Dataset:
-    """Augmented batches of (images, labels), in another order and variation every epoch."""
-    order = tf.data.Dataset.from_tensor_slices((split.positions, split.labels))
-    order = order.shuffle(len(split.labels), seed=config.seed).batch(config.batch_size)
-    seeds = tf.data.Dataset.random(config.seed, rerandomize_each_iteration=True).batch(2)
-
-    def read(chosen: tuple[tf.Tensor, tf.Tensor], seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        positions, labels = chosen
-        pixels = tf.numpy_function(lambda at: split.pixels[at], [positions], tf.uint8)
-        pixels = tf.ensure_shape(pixels, (None, config.image_size, config.image_size))
-        return augment(pixels[..., tf.newaxis], config.augment_strength, seed), labels
-
-    return tf.data.Dataset.zip(order, seeds).map(read, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def class_weights(labels: np.ndarray) -> dict[int, float]:
@@ -140,20 +181,19 @@ class _Validation(keras.callbacks.Callback):
     Keras' own AUC approximates with 200 thresholds, too coarse where models score 0.99.
     """
 
-    def __init__(self, split: Split) -> None:
+    def __init__(self, source: Source, history: list[np.ndarray]) -> None:
         super().__init__()
-        self._images, self._labels = split.images, split.labels
-        self.probabilities: list[np.ndarray] = []
+        self._source, self._history = source, history
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        scores = models.probabilities(self.model, self._images)
+        labels, scores = self._source.val_labels, models.scores(self.model, self._source.val)
         if not (np.isfinite(logs["loss"]) and np.isfinite(scores).all()):
             raise TrainingDiverged(
                 f"the loss is {logs['loss']} after epoch {epoch + 1}: lower learning_rate"
             )
-        logs["val_loss"] = log_loss(self._labels, scores)
-        logs["val_auc"] = roc_auc_score(self._labels, scores)
-        self.probabilities.append(scores)
+        logs["val_loss"] = log_loss(labels, scores)
+        logs["val_auc"] = roc_auc_score(labels, scores)
+        self._history.append(scores)
 
 
 class _Telling(keras.callbacks.Callback):

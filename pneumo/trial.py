@@ -24,15 +24,17 @@ def run_trial(
     config: RunConfig,
     dataset: Dataset,
     callbacks: Sequence[EpochCallback] = (),
+    deepest: int = 0,
     **run: Any,
 ) -> Trial:
     """Trains, evaluates on validation and stores all of it in a run (`run`: see `keras_run`).
 
-    The threshold is chosen on validation. Raises what `train` raises, the run then ended.
+    `callbacks`, `deepest`: see `train`. The threshold is chosen on validation. Raises what `train`
+    raises, the run then ended.
     """
     with tracking.keras_run(config=config, **run) as run_id:
         images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
-        result = train(config, images, [tracking.log_epoch, *callbacks])
+        result = train(config, images, [tracking.log_epoch, *callbacks], deepest)
         val = images.split("val")
         threshold = youden_threshold(val.labels, result.val_probabilities)
         evaluation = evaluate(val, result.val_probabilities, threshold)

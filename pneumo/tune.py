@@ -249,10 +249,12 @@ def _objective(trial: optuna.Trial, plan: Plan, display: StudyDisplay) -> float:
         trial.set_user_attr("config", config.as_text())
         name = run_name(config)
         trial.set_user_attr("name", name)
+        depths = trial.distributions.get("unfreeze_depth")
         done = run_trial(
             config,
             plan.dataset,
             [_pruning(trial, config.objective), partial(display.epoch, trial.number)],
+            deepest=depths.high if depths else config.unfreeze_depth,
             parent_id=study.user_attrs["run_id"],
             name=f"trial {trial.number} · {name}",
             tags={**tags, "pneumo.study": study.study_name},

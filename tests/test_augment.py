@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pneumo.augment import augment
+from pneumo.augment import augment, chances
 
 
 def images(count: int = 4) -> tf.Tensor:
@@ -10,7 +10,7 @@ def images(count: int = 4) -> tf.Tensor:
 
 
 def varied(batch, strength, seed=(1, 2)) -> np.ndarray:
-    return augment(batch, strength, tf.constant(seed, tf.int64)).numpy()
+    return augment(batch, strength, tf.constant(chances(len(batch), *seed))).numpy()
 
 
 def test_strength_0_is_exactly_the_identity():
@@ -22,6 +22,19 @@ def test_uint8_in_and_out_each_image_its_own_way():
     result = varied(batch, 0.5)
     assert (result.dtype, result.shape) == (np.uint8, batch.shape)
     assert len({image.tobytes() for image in result}) == 4
+
+
+def test_an_image_varies_as_its_own_chance_says_whatever_the_batch():
+    whole = varied(images(), 1.0)
+    chance = tf.constant(chances(4, 1, 2))
+    for at in ([2], [3, 0]):
+        part = augment(tf.gather(images(), at), 1.0, tf.gather(chance, at)).numpy()
+        assert np.array_equal(part, whole[at])
+
+
+def test_no_chance_changes_nothing():
+    neutral = tf.zeros([4, 3])
+    assert np.array_equal(augment(images(), 1.0, neutral).numpy(), images().numpy())
 
 
 def test_the_seed_decides():

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pneumo.data import archive, index
+from pneumo.data import archive, index, pixels
 from pneumo.data.download import SOURCES, fetch, require_whole
-from pneumo.data.pixels import load_pixels
 from pneumo.data.sample import make_sample
 from pneumo.data.split import cut_validation
 from pneumo.errors import Mistake
@@ -24,11 +23,18 @@ class Split:
 
     `rows` are the columns of `index.COLUMNS`, one row per readable image; `positions` are
     their places in `pixels`, the memory map of all images (uint8, shape (n, size, size)).
+    `made_by` says how files became pixels.
     """
 
     rows: pd.DataFrame
     pixels: np.ndarray
     positions: np.ndarray
+    made_by: str
+
+    @property
+    def digest(self) -> str:
+        """64 hex digits that name these pixels in this order, wherever their files lie."""
+        return pixels.digest(self.rows, self.made_by)
 
     @property
     def images(self) -> np.ndarray:
@@ -66,7 +72,8 @@ class Dataset:
         `resize`: see `pixels.decode`. Raises `Mistake` where more than the share
         `max_unreadable` cannot be read.
         """
-        pixels, unreadable = load_pixels(self.base, self.rows, size, resize)
+        made_by = pixels.made_by(size, resize)
+        decoded, unreadable = pixels.load(self.base, self.rows, size, resize)
         if len(unreadable) > max_unreadable * len(self.rows):
             path, why = next(iter(unreadable.items()))
             raise Mistake(
@@ -74,7 +81,7 @@ class Dataset:
                 f"max_unreadable={max_unreadable}; the first is {path} ({why}): "
                 "mend or remove them, or allow more"
             )
-        return Images(self, pixels, unreadable)
+        return Images(self, decoded, unreadable, made_by)
 
 
 @dataclass(frozen=True)
@@ -84,12 +91,14 @@ class Images:
     dataset: Dataset
     pixels: np.ndarray
     unreadable: dict[str, str]
+    made_by: str
 
     def split(self, name: str) -> Split:
         """The readable images of `train`, `val` or `test`."""
         rows = self.dataset.rows
         chosen = self._readable & (rows["split"] == name).to_numpy()
-        return Split(rows[chosen].reset_index(drop=True), self.pixels, np.flatnonzero(chosen))
+        positions = np.flatnonzero(chosen)
+        return Split(rows[chosen].reset_index(drop=True), self.pixels, positions, self.made_by)
 
     def counts(self) -> pd.DataFrame:
         """Readable images and their patients: columns split, class, images, patients."""

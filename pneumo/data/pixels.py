@@ -40,7 +40,17 @@ def decode(data: bytes, size: int, resize: str = "squash") -> np.ndarray:
         raise UnreadableImage(str(error) or type(error).__name__) from error
 
 
-def load_pixels(
+def made_by(size: int, resize: str) -> str:
+    """What, beside the files, decides the pixels."""
+    return f"{DECODER} {size} {resize}"
+
+
+def digest(rows: pd.DataFrame, made_by: str) -> str:
+    """64 hex digits that name the pixels of an index's images, in its order."""
+    return hashlib.sha256("\n".join([made_by, *rows["sha256"]]).encode()).hexdigest()
+
+
+def load(
     base: Path, rows: pd.DataFrame, size: int, resize: str
 ) -> tuple[np.ndarray, dict[str, str]]:
     """The pixels of an index's images, and why some are missing.
@@ -49,8 +59,7 @@ def load_pixels(
     and path → reason for the unreadable files, whose places in the map hold nothing. Kept
     in the cache under the files' content, the size and `resize`, wherever the files lie.
     """
-    made_by = f"{DECODER} {size} {resize}"
-    key = hashlib.sha256("\n".join([made_by, *rows["sha256"]]).encode()).hexdigest()
+    key = digest(rows, made_by(size, resize))
     files = [base / path for path in rows["path"]]
     folder = cache.keep(f"pixels/{key}", lambda draft: _fill(draft, files, size, resize))
     reasons = json.loads((folder / "unreadable.json").read_text())

@@ -1,0 +1,117 @@
+"""What a model trains on, in another order every epoch."""
+
+import math
+from typing import Protocol
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pneumo.augment import augment, chances
+from pneumo.backbones import BACKBONES
+from pneumo.config import RunConfig
+from pneumo.data.dataset import Images, Split
+from pneumo.features import Features, View, view_of
+
+
+class Source(Protocol):
+    """Where the inputs of a fit come from.
+
+    `depth`: the cut of the model where they go in, by the blocks above it; `fitting`: the images
+    that they are of; `val`, `val_labels`: validation, as it looks at that cut.
+    """
+
+    depth: int
+    fitting: Split
+    val: np.ndarray
+    val_labels: np.ndarray
+
+    def begin(self, epoch: int) -> None:
+        """Makes the variation of an epoch, from 0, the one that `batch` gives."""
+
+    def batch(self, at: tf.Tensor) -> tf.Tensor:
+        """The inputs of some images, by their places in `fitting`."""
+
+
+class Pixels:
+    """Images varied as they are needed: uint8, shape (n, size, size, 1).
+
+    `shared`: they take turns in the views that would be stored; otherwise every epoch has
+    variations of its own.
+    """
+
+    def __init__(self, images: Images, config: RunConfig, shared: bool) -> None:
+        self.depth = BACKBONES[config.backbone].blocks
+        self.fitting, val = images.split("train"), images.split("val")
+        self.val, self.val_labels = val.images, val.labels
+        self._config, self._shared = config, shared
+        self._chances = np.zeros((0, 3), np.float32)
+
+    def begin(self, epoch: int) -> None:
+        """As `Source.begin`."""
+        if self._shared:
+            view = view_of(self.fitting, epoch, self._config.augment_strength)
+            self._chances = view.chances
+        else:
+            seed = (self._config.seed, epoch, 1)  # without the 1 it would be that of the order
+            self._chances = chances(len(self.fitting.labels), *seed)
+
+    def batch(self, at: tf.Tensor) -> tf.Tensor:
+        """As `Source.batch`."""
+        pixels, chance = tf.numpy_function(self._read, [at], [tf.uint8, tf.float32])
+        pixels = tf.ensure_shape(pixels, (None, *self.val.shape[1:]))
+        return augment(pixels, self._config.augment_strength, tf.ensure_shape(chance, (None, 3)))
+
+    def _read(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pixels = self.fitting.pixels[self.fitting.positions[at]]
+        return pixels[..., np.newaxis], self._chances[at]
+
+
+class Stored:
+    """What the frozen blocks below a cut give, from the disk: float32, shape (n, …)."""
+
+    def __init__(self, images: Images, config: RunConfig, features: Features, depth: int) -> None:
+        self.depth = depth
+        self.fitting, val = images.split("train"), images.split("val")
+        self.val, self.val_labels = features.of(View(val), depth), val.labels
+        self._features, self._strength = features, config.augment_strength
+        self._now = self.val
+
+    def begin(self, epoch: int) -> None:
+        """As `Source.begin`; computes the view if this is the first epoch that needs it."""
+        view = view_of(self.fitting, epoch, self._strength)
+        self._now = self._features.of(view, self.depth)
+
+    def batch(self, at: tf.Tensor) -> tf.Tensor:
+        """As `Source.batch`."""
+        given = tf.numpy_function(lambda at: self._now[at], [at], tf.float32)
+        return tf.ensure_shape(given, (None, *self.val.shape[1:]))
+
+
+class Feed(keras.callbacks.Callback):
+    """The batches of a fit; as its callback it learns which epoch they are for."""
+
+    def __init__(self, source: Source, config: RunConfig) -> None:
+        super().__init__()
+        self._source, self._config = source, config
+        self._order = np.arange(len(source.fitting.labels))
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """As `keras.callbacks.Callback.on_epoch_begin`."""
+        self._source.begin(epoch)
+        chance = np.random.default_rng([self._config.seed, epoch])
+        self._order = chance.permutation(len(self._order))
+
+    def batches(self) -> tf.data.Dataset:
+        """Batches of (inputs, labels), each image once an epoch."""
+        size, labels = self._config.batch_size, self._source.fitting.labels
+
+        def read(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            at = tf.numpy_function(
+                lambda step: self._order[step * size : (step + 1) * size], [step], tf.int64
+            )
+            at = tf.ensure_shape(at, (None,))
+            return self._source.batch(at), tf.gather(labels, at)
+
+        steps = tf.data.Dataset.range(math.ceil(len(labels) / size))
+        return steps.map(read, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)

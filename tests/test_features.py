@@ -1,0 +1,423 @@
+"""Stored features: what is kept, under which key, and that training cannot tell the difference."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from pneumo import features, feed, models
+from pneumo.augment import augment, chances
+from pneumo.backbones import BACKBONES
+from pneumo.config import RunConfig
+from pneumo.data import cache, pixels
+from pneumo.data.dataset import Images, Split, open_dataset
+from pneumo.errors import Mistake
+from pneumo.experiment import Experiment
+from pneumo.features import ARRAY, FACTS, Features, Frozen, View, make_room
+from pneumo.train import train
+from pneumo.tune import Plan, tune
+from tests.conftest import ROOT
+from tests.weights import SMALL
+
+
+@pytest.fixture(scope="module")
+def images(sample) -> Images:
+    """Few images, at 32 pixels."""
+    rows = sample.rows.groupby(["split", "label"]).head(20).reset_index(drop=True)
+    return replace(sample, rows=rows).decode(32, 0)
+
+
+@pytest.fixture
+def config(weights, own_cache) -> RunConfig:
+    """Of a small MobileNet with weights of a file, in a cache of its own."""
+    return RunConfig(**SMALL, weights=str(weights), epochs=4, patience=9, dense_widths=(16,))
+
+
+def of(config: RunConfig, deepest: int = 0) -> Features:
+    return Features(Frozen(models.backbone(config), config.backbone), config, deepest)
+
+
+def stored(folder: Path) -> list[tuple[int, float, int]]:
+    """Depth, strength and view of all that is stored."""
+    found = [json.loads(file.read_text()) for file in folder.rglob(FACTS)]
+    return sorted((facts["depth"], facts["strength"], facts["view"]) for facts in found)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("deepest", [0, 4])
+def test_what_is_stored_is_what_the_network_gives(config, images, depth, deepest):
+    split, store = images.split("train"), of(config, deepest)
+    backbone = models.backbone(config)
+    lower = models.between(backbone, "mobilenet", BACKBONES["mobilenet"].blocks, depth)
+    varied = augment(split.images, 0.5, chances(len(split.labels), 1)).numpy()
+    for view, inputs in ((View(split), split.images), (View(split, 0.5, 1), varied)):
+        found = store.of(view, depth)
+        assert (found.dtype, found.flags.writeable) == (np.float32, False)
+        assert found == pytest.approx(lower.predict(inputs, verbose=0), abs=1e-5)
+
+
+def test_a_higher_cut_starts_from_a_stored_lower_one(config, images, own_cache):
+    split = images.split("val")
+    expected = np.array(of(config).of(View(split), 0))
+    store = of(config, deepest=2)
+    store.of(View(split), 2)
+    cache_of_0 = cache.place(store.name(View(split), 0))
+    (cache_of_0 / ARRAY).unlink()
+    black = replace(split, pixels=np.zeros_like(split.pixels))  # of the same files
+    assert np.array_equal(store.of(View(black), 0), expected)
+
+
+def test_what_is_computed_from_pixels_is_kept_at_the_deepest_cut_too(config, images, own_cache):
+    of(config, deepest=3).of(View(images.split("val")), 1)
+    assert {depth for depth, _, _ in stored(own_cache)} == {1, 3}
+
+
+def name(config: RunConfig, split: Split, depth: int = 1, **view) -> str:
+    return of(config).name(View(split, **view), depth)
+
+
+def test_the_key_changes_with_each_ingredient(config, images, sample, monkeypatch):
+    split = images.split("train")
+    first = {"strength": 0.5, "number": 0}
+    names = [name(config, split, **first)]
+    names.append(name(config, split, 0, **first))
+    names.append(name(config, split, strength=0.75, number=0))
+    names.append(name(config, split, strength=0.5, number=1))
+    names.append(name(config, images.split("val"), **first))
+    names.append(name(config, replace(split, rows=split.rows[::-1]), **first))
+    names.append(name(config.override({"image_size": 64}), split, **first))
+    names.append(name(config.override({"alpha": 0.5, "weights": "none"}), split, **first))
+    names.append(name(config.override({"weights": "none"}), split, **first))
+    names.append(name(config.override({"weights": "none", "seed": 1}), split, **first))
+    padded = images.dataset.decode(32, 0, "pad").split("train")
+    names.append(name(config, padded, **first))
+    monkeypatch.setattr(pixels, "DECODER", 99)
+    names.append(name(config, images.dataset.decode(32, 0).split("train"), **first))
+    monkeypatch.undo()
+    monkeypatch.setattr(features, "AUGMENTATION", 99)
+    names.append(name(config, split, **first))
+    monkeypatch.undo()
+    monkeypatch.setitem(BACKBONES, "mobilenet", replace(BACKBONES["mobilenet"], offset=-0.5))
+    names.append(name(config, split, **first))
+    assert len(set(names)) == len(names) == 14
+
+
+def test_the_key_changes_with_nothing_else(config, images, tmp_path, weights):
+    split = images.split("train")
+    expected = name(config, split)
+    moved = tmp_path / "other.h5"
+    moved.write_bytes(weights.read_bytes())
+    for fields in (
+        {"dropout": 0.1, "dense_widths": (8, 4), "learning_rate": 0.1, "seed": 9},
+        {"batch_size": 7, "epochs": 99, "patience": 1, "max_unreadable": 0.5},
+        {"augment_strength": 1.0, "unfreeze_depth": 2, "head_epochs": 0},
+        {"weights": str(moved)},
+    ):
+        assert name(config.override(fields), split) == expected
+    renamed = split.rows.assign(path="x", label=0, patient="y", subtype="z")
+    assert name(config, replace(split, rows=renamed)) == expected
+
+
+def test_weights_above_the_cut_do_not_count(config, images):
+    view, backbone = View(images.split("val")), models.backbone(config)
+
+    def names() -> list[str]:
+        store = Features(Frozen(backbone, "mobilenet"), config, 0)
+        return [store.name(view, depth) for depth in range(3)]
+
+    before = names()
+    layer = backbone.get_layer("conv_pw_12")
+    layer.set_weights([2 * weight for weight in layer.get_weights()])
+    assert [a == b for a, b in zip(before, names(), strict=True)] == [False, False, True]
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_view_is_computed_when_an_epoch_first_needs_it(config, images, own_cache, depth):
+    class Pruned(Exception):
+        pass
+
+    seen = []
+
+    def look(epoch, metrics):
+        seen.append([it for it in stored(own_cache) if it[0] == depth])
+        if epoch == 2:
+            raise Pruned
+
+    config = config.override({"augment_strength": 0.5, "unfreeze_depth": depth})
+    with pytest.raises(Pruned):
+        train(config, images, [look])
+    # validation, and training as it is; with depth 2 the head's first epoch started from there
+    assert seen == [
+        [(depth, 0.0, 0), (depth, 0.0, 0)],
+        [(depth, 0.0, 0), (depth, 0.0, 0), (depth, 0.5, 1)],
+    ]
+    train(config, images)
+    assert [it for it in stored(own_cache) if it[0] == depth] == seen[-1]
+
+
+def test_another_run_computes_nothing_again(config, images, own_cache, monkeypatch):
+    train(config, images)
+    monkeypatch.setattr(Features, "_compute", None)
+    train(config.override({"seed": 3, "dropout": 0.1, "dense_widths": "none"}), images)
+
+
+def test_without_the_cache_nothing_is_stored(config, images, own_cache):
+    train(config.override({"feature_cache": "off", "epochs": 1}), images)
+    assert stored(own_cache) == []
+
+
+def test_features_of_random_weights_go_with_their_run(config, images, own_cache):
+    seen = []
+    config = config.override({"weights": "none", "epochs": 2})
+    train(config, images, [lambda *_: seen.append(stored(own_cache))])
+    assert [len(it) for it in seen] == [2, 3]
+    assert list((own_cache / "features").iterdir()) == []
+    assert list((own_cache / "locks").iterdir()) == []
+
+
+def test_where_nothing_is_frozen_every_epoch_has_its_own_variation(images, own_cache, monkeypatch):
+    monkeypatch.setattr(feed, "view_of", None)
+    config = RunConfig(image_size=32, epochs=2, unfreeze_depth=2)
+    train(config, images)
+    assert stored(own_cache) == []
+
+
+SLOW = [("mobilenet", 0.25, "file"), ("mobilenet", 0.25, "none"), ("resnet50v2", 1, "none")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize(("backbone", "alpha", "kind"), SLOW)
+def test_stored_or_not_training_is_the_same(
+    images, weights, own_cache, backbone, alpha, kind, depth
+):
+    config = RunConfig(
+        backbone=backbone,
+        alpha=alpha,
+        weights="none" if kind == "none" else str(weights),
+        image_size=32,
+        unfreeze_depth=depth,
+        augment_strength=0,
+        epochs=4,
+        patience=9,
+    )
+    computed = []
+    with pytest.MonkeyPatch.context() as patch:
+        compute = Features._compute
+        patch.setattr(Features, "_compute", lambda *given: computed.append(compute(*given)))
+        on = train(config, images)
+    off = train(config.override({"feature_cache": "off"}), images)
+    assert computed  # else both would be the same thing
+    assert on.best_epoch == off.best_epoch
+    assert on.val_probabilities == pytest.approx(off.val_probabilities, abs=1e-3)
+    val = images.split("val").images
+    for split in (val, images.split("train").images):
+        found, expected = (models.probabilities(it.model, split) for it in (on, off))
+        assert found == pytest.approx(expected, abs=1e-3)
+    # the whole model, put together again, is what was trained above the cut
+    assert models.probabilities(on.model, val) == pytest.approx(on.val_probabilities, abs=1e-5)
+
+
+def test_what_does_not_fit_on_the_disk_trains_the_same_without(
+    config, images, own_cache, monkeypatch, capsys
+):
+    config = config.override({"augment_strength": 0.5, "unfreeze_depth": 1, "epochs": 3})
+    expected = train(config, images)
+    assert capsys.readouterr().out == ""
+    for folder in own_cache.glob("features/*"):
+        (folder / ARRAY).unlink()
+    monkeypatch.setenv("PNEUMO_FEATURES", "0")
+    found = train(config, images)
+    assert found.val_probabilities == pytest.approx(expected.val_probabilities, abs=1e-3)
+    said = capsys.readouterr().out
+    assert "it trains without them, more slowly; raise PNEUMO_FEATURES or free disk" in said
+
+
+@pytest.mark.parametrize("text", ["many", "-1", "1.5"])
+def test_a_budget_that_is_no_number_is_refused(own_cache, monkeypatch, text):
+    monkeypatch.setenv("PNEUMO_FEATURES", text)
+    with pytest.raises(Mistake, match=f"PNEUMO_FEATURES must be a whole number.* got '{text}'"):
+        features.budget()
+
+
+def test_the_budget_leaves_half_of_the_free_disk(own_cache, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: usage(free=3 * features.GIB))
+    assert features.budget() == 1.5 * features.GIB
+    monkeypatch.setenv("PNEUMO_FEATURES", "1")
+    assert features.budget() == features.GIB
+
+
+def put(folder: Path, size: int, used: int) -> Path:
+    """Something stored that has that many bytes, last used at that time."""
+    folder.mkdir(parents=True)
+    (folder / ARRAY).write_bytes(bytes(size))
+    (folder / FACTS).write_text("{}")
+    os.utime(folder, (used, used))
+    return folder
+
+
+def test_what_was_used_the_longest_ago_makes_room(own_cache, monkeypatch):
+    monkeypatch.setattr(features, "GIB", 1)
+    monkeypatch.setenv("PNEUMO_FEATURES", "100")
+    place = own_cache / "features"
+    newest, oldest, middle = (put(place / f"{used}", 30, used) for used in (3, 1, 2))
+    in_run = put(place / "run-1" / "4", 10, 4)
+    make_room(0)
+    assert oldest.is_dir()
+    make_room(1)
+    assert not oldest.exists()
+    assert middle.is_dir()
+    make_room(31)
+    assert not middle.exists()
+    assert newest.is_dir()
+    make_room(100)
+    assert not newest.exists()
+    assert not in_run.exists()
+
+
+def test_using_is_what_counts(config, images, own_cache):
+    store, view = of(config), View(images.split("val"))
+    store.of(view, 0)
+    folder = cache.place(store.name(view, 0))
+    os.utime(folder, (1, 1))
+    store.of(view, 0)
+    assert folder.stat().st_mtime > 1
+
+
+def truncate(folder: Path) -> None:
+    with open(folder / ARRAY, "r+b") as file:
+        file.truncate(1000)
+
+
+def blank(folder: Path) -> None:
+    """Zeros in the middle, as a disk leaves them that lost its power."""
+    with open(folder / ARRAY, "r+b") as file:
+        file.seek(1000)
+        file.write(bytes(20_000))
+
+
+def forget(folder: Path) -> None:
+    (folder / FACTS).unlink()
+
+
+def scribble(folder: Path) -> None:
+    (folder / FACTS).write_text("{")
+
+
+def lose(folder: Path) -> None:
+    (folder / ARRAY).unlink()
+
+
+@pytest.mark.parametrize("tear", [truncate, blank, forget, scribble, lose])
+def test_a_torn_file_is_computed_again(config, images, own_cache, tear):
+    store, view = of(config), View(images.split("val"))
+    expected = np.array(store.of(view, 0))
+    folder = cache.place(store.name(view, 0))
+    before = (folder / ARRAY).stat().st_ino
+    store.of(view, 0)
+    assert (folder / ARRAY).stat().st_ino == before
+    tear(folder)
+    assert np.array_equal(store.of(view, 0), expected)
+    assert json.loads((folder / FACTS).read_text())["crc32"]
+
+
+ASK = """
+import sys
+from pathlib import Path
+from collections import namedtuple
+from dataclasses import replace
+from pneumo import models
+from pneumo.config import RunConfig
+from pneumo.data.dataset import open_dataset
+from pneumo.features import Features, Frozen, View
+
+config = RunConfig(**{config})
+compute = Features._compute
+
+def told(*given):
+    print("computing", flush=True)
+    if {die}:
+        import os, signal
+        given[3].joinpath("features.npy").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return compute(*given)
+
+Features._compute = told
+store = Features(Frozen(models.backbone(config), config.backbone), config, 0)
+split = open_dataset("sample").decode(32, 0).split("train")
+print("ready", flush=True)
+sys.stdin.readline()
+print(store.of(View(split), 0).sum(), flush=True)
+"""
+
+
+def asking(config: RunConfig, die: bool = False) -> subprocess.Popen:
+    """A process that asks for features once it is told to."""
+    text = ASK.replace("{config}", repr(config.model_dump())).replace("{die}", str(die))
+    process = subprocess.Popen(
+        [sys.executable, "-c", text],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while process.stdout.readline() != "ready\n":
+        assert process.poll() is None
+    return process
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_computes_and_the_other_waits(config, own_cache):
+    both = [asking(config), asking(config)]
+    for process in both:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    outputs = [process.communicate()[0].splitlines() for process in both]
+    assert sorted(len(lines) for lines in outputs) == [1, 2]
+    assert outputs[0][-1] == outputs[1][-1]
+
+
+@pytest.mark.slow
+def test_a_killed_writer_leaves_nothing_that_is_believed(config, own_cache, sample):
+    process = asking(config, die=True)
+    assert process.communicate("\n")[0] == "computing\n"
+    [draft] = own_cache.glob("features/.*.draft")
+    assert (draft / ARRAY).read_bytes() == b"half"
+    split = open_dataset("sample").decode(32, 0).split("train")
+    found = of(config).of(View(split), 0)
+    backbone = models.backbone(config)
+    assert found == pytest.approx(backbone.predict(split.images, verbose=0), abs=1e-5)
+    assert not draft.exists()
+
+
+def test_what_dead_writers_left_is_swept_and_what_lives_is_not(own_cache):
+    place = own_cache / "features"
+    dead, alive = place / ".1.draft", place / "run-2" / ".3.draft"
+    for draft in (dead, alive):
+        draft.mkdir(parents=True)
+    (own_cache / "locks").mkdir()
+    with FileLock(own_cache / "locks" / "features-run-2-3.lock"):
+        cache.sweep("features")
+        assert not dead.exists()
+        assert alive.exists()
+    cache.sweep("features")
+    assert not alive.exists()
+
+
+@pytest.mark.slow
+def test_a_study_shares_its_deepest_cut(store, sample, weights, own_cache):
+    base = RunConfig(**SMALL, weights=str(weights), epochs=1, dense_widths=(8,))
+
+    def suggest(trial, base):
+        return base.override({"unfreeze_depth": trial.suggest_int("unfreeze_depth", 0, 5)})
+
+    tune(Plan(Experiment("deep", base, suggest), sample, {}), trials=1, model_name="deep")
+    assert {depth for depth, _, _ in stored(own_cache)} == {0, 5}

@@ -1,0 +1,168 @@
+"""The cost model of a study: what each step costs for an image, and the least that a study needs.
+
+As a program it measures the steps on the machine that it runs on, each in memory and on its own.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pneumo import models
+from pneumo.augment import augment, chances
+from pneumo.data.dataset import open_dataset
+from pneumo.data.pixels import decode
+from pneumo.features import BATCH, VIEWS, Frozen
+from pneumo.train import compile_part
+from tests.benchmarks.study_space import DEPTH, STRENGTH, arguments, config_of
+
+IMAGES = {"mobilenet": 1024, "resnet50v2": 96}  # so that each step takes a second or more
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds for one image, by the name of the step; of cuts in the order of their depth."""
+
+    decode: float
+    augment: float
+    frozen: list[float]  # from pixels to the cut
+    trained: list[float]  # one epoch's forward and backward pass above the cut
+    predicted: list[float]  # the forward pass alone
+    whole: float  # the whole model's forward pass, for test
+
+    def table(self) -> str:
+        """All of them, per 1,000 images."""
+        lines = [f"  decode {1000 * self.decode:.2f}, augmentation {1000 * self.augment:.2f}"]
+        for depth, costs in enumerate(zip(self.frozen, self.trained, self.predicted, strict=True)):
+            frozen, trained, predicted = (1000 * cost for cost in costs)
+            lines.append(
+                f"  depth {depth}: frozen part {frozen:.2f}, trained part {trained:.2f}, "
+                f"validation {predicted:.2f}"
+            )
+        return "\n".join(lines)
+
+    def parts(self, study: Mapping[str, Any]) -> dict[str, float]:
+        """The seconds that a study's trials need at the least, whoever runs them.
+
+        Each view is computed once, up to the lowest cut; each epoch trains what is above its cut.
+        """
+        images, trials = study["images"], study["trials"]
+        views = {
+            (trial["strength"], number) if (number := epoch % VIEWS) and trial["strength"] else 0
+            for trial in trials
+            for epoch in range(trial["epochs"])
+        }
+        varied = len(views - {0})
+        deepest = max(trial["depth"] for trial in trials)
+        frozen = images["train"] * len(views) + images["val"]
+        return {
+            "decode": self.decode * sum(images.values()),
+            "augmentation": self.augment * images["train"] * varied,
+            "frozen part": self.frozen[deepest] * frozen,
+            "trained part": sum(self._trial(trial, images) for trial in trials),
+            "test": self.whole * images["test"],
+        }
+
+    def _trial(self, trial: Mapping[str, Any], images: Mapping[str, int]) -> float:
+        """One trial's epochs; the first trains the head alone."""
+        depths = [0] + [trial["depth"]] * (trial["epochs"] - 1)
+        return sum(
+            self.trained[depth] * images["train"] + self.predicted[depth] * images["val"]
+            for depth in depths
+        )
+
+    def least(self, study: Mapping[str, Any]) -> float:
+        """The sum of the parts: no harness that stores features can be faster."""
+        return sum(self.parts(study).values())
+
+    def foretold(self, study: Mapping[str, Any], trials: int) -> float:
+        """The seconds of a study of more trials, with what this one took beyond its parts.
+
+        All views of all strengths are computed; what a trial takes is the mean of this study's.
+        """
+        parts, count = self.parts(study), len(study["trials"])
+        images = study["images"]
+        strengths = round((STRENGTH[1] - STRENGTH[0]) / STRENGTH[2])  # beside 0
+        varied = strengths * (VIEWS - 1) * images["train"]
+        once = parts["decode"] + parts["test"] + self.augment * varied
+        once += self.frozen[DEPTH[1]] * (varied + images["train"] + images["val"])
+        per_trial = (study["seconds"] - self.least(study) + parts["trained part"]) / count
+        return once + per_trial * trials
+
+
+def per_image(step: Callable[[], object], images: int) -> float:
+    """Seconds for one image: the median of three runs, after one that compiles."""
+    step()
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - began)
+    return sorted(times)[1] / images
+
+
+def in_batches(function: Callable[..., tf.Tensor], *arrays: np.ndarray) -> np.ndarray:
+    """What a compiled function gives for arrays, batch by batch, as `features` does it."""
+
+    def batch(at: int) -> np.ndarray:
+        return function(*(array[at : at + BATCH] for array in arrays)).numpy()
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return np.concatenate(list(threads.map(batch, range(0, len(arrays[0]), BATCH))))
+
+
+def above_the_cut(
+    options: argparse.Namespace, images: np.ndarray, depth: int
+) -> tuple[float, float, float]:
+    """The seconds of the frozen part below a cut, and of training and predicting above it."""
+    count, labels = len(images), np.resize([0, 1], len(images))
+    config = config_of(options).override({"unfreeze_depth": depth})
+    model = models.build(config)
+    network = Frozen(model.get_layer("backbone"), config.backbone)
+    frozen = network.compiled(network.pixels, depth, 0)
+    neutral = np.zeros((count, 3), np.float32)
+    inputs = in_batches(frozen, images, neutral)
+    part = models.Trained(model, depth, fixed_statistics=True)
+    compile_part(part, config.learning_rate)
+    return (
+        per_image(lambda: in_batches(frozen, images, neutral), count),
+        per_image(lambda: part.fit(inputs, labels, options.batch, verbose=0), count),
+        per_image(lambda: models.scores(part, inputs), count),
+    )
+
+
+def measure(options: argparse.Namespace) -> Costs:
+    """All costs on this machine."""
+    dataset = open_dataset(f"{options.folder}/ours")
+    paths = dataset.rows["path"].head(IMAGES[options.backbone])
+    files, count = [dataset.base / path for path in paths], len(paths)
+
+    def decode_all() -> list[np.ndarray]:
+        with ThreadPoolExecutor() as threads:
+            read = threads.map(lambda file: decode(file.read_bytes(), options.size), files)
+            return list(read)
+
+    images, chance = np.stack(decode_all())[..., np.newaxis], chances(count, 0)
+    vary = tf.function(lambda images, chance: augment(images, 0.5, chance))
+    cuts = [above_the_cut(options, images, depth) for depth in range(DEPTH[1] + 1)]
+    frozen, trained, predicted = (list(costs) for costs in zip(*cuts, strict=True))
+    whole = models.build(config_of(options))
+    return Costs(
+        decode=per_image(decode_all, count),
+        augment=per_image(lambda: in_batches(vary, images, chance), count),
+        frozen=frozen,
+        trained=trained,
+        predicted=predicted,
+        whole=per_image(lambda: models.probabilities(whole, images), count),
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(measure(arguments().parse_args()))))

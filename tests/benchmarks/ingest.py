@@ -1,0 +1,107 @@
+"""How fast large JPEGs become pixels, and how soon a second start begins to fit.
+
+    python -m tests.benchmarks.ingest --data ARCHIVE
+
+1,000 JPEGs of 1,300 × 1,000, enlarged from the data's own training images, into the pixel cache,
+hashed and indexed; beside it one pass of Keras' `image_dataset_from_directory` over the same files.
+Each is the median of three runs that take turns.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import keras
+import mlflow
+from PIL import Image
+
+from pneumo import __main__, tracking
+from pneumo.data.dataset import Dataset, open_dataset
+from pneumo.data.index import CLASSES
+
+COUNT, LARGE, SIZE = 1000, (1300, 1000), 224
+
+
+def enlarge(dataset: Dataset, folder: Path) -> None:
+    """The files that are to be read, half of them of each class."""
+    rows = dataset.rows[dataset.rows["split"] != "test"]
+    chosen = rows.groupby("label").head(COUNT // len(CLASSES))
+
+    def write(path: str, label: int) -> None:
+        target = folder / "train" / CLASSES[label] / f"{Path(path).stem}.jpeg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(dataset.base / path) as image:
+            image.convert("L").resize(LARGE, Image.Resampling.BICUBIC).save(target, quality=90)
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(write, chosen["path"], chosen["label"]))
+
+
+def ours(folder: Path) -> float:
+    """Seconds from the folder to the pixels, with an empty cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["PNEUMO_CACHE"] = cache
+        began = time.perf_counter()
+        open_dataset(str(folder)).decode(SIZE, 0)
+        return time.perf_counter() - began
+
+
+def peer(folder: Path) -> float:
+    """Seconds of one pass."""
+    began = time.perf_counter()
+    batches = keras.utils.image_dataset_from_directory(
+        folder / "train", image_size=(SIZE, SIZE), verbose=False
+    )
+    assert sum(len(images) for images, _ in batches) == COUNT
+    return time.perf_counter() - began
+
+
+class Started(Exception):
+    """The fit has begun."""
+
+
+def start(folder: Path, experiment: str, *fields: str) -> float:
+    """Seconds from the command to the start of its fit, everything being imported."""
+    began = time.perf_counter()
+
+    def fit(*_: object, **__: object) -> None:
+        raise Started
+
+    kept, keras.Model.fit = keras.Model.fit, fit
+    try:
+        __main__.main(["train", "--data", str(folder), "--experiment", experiment, *fields])
+    except Started:
+        return time.perf_counter() - began
+    finally:
+        keras.Model.fit = kept
+    raise RuntimeError("the fit has not begun")
+
+
+def main() -> None:
+    """Prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True)
+    options = parser.parse_args()
+    tracking.quiet()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "images"
+        enlarge(open_dataset(options.data), folder)
+        runs = [(ours(folder), peer(folder)) for _ in range(3)]
+        os.environ["PNEUMO_CACHE"] = f"{place}/cache"
+        mlflow.set_tracking_uri(f"sqlite:///{place}/mlflow.db")
+        mlflow.create_experiment("ingest", f"{place}/artifacts")
+        mlflow.set_experiment("ingest")
+        first, second = (start(folder, "cnn", "--image_size", str(SIZE)) for _ in range(2))
+    fast, slow = (median(side) for side in zip(*runs, strict=True))
+    print(f"pneumo: {COUNT / fast:.0f} images/s into the pixel cache")
+    print(f"image_dataset_from_directory: {COUNT / slow:.0f} images/s")
+    print(f"ratio {slow / fast:.1f}")
+    print(f"from the command to the start of fit: {first:.2f} s at first, {second:.2f} s then")
+
+
+if __name__ == "__main__":
+    main()

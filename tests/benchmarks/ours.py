@@ -1,0 +1,101 @@
+"""The study of `study` as pneumo runs it: in Optuna, MLflow and the registry, test at its end."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import mlflow
+import optuna
+
+from pneumo import tracking
+from pneumo import tune as studies
+from pneumo.config import RunConfig
+from pneumo.data.dataset import open_dataset
+from pneumo.experiment import Experiment
+from tests.benchmarks.study_space import (
+    DEPTH,
+    DROPOUT,
+    RATE,
+    STRENGTH,
+    WIDTHS,
+    arguments,
+    config_of,
+)
+
+
+def suggest(trial: optuna.Trial, base: RunConfig) -> RunConfig:
+    """The five dimensions."""
+    widths = [
+        trial.suggest_int(f"dense_widths_{position + 1}", low, high, step=step)
+        for position, (low, high, step) in enumerate(WIDTHS)
+    ]
+    return base.override(
+        {
+            "dropout": trial.suggest_float("dropout", *DROPOUT),
+            "dense_widths": widths,
+            "augment_strength": trial.suggest_float(
+                "augment_strength", *STRENGTH[:2], step=STRENGTH[2]
+            ),
+            "unfreeze_depth": trial.suggest_int("unfreeze_depth", *DEPTH),
+            "learning_rate": trial.suggest_float("learning_rate", *RATE, log=True),
+        }
+    )
+
+
+def anonymous_memory() -> int:
+    """Of this process, in MiB; memory-mapped files are no part of it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024
+
+
+def main() -> None:
+    """One study; prints its figures as the last line."""
+    options = arguments().parse_args()
+    base = config_of(options)
+    if not options.pruning:
+        studies.PRUNER["n_warmup_steps"] = options.epochs
+    memory = []
+    run_trial = studies.run_trial
+
+    def watched(*given: object, **named: object) -> object:
+        try:
+            return run_trial(*given, **named)
+        finally:
+            memory.append(anonymous_memory())
+
+    studies.run_trial = watched
+    tracking.quiet()
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        mlflow.create_experiment("benchmark", f"{folder}/artifacts")
+        mlflow.set_experiment("benchmark")
+        os.environ["PNEUMO_STORAGE"] = f"sqlite:///{folder}/optuna.db"
+        plan = studies.Plan(
+            Experiment("benchmark", base, suggest),
+            open_dataset(str(Path(options.folder) / "ours"), needs=("train", "test")),
+            fixed={},
+        )
+        outcome = studies.tune(plan, trials=options.trials, model_name="benchmark")
+    images = plan.dataset.decode(base.image_size, base.max_unreadable)
+    counts = images.counts().groupby("split")["images"].sum()
+    trials = [
+        {
+            "depth": trial.params["unfreeze_depth"],
+            "strength": trial.params["augment_strength"],
+            "epochs": len(trial.intermediate_values),
+        }
+        for trial in outcome.study.get_trials()
+    ]
+    found = {
+        "val_auc": outcome.study.best_value,
+        "test_auc": outcome.test_metrics["auc"],
+        "trials": trials,
+        "images": {split: int(count) for split, count in counts.items()},
+        "memory": memory,
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The peer of `study`: KerasTuner's BayesianOptimization, written as its guides show.
+
+`image_dataset_from_directory`, augmentation and rescaling as layers of the model, frozen layers by
+`trainable=False`, the backbone called with `training=False`.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import keras
+import keras_tuner
+import tensorflow as tf
+from keras import layers
+
+from pneumo.backbones import BACKBONES
+from tests.benchmarks.study_space import DEPTH, DROPOUT, RATE, STRENGTH, WIDTHS, arguments
+
+options = arguments().parse_args()
+
+
+def build_model(hp: keras_tuner.HyperParameters) -> keras.Model:
+    """A compiled model for one choice of the five dimensions."""
+    facts = BACKBONES[options.backbone]
+    strength = hp.Float("augment_strength", *STRENGTH[:2], step=STRENGTH[2])
+    inputs = keras.Input((options.size, options.size, 3))
+    x = layers.RandomZoom(0.2 * strength)(inputs)
+    x = layers.RandomRotation(0.1 * strength)(x)
+    x = layers.RandomContrast(0.4 * strength)(x)
+    x = layers.Rescaling(facts.scale, facts.offset)(x)
+    base = facts.network(options.alpha, input_shape=(options.size, options.size, 3))
+    base.load_weights(options.weights)
+    unfreeze(base, hp.Int("unfreeze_depth", *DEPTH))
+    x = layers.GlobalAveragePooling2D()(base(x, training=False))
+    dropout = hp.Float("dropout", *DROPOUT)
+    for position, (low, high, step) in enumerate(WIDTHS):
+        if width := hp.Int(f"dense_widths_{position + 1}", low, high, step=step):
+            x = layers.Dense(width, activation="relu")(x)
+            x = layers.Dropout(dropout)(x)
+    model = keras.Model(inputs, layers.Dense(1, activation="sigmoid")(x))
+    model.compile(
+        optimizer=keras.optimizers.Adam(hp.Float("learning_rate", *RATE, sampling="log")),
+        loss="binary_crossentropy",
+        metrics=[keras.metrics.AUC(name="auc")],
+    )
+    return model
+
+
+def unfreeze(base: keras.Model, depth: int) -> None:
+    """Freezes all but the `depth` topmost blocks, which end where pneumo's end."""
+    from pneumo.models import blocks
+
+    base.trainable = True
+    groups = blocks(base, options.backbone)
+    for position, group in enumerate(groups):
+        for layer in group:
+            layer.trainable = position >= len(groups) - depth
+
+
+def images(split: str, shuffle: bool = False) -> tf.data.Dataset:
+    """The batches of a split."""
+    return keras.utils.image_dataset_from_directory(
+        Path(options.folder) / "peer" / split,
+        label_mode="binary",
+        batch_size=options.batch,
+        image_size=(options.size, options.size),
+        shuffle=shuffle,
+        seed=0,
+        verbose=False,
+    ).prefetch(tf.data.AUTOTUNE)
+
+
+with tempfile.TemporaryDirectory() as directory:
+    tuner = keras_tuner.BayesianOptimization(
+        build_model,
+        objective=keras_tuner.Objective("val_auc", "max"),
+        max_trials=options.trials,
+        seed=0,
+        directory=directory,
+        project_name="peer",
+    )
+    tuner.search(
+        images("train", shuffle=True),
+        validation_data=images("val"),
+        epochs=options.epochs,
+        verbose=0,
+    )
+    [best] = tuner.get_best_models(1)
+    test_auc = best.evaluate(images("test"), verbose=0, return_dict=True)["auc"]
+    trial = tuner.oracle.get_best_trials(1)[0]
+print(json.dumps({"val_auc": trial.score, "test_auc": test_auc}))

@@ -1,0 +1,131 @@
+"""A study by KerasTuner and the same one by pneumo, one process after another.
+
+    python -m tests.benchmarks.study --data ARCHIVE --weights FILE
+    python -m tests.benchmarks.study --data ARCHIVE --backbone resnet50v2 --images 400
+
+Needs `keras-tuner` and `tensorboard` beside what conda.yaml lists. Prints times, ratios, beside
+each ratio the ceiling that the cost model gives, and the AUCs. Ours starts from empty caches, and
+runs a second time with pruning, from empty caches again.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pandas as pd
+
+from pneumo.backbones import BACKBONES
+from pneumo.data.dataset import Dataset, open_dataset
+from pneumo.data.index import CLASSES
+from tests.benchmarks.costs import Costs
+from tests.benchmarks.study_space import arguments
+from tests.weights import write
+
+MANY = 100  # trials of the study that the cost model foretells
+
+
+def main() -> None:
+    """Runs all processes and prints the report."""
+    options = arguments().parse_args()
+    if importlib.util.find_spec("keras_tuner") is None:
+        sys.exit("this benchmark needs its peer: pip install keras-tuner==1.4.8 tensorboard")
+    with tempfile.TemporaryDirectory() as folder:
+        options.folder = folder
+        if not options.weights:
+            options.weights = _random_weights(options, Path(folder))
+        lay_out(open_dataset(options.data), Path(folder), options.images)
+        costs = Costs(**process("costs", options))
+        peer = process("peer", options)
+        ours = [process("ours", options, pruning) for pruning in (False, True)]
+    _report(options, costs, peer, ours)
+
+
+def _random_weights(options: argparse.Namespace, folder: Path) -> str:
+    """A file of random weights, for networks whose weights are not at hand."""
+    path = folder / f"{options.backbone}_random_no_top.h5"
+    network = BACKBONES[options.backbone].network(options.alpha, input_shape=(224, 224, 3))
+    with h5py.File(path, "w") as file:
+        write(network, file)
+    return str(path)
+
+
+def lay_out(dataset: Dataset, folder: Path, images: int) -> None:
+    """Links to the files, as published for us and split as we do it for the peer.
+
+    With `images`, that many of validation and training together, and as large a share of test.
+    """
+    rows = dataset.rows
+    share = images / (rows["split"] != "test").sum() if images else 1
+    few = rows.groupby(["split", "label"]).sample(frac=share, random_state=0)
+    published = few.assign(split=few["split"].replace("val", "train"))
+    _link(published, dataset.base, folder / "ours")
+    mine = open_dataset(str(folder / "ours"))
+    _link(mine.rows, mine.base, folder / "peer")
+
+
+def _link(rows: pd.DataFrame, base: Path, folder: Path) -> None:
+    for row in rows.itertuples():
+        target = folder / row.split / CLASSES[row.label] / Path(row.path).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(base / row.path)
+
+
+def process(module: str, options: argparse.Namespace, pruning: bool = False) -> dict[str, Any]:
+    """What a process of its own prints last, and its `seconds`, the imports among them."""
+    given = {k: v for k, v in vars(options).items() if k != "pruning" and v not in (None, "")}
+    flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    flags += ["--pruning"] * pruning
+    print(f"{module} {'with pruning' if pruning else ''}…", flush=True)
+    began = time.monotonic()
+    command = [sys.executable, "-m", f"tests.benchmarks.{module}", *flags]
+    with tempfile.TemporaryDirectory() as cache:  # an empty one for each
+        environment = {**os.environ, "PNEUMO_CACHE": cache, "TF_CPP_MIN_LOG_LEVEL": "2"}
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"{module} failed")
+    result = json.loads(done.stdout.splitlines()[-1])
+    print(f"  {time.monotonic() - began:.0f} s", flush=True)
+    return result if module == "costs" else {**result, "seconds": time.monotonic() - began}
+
+
+def _report(
+    options: argparse.Namespace, costs: Costs, peer: dict[str, Any], ours: list[dict[str, Any]]
+) -> None:
+    print(f"\n{platform.machine()}, {os.cpu_count()} cores, {date.today()}")
+    name = options.backbone + (f" {options.alpha:g}" if options.backbone == "mobilenet" else "")
+    print(f"{name} at {options.size} px, {options.trials} trials of {options.epochs} epochs")
+    print("\nseconds per 1,000 images")
+    print(costs.table())
+    heads = f"{'time':>8}{'ratio':>8}{'ceiling':>9}{'share':>7}{'val AUC':>9}{'test AUC':>10}"
+    print(f"\n{'':24}{heads}")
+    _row("KerasTuner", peer, "", "", "")
+    for label, run in zip(("pneumo", "pneumo, with pruning"), ours, strict=True):
+        least = costs.least(run)
+        ratio, ceiling = peer["seconds"] / run["seconds"], peer["seconds"] / least
+        _row(label, run, f"{ratio:.1f}", f"{ceiling:.1f}", f"{ratio / ceiling:.0%}")
+    plain = ours[0]
+    print("\nwhere the time of pneumo goes, in seconds")
+    for what, seconds in {**costs.parts(plain), "all": plain["seconds"]}.items():
+        print(f"  {what:32}{seconds:8.1f}")
+    print("anonymous memory after each trial, MiB:", *plain["memory"])
+    many = costs.foretold(plain, MANY)
+    print(f"{MANY} trials, foretold: {peer['seconds'] / options.trials * MANY / many:.1f} times")
+
+
+def _row(label: str, run: dict[str, Any], ratio: str, ceiling: str, share: str) -> None:
+    aucs = f"{run['val_auc']:9.4f}{run['test_auc']:10.4f}"
+    print(f"{label:24}{run['seconds']:7.0f}s{ratio:>8}{ceiling:>9}{share:>7}{aucs}")
+
+
+if __name__ == "__main__":
+    main()

@@ -119,8 +119,13 @@ def _overrides(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _import_tensorflow() -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from joblib import cpu_count
+
     from pneumo.console import silenced_stderr
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for pool in ("INTRA", "INTER"):  # its own count is that of the machine, not of a container
+        os.environ.setdefault(f"TF_NUM_{pool}OP_THREADS", str(cpu_count()))
 
     with silenced_stderr():
         import tensorflow

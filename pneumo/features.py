@@ -22,6 +22,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from joblib import cpu_count
 
 from pneumo import models
 from pneumo.augment import AUGMENTATION, augment, chances
@@ -204,7 +205,7 @@ class Features:
             return compute(inputs[positions[rows]], chance[rows]).numpy()
 
         # The layers of small networks are too short to keep all cores busy one after another
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with ThreadPoolExecutor(cpu_count()) as threads:
             yield from threads.map(batch, range(0, len(chance), BATCH))
 
     def _nearest(self, view: View, depth: int) -> int:

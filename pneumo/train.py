@@ -167,6 +167,8 @@ def compile_part(model: keras.Model, learning_rate: float) -> None:
         jit_compile=False,  # XLA makes convolutions several times slower on a CPU
         steps_per_execution=8,  # small trained parts take no longer than Python between two steps
     )
+    # Else Adam makes its variables inside the compiled step, which TensorFlow then never frees
+    model.optimizer.build(model.trainable_variables)
 
 
 def class_weights(labels: np.ndarray) -> dict[int, float]:

@@ -97,6 +97,15 @@ def test_a_mistake_gets_one_line_and_exit_code_2(mistakes, capsys, arguments, me
 
 
 @pytest.mark.slow
+def test_a_budget_that_is_no_number_is_a_mistake(store, monkeypatch):
+    monkeypatch.setenv("PNEUMO_FEATURES", "plenty")
+    code, _, errors = run("train")
+    assert code == 2
+    assert "PNEUMO_FEATURES must be a whole number of GiB" in errors
+    assert store.search_runs(["0"]) == []
+
+
+@pytest.mark.slow
 def test_a_mistake_found_late_leaves_no_run_running(store, folder):
     for file in list((folder / "train" / "NORMAL").iterdir())[:20]:
         file.write_bytes(b"no image")

@@ -5,7 +5,6 @@ As a program it measures the steps on the machine that it runs on, each in memor
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from joblib import cpu_count
 
 from pneumo import models
 from pneumo.augment import augment, chances
@@ -114,7 +114,7 @@ def in_batches(function: Callable[..., tf.Tensor], *arrays: np.ndarray) -> np.nd
     def batch(at: int) -> np.ndarray:
         return function(*(array[at : at + BATCH] for array in arrays)).numpy()
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(cpu_count()) as threads:
         return np.concatenate(list(threads.map(batch, range(0, len(arrays[0]), BATCH))))
 
 

@@ -54,7 +54,7 @@ def main() -> None:
     options = arguments().parse_args()
     base = config_of(options)
     if not options.pruning:
-        studies.PRUNER["n_warmup_steps"] = options.epochs
+        studies.PRUNER["n_warmup_steps"] = options.epochs + 1  # past the last one
     memory = []
     run_trial = studies.run_trial
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
+from joblib import cpu_count
 
 from pneumo.errors import Mistake
 
@@ -38,7 +39,7 @@ def build_index(root: Path) -> pd.DataFrame:
         raise Mistake(f"{base} has the folders of a data set but no image in them; fill them")
     paths = sorted(files)
     patients = _listed_patients(base, paths)
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(cpu_count()) as threads:
         digests = threads.map(_sha256, [files[path] for path in paths])
         rows = [
             (*_row(path, patients.get(path)), digest)

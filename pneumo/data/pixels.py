@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from joblib import cpu_count
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pneumo.console import track
@@ -79,7 +80,7 @@ def _fill(folder: Path, files: list[Path], size: int, resize: str) -> None:
             return str(error)
         return None
 
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(cpu_count()) as threads:
         results = threads.map(fill, range(len(files)))
         reasons = list(track(results, len(files), f"Decoding to {size} px"))
     pixels.flush()

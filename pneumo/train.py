@@ -1,11 +1,12 @@
 """One fit of one model. Knows neither MLflow nor Optuna."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import keras
 import numpy as np
+import tensorflow as tf
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pneumo import features, interrupt, models
@@ -19,6 +20,8 @@ from pneumo.feed import Feed, Pixels, Source, Stored
 # Called after each epoch with its number, from 1, and the metrics `loss`, `auc`, `val_loss`
 # and `val_auc`; an exception that it raises ends the training and reaches the caller.
 EpochCallback = Callable[[int, Mapping[str, float]], None]
+
+Pairs = Iterable[tuple[tf.Tensor, keras.Variable]]  # gradients and what they are of
 
 
 class TrainingDiverged(ArithmeticError):
@@ -158,10 +161,19 @@ def _fit_phase(
     return _Ended(stopping.best, stopping.best_epoch, model.get_weights())
 
 
+class OneDeviceAdam(keras.optimizers.Adam):
+    """Adam for a model without replicas; as Keras' own otherwise."""
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Pairs) -> Pairs:
+        # Keras sums over the replicas of the model, be there only one, by a function whose gradient
+        # TensorFlow registers for good: the graph of each step would stay in memory with it
+        return grads_and_vars
+
+
 def compile_part(model: keras.Model, learning_rate: float) -> None:
     """Makes a model that gives one logit ready for `fit`."""
     model.compile(
-        optimizer=keras.optimizers.Adam(learning_rate),
+        optimizer=OneDeviceAdam(learning_rate),
         loss=keras.losses.BinaryCrossentropy(from_logits=True),
         metrics=[keras.metrics.AUC(from_logits=True, name="auc")],
         jit_compile=False,  # XLA makes convolutions several times slower on a CPU

@@ -1,3 +1,4 @@
+import gc
 from dataclasses import replace
 
 import keras
@@ -203,6 +204,18 @@ def test_augmentation_differs_between_epochs_unless_they_share_a_view(images, sh
     assert VIEWS == 2
     assert (epochs[0] == epochs[2] == clean) == shared
     assert bool(epochs[0] & (epochs[2] | clean)) == shared
+
+
+def test_what_a_fit_traced_does_not_stay_in_memory(images):
+    def traced():
+        keras.utils.clear_session()  # collects garbage, too
+        return sum(type(it).__name__ == "FuncGraph" for it in gc.get_objects())
+
+    fit(images, epochs=1)
+    before = traced()
+    for _ in range(3):
+        fit(images, epochs=1)
+    assert traced() == before
 
 
 def test_seeds_have_variations_and_orders_of_their_own(images):

@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 from joblib import cpu_count
 
-from pneumo import models
+from pneumo import interrupt, models
 from pneumo.augment import AUGMENTATION, augment, chances
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
@@ -41,6 +41,20 @@ FOLDER = "features"  # of the cache
 ARRAY, FACTS = "features.npy", "facts.json"  # of each folder in it
 
 GIB = 2**30
+
+
+def in_batches(step: Callable[..., np.ndarray], *arrays: np.ndarray) -> Iterator[np.ndarray]:
+    """What `step` gives for each `BATCH` rows of arrays of the same length, in their order.
+
+    Several run at once: the layers of small networks are too short for all cores, one by one.
+    """
+
+    def batch(start: int) -> np.ndarray:
+        interrupt.check()
+        return step(*(array[start : start + BATCH] for array in arrays))
+
+    with ThreadPoolExecutor(cpu_count()) as threads:
+        yield from threads.map(batch, range(0, len(arrays[0]), BATCH))
 
 
 @dataclass(frozen=True)
@@ -200,13 +214,10 @@ class Features:
             inputs, positions = self.of(view, lower), np.arange(len(chance))
             compute = self._frozen.compiled(lower, depth, 0)  # it is in there already
 
-        def batch(start: int) -> np.ndarray:
-            rows = slice(start, start + BATCH)
-            return compute(inputs[positions[rows]], chance[rows]).numpy()
+        def step(positions: np.ndarray, chance: np.ndarray) -> np.ndarray:
+            return compute(inputs[positions], chance).numpy()
 
-        # The layers of small networks are too short to keep all cores busy one after another
-        with ThreadPoolExecutor(cpu_count()) as threads:
-            yield from threads.map(batch, range(0, len(chance), BATCH))
+        return in_batches(step, positions, chance)
 
     def _nearest(self, view: View, depth: int) -> int:
         """The nearest cut below `depth` that is stored, else that of the pixels."""

@@ -1,5 +1,6 @@
 """Everything said to Optuna: a study, its search, its trials and its end."""
 
+import gc
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -220,6 +221,7 @@ def search_trials(
     """
     if _counted(study) >= trials:
         return
+    gc.freeze()  # modules stay: the collection before each trial need not go through them
     with StudyDisplay(trials) as display:
 
         def ended(study: optuna.Study, trial: FrozenTrial) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import mlflow
@@ -51,6 +52,7 @@ def anonymous_memory() -> int:
 
 def main() -> None:
     """One study; prints its figures as the last line."""
+    began = time.time()
     options = arguments().parse_args()
     base = config_of(options)
     if not options.pruning:
@@ -77,6 +79,7 @@ def main() -> None:
             fixed={},
         )
         outcome = studies.tune(plan, trials=options.trials, model_name="benchmark")
+    ended = time.time()
     images = plan.dataset.decode(base.image_size, base.max_unreadable)
     counts = images.counts().groupby("split")["images"].sum()
     trials = [
@@ -87,12 +90,21 @@ def main() -> None:
         }
         for trial in outcome.study.get_trials()
     ]
+    starts = [it.datetime_start.timestamp() for it in outcome.study.get_trials()]
+    ends = [it.datetime_complete.timestamp() for it in outcome.study.get_trials()]
+    in_trials = sum(ends) - sum(starts)
     found = {
         "val_auc": outcome.study.best_value,
         "test_auc": outcome.test_metrics["auc"],
         "trials": trials,
         "images": {split: int(count) for split, count in counts.items()},
         "memory": memory,
+        "spent": {
+            "stores and data": starts[0] - began,
+            "trials": in_trials,
+            "between trials": ends[-1] - starts[0] - in_trials,
+            "winner": ended - ends[-1],
+        },
     }
     print(json.dumps(found))
 

@@ -38,7 +38,7 @@ def bare(images: Images) -> keras.Model:
     model.compile(
         keras.optimizers.Adam(CONFIG.learning_rate),
         keras.losses.BinaryCrossentropy(from_logits=True),
-        [keras.metrics.AUC(from_logits=True, name="auc")],
+        metrics=[keras.metrics.AUC(from_logits=True, name="auc")],
         jit_compile=False,
     )
     model.fit(

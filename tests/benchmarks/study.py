@@ -1,11 +1,12 @@
 """A study by KerasTuner and the same one by pneumo, one process after another.
 
     python -m tests.benchmarks.study --data ARCHIVE --weights FILE
-    python -m tests.benchmarks.study --data ARCHIVE --backbone resnet50v2 --images 400
+    python -m tests.benchmarks.study --data ARCHIVE --backbone resnet50v2 --images 400 --alone
 
 Needs `keras-tuner` and `tensorboard` beside what conda.yaml lists. Prints times, ratios, beside
 each ratio the ceiling that the cost model gives, and the AUCs. Ours starts from empty caches, and
-runs a second time with pruning, from empty caches again.
+runs a second time with pruning, from empty caches again. With `--alone` there is no KerasTuner,
+whose study of ResNet50V2 takes most of an hour: the share of the ceiling needs none.
 """
 
 import argparse
@@ -32,13 +33,14 @@ from tests.benchmarks.costs import Costs
 from tests.benchmarks.study_space import arguments
 from tests.weights import write
 
+SWITCHES = ("pruning", "alone")
 MANY = 100  # trials of the study that the cost model foretells
 
 
 def main() -> None:
     """Runs all processes and prints the report."""
     options = arguments().parse_args()
-    if importlib.util.find_spec("keras_tuner") is None:
+    if not options.alone and importlib.util.find_spec("keras_tuner") is None:
         sys.exit("this benchmark needs its peer: pip install keras-tuner==1.4.8 tensorboard")
     with tempfile.TemporaryDirectory() as folder:
         options.folder = folder
@@ -46,7 +48,7 @@ def main() -> None:
             options.weights = _random_weights(options, Path(folder))
         lay_out(open_dataset(options.data), Path(folder), options.images)
         before = process("costs", options)
-        peer = process("peer", options)
+        peer = None if options.alone else process("peer", options)
         ours = [process("ours", options, pruning) for pruning in (False, True)]
         after = process("costs", options)
     _report(options, _mean(before, after), peer, ours)
@@ -92,7 +94,7 @@ def _link(rows: pd.DataFrame, base: Path, folder: Path) -> None:
 
 def process(module: str, options: argparse.Namespace, pruning: bool = False) -> dict[str, Any]:
     """What a process of its own prints last, and its `seconds`, the imports among them."""
-    given = {k: v for k, v in vars(options).items() if k != "pruning" and v not in (None, "")}
+    given = {k: v for k, v in vars(options).items() if k not in SWITCHES and v not in (None, "")}
     flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
     flags += ["--pruning"] * pruning
     print(f"{module} {'with pruning' if pruning else ''}…", flush=True)
@@ -109,7 +111,10 @@ def process(module: str, options: argparse.Namespace, pruning: bool = False) -> 
 
 
 def _report(
-    options: argparse.Namespace, costs: Costs, peer: dict[str, Any], ours: list[dict[str, Any]]
+    options: argparse.Namespace,
+    costs: Costs,
+    peer: dict[str, Any] | None,
+    ours: list[dict[str, Any]],
 ) -> None:
     print(f"\n{platform.machine()}, {os.cpu_count()} cores, {date.today()}")
     name = options.backbone + (f" {options.alpha:g}" if options.backbone == "mobilenet" else "")
@@ -118,19 +123,22 @@ def _report(
     print(costs.table())
     heads = f"{'time':>8}{'ratio':>8}{'ceiling':>9}{'share':>7}{'val AUC':>9}{'test AUC':>10}"
     print(f"\n{'':24}{heads}")
-    _row("KerasTuner", peer, "", "", "")
+    if peer:
+        _row("KerasTuner", peer, "", "", "")
     for label, run in zip(("pneumo", "pneumo, with pruning"), ours, strict=True):
         least = costs.least(run)
-        ratio, ceiling = peer["seconds"] / run["seconds"], peer["seconds"] / least
-        _row(label, run, f"{ratio:.1f}", f"{ceiling:.1f}", f"{ratio / ceiling:.0%}")
+        both = run["seconds"], least
+        ratio, ceiling = (f"{peer['seconds'] / it:.1f}" if peer else "" for it in both)
+        _row(label, run, ratio, ceiling, f"{least / run['seconds']:.0%}")
     plain = ours[0]
     parts, spent = costs.parts(plain), plain["spent"]
     _seconds("the least, by the cost model", {**parts, "sum": sum(parts.values())})
     imports = plain["seconds"] - sum(spent.values())
     _seconds("what pneumo took", {"imports": imports, **spent, "sum": plain["seconds"]})
     print("anonymous memory after each trial, MiB:", *plain["memory"])
-    many = costs.foretold(plain, MANY)
-    print(f"{MANY} trials, foretold: {peer['seconds'] / options.trials * MANY / many:.1f} times")
+    if peer:
+        ratio = peer["seconds"] * MANY / options.trials / costs.foretold(plain, MANY)
+        print(f"{MANY} trials, foretold: {ratio:.1f} times")
 
 
 def _seconds(heading: str, values: dict[str, float]) -> None:

@@ -61,6 +61,18 @@ def _parser() -> Parser:
     _experiment(command, default="cnn")
     _option(command, "model_name", "", "registered model (default: do not register)")
 
+    command = _command(commands, "evaluate", evaluate, "the evidence for one model on one split")
+    _option(command, "model", "models:/pneumonia@challenger", "models:/NAME@ALIAS, or /VERSION")
+    _data(command, required=True)  # a real model is not held against the sample by accident
+    _option(command, "split", "test", "test, val or train", _split)
+    _option(
+        command,
+        "sensitivity",
+        "",
+        "on validation, at which the threshold is chosen (default: the model's own threshold)",
+        _share,
+    )
+
     command = _command(commands, "prepare", prepare, "import a data set and fill the pixel cache")
     _data(command)
     _fields(command, ["image_size", "resize", "max_unreadable"])
@@ -83,10 +95,12 @@ def _experiment(command: Parser, default: str) -> None:
     _fields(command, RunConfig.model_fields)
 
 
-def _data(command: Parser) -> None:
-    _option(
-        command, "data", "sample", "sample, mendeley (is downloaded), a folder, a .zip or a .tar.gz"
-    )
+def _data(command: Parser, required: bool = False) -> None:
+    what = "sample, mendeley (is downloaded), a folder, a .zip or a .tar.gz"
+    if required:
+        command.add_argument("--data", required=True, metavar="VALUE", help=what)
+    else:
+        _option(command, "data", "sample", what)
 
 
 def _fields(command: Parser, names: Any) -> None:
@@ -110,6 +124,22 @@ def _whole(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 up: got '{text}'")
     return int(text)
+
+
+def _split(text: str) -> str:
+    if text not in ("test", "val", "train"):
+        raise argparse.ArgumentTypeError(f"must be test, val or train: got '{text}'")
+    return text
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"must be a share above 0, up to 1: got '{text}'")
+    return share
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, str]:
@@ -197,8 +227,34 @@ def train(options: argparse.Namespace) -> int:
             say(f"val_{metric} {value:.4f}")
         if options.model_name:
             model = registry.load(trial.model_uri)
-            version = registry.register(trial.run_id, model, options.model_name)
-            say(f"registered {options.model_name} version {version} as @{registry.CHALLENGER}")
+            stored = registry.register(trial.run_id, model, options.model_name)
+            say(f"registered {stored.title} as @{registry.CHALLENGER}")
+    say(tracking.how_to_look(run_id))
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """One model held against one split: numbers, pictures and the evidence page."""
+    from pneumo.data.dataset import open_dataset
+
+    needs = "test" if options.split == "test" else "train"  # validation is cut from train
+    dataset = open_dataset(options.data, needs=(needs,))
+    _import_tensorflow()
+    from pneumo import evidence, registry, tracking
+    from pneumo.console import say
+
+    tracking.quiet()
+    stored = registry.find(options.model)
+    images = evidence.images_for(stored, dataset)
+    tags = tracking.subject_tags(stored.trial.data.tags["pneumo.experiment"], dataset) | {
+        "pneumo.model": stored.title,
+        "pneumo.split": options.split,
+        "pneumo.external": str(evidence.external(images, stored.trial)).lower(),
+    }
+    with tracking.command_run("evaluate", tags) as run_id:
+        tracking.log_data(images)
+        found = evidence.examine(stored, images, options.split, options.sensitivity or None)
+    evidence.show(stored, options.split, found)
     say(tracking.how_to_look(run_id))
     return 0
 

@@ -1,34 +1,204 @@
 """Pictures of the numbers, in one style."""
 
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn import metrics
+
+from pneumo import bootstrap
 
 # A plain Figure belongs to no window and no global list: nothing to close, nothing leaks.
 
+# Okabe and Ito's colours, which the colour-blind can tell apart; NORMAL and PNEUMONIA, too
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e5e5",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "figure.dpi": 120,
+}
+BINS = 10  # of probabilities, in the reliability diagram
+WORST = 5  # errors of each kind in the gallery
 
-def confusion_matrix(confusion: dict[str, int], title: str) -> Figure:
+
+@contextmanager
+def _drawing(width: float, height: float) -> Iterator[Figure]:
+    """A figure of that many inches, drawn in the one style."""
+    with matplotlib.rc_context(STYLE):
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file)
+    return file.getvalue()
+
+
+def confusion_matrix(confusion: Mapping[str, int], title: str) -> Figure:
     """The four counts, and each as a share of its row: shaded by that share, light to dark."""
     rows = [
         ("NORMAL", confusion["tn"], confusion["fp"]),
         ("PNEUMONIA", confusion["fn"], confusion["tp"]),
     ]
-    figure = Figure(figsize=(5, 4.5), layout="constrained", dpi=120)
-    axes = figure.add_subplot()
     shares = [[count / max(1, sum(counts)) for count in counts] for _, *counts in rows]
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, (_, *counts) in enumerate(rows):
-        for column, count in enumerate(counts):
-            share = shares[row][column]
-            axes.text(
-                column,
-                row,
-                f"{count:,}\n{share:.1%}",
-                ha="center",
-                va="center",
-                fontsize=15,
-                color="white" if share > 0.5 else "black",
-            )
-    names = [name for name, *_ in rows]
-    axes.set_xticks([0, 1], names)
-    axes.set_yticks([0, 1], names, rotation=90, va="center")
-    axes.set(xlabel="predicted", ylabel="actual", title=title)
+    with _drawing(5, 4.5) as figure:
+        axes = figure.add_subplot()
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for row, (_, *counts) in enumerate(rows):
+            for column, count in enumerate(counts):
+                share = shares[row][column]
+                axes.text(
+                    column,
+                    row,
+                    f"{count:,}\n{share:.1%}",
+                    ha="center",
+                    va="center",
+                    fontsize=15,
+                    color="white" if share > 0.5 else "black",
+                )
+        names = [name for name, *_ in rows]
+        axes.set_xticks([0, 1], names)
+        axes.set_yticks([0, 1], names, rotation=90, va="center")
+        axes.grid(visible=False)
+        axes.set(xlabel="predicted", ylabel="actual", title=title)
     return figure
+
+
+def roc(predictions: pd.DataFrame, threshold: float) -> Figure:
+    """The ROC curve with its 95 % band by patient, and where the threshold lies on it."""
+    labels, values = predictions["label"], predictions["probability"]
+    false_positives, found, _ = metrics.roc_curve(labels, values)
+    low, high = bootstrap.roc_band(predictions, bootstrap.draw_patients(predictions))
+    with _drawing(5, 4.8) as figure:
+        axes = figure.add_subplot()
+        axes.fill_between(bootstrap.GRID, low, high, color=BLUE, alpha=0.2, lw=0, label="95 %")
+        axes.plot(false_positives, found, color=BLUE, label="model")
+        axes.plot([0, 1], [0, 1], ":", color=GREY, label="chance")
+        called = values >= threshold
+        at = called[labels == 0].mean(), called[labels == 1].mean()
+        axes.plot(*at, "o", color=ORANGE, label=f"threshold {threshold:.3f}", clip_on=False)
+        _square(axes, "1 − specificity", "sensitivity")
+        axes.legend(loc="lower right")
+        axes.set_title(f"ROC, area {metrics.roc_auc_score(labels, values):.3f}")
+    return figure
+
+
+def precision_recall(predictions: pd.DataFrame, threshold: float) -> Figure:
+    """Precision against sensitivity with its 95 % band by patient, and the threshold on it."""
+    labels, values = predictions["label"], predictions["probability"]
+    precision, found, _ = metrics.precision_recall_curve(labels, values)
+    low, high = bootstrap.precision_band(predictions, bootstrap.draw_patients(predictions))
+    with _drawing(5, 4.8) as figure:
+        axes = figure.add_subplot()
+        axes.fill_between(bootstrap.GRID, low, high, color=BLUE, alpha=0.2, lw=0, label="95 %")
+        axes.plot(found, precision, color=BLUE, drawstyle="steps-post", label="model")
+        axes.axhline(labels.mean(), ls=":", color=GREY, label="all called pneumonia")
+        called = values >= threshold
+        if called.any():
+            at = called[labels == 1].mean(), labels[called].mean()
+            axes.plot(*at, "o", color=ORANGE, label=f"threshold {threshold:.3f}", clip_on=False)
+        _square(axes, "sensitivity (recall)", "positive predictive value (precision)")
+        axes.legend(loc="lower left")
+        area = metrics.average_precision_score(labels, values)
+        axes.set_title(f"Precision and recall, average {area:.3f}")
+    return figure
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray, uncalibrated: np.ndarray) -> Figure:
+    """How often pneumonia is there where the model says how likely it is; how many say so.
+
+    `probabilities`: as the model gives them; `uncalibrated`: before the temperature.
+    """
+    with _drawing(5, 5.6) as figure:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        above.plot([0, 1], [0, 1], ":", color=GREY, label="perfect")
+        for values, colour, style, name in [
+            (uncalibrated, ORANGE, "s--", "before scaling"),
+            (probabilities, BLUE, "o-", "the model"),
+        ]:
+            above.plot(*_frequencies(labels, values), style, color=colour, label=name, ms=5)
+        _square(above, "", "share with pneumonia")
+        above.legend(loc="upper left")
+        above.set_title("Are the probabilities true?")
+        below.hist(
+            [probabilities[labels == 0], probabilities[labels == 1]],
+            bins=np.linspace(0, 1, BINS + 1),
+            color=[BLUE, ORANGE],
+            label=["NORMAL", "PNEUMONIA"],
+        )
+        below.set(xlabel="probability of pneumonia", ylabel="images")
+        below.legend(fontsize=9, loc="upper center")
+    return figure
+
+
+def _frequencies(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean probability and share of pneumonia in each tenth of the probabilities that has any."""
+    bin_of = np.minimum((values * BINS).astype(int), BINS - 1)
+    counts = np.bincount(bin_of, minlength=BINS)
+    some = counts > 0
+    means = [np.bincount(bin_of, weights=it, minlength=BINS)[some] for it in (values, labels)]
+    return means[0] / counts[some], means[1] / counts[some]
+
+
+def learning_curves(epochs: pd.DataFrame) -> Figure:
+    """Loss and AUC of each epoch: columns loss, auc, val_loss, val_auc, index epoch from 1."""
+    with _drawing(9, 3.6) as figure:
+        for axes, name, title in zip(
+            figure.subplots(1, 2), ("loss", "auc"), ("Loss", "AUC"), strict=True
+        ):
+            axes.plot(epochs.index, epochs[name], "s--", color=ORANGE, ms=4, label="training")
+            axes.plot(epochs.index, epochs[f"val_{name}"], "o-", color=BLUE, ms=4, label="val")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.set(xlabel="epoch", title=title)
+            axes.legend()
+    return figure
+
+
+def worst_errors(predictions: pd.DataFrame, images: np.ndarray, threshold: float) -> Figure:
+    """The images that the model is wrong about and the surest of, of both kinds.
+
+    `images`: uint8, shape (rows, size, size, 1), in the order of `predictions`.
+    """
+    values, labels = predictions["probability"], predictions["label"]
+    missed = predictions[(labels == 1) & (values < threshold)].sort_values("probability")
+    alarms = predictions[(labels == 0) & (values >= threshold)].sort_values("probability")[::-1]
+    kinds = [
+        (f"PNEUMONIA called NORMAL: {len(missed)}", missed),
+        (f"NORMAL called PNEUMONIA: {len(alarms)}", alarms),
+    ]
+    heights = [2.8 if len(rows) else 0.5 for _, rows in kinds]  # inches
+    with _drawing(2 * WORST, sum(heights)) as figure:
+        parts = figure.subfigures(2, 1, height_ratios=heights)
+        for part, (title, rows) in zip(parts, kinds, strict=True):
+            shown = f", the {WORST} furthest from the threshold" if len(rows) > WORST else ""
+            part.suptitle(title + shown, fontsize=12)
+            for place, row in enumerate(rows[:WORST].itertuples()):
+                _image(part.add_subplot(1, WORST, place + 1), row, images[row.Index, ..., 0])
+    return figure
+
+
+def _image(axes: Axes, row: Any, pixels: np.ndarray) -> None:
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+    axes.set_axis_off()
+    name = PurePosixPath(row.path).stem
+    shown = name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
+    axes.set_title(f"{shown}\nprobability {row.probability:.3f}", fontsize=9)
+
+
+def _square(axes: Axes, across: str, up: str) -> None:
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=across, ylabel=up)

@@ -5,6 +5,7 @@ import re
 import keras
 import numpy as np
 from keras import layers
+from scipy.special import expit
 
 from pneumo import interrupt
 from pneumo.backbones import BACKBONES
@@ -163,26 +164,27 @@ def unfreeze(model: keras.Model, depth: int) -> None:
             layer.trainable = position >= len(all_blocks) - depth
 
 
-def probabilities(model: keras.Model, images: np.ndarray) -> np.ndarray:
+def probabilities(model: keras.Model, images: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """The probability of pneumonia for each image: float64, shape (n,), 0 to 1.
 
-    `images`: uint8, shape (n, size, size, 1). Raises `TypeError` for any other dtype:
-    Keras would cast pixels that were divided by 255 to a black image without a word.
+    `images`: uint8, shape (n, size, size, 1); `temperature`: as `evaluate.temperature` gives it,
+    1 changes nothing. Raises `TypeError` for any other dtype of images: Keras would cast pixels
+    that were divided by 255 to a black image without a word.
     """
     if images.dtype != np.uint8:
         raise TypeError(f"images must be uint8 pixels 0 to 255: got {images.dtype}")
-    return scores(model, images)
+    return expit(logits(model, images) / temperature)
 
 
-def scores(part: keras.Model, inputs: np.ndarray) -> np.ndarray:
-    """The probability of pneumonia: float64, shape (n,), 0 to 1.
+def logits(part: keras.Model, inputs: np.ndarray) -> np.ndarray:
+    """The logits of pneumonia: float64, shape (n,), above 0 where that is likelier than not.
 
     `inputs`: what `part` takes, which is a model or `Trained`.
     """
-    logits = []
+    found = []
     # `predict` would make a pipeline at each call, which takes longer than a small part does
     for start in range(0, len(inputs), BATCH):
         interrupt.check()
-        logits.append(part.predict_on_batch(inputs[start : start + BATCH])[:, 0])
-    # A probability of float64 keeps apart what float32 would round to 1
-    return 1 / (1 + np.exp(-np.concatenate(logits, dtype=np.float64)))
+        found.append(part.predict_on_batch(inputs[start : start + BATCH])[:, 0])
+    # Their probabilities in float64 keep apart what float32 would round to 1
+    return np.concatenate(found, dtype=np.float64)

@@ -29,7 +29,8 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
     def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
         """Loads the Keras file and its `settings`.
 
-        Those are `threshold`, chosen on validation, and `resize`, as in `pixels.decode`.
+        Those are `threshold` and `temperature`, from validation, `val_uncalibrated`, what
+        `evaluate.calibration` gives there without it, and `resize`, as in `pixels.decode`.
         """
         self.keras_model = keras.models.load_model(context.artifacts["keras"], compile=False)
         self.settings = json.loads(Path(context.artifacts["settings"]).read_text())
@@ -50,7 +51,10 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         return pd.DataFrame(rows, columns=COLUMNS, index=model_input.index)
 
     def _scores(self, images: list[np.ndarray]) -> Iterable[float]:
-        return probabilities(self.keras_model, np.stack(images)[..., None]) if images else ()
+        if not images:
+            return ()
+        pixels = np.stack(images)[..., None]
+        return probabilities(self.keras_model, pixels, self.settings["temperature"])
 
     def _answer(self, probability: float) -> tuple[float, int, float, None]:
         threshold = self.settings["threshold"]

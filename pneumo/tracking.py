@@ -1,6 +1,7 @@
 """Everything said to MLflow about runs."""
 
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -8,17 +9,21 @@ import socket
 import tempfile
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
+from mlflow.models.model import ModelInfo
 from mlflow.types import ColSpec, Schema
 from sqlalchemy import make_url
 
@@ -33,7 +38,10 @@ if TYPE_CHECKING:  # what only tracks must not wait for TensorFlow
 PACKAGE = Path(__file__).parent
 
 # What the stored model needs where it is served, at the versions it was made with.
-SERVED_WITH = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow", "pydantic", "rich")
+SERVED_WITH = (
+    *("mlflow", "tensorflow", "keras", "numpy", "scipy"),
+    *("pandas", "pillow", "pydantic", "rich", "joblib", "filelock"),
+)
 
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("binary", "image")]),
@@ -204,23 +212,64 @@ def log_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
     mlflow.log_metrics({f"epoch/{name}": value for name, value in metrics.items()}, step=epoch)
 
 
-def log_evaluation(split: str, evaluation: Evaluation) -> None:
-    """Metrics as `val_…` or `test_…`, predictions and confusion matrix below `val/` or `test/`."""
+def log_evaluation(
+    split: str, evaluation: Evaluation, files: Mapping[str, bytes] = MappingProxyType({})
+) -> None:
+    """Metrics as `val_…` or `test_…`; predictions, confusion matrix and `files` below `val/` …"""
     mlflow.log_metrics({f"{split}_{name}": value for name, value in evaluation.metrics.items()})
-    mlflow.log_text(evaluation.predictions.to_csv(index=False), f"{split}/predictions.csv")
-    mlflow.log_dict(evaluation.confusion, f"{split}/confusion_matrix.json")
-    figure = figures.confusion_matrix(
+    picture = figures.confusion_matrix(
         evaluation.confusion,
         f"{split}: AUC {evaluation.metrics['auc']:.3f}, "
         f"threshold {evaluation.metrics['threshold']:.3f}",
     )
-    mlflow.log_figure(figure, f"{split}/confusion_matrix.png")
+    files = {
+        "predictions.csv": evaluation.predictions.to_csv(index=False).encode(),
+        "confusion_matrix.json": json.dumps(evaluation.confusion).encode(),
+        "confusion_matrix.png": figures.png(picture),
+        **files,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        mlflow.log_artifacts(folder, split)
+
+
+def read_predictions(run_id: str, split: str) -> pd.DataFrame:
+    """The predictions of a run, every number as it was: columns as in `Evaluation`."""
+    text = mlflow.artifacts.load_text(f"runs:/{run_id}/{split}/predictions.csv")
+    return pd.read_csv(io.StringIO(text), keep_default_na=False)
+
+
+def read_epochs(run_id: str) -> pd.DataFrame:
+    """The metrics of a Keras run after each epoch: columns as in `log_epoch`, index from 1."""
+    client = mlflow.MlflowClient()
+    names = [name for name in client.get_run(run_id).data.metrics if name.startswith("epoch/")]
+    columns = {
+        name.removeprefix("epoch/"): {
+            point.step: point.value for point in client.get_metric_history(run_id, name)
+        }
+        for name in names
+    }
+    return pd.DataFrame(columns).sort_index()
+
+
+def count_states(trial: Run) -> dict[str, int]:
+    """Of the study that a trial belongs to: how many trials ended in each `optuna.state`."""
+    parent = trial.data.tags["mlflow.parentRunId"]
+    runs = mlflow.MlflowClient().search_runs(
+        [trial.info.experiment_id],
+        f"tags.`mlflow.parentRunId` = '{parent}' and tags.`pneumo.kind` = 'trial'",
+        max_results=50_000,  # the most that MLflow gives at once
+    )
+    return dict(
+        Counter(run.data.tags["optuna.state"] for run in runs if "optuna.state" in run.data.tags)
+    )
 
 
 def log_model(
     run_id: str, model: "keras.Model", settings: Mapping[str, Any], example: bytes | None = None
-) -> str:
-    """Stores a model as `model` of a run, ended or not; returns its `models:/…` address.
+) -> ModelInfo:
+    """Stores a model as `model` of a run, ended or not; says where.
 
     `settings`: what `serve.PneumoniaModel` needs beside the weights. With an `example`, an image
     file's bytes, MLflow loads the model again and runs it.
@@ -230,7 +279,7 @@ def log_model(
         model.save(file)
         settings_file.write_text(json.dumps(settings))
         # The flavour's own log_model knows no run but the active one
-        info = Model.log(
+        return Model.log(
             artifact_path=None,
             flavor=mlflow.pyfunc,
             name="model",
@@ -242,7 +291,12 @@ def log_model(
             input_example=None if example is None else pd.DataFrame({"image": [example]}),
             pip_requirements=[f"{it}=={importlib.metadata.version(it)}" for it in SERVED_WITH],
         )
-    return info.model_uri
+
+
+def store() -> str:
+    """Where runs are kept, without its password."""
+    uri = mlflow.get_tracking_uri()
+    return uri if uri.startswith("http") else make_url(uri).render_as_string(hide_password=True)
 
 
 def how_to_look(run_id: str) -> str:
@@ -252,5 +306,4 @@ def how_to_look(run_id: str) -> str:
     page = f"#/experiments/{experiment}/runs/{run_id}"
     if uri.startswith("http"):
         return f"look at it: {uri}/{page}"
-    store = make_url(uri).render_as_string(hide_password=True)
-    return f"look at it: mlflow ui --backend-store-uri {store}, then http://127.0.0.1:5000/{page}"
+    return f"look at it: mlflow ui --backend-store-uri {store()}, then http://127.0.0.1:5000/{page}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 import tensorflow as tf
+from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pneumo import features, interrupt, models
@@ -32,12 +33,12 @@ class TrainingDiverged(ArithmeticError):
 class Result:
     """A trained model with the weights of its best epoch, the first of equals.
 
-    `val_probabilities`: of those weights for the validation images in their order, float64.
+    `val_logits`: of those weights for the validation images in their order, float64.
     """
 
     model: keras.Model
     best_epoch: int
-    val_probabilities: np.ndarray
+    val_logits: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def train(
 
 def _fit(config: RunConfig, images: Images, deepest: int, tell: Callable[..., None]) -> Result:
     keras.utils.clear_session()  # what a previous model left behind would stay in memory
-    history: list[np.ndarray] = []  # the probabilities on validation after each epoch
+    history: list[np.ndarray] = []  # the logits on validation after each epoch
     with _sources(config, images, deepest) as source_of:
         model = models.build(config)
         ended = [
@@ -190,7 +191,7 @@ def class_weights(labels: np.ndarray) -> dict[int, float]:
 
 
 class _Validation(keras.callbacks.Callback):
-    """Adds exact `val_loss` and `val_auc` to an epoch's metrics, and keeps the probabilities.
+    """Adds exact `val_loss` and `val_auc` to an epoch's metrics, and keeps the logits.
 
     Keras' own AUC approximates with 200 thresholds, too coarse where models score 0.99.
     """
@@ -200,14 +201,14 @@ class _Validation(keras.callbacks.Callback):
         self._source, self._history = source, history
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        labels, scores = self._source.val_labels, models.scores(self.model, self._source.val)
-        if not (np.isfinite(logs["loss"]) and np.isfinite(scores).all()):
+        labels, logits = self._source.val_labels, models.logits(self.model, self._source.val)
+        if not (np.isfinite(logs["loss"]) and np.isfinite(logits).all()):
             raise TrainingDiverged(
                 f"the loss is {logs['loss']} after epoch {epoch + 1}: lower learning_rate"
             )
-        logs["val_loss"] = log_loss(labels, scores)
-        logs["val_auc"] = roc_auc_score(labels, scores)
-        self._history.append(scores)
+        logs["val_loss"] = log_loss(labels, expit(logits))
+        logs["val_auc"] = roc_auc_score(labels, logits)
+        self._history.append(logits)
 
 
 class _Telling(keras.callbacks.Callback):

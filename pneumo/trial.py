@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scipy.special import expit
+
 from pneumo import tracking
 from pneumo.config import RunConfig
 from pneumo.data.dataset import Dataset
-from pneumo.evaluate import evaluate, youden_threshold
+from pneumo.evaluate import calibration, evaluate, temperature, youden_threshold
 from pneumo.train import EpochCallback, train
 
 
@@ -29,18 +31,25 @@ def run_trial(
 ) -> Trial:
     """Trains, evaluates on validation and stores all of it in a run (`run`: see `keras_run`).
 
-    `callbacks`, `deepest`: see `train`. The threshold is chosen on validation. Raises what `train`
-    raises, the run then ended.
+    `callbacks`, `deepest`: see `train`. The temperature and the threshold come from validation.
+    Raises what `train` raises, the run then ended.
     """
     with tracking.keras_run(config=config, **run) as run_id:
         images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
         result = train(config, images, [tracking.log_epoch, *callbacks], deepest)
         val = images.split("val")
-        threshold = youden_threshold(val.labels, result.val_probabilities)
-        evaluation = evaluate(val, result.val_probabilities, threshold)
+        divisor = temperature(val.labels, result.val_logits)
+        probabilities = expit(result.val_logits / divisor)
+        threshold = youden_threshold(val.labels, probabilities)
+        evaluation = evaluate(val, probabilities, threshold)
         tracking.log_evaluation("val", evaluation)
-        settings = {"threshold": threshold, "resize": config.resize}
-        model_uri = tracking.log_model(run_id, result.model, settings)
+        settings = {
+            "threshold": threshold,
+            "temperature": divisor,
+            "val_uncalibrated": calibration(val.labels, expit(result.val_logits)),
+            "resize": config.resize,
+        }
+        model_uri = tracking.log_model(run_id, result.model, settings).model_uri
     return Trial(run_id, model_uri, evaluation.metrics)
 
 

@@ -12,12 +12,11 @@ import optuna
 from optuna.pruners import MedianPruner
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import models, registry, tracking
+from pneumo import evidence, registry, tracking
 from pneumo.config import RunConfig
 from pneumo.console import StudyDisplay, say, table
 from pneumo.data.dataset import Dataset
 from pneumo.errors import Mistake
-from pneumo.evaluate import evaluate
 from pneumo.experiment import Experiment
 from pneumo.search import SAMPLER, ReseededTPE, Search, trial_seed
 from pneumo.train import EpochCallback
@@ -96,12 +95,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished study: its trials, the version its winner became, how that does on test."""
+    """A finished study: its trials, the version its winner became, how that does on test.
+
+    `findings`: see `evidence.examine`.
+    """
 
     study: optuna.Study
     model_name: str
     version: int
     test_metrics: dict[str, float]
+    findings: list[str]
 
 
 def open_storage() -> optuna.storages.RDBStorage:
@@ -298,7 +301,7 @@ def _repeated_failure(study: optuna.Study) -> str | None:
 
 
 def _crown(study: optuna.Study, plan: Plan, model_name: str) -> Outcome:
-    """Touches test, once and for the best trial alone, and registers its model.
+    """Registers the best trial's model and touches test, once and for it alone.
 
     A continued study whose best trial is still the same keeps what was found for it.
     """
@@ -308,20 +311,18 @@ def _crown(study: optuna.Study, plan: Plan, model_name: str) -> Outcome:
     winner = study.user_attrs.get("winner", {})
     if winner.get("trial") != best.number:
         model = registry.load(best.user_attrs["model_uri"])
-        size = model.keras_model.input_shape[1]
-        images = plan.dataset.decode(size, plan.base.max_unreadable, model.settings["resize"])
-        test = images.split("test")
-        scores = models.probabilities(model.keras_model, test.images)
-        evaluation = evaluate(test, scores, model.settings["threshold"], intervals=True)
-        tracking.log_evaluation("test", evaluation)
+        stored = registry.register(best.user_attrs["run_id"], model, model_name)
+        found = evidence.examine(stored, evidence.images_for(stored, plan.dataset), "test")
         winner = {
             "trial": best.number,
             "model_name": model_name,
-            "version": registry.register(best.user_attrs["run_id"], model, model_name),
-            "test_metrics": evaluation.metrics,
+            "version": stored.version,
+            "test_metrics": found.evaluation.metrics,
+            "findings": found.findings,
         }
         study.set_user_attr("winner", winner)
-    return Outcome(study, winner["model_name"], winner["version"], winner["test_metrics"])
+    found = (winner[name] for name in ("model_name", "version", "test_metrics", "findings"))
+    return Outcome(study, *found)
 
 
 def _line(trial: FrozenTrial) -> str:
@@ -367,5 +368,7 @@ def show(outcome: Outcome) -> None:
         f"test AUC {test['auc']:.4f} ({test['auc_low']:.4f} to {test['auc_high']:.4f}), "
         f"accuracy {test['accuracy']:.1%} at threshold {test['threshold']:.3f}"
     )
+    for finding in outcome.findings:
+        say(f"note: {finding}")
     say(f"registered: {outcome.model_name} version {outcome.version} as @{registry.CHALLENGER}")
     say(tracking.how_to_look(outcome.study.user_attrs["run_id"]))

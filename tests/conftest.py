@@ -94,3 +94,29 @@ def store(tmp_path):
     """Empty stores of one test's own; MLflow's client."""
     with store_in(tmp_path) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, sample):
+    """A study of two trials that several tests read, and the folder of its stores."""
+    from tests.studies import run_study
+
+    folder = tmp_path_factory.mktemp("finished")
+    with store_in(folder):
+        return run_study(sample), folder
+
+
+@pytest.fixture
+def study(finished):
+    """The finished study, its stores the current ones."""
+    outcome, folder = finished
+    with store_in(folder):
+        yield outcome
+
+
+@pytest.fixture
+def client(study):
+    """MLflow's client for the finished study."""
+    import mlflow
+
+    return mlflow.MlflowClient()

@@ -75,6 +75,10 @@ def mistakes(folder, tmp_path, monkeypatch):
             "words.txt does not fit mobilenet with alpha 0.25: it is no HDF5 file",
         ),
         ("tune --trials 0", "--trials: must be a whole number from 1 up: got '0'"),
+        ("evaluate", "the following arguments are required: --data"),
+        ("evaluate --data nowhere", "there is no 'nowhere' here"),
+        ("evaluate --data sample --split tset", "--split: must be test, val or train: got 'tset'"),
+        ("evaluate --data sample --sensitivity 95", "--sensitivity: must be a share above 0, up"),
         ("tune --timeout soon", "--timeout: must be a whole number from 1 up: got 'soon'"),
         (
             "tune --dropot 0.4",

@@ -1,8 +1,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit
 from sklearn import metrics
 
+from pneumo import bootstrap
 from pneumo import evaluate as module
 
 # Hand-made: four normal, six sick images
@@ -68,32 +70,80 @@ def test_youdens_threshold_of_useless_scores_is_a_number():
     assert np.isfinite(module.youden_threshold(LABELS, 1 - SCORES))
 
 
-def predictions_of(images_per_patient: int, patients: int = 60) -> pd.DataFrame:
-    """Patients whose images are all alike, as in one who is photographed many times."""
+def test_a_sensitivity_is_reached_at_the_highest_threshold_that_does():
+    for sensitivity, expected in [(0.5, 0.7), (0.51, 0.6), (0.8, 0.5), (0.95, 0.15), (1.0, 0.15)]:
+        assert module.threshold_for(sensitivity, LABELS, SCORES) == expected
+
+
+def test_specificity_at_a_sensitivity_is_the_best_there_is():
+    assert module.specificity_at(0.5, LABELS, SCORES) == 3 / 4
+    assert module.specificity_at(0.95, LABELS, SCORES) == 1 / 4
+
+
+def unsure(temperature: float, images: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and the logits of a model that is too sure of itself by that factor."""
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, patients)
-    scores = np.clip(labels * 0.3 + rng.uniform(0, 0.7, patients), 0, 1)
-    one_each = pd.DataFrame(
-        {"patient": [f"p{n}" for n in range(patients)], "label": labels, "probability": scores}
+    true = rng.normal(0, 2, images)
+    return (rng.uniform(size=images) < expit(true)).astype(int), true * temperature
+
+
+@pytest.mark.parametrize("factor", [0.4, 1.0, 2.5])
+def test_the_temperature_is_by_how_much_a_model_is_too_sure(factor):
+    labels, logits = unsure(factor)
+    found = module.temperature(labels, logits)
+    assert found == pytest.approx(factor, rel=0.05)
+    losses = [
+        metrics.log_loss(labels, expit(logits / it))
+        for it in (1, found, found * 1.001, found / 1.001)
+    ]
+    assert min(losses) == losses[1]
+    assert factor == 1 or losses[1] < losses[0] - 0.01
+    assert np.array_equal(np.argsort(logits), np.argsort(logits / found))
+
+
+def test_classes_that_are_told_apart_perfectly_or_not_at_all_have_an_end_of_the_range():
+    labels = np.array([0, 0, 1, 1])
+    assert module.temperature(labels, np.array([-2.0, -1, 1, 2])) == pytest.approx(0.1, rel=1e-3)
+    assert module.temperature(labels, np.array([2.0, 1, -1, -2])) == pytest.approx(10, rel=1e-3)
+
+
+def predictions() -> pd.DataFrame:
+    rng = np.random.default_rng(1)
+    kinds = np.array(["IM", "NORMAL2-IM", "bacteria", "virus", ""])[rng.integers(0, 5, 300)]
+    labels = np.where(kinds == "", rng.integers(0, 2, 300), np.isin(kinds, ["bacteria", "virus"]))
+    return pd.DataFrame(
+        {
+            "path": [f"{number}.png" for number in range(300)],
+            "patient": [f"p{number // 2}" for number in range(300)],
+            "subtype": kinds,
+            "label": labels.astype(int),
+            "probability": np.clip(labels * 0.3 + rng.uniform(0, 0.7, 300), 0, 1),
+        }
     )
-    return pd.concat([one_each] * images_per_patient, ignore_index=True)
 
 
-def test_more_images_of_the_same_patients_are_no_more_evidence():
-    one = module.patient_intervals(predictions_of(1), 0.5, draws=400)
-    ten = module.patient_intervals(predictions_of(10), 0.5, draws=400)
-    assert ten == pytest.approx(one, abs=1e-9)
-    assert set(one) == {
-        f"{name}_{side}"
-        for name in ("auc", "sensitivity", "specificity", "accuracy")
-        for side in ("low", "high")
+def test_subgroups():
+    table = predictions()
+    found = module.subgroups(table, 0.5)
+    assert set(found) == {
+        "NORMAL/IM",
+        "NORMAL/NORMAL2-IM",
+        "PNEUMONIA/bacteria",
+        "PNEUMONIA/virus",
     }
-
-
-def test_intervals_hold_the_value_and_repeat():
-    predictions = predictions_of(2)
-    scores = module.score(predictions["label"], predictions["probability"], 0.5)
-    intervals = module.patient_intervals(predictions, 0.5, draws=400)
-    for name in ("auc", "sensitivity", "specificity", "accuracy"):
-        assert intervals[f"{name}_low"] < scores[name] < intervals[f"{name}_high"]
-    assert module.patient_intervals(predictions, 0.5, draws=400) == intervals
+    viral = table[table["subtype"] == "virus"]
+    against = pd.concat([viral, table[table["label"] == 0]])
+    bounds = bootstrap.intervals(against, 0.5)
+    assert found["PNEUMONIA/virus"] == pytest.approx(
+        {
+            "images": len(viral),
+            "patients": viral["patient"].nunique(),
+            "sensitivity": (viral["probability"] >= 0.5).mean(),
+            "auc": metrics.roc_auc_score(against["label"], against["probability"]),
+            **{name: bounds[name] for name in bounds if name.startswith(("sens", "auc"))},
+        },
+        abs=1e-12,
+    )
+    series = table[table["subtype"] == "NORMAL2-IM"]
+    assert found["NORMAL/NORMAL2-IM"]["specificity"] == (series["probability"] < 0.5).mean()
+    assert "sensitivity" not in found["NORMAL/NORMAL2-IM"]

@@ -47,7 +47,7 @@ def test_each_trains(name, sample):
     images = sample.decode(config.image_size, 0)
     result = train(config, images)
     assert result.best_epoch == 1
-    assert result.val_probabilities.shape == (len(images.split("val").rows),)
+    assert result.val_logits.shape == (len(images.split("val").rows),)
 
 
 def test_an_unknown_experiment_is_refused_with_the_known_ones():

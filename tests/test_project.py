@@ -13,11 +13,14 @@ from tests.conftest import ROOT
 
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text())
+OTHERS = {"trials": "7", "timeout": "7", "split": "val", "sensitivity": "0.9"}
+REQUIRED = "given"  # stands for a parameter without a default
 README = (ROOT / "README.md").read_text()
 
 
 def defaults(entry: dict) -> dict[str, str]:
-    return {name: spec["default"] for name, spec in entry.get("parameters", {}).items()}
+    parameters = entry.get("parameters", {}).items()
+    return {name: spec.get("default", REQUIRED) for name, spec in parameters}
 
 
 def parsed(entry: dict, values: dict[str, str]):
@@ -29,7 +32,9 @@ def parsed(entry: dict, values: dict[str, str]):
 
 
 def test_the_entry_points():
-    assert set(PROJECT["entry_points"]) == {"main", "tune", "train", "prepare", "test"}
+    assert set(PROJECT["entry_points"]) == {
+        *("main", "tune", "train", "evaluate", "prepare", "test"),
+    }
     assert PROJECT["entry_points"]["main"] == PROJECT["entry_points"]["tune"]
 
 
@@ -40,7 +45,7 @@ def test_every_parameter_reaches_a_flag(name):
     assert as_given["command"].__name__ == ("tune" if name == "main" else name)
     for parameter, default in defaults(entry).items():
         assert str(as_given[parameter]) == default
-        other = "7" if parameter in ("trials", "timeout") else "other value"
+        other = OTHERS.get(parameter, "other value")
         changed = vars(parsed(entry, defaults(entry) | {parameter: other}))
         assert {k for k in changed if changed[k] != as_given[k]} == {parameter}
         assert str(changed[parameter]) == other

@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import mlflow
@@ -24,83 +25,26 @@ from pneumo.data.pixels import decode
 from pneumo.errors import Mistake
 from pneumo.evaluate import score
 from pneumo.experiment import Experiment, load_experiment
-from pneumo.tune import Outcome, Plan, StudyStopped, open_storage, search_trials, tune
+from pneumo.tune import Plan, StudyStopped, open_storage, search_trials, tune
 from tests.conftest import store_in
+from tests.studies import (
+    BASE,
+    EPOCH,
+    EVIDENCE,
+    INTERVALS,
+    METRICS,
+    SUBJECT,
+    TINY,
+    children,
+    files,
+    predictions,
+    run_study,
+    tags,
+    text,
+)
 from tests.weights import FILE, SMALL
 
 pytestmark = pytest.mark.slow
-
-BASE = RunConfig(image_size=32, epochs=2, dense_widths=(32,))
-TINY = Experiment("tiny", BASE, load_experiment("tune").suggest)
-
-SUBJECT = {"pneumo.experiment", "pneumo.data", "pneumo.data_digest", "pneumo.synthetic"}
-METRICS = {
-    *("auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity"),
-    *("ppv", "npv", "f1", "mcc", "brier", "log_loss", "ece", "threshold"),
-}
-INTERVALS = {
-    f"{name}_{side}"
-    for name in ("auc", "sensitivity", "specificity", "accuracy")
-    for side in ("low", "high")
-}
-EPOCH = {"epoch/loss", "epoch/auc", "epoch/val_loss", "epoch/val_auc"}
-
-
-def run_study(sample, **options) -> Outcome:
-    plan = Plan(TINY, sample, options.pop("fixed", {}))
-    return tune(plan, **{"trials": 2, "model_name": "pneumonia-sample", **options})
-
-
-def tags(run) -> dict[str, str]:
-    return {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
-
-
-def children(client, outcome_or_id) -> list:
-    """The trials' runs, in the order of their numbers."""
-    parent = getattr(outcome_or_id, "study", None)
-    parent = parent.user_attrs["run_id"] if parent else outcome_or_id
-    below = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`pneumo.kind` = 'trial'"
-    runs = client.search_runs(["0"], below)
-    return sorted(runs, key=lambda run: int(run.data.tags["optuna.trial_number"]))
-
-
-def files(client, run_id, folder=None) -> set[str]:
-    found = set()
-    for item in client.list_artifacts(run_id, folder):
-        found |= files(client, run_id, item.path) if item.is_dir else {item.path}
-    return found
-
-
-def text(run_id, path) -> str:
-    return mlflow.artifacts.load_text(f"runs:/{run_id}/{path}")
-
-
-def predictions(run_id, split) -> pd.DataFrame:
-    table = pd.read_csv(io.StringIO(text(run_id, f"{split}/predictions.csv")))
-    assert list(table) == ["path", "patient", "subtype", "label", "probability"]
-    return table
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, sample):
-    """A study of two trials that several tests read, and the folder of its stores."""
-    folder = tmp_path_factory.mktemp("finished")
-    with store_in(folder):
-        return run_study(sample), folder
-
-
-@pytest.fixture
-def study(finished):
-    """The finished study, its stores the current ones."""
-    outcome, folder = finished
-    with store_in(folder):
-        yield outcome
-
-
-@pytest.fixture
-def client(study):
-    """MLflow's client for the finished study."""
-    return mlflow.MlflowClient()
 
 
 def test_what_a_study_leaves_in_mlflow(study, client, sample):
@@ -115,9 +59,7 @@ def test_what_a_study_leaves_in_mlflow(study, client, sample):
     assert set(study_run.data.metrics) == {f"test_{name}" for name in METRICS | INTERVALS}
     assert files(client, study_run.info.run_id) == {
         "study.json",
-        "test/confusion_matrix.png",
-        "test/confusion_matrix.json",
-        "test/predictions.csv",
+        *(f"test/{name}" for name in EVIDENCE),
     }
     inputs = {one.dataset.name: one for one in study_run.inputs.dataset_inputs}
     assert set(inputs) == {"sample/train", "sample/val", "sample/test"}
@@ -197,6 +139,7 @@ def test_optuna_agrees_with_mlflow(study, client):
         "model_name": "pneumonia-sample",
         "version": 1,
         "test_metrics": study.test_metrics,
+        "findings": study.findings,
     }
     assert facts == {
         "experiment": "tiny",
@@ -221,6 +164,7 @@ def test_the_winner_alone_is_registered_as_challenger(study, client):
     version = client.get_model_version_by_alias("pneumonia-sample", "challenger")
     assert version.version == study.version == 1
     assert version.run_id == best.user_attrs["run_id"]
+    assert version.tags == {"pneumo.test_evaluations": "1"}
     assert len(client.search_model_versions("name = 'pneumonia-sample'")) == 1
     with_example = [
         model.source_run_id
@@ -242,7 +186,9 @@ def test_reloaded_models_give_the_trained_ones_probabilities(study, client, samp
         expected = pytest.approx(table["probability"].to_numpy(), abs=1e-6)
         folder = mlflow.artifacts.download_artifacts(address)
         alone = keras.models.load_model(f"{folder}/artifacts/model.keras", safe_mode=True)
-        assert models.probabilities(alone, images) == expected
+        settings = json.loads(Path(folder, "artifacts/settings.json").read_text())
+        assert settings["temperature"] != 1  # else the next line could not tell
+        assert models.probabilities(alone, images, settings["temperature"]) == expected
         served = mlflow.pyfunc.load_model(address)
         data = [(sample.base / path).read_bytes() for path in table["path"]]
         answer = served.predict(pd.DataFrame({"image": data}))
@@ -337,10 +283,11 @@ def test_how_images_become_square_goes_with_the_model(store, sample):
     assert model.settings["resize"] == "pad"
     answer = model.predict(None, pd.DataFrame({"image": [file.getvalue()]}))
     padded = decode(file.getvalue(), 32, "pad")[None, ..., None]
-    [expected] = models.probabilities(model.keras_model, padded)
+    temperature = model.settings["temperature"]
+    [expected] = models.probabilities(model.keras_model, padded, temperature)
     assert answer["probability"][0] == pytest.approx(expected, abs=1e-6)
     squashed = decode(file.getvalue(), 32, "squash")[None, ..., None]
-    [other] = models.probabilities(model.keras_model, squashed)
+    [other] = models.probabilities(model.keras_model, squashed, temperature)
     assert abs(other - expected) > 1e-3  # so that the test can tell
 
 
@@ -504,7 +451,11 @@ def test_three_failures_alike_stop_a_study(store, sample):
 def test_registering_again_moves_the_challenger(store, sample):
     best = run_study(sample, trials=1).study.best_trial
     model = registry.load(best.user_attrs["model_uri"])
-    assert registry.register(best.user_attrs["run_id"], model, "pneumonia-sample") == 2
+    again = registry.register(best.user_attrs["run_id"], model, "pneumonia-sample")
+    assert (again.title, again.trial.info.run_id) == (
+        "pneumonia-sample version 2",
+        best.user_attrs["run_id"],
+    )
     version = store.get_model_version_by_alias("pneumonia-sample", "challenger")
     assert version.version == 2
     assert store.get_run(best.user_attrs["run_id"]).info.status == "FINISHED"

@@ -4,6 +4,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pneumo import models
@@ -35,14 +36,14 @@ def test_the_weights_kept_are_those_of_the_best_epoch(images):
     assert result.best_epoch == 1 + int(np.argmax(aucs))
     assert result.best_epoch < 5  # else there would be nothing to restore
     val = images.split("val")
-    assert roc_auc_score(val.labels, result.val_probabilities) == max(aucs)
+    assert roc_auc_score(val.labels, result.val_logits) == max(aucs)
     # and evaluation sees the images as they are, although training varies them fully
     assert models.probabilities(result.model, val.images) == pytest.approx(
-        result.val_probabilities, abs=1e-9
+        expit(result.val_logits), abs=1e-9
     )
     best = told[result.best_epoch - 1][1]
     assert set(best) == {"loss", "auc", "val_loss", "val_auc"}
-    assert best["val_loss"] == pytest.approx(log_loss(val.labels, result.val_probabilities))
+    assert best["val_loss"] == pytest.approx(log_loss(val.labels, expit(result.val_logits)))
 
 
 def test_patience_ends_the_training(images):
@@ -56,8 +57,8 @@ def test_patience_ends_the_training(images):
 def test_the_same_seed_repeats_and_another_does_not(images):
     first, second, other = (fit(images, epochs=2, seed=seed) for seed in (1, 1, 2))
     assert first[1] == second[1]
-    assert np.array_equal(first[0].val_probabilities, second[0].val_probabilities)
-    assert not np.array_equal(first[0].val_probabilities, other[0].val_probabilities)
+    assert np.array_equal(first[0].val_logits, second[0].val_logits)
+    assert not np.array_equal(first[0].val_logits, other[0].val_logits)
 
 
 def moved(before: keras.Model, after: keras.Model) -> list[str]:
@@ -138,7 +139,7 @@ def test_the_best_epoch_may_lie_in_the_first_phase(images, weights):
     backbone = models.build(config).get_layer("backbone")
     assert moved(backbone, result.model.get_layer("backbone")) == []
     assert models.probabilities(result.model, images.split("val").images) == pytest.approx(
-        result.val_probabilities, abs=1e-9
+        expit(result.val_logits), abs=1e-9
     )
 
 

@@ -52,12 +52,14 @@ class Dataset:
     """A data set, indexed and split, whose pixels are decoded when first asked for.
 
     `name` is what the user gave, without its folders; `digest` names its content;
-    `base` is the folder that the rows' paths start from.
+    `root` is the folder that was given or unpacked; `base`, in it, the one that the rows' paths
+    start from.
     """
 
     name: str
     digest: str
     synthetic: bool
+    root: Path
     base: Path
     rows: pd.DataFrame
 
@@ -65,6 +67,25 @@ class Dataset:
     def unknown_patients(self) -> int:
         """Images whose file name tells no patient."""
         return index.unknown_patients(self.rows)
+
+    @property
+    def licence(self) -> str:
+        """Whose data it is and what may be done with it, where that is known."""
+        if self.synthetic:
+            return "made by pneumo; they show nobody"
+        if self.name in SOURCES:
+            return SOURCES[self.name].licence
+        return "not known here: ask whoever gave the data"
+
+    @property
+    def census(self) -> dict[str, int]:
+        """What became of the files, from all that were found to those that differ.
+
+        As `index.census` tells it; `duplicates`: images whose file is the same as an earlier
+        one's, byte for byte.
+        """
+        copies = int(self.rows["sha256"].duplicated().sum())
+        return {**index.census(self.root), "duplicates": copies}
 
     def decode(self, size: int, max_unreadable: float, resize: str = "squash") -> "Images":
         """The images at `size` × `size` pixels, from the cache where they are there.
@@ -140,6 +161,7 @@ def open_dataset(data: str, needs: tuple[str, ...] = ("train",)) -> Dataset:
         name=name,
         digest=index.digest(rows),
         synthetic=data == SAMPLE,
+        root=root,
         base=base,
         rows=cut_validation(rows),
     )

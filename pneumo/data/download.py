@@ -17,23 +17,25 @@ from pneumo.errors import Mistake
 class Source:
     """Where a data set comes from, and how it is known to be that one.
 
-    `images`: how many each part of its official split holds.
+    `images`: how many each part of its official split holds; `licence`: whose data it is and
+    what may be done with it.
     """
 
     url: str
     file_name: str
     sha256: str
     images: dict[str, int]
+    licence: str
 
 
 SOURCES = {
-    # Kermany, Zhang, Goldbaum: doi 10.17632/rscbjbr9sj.2, CC BY 4.0, 1.2 GB
     "mendeley": Source(
         "https://data.mendeley.com/public-files/datasets/rscbjbr9sj/files/"
         "f12eaf6d-6023-432f-acc9-80c9d7393433/file_downloaded",
         "ChestXRay2017.zip",
         "13efc055629733dbab07877f8b3c9f81097840dbcdaa326a8542322c2281ce36",
         {"train": 5232, "test": 624},
+        "Kermany, Zhang, Goldbaum: Mendeley Data, doi 10.17632/rscbjbr9sj.2, CC BY 4.0",
     )
 }
 

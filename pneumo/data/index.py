@@ -101,6 +101,19 @@ def unknown_patients(rows: pd.DataFrame) -> int:
     return int((rows["patient"] == rows["path"].str.rpartition("/")[2]).sum())
 
 
+def census(root: Path) -> dict[str, int]:
+    """What lies below `root`: all files `found`, and what they are.
+
+    `junk`: hidden ones and those of `__MACOSX`; `elsewhere`: in none of the data set's class
+    folders, as a second copy one level deeper or a list of patients; `images`: the rest.
+    """
+    files = [file for file in root.rglob("*") if file.is_file()]
+    junk = sum(_is_junk(file, root) for file in files)
+    images = sum(1 for _ in _files(find_base(root)))
+    elsewhere = len(files) - junk - images
+    return {"found": len(files), "junk": junk, "elsewhere": elsewhere, "images": images}
+
+
 def _files(base: Path) -> Iterator[Path]:
     for folder in FOLDERS:
         for name in CLASSES:

@@ -131,7 +131,7 @@ def above_the_cut(
     return (
         per_image(lambda: outputs(frozen, images, neutral), count),
         per_image(lambda: part.fit(inputs, labels, options.batch, verbose=0), count),
-        per_image(lambda: models.scores(part, inputs), count),
+        per_image(lambda: models.logits(part, inputs), count),
     )
 
 

@@ -28,7 +28,7 @@ def main() -> None:
     def auc(seed: int, cache: str) -> float:
         fields = {"seed": seed, "feature_cache": cache, "augment_strength": 0.5}
         result = train(config_of(options).override(fields), images)
-        return roc_auc_score(labels, result.val_probabilities)
+        return roc_auc_score(labels, result.val_logits)
 
     with tempfile.TemporaryDirectory() as cache:
         os.environ["PNEUMO_CACHE"] = cache

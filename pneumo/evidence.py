@@ -1,0 +1,272 @@
+"""The evidence for one model on one split: its numbers, its pictures, and a page for people."""
+
+import base64
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from mlflow.entities import Run
+from scipy.special import expit
+
+from pneumo import evaluate, figures, models, registry, tracking
+from pneumo.console import say, table
+from pneumo.data.dataset import Dataset, Images, Split
+from pneumo.evaluate import ENDS, Evaluation
+
+PAGES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+)
+
+# What the page calls the metrics, in its order
+NAMES = {
+    "auc": "area under the ROC curve (AUC)",
+    "sensitivity": "sensitivity: pneumonia that is found",
+    "specificity": "specificity: normal images that are called so",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "ppv": "positive predictive value (PPV)",
+    "npv": "negative predictive value (NPV)",
+    "f1": "F1",
+    "mcc": "Matthews correlation coefficient",
+    "average_precision": "average precision",
+    "brier": "Brier score, 0 is best",
+    "log_loss": "log loss, 0 is best",
+    "ece": "expected calibration error, 0 is best",
+    "threshold": "threshold",
+}
+
+HEADLINE = ("auc", "sensitivity", "specificity", "accuracy")  # those with intervals
+
+CAPTIONS = {
+    "roc.png": "ROC curve; the band holds 95 % of samples of patients",
+    "precision_recall.png": "Precision and recall; the band as beside it",
+    "confusion_matrix.png": "Counts, and shares of each row",
+    "reliability.png": "Calibration, before and after temperature scaling",
+    "learning_curves.png": "Training of the kept model",
+    "worst_errors.png": "The worst errors",
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A model held against one split: what is stored as metrics, and what is found in words."""
+
+    evaluation: Evaluation
+    numbers: dict[str, Any]
+    findings: list[str]
+
+
+def images_for(stored: registry.Stored, dataset: Dataset) -> Images:
+    """A data set's images as the model takes them. Raises `Mistake` as `Dataset.decode`."""
+    size = stored.model.keras_model.input_shape[1]
+    allowed = float(stored.trial.data.params["max_unreadable"])
+    return dataset.decode(size, allowed, stored.model.settings["resize"])
+
+
+def examine(
+    stored: registry.Stored, images: Images, split_name: str, sensitivity: float | None = None
+) -> Evidence:
+    """Holds a model against a split, and logs all that follows to the active run.
+
+    The threshold is the model's own; with a `sensitivity`, 0 to 1, the highest one that reaches
+    it on the validation images of the model's own run. On `test` it counts as one more look.
+    """
+    split, trial = images.split(split_name), stored.trial
+    val = tracking.read_predictions(trial.info.run_id, "val")
+    settings = stored.model.settings
+    threshold = settings["threshold"]
+    if sensitivity is not None:
+        threshold = evaluate.threshold_for(
+            sensitivity, val["label"].to_numpy(), val["probability"].to_numpy()
+        )
+    look = registry.count_test_evaluation if split_name == "test" else registry.test_evaluations
+    looks = look(stored)
+    logits = models.logits(stored.model.keras_model, split.images)
+    probabilities = expit(logits / settings["temperature"])
+    evaluation = evaluate.evaluate(split, probabilities, threshold, intervals=True)
+    numbers = evaluate.details(evaluation, logits, settings["temperature"])
+    numbers["validation"] = {
+        **evaluate.score(val["label"].to_numpy(), val["probability"].to_numpy(), threshold),
+        "uncalibrated": settings["val_uncalibrated"],
+    }
+    numbers["test_evaluations"] = looks
+    findings = list(_findings(numbers, images, trial, split_name))
+    pictures = _pictures(split, evaluation, logits, tracking.read_epochs(trial.info.run_id))
+    page = _page(stored, images, split_name, evaluation, numbers, findings, pictures)
+    files = {
+        "metrics.json": json.dumps(_json(numbers), indent=1).encode(),
+        "evidence.html": page.encode(),
+        **pictures,
+    }
+    tracking.log_evaluation(split_name, evaluation, files)
+    return Evidence(evaluation, numbers, findings)
+
+
+def external(images: Images, trial: Run) -> bool:
+    """Whether these are other data than those that the model was made with."""
+    return trial.data.tags["pneumo.data_digest"] != images.dataset.digest
+
+
+def _findings(numbers: Mapping[str, Any], images: Images, trial: Run, split: str) -> Iterator[str]:
+    """What a reader must not miss, the gravest first."""
+    here, val = numbers["at_threshold"], numbers["validation"]
+    if images.dataset.synthetic:
+        yield "The images are synthetic: nothing here says anything about patients."
+    elif trial.data.tags["pneumo.synthetic"] == "true":
+        yield "The model was trained on synthetic images: it knows nothing about patients."
+    if sorted((here["sensitivity"], here["specificity"])) == [0, 1]:
+        called = "PNEUMONIA" if here["sensitivity"] else "NORMAL"
+        yield (
+            f"The model calls every image {called}. Most often that means that pixels reach it "
+            "in another way than they did in training."
+        )
+    everyone = max(numbers["accuracy_of_all_pneumonia"], 1 - numbers["accuracy_of_all_pneumonia"])
+    if here["accuracy_low"] <= everyone:
+        yield (
+            f"Accuracy {here['accuracy']:.1%} is not surely better than giving every image the "
+            f"same answer, which is right for {everyone:.1%}."
+        )
+    if split != "val" and (fallen := _fallen(here, val)):
+        yield (
+            f"Worse on {split} than validation promised: {', '.join(fallen)}. "
+            "These images differ from those that the model was chosen with."
+        )
+    if external(images, trial):
+        yield "External data: other images than those that the model was made with."
+    if images.dataset.unknown_patients:
+        yield (
+            f"{images.dataset.unknown_patients} images are of unknown patients, each counted as a "
+            "patient of its own: the intervals may be too narrow."
+        )
+    if images.unreadable:
+        yield f"{len(images.unreadable)} images could not be read and are not counted."
+    if numbers["test_evaluations"] > 1:
+        yield (
+            f"This model has been held against test {numbers['test_evaluations']} times. What is "
+            "chosen by looking at test is no longer tested by it."
+        )
+
+
+def _fallen(here: Mapping[str, float], val: Mapping[str, float]) -> list[str]:
+    """Each headline figure that validation put above its interval, in words."""
+    return [
+        f"{'AUC' if name == 'auc' else name} {_with_interval(here, name)} after {val[name]:.3f}"
+        for name in HEADLINE
+        if val[name] > here[f"{name}_high"]
+    ]
+
+
+def _pictures(
+    split: Split, evaluation: Evaluation, logits: np.ndarray, epochs: pd.DataFrame
+) -> dict[str, bytes]:
+    predictions, threshold = evaluation.predictions, evaluation.metrics["threshold"]
+    probabilities = predictions["probability"].to_numpy()
+    drawn = {
+        "roc.png": figures.roc(predictions, threshold),
+        "precision_recall.png": figures.precision_recall(predictions, threshold),
+        "reliability.png": figures.reliability(split.labels, probabilities, expit(logits)),
+        "learning_curves.png": figures.learning_curves(epochs),
+        "worst_errors.png": figures.worst_errors(predictions, split.images, threshold),
+    }
+    return {name: figures.png(figure) for name, figure in drawn.items()}
+
+
+def _page(
+    stored: registry.Stored,
+    images: Images,
+    split: str,
+    evaluation: Evaluation,
+    numbers: Mapping[str, Any],
+    findings: list[str],
+    pictures: Mapping[str, bytes],
+) -> str:
+    matrix = figures.png(figures.confusion_matrix(evaluation.confusion, "confusion matrix"))
+    shown = {**pictures, "confusion_matrix.png": matrix}
+    return PAGES.get_template("evidence.html").render(
+        model=stored.title,
+        data=images.dataset,
+        split=split,
+        day=date.today().isoformat(),
+        findings=findings,
+        headline={it: _with_interval(numbers["at_threshold"], it) for it in HEADLINE},
+        metrics=list(_metric_rows(numbers)),
+        numbers=numbers,
+        val_uncalibrated=numbers["validation"]["uncalibrated"],
+        subgroups=list(_subgroup_rows(numbers["subgroups"])),
+        census=images.dataset.census,
+        unreadable=images.unreadable,
+        counts=images.counts().to_dict("records"),
+        selection=_selection(stored.trial),
+        params=stored.trial.data.params,
+        pictures=[
+            (caption, base64.b64encode(shown[name]).decode(), name)
+            for name, caption in CAPTIONS.items()
+        ],
+    )
+
+
+def _metric_rows(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Name, validation, this split with its interval, this split at 0.5."""
+    for name, title in NAMES.items():
+        values = [numbers["at_threshold"], numbers["at_0.5"]]
+        yield (
+            title,
+            _number(numbers["validation"][name]),
+            *(_with_interval(it, name) for it in values),
+        )
+
+
+def _subgroup_rows(subgroups: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, ...]]:
+    for name, values in subgroups.items():
+        rate = "sensitivity" if "sensitivity" in values else "specificity"
+        counts = f"{values['images']}", f"{values['patients']}"
+        yield name, *counts, rate, _with_interval(values, rate), _with_interval(values, "auc")
+
+
+def _selection(trial: Run) -> str:
+    tags = trial.data.tags
+    chosen = (
+        f"Within its run, the epoch with the greatest {trial.data.params['objective']}; the "
+        "threshold (Youden's) and the temperature come from validation, too."
+    )
+    if "pneumo.study" not in tags:
+        return (
+            f"One run of experiment {tags['pneumo.experiment']}, chosen among no others. {chosen}"
+        )
+    states = tracking.count_states(trial)
+    trials = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
+    return (
+        f"Trial {tags['optuna.trial_number']} of study {tags['pneumo.study']} (trials: {trials}), "
+        f"the one with the greatest {trial.data.params['objective']}. {chosen}"
+    )
+
+
+def _with_interval(values: Mapping[str, float], name: str) -> str:
+    value, *bounds = (_number(values[f"{name}{end}"]) for end in ENDS if f"{name}{end}" in values)
+    return f"{value} ({'–'.join(bounds)})" if bounds else value
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _json(value: Any) -> Any:
+    """`value` with None for what is no number, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def show(stored: registry.Stored, split: str, found: Evidence) -> None:
+    """The numbers as a table, and what must not be missed."""
+    rows = [row[:3] for row in _metric_rows(found.numbers)]
+    table(f"{stored.title} on {split}", ("", "validation", split), rows)
+    for finding in found.findings:
+        say(f"note: {finding}")

@@ -1,0 +1,153 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import norm
+from sklearn import metrics
+
+from pneumo import bootstrap
+
+NAMES = ("auc", "sensitivity", "specificity", "accuracy")
+
+
+def frame(patients, labels, probabilities) -> pd.DataFrame:
+    paths = [f"test/{number}.png" for number in range(len(labels))]
+    return pd.DataFrame(
+        {"path": paths, "patient": patients, "label": labels, "probability": probabilities}
+    )
+
+
+def some(images_per_patient: int = 1, patients: int = 60) -> pd.DataFrame:
+    """Patients whose images are all alike; many probabilities are the same."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, patients)
+    scores = np.round(np.clip(labels * 0.3 + rng.uniform(0, 0.7, patients), 0, 1), 1)
+    return frame(
+        [f"p{number}" for number in range(patients)] * images_per_patient,
+        np.tile(labels, images_per_patient),
+        np.tile(scores, images_per_patient),
+    )
+
+
+def test_each_sample_is_scored_as_scikit_learn_does():
+    predictions = some(2)
+    drawn = bootstrap.draw_patients(predictions, draws=20)
+    labels, values = predictions["label"], predictions["probability"]
+    found = bootstrap.rates(predictions, 0.5, drawn)
+    assert set(found) == set(NAMES)
+    for sample, weights in enumerate(drawn):
+        expected = {
+            "auc": metrics.roc_auc_score(labels, values, sample_weight=weights),
+            "sensitivity": metrics.recall_score(labels, values >= 0.5, sample_weight=weights),
+            "specificity": metrics.recall_score(
+                labels, values >= 0.5, sample_weight=weights, pos_label=0
+            ),
+            "accuracy": metrics.accuracy_score(labels, values >= 0.5, sample_weight=weights),
+        }
+        assert {name: found[name][sample] for name in NAMES} == pytest.approx(expected, abs=1e-12)
+
+
+def test_patients_come_with_all_their_images_or_not_at_all():
+    predictions = some(3)
+    drawn = pd.DataFrame(bootstrap.draw_patients(predictions, draws=30).T)
+    by_patient = drawn.groupby(predictions["patient"])
+    assert (by_patient.nunique() == 1).all(axis=None)
+    assert (by_patient.first().sum() == 60).all()  # as many as there are
+    assert by_patient.first().max(axis=None) > 2
+
+
+def test_samples_that_lack_a_class_are_left_out():
+    predictions = frame(["a", "b", "c"], [0, 1, 1], [0.1, 0.8, 0.9])
+    drawn = bootstrap.draw_patients(predictions, draws=200)
+    assert 0 < len(drawn) < 200
+    assert (drawn[:, 0] > 0).all()
+    assert (drawn[:, 1:].sum(axis=1) > 0).all()
+
+
+def test_more_images_of_the_same_patients_are_no_more_evidence():
+    one, ten = (bootstrap.intervals(some(count), 0.5, draws=400) for count in (1, 10))
+    assert ten == pytest.approx(one, abs=1e-9)
+    assert set(one) == {f"{name}_{side}" for name in NAMES for side in ("low", "high")}
+
+
+def test_intervals_are_percentiles_of_the_samples_and_repeat():
+    predictions = some(2)
+    drawn = bootstrap.draw_patients(predictions, draws=400)
+    found = bootstrap.intervals(predictions, 0.5, draws=400)
+    for name, values in bootstrap.rates(predictions, 0.5, drawn).items():
+        bounds = found[f"{name}_low"], found[f"{name}_high"]
+        assert bounds == pytest.approx(np.percentile(values, [2.5, 97.5]))
+    assert bootstrap.intervals(predictions, 0.5, draws=400) == found
+    assert bootstrap.intervals(predictions, 0.5, draws=400, seed=1) != found
+
+
+def photographed(rng: np.random.Generator, distance: float) -> pd.DataFrame:
+    """120 patients of 1 to 8 images, which are alike: the patient decides most of each score."""
+    sick = rng.uniform(size=120) < 0.6
+    of_patient = np.repeat(np.arange(120), rng.integers(1, 9, 120))
+    scores = (sick * distance + rng.normal(0, 1, 120))[of_patient]
+    scores += rng.normal(0, 0.5, len(scores))
+    return frame(of_patient.astype(str), sick[of_patient].astype(int), scores)
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_truth_if_patients_are_drawn_and_not_if_images_are():
+    distance, cut, spread = 1.5, 0.75, np.sqrt(1.25)
+    truth = {
+        "auc": norm.cdf(distance / (spread * np.sqrt(2))),
+        "sensitivity": norm.cdf((distance - cut) / spread),
+        "specificity": norm.cdf(cut / spread),
+    }
+    rng = np.random.default_rng(0)
+    covered = {"patient": dict.fromkeys(truth, 0), "path": dict.fromkeys(truth, 0)}
+    for _ in range(400):
+        predictions = photographed(rng, distance)
+        for unit, counts in covered.items():
+            drawn_by = predictions.assign(patient=predictions[unit])
+            found = bootstrap.intervals(drawn_by, cut, draws=500)
+            for name, value in truth.items():
+                counts[name] += found[f"{name}_low"] <= value <= found[f"{name}_high"]
+    shares = {unit: {k: v / 400 for k, v in counts.items()} for unit, counts in covered.items()}
+    assert all(0.93 <= share <= 0.97 for share in shares["patient"].values()), shares
+    assert all(share < 0.85 for share in shares["path"].values()), shares
+
+
+def test_bands_of_a_single_sample_are_its_curves():
+    predictions = some()
+    labels, values = predictions["label"], predictions["probability"]
+    once = np.ones((1, len(predictions)), int)
+    false_positives, found, _ = metrics.roc_curve(labels, values, drop_intermediate=False)
+    low, high = bootstrap.roc_band(predictions, once)
+    assert low == pytest.approx(np.interp(bootstrap.GRID, false_positives, found))
+    assert np.array_equal(low, high)
+    low, high = bootstrap.precision_band(predictions, once)
+    for place in (10, 35, 100):  # at the highest threshold that finds that share
+        cut = max(it for it in values if (values[labels == 1] >= it).mean() >= place / 100)
+        assert low[place] == high[place] == labels[values >= cut].mean()
+
+
+def test_the_same_model_twice_does_not_differ():
+    same = bootstrap.compare(some(2), some(2).sample(frac=1, random_state=0), (0.5, 0.5))
+    assert same == bootstrap.Comparison(0, 0, 0, 0, 0, 1)
+
+
+def test_two_models_on_the_same_images():
+    worse = some(2)
+    better = worse.assign(probability=worse["probability"] * 0.6 + worse["label"] * 0.4)
+    found = bootstrap.compare(worse, better, (0.5, 0.5))
+    labels = worse["label"]
+    aucs = [metrics.roc_auc_score(labels, it["probability"]) for it in (worse, better)]
+    assert found.auc_difference == pytest.approx(aucs[1] - aucs[0], abs=1e-12)
+    assert 0 < found.low < found.auc_difference < found.high
+    right = [(it["probability"] >= 0.5) == labels for it in (worse, better)]
+    assert found.first_only == (right[0] & ~right[1]).sum() == 0
+    assert found.second_only == (~right[0] & right[1]).sum() > 0
+    assert found.p == pytest.approx(2 * 0.5**found.second_only)
+    mirrored = bootstrap.compare(better, worse, (0.5, 0.5))
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_models_are_only_compared_on_the_same_images():
+    with pytest.raises(ValueError, match="the same images"):
+        bootstrap.compare(some(2), some(1), (0.5, 0.5))
+    with pytest.raises(ValueError, match="the same images"):
+        bootstrap.compare(some(), some().assign(label=0), (0.5, 0.5))

@@ -42,6 +42,12 @@ NAMES = {
     "threshold": "threshold",
 }
 
+# What a model has had to do with the splits that made it
+SEEN = {
+    "train": "The model was trained on these images",
+    "val": "The model, its threshold and its temperature were chosen on these images",
+}
+
 HEADLINE = ("auc", "sensitivity", "specificity", "accuracy")  # those with intervals
 
 CAPTIONS = {
@@ -78,24 +84,20 @@ def examine(
     The threshold is the model's own; with a `sensitivity`, 0 to 1, the highest one that reaches
     it on the validation images of the model's own run. On `test` it counts as one more look.
     """
-    split, trial = images.split(split_name), stored.trial
+    split, trial, settings = images.split(split_name), stored.trial, stored.model.settings
     val = tracking.read_predictions(trial.info.run_id, "val")
-    settings = stored.model.settings
+    of_val = val["label"].to_numpy(), val["probability"].to_numpy()
     threshold = settings["threshold"]
     if sensitivity is not None:
-        threshold = evaluate.threshold_for(
-            sensitivity, val["label"].to_numpy(), val["probability"].to_numpy()
-        )
+        threshold = evaluate.threshold_for(sensitivity, *of_val)
     look = registry.count_test_evaluation if split_name == "test" else registry.test_evaluations
     looks = look(stored)
     logits = models.logits(stored.model.keras_model, split.images)
     probabilities = expit(logits / settings["temperature"])
     evaluation = evaluate.evaluate(split, probabilities, threshold, intervals=True)
     numbers = evaluate.details(evaluation, logits, settings["temperature"])
-    numbers["validation"] = {
-        **evaluate.score(val["label"].to_numpy(), val["probability"].to_numpy(), threshold),
-        "uncalibrated": settings["val_uncalibrated"],
-    }
+    numbers["validation"] = evaluate.score(*of_val, threshold)
+    numbers["validation"]["uncalibrated"] = settings["val_uncalibrated"]
     numbers["test_evaluations"] = looks
     findings = list(_findings(numbers, images, trial, split_name))
     pictures = _pictures(split, evaluation, logits, tracking.read_epochs(trial.info.run_id))
@@ -116,11 +118,32 @@ def external(images: Images, trial: Run) -> bool:
 
 def _findings(numbers: Mapping[str, Any], images: Images, trial: Run, split: str) -> Iterator[str]:
     """What a reader must not miss, the gravest first."""
-    here, val = numbers["at_threshold"], numbers["validation"]
     if images.dataset.synthetic:
         yield "The images are synthetic: nothing here says anything about patients."
     elif trial.data.tags["pneumo.synthetic"] == "true":
         yield "The model was trained on synthetic images: it knows nothing about patients."
+    if split in SEEN and not external(images, trial):
+        yield f"{SEEN[split]}: on others it will do worse."
+    yield from _failures(numbers, split)
+    if external(images, trial):
+        yield "External data: other images than those that the model was made with."
+    if images.dataset.unknown_patients:
+        yield (
+            f"{images.dataset.unknown_patients} images are of unknown patients, each counted as a "
+            "patient of its own: the intervals may be too narrow."
+        )
+    if images.unreadable:
+        yield f"{len(images.unreadable)} images could not be read and are not counted."
+    if numbers["test_evaluations"] > 1:
+        yield (
+            f"This model has been held against test {numbers['test_evaluations']} times. What is "
+            "chosen by looking at test is no longer tested by it."
+        )
+
+
+def _failures(numbers: Mapping[str, Any], split: str) -> Iterator[str]:
+    """Where the figures themselves say that something is wrong."""
+    here, val = numbers["at_threshold"], numbers["validation"]
     if sorted((here["sensitivity"], here["specificity"])) == [0, 1]:
         called = "PNEUMONIA" if here["sensitivity"] else "NORMAL"
         yield (
@@ -137,20 +160,6 @@ def _findings(numbers: Mapping[str, Any], images: Images, trial: Run, split: str
         yield (
             f"Worse on {split} than validation promised: {', '.join(fallen)}. "
             "These images differ from those that the model was chosen with."
-        )
-    if external(images, trial):
-        yield "External data: other images than those that the model was made with."
-    if images.dataset.unknown_patients:
-        yield (
-            f"{images.dataset.unknown_patients} images are of unknown patients, each counted as a "
-            "patient of its own: the intervals may be too narrow."
-        )
-    if images.unreadable:
-        yield f"{len(images.unreadable)} images could not be read and are not counted."
-    if numbers["test_evaluations"] > 1:
-        yield (
-            f"This model has been held against test {numbers['test_evaluations']} times. What is "
-            "chosen by looking at test is no longer tested by it."
         )
 
 

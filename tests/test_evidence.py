@@ -160,10 +160,12 @@ def test_each_look_at_test_is_counted(stores):
         return int(version.tags["pneumo.test_evaluations"])
 
     before = looks()
-    made, output = evaluated(client, "--data", "sample")
-    assert numbers(made)["test_evaluations"] == looks() == before + 1
+    looked, output = evaluated(client, "--data", "sample")
+    assert numbers(looked)["test_evaluations"] == looks() == before + 1
     assert f"has been held against test {before + 1} times" in output
-    made, _ = evaluated(client, "--data", "sample", "--split", "val")
+    made, output = evaluated(client, "--data", "sample", "--split", "val")
+    assert "threshold and its temperature were chosen on these images" in output
+    assert "chosen on these images" not in text(looked.info.run_id, "test/evidence.html")
     assert numbers(made, "val")["test_evaluations"] == looks() == before + 1
     # on validation the model's own predictions come out again
     best = study.study.best_trial.user_attrs["run_id"]

@@ -14,7 +14,6 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,39 +21,24 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from joblib import cpu_count
 
-from pneumo import interrupt, models
+from pneumo import models
 from pneumo.augment import AUGMENTATION, augment, chances
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
 from pneumo.data import cache
 from pneumo.data.dataset import Split
 from pneumo.errors import Mistake
+from pneumo.parallel import in_batches
 
 # Versions of an image that the epochs take in turn: as it is, which is how validation and patients'
 # images come and what all strengths share, and varied
 VIEWS = 2
-BATCH = 16  # images per step of the frozen part: what they become stays near the processor
 
 FOLDER = "features"  # of the cache
 ARRAY, FACTS = "features.npy", "facts.json"  # of each folder in it
 
 GIB = 2**30
-
-
-def in_batches(step: Callable[..., np.ndarray], *arrays: np.ndarray) -> Iterator[np.ndarray]:
-    """What `step` gives for each `BATCH` rows of arrays of the same length, in their order.
-
-    Several run at once: the layers of small networks are too short for all cores, one by one.
-    """
-
-    def batch(start: int) -> np.ndarray:
-        interrupt.check()
-        return step(*(array[start : start + BATCH] for array in arrays))
-
-    with ThreadPoolExecutor(cpu_count()) as threads:
-        yield from threads.map(batch, range(0, len(arrays[0]), BATCH))
 
 
 @dataclass(frozen=True)

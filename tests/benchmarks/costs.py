@@ -18,7 +18,8 @@ from pneumo import models
 from pneumo.augment import augment, chances
 from pneumo.data.dataset import open_dataset
 from pneumo.data.pixels import decode
-from pneumo.features import VIEWS, Frozen, in_batches
+from pneumo.features import VIEWS, Frozen
+from pneumo.parallel import in_batches
 from pneumo.train import compile_part
 from tests.benchmarks.study_space import DEPTH, STRENGTH, arguments, config_of
 

@@ -14,6 +14,10 @@ from pneumo.errors import Mistake
 
 # Nothing here may import TensorFlow or MLflow before the arguments are known to be right.
 
+REFUSED = 3  # exit code: the gate has been closed to a candidate, which is a result
+
+DATA = "sample, mendeley (is downloaded), a folder, a .zip or a .tar.gz"
+
 INTERRUPTED = "interrupted; what was finished is kept"
 
 
@@ -33,7 +37,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns its exit code: 0 done, 2 the user's mistake, 1 anything else."""
+    """Runs one command; returns its exit code.
+
+    0 done, 2 the user's mistake, 3 a promotion refused, 1 anything else.
+    """
     interrupt.install()
     try:
         options = _parser().parse_args(argv)
@@ -56,6 +63,7 @@ def _parser() -> Parser:
     _option(command, "study", "", "name of the study (default: made from the run's id)")
     _option(command, "timeout", "", "seconds after which no new trial starts", _whole)
     _option(command, "model_name", "", "registered model (default: pneumonia, or pneumonia-sample)")
+    _option(command, "keep_models", "all", "all, or of how many of the best trials", _kept)
 
     command = _command(commands, "train", train, "one Keras run of one experiment")
     _experiment(command, default="cnn")
@@ -72,6 +80,22 @@ def _parser() -> Parser:
         "on validation, at which the threshold is chosen (default: the model's own threshold)",
         _share,
     )
+
+    command = _command(commands, "promote", promote, "make a version the champion, if it is fit")
+    _option(command, "model_name", "pneumonia", "registered model")
+    _option(command, "candidate", "challenger", "alias or number of the version")
+    _option(command, "data", "", f"{DATA}; needed but for a rollback")
+    _option(command, "split", "test", "test, val or train", _split)
+    _option(command, "margin", 0.02, "by how much its AUC may be smaller, 0 to 1", _margin)
+    _option(command, "rollback", False, "true: bring @previous back", _truth)
+
+    command = _command(commands, "predict", predict, "score image files, to a CSV")
+    _option(command, "model", "models:/pneumonia@champion", "models:/NAME@ALIAS, or /VERSION")
+    for name, what in (
+        ("images", "a file, a folder or a glob of image files"),
+        ("out", "the CSV; one that is there is continued"),
+    ):
+        command.add_argument(f"--{name}", required=True, metavar="VALUE", help=what)
 
     command = _command(commands, "prepare", prepare, "import a data set and fill the pixel cache")
     _data(command)
@@ -96,11 +120,10 @@ def _experiment(command: Parser, default: str) -> None:
 
 
 def _data(command: Parser, required: bool = False) -> None:
-    what = "sample, mendeley (is downloaded), a folder, a .zip or a .tar.gz"
     if required:
-        command.add_argument("--data", required=True, metavar="VALUE", help=what)
+        command.add_argument("--data", required=True, metavar="VALUE", help=DATA)
     else:
-        _option(command, "data", "sample", what)
+        _option(command, "data", "sample", DATA)
 
 
 def _fields(command: Parser, names: Any) -> None:
@@ -133,19 +156,46 @@ def _split(text: str) -> str:
 
 
 def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
+    share = _number(text)
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"must be a share above 0, up to 1: got '{text}'")
     return share
+
+
+def _margin(text: str) -> float:
+    margin = _number(text)
+    if not 0 <= margin <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1: got '{text}'")
+    return margin
+
+
+def _number(text: str) -> float:
+    """`text` as a number; NaN, which is in no range, where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be true or false: got '{text}'")
+    return text.lower() == "true"
+
+
+def _kept(text: str) -> int | str:
+    return "all" if text.lower() == "all" else _whole(text)
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, str]:
     """The fields of `RunConfig` that were given, as text."""
     given = {name: getattr(options, name, "") for name in RunConfig.model_fields}
     return {name: value for name, value in given.items() if value}
+
+
+def _needs(split: str) -> tuple[str]:
+    """The part of a data set, as it is published, that holds a split."""
+    return ("test",) if split == "test" else ("train",)  # validation is cut from train
 
 
 def _import_tensorflow() -> None:
@@ -191,6 +241,7 @@ def tune(options: argparse.Namespace) -> int:
             model_name=options.model_name or default_name,
             name=options.study,
             timeout=options.timeout or None,
+            keep_models=None if options.keep_models == "all" else options.keep_models,
         )
     except studies.StudyStopped as reason:
         print(f"pneumo: {reason}", file=sys.stderr)
@@ -237,25 +288,64 @@ def evaluate(options: argparse.Namespace) -> int:
     """One model held against one split: numbers, pictures and the evidence page."""
     from pneumo.data.dataset import open_dataset
 
-    needs = "test" if options.split == "test" else "train"  # validation is cut from train
-    dataset = open_dataset(options.data, needs=(needs,))
+    dataset = open_dataset(options.data, needs=_needs(options.split))
     _import_tensorflow()
     from pneumo import evidence, registry, tracking
     from pneumo.console import say
 
     tracking.quiet()
     stored = registry.find(options.model)
-    images = evidence.images_for(stored, dataset)
-    tags = tracking.subject_tags(stored.trial.data.tags["pneumo.experiment"], dataset) | {
-        "pneumo.model": stored.title,
-        "pneumo.split": options.split,
-        "pneumo.external": str(evidence.external(images, stored.trial)).lower(),
-    }
-    with tracking.command_run("evaluate", tags) as run_id:
-        tracking.log_data(images)
+    with evidence.evaluation_run(stored, dataset) as (run_id, images):
         found = evidence.examine(stored, images, options.split, options.sensitivity or None)
     evidence.show(stored, options.split, found)
     say(tracking.how_to_look(run_id))
+    return 0
+
+
+def promote(options: argparse.Namespace) -> int:
+    """The gate to `@champion`, or the way back; 3 where the candidate is refused."""
+    from pneumo.data.dataset import open_dataset
+
+    if not options.rollback and not options.data:
+        raise Mistake("promote needs data to decide on: give --data, or --rollback true")
+    dataset = None if options.rollback else open_dataset(options.data, needs=_needs(options.split))
+    _import_tensorflow()
+    from pneumo import promote as promotion
+    from pneumo import tracking
+
+    tracking.quiet()
+    if dataset is None:
+        promotion.roll_back(options.model_name)
+        return 0
+    name, candidate = options.model_name, options.candidate
+    decision = promotion.promote(name, candidate, dataset, options.split, options.margin)
+    return 0 if decision.promoted else REFUSED
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Image files to a CSV of their probabilities."""
+    from pneumo.data.index import find_images
+
+    out = Path(options.out).expanduser()
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise Mistake(f"out must be a CSV file in a folder that is there: got '{options.out}'")
+    files = find_images(options.images, out)
+    _import_tensorflow()
+    from pneumo import predict as prediction
+    from pneumo import registry, tracking
+    from pneumo.console import say
+
+    tracking.quiet()
+    stored = registry.find(options.model)
+    tags = {"pneumo.model": stored.title, "pneumo.data": Path(options.images).name}
+    with tracking.command_run("predict", tags):
+        counts = prediction.predict(stored, files, out)
+    if before := len(files) - counts["images"]:
+        say(f"{before} images were in {out} before")
+    say(
+        f"{counts['images']} images, {counts['positive']} called pneumonia, "
+        f"{counts['unreadable']} unreadable: {out}"
+    )
     return 0
 
 

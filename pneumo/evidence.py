@@ -4,6 +4,7 @@ import base64
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -76,6 +77,16 @@ def images_for(stored: registry.Stored, dataset: Dataset) -> Images:
     return dataset.decode(size, allowed, stored.model.settings["resize"])
 
 
+@contextmanager
+def evaluation_run(stored: registry.Stored, dataset: Dataset) -> Iterator[tuple[str, Images]]:
+    """A run of kind `evaluate`; yields its id, and the images as the model takes them."""
+    images = images_for(stored, dataset)
+    tags = tracking.subject_tags(stored.trial.data.tags["pneumo.experiment"], dataset)
+    with tracking.command_run("evaluate", tags) as run_id:
+        tracking.log_data(images)
+        yield run_id, images
+
+
 def examine(
     stored: registry.Stored, images: Images, split_name: str, sensitivity: float | None = None
 ) -> Evidence:
@@ -84,6 +95,17 @@ def examine(
     The threshold is the model's own; with a `sensitivity`, 0 to 1, the highest one that reaches
     it on the validation images of the model's own run. On `test` it counts as one more look.
     """
+    outside = external(images.dataset, stored.trial)
+    with tracking.evaluating(stored.title, stored.model_id, split_name, outside) as run_id:
+        found = _examine(stored, images, split_name, sensitivity)
+    if stored.version and split_name == "test" and sensitivity is None and not outside:
+        registry.tell_of_test(stored, run_id, found.evaluation.metrics)
+    return found
+
+
+def _examine(
+    stored: registry.Stored, images: Images, split_name: str, sensitivity: float | None
+) -> Evidence:
     split, trial, settings = images.split(split_name), stored.trial, stored.model.settings
     val = tracking.read_predictions(trial.info.run_id, "val")
     of_val = val["label"].to_numpy(), val["probability"].to_numpy()
@@ -111,9 +133,9 @@ def examine(
     return Evidence(evaluation, numbers, findings)
 
 
-def external(images: Images, trial: Run) -> bool:
+def external(dataset: Dataset, trial: Run) -> bool:
     """Whether these are other data than those that the model was made with."""
-    return trial.data.tags["pneumo.data_digest"] != images.dataset.digest
+    return trial.data.tags["pneumo.data_digest"] != dataset.digest
 
 
 def _findings(numbers: Mapping[str, Any], images: Images, trial: Run, split: str) -> Iterator[str]:
@@ -122,10 +144,10 @@ def _findings(numbers: Mapping[str, Any], images: Images, trial: Run, split: str
         yield "The images are synthetic: nothing here says anything about patients."
     elif trial.data.tags["pneumo.synthetic"] == "true":
         yield "The model was trained on synthetic images: it knows nothing about patients."
-    if split in SEEN and not external(images, trial):
+    if split in SEEN and not external(images.dataset, trial):
         yield f"{SEEN[split]}: on others it will do worse."
     yield from _failures(numbers, split)
-    if external(images, trial):
+    if external(images.dataset, trial):
         yield "External data: other images than those that the model was made with."
     if images.dataset.unknown_patients:
         yield (

@@ -4,8 +4,10 @@ MLflow keeps this file and the package with the model and runs them in the place
 it ("models from code": no pickle), so nothing here may need more than the package's `data`.
 """
 
+import base64
+import binascii
 import json
-from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pandas as pd
 
 from pneumo.data.pixels import UnreadableImage, decode
 from pneumo.models import probabilities
+from pneumo.parallel import in_batches
 
 COLUMNS = ["probability", "label", "threshold", "error"]
 
@@ -41,30 +44,56 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """`model_input`: the bytes of one image file a row, in column `image`."""
-        decoded = [self._decoded(file) for file in model_input["image"]]
-        scores = iter(self._scores([image for image, error in decoded if error is None]))
-        rows = [
+        """`model_input`: one image file a row, in column `image`; see `file_bytes`."""
+        answers = in_batches(self._answers, model_input["image"].tolist())
+        # As numbers, what is None would be NaN, which JSON has no word for
+        return pd.DataFrame(
+            [row for batch in answers for row in batch],
+            columns=COLUMNS,
+            index=model_input.index,
+            dtype=object,
+        )
+
+    def _answers(self, files: list[Any]) -> list[tuple]:
+        decoded = [self._decoded(file) for file in files]
+        images = [image for image, error in decoded if error is None]
+        scores = iter(self._scores(images) if images else ())
+        return [
             self._answer(next(scores)) if error is None else (None, None, None, error)
             for _, error in decoded
         ]
-        return pd.DataFrame(rows, columns=COLUMNS, index=model_input.index)
 
-    def _scores(self, images: list[np.ndarray]) -> Iterable[float]:
-        if not images:
-            return ()
-        pixels = np.stack(images)[..., None]
+    def _scores(self, images: list[np.ndarray]) -> np.ndarray:
+        pixels = np.stack(images)[..., np.newaxis]
         return probabilities(self.keras_model, pixels, self.settings["temperature"])
 
     def _answer(self, probability: float) -> tuple[float, int, float, None]:
         threshold = self.settings["threshold"]
         return float(probability), int(probability >= threshold), threshold, None
 
-    def _decoded(self, file: bytes) -> tuple[np.ndarray | None, str | None]:
+    def _decoded(self, value: Any) -> tuple[np.ndarray | None, str | None]:
         try:
-            return decode(file, self.keras_model.input_shape[1], self.settings["resize"]), None
+            size, resize = self.keras_model.input_shape[1], self.settings["resize"]
+            return decode(file_bytes(value), size, resize), None
         except UnreadableImage as error:
             return None, str(error)
+
+
+def file_bytes(value: Any) -> bytes:
+    """An image file as its bytes, or as their base64, in bytes or text.
+
+    Of a request in JSON, MLflow decodes base64 itself in the shapes `dataframe_split` and
+    `dataframe_records`, and hands it over as it came in `inputs` and `instances`. No image file is
+    ASCII throughout, so the two cannot be mistaken. Raises `UnreadableImage` for anything else.
+    """
+    if isinstance(value, str):
+        value = value.encode()
+    if not isinstance(value, bytes):
+        raise UnreadableImage(f"no image file, but {type(value).__name__}")
+    if value.isascii():
+        with suppress(binascii.Error):  # then it is no image either, as the decoder will say
+            return base64.b64decode(b"".join(value.split()), validate=True)
+    return value
 
 
 mlflow.models.set_model(PneumoniaModel())

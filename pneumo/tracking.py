@@ -24,6 +24,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import ColSpec, Schema
 from sqlalchemy import make_url
 
@@ -55,6 +56,8 @@ SIGNATURE = ModelSignature(
     ),
 )
 
+MODEL_ID = "pneumo.model_id"  # tag of a run: the model that it has held against a split
+
 # The input contexts that MLflow's UI knows
 CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
 
@@ -62,6 +65,7 @@ CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
 def quiet() -> None:
     """No lines that a user can do nothing about: tables created, files copied, pip missing."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # we say it at the end
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
@@ -87,10 +91,11 @@ def data_tags(dataset: Dataset) -> dict[str, str]:
 def command_run(kind: str, tags: Mapping[str, str]) -> Iterator[str]:
     """The command's own run, which `mlflow run` has made or else is made here; yields its id.
 
-    FINISHED at its end, KILLED if a person interrupted it, FAILED for any other exception,
-    which leaves `traceback.txt` and goes on to the caller.
+    Within another one it is that one's child. FINISHED at its end, KILLED if a person interrupted
+    it, FAILED for any other exception, which leaves `traceback.txt` and goes on to the caller.
     """
-    with _ending_by_exception(mlflow.start_run(tags={"pneumo.kind": kind, **tags})) as run_id:
+    run = mlflow.start_run(nested=True, tags={"pneumo.kind": kind, **tags})
+    with _ending_by_exception(run) as run_id:
         yield run_id
 
 
@@ -234,6 +239,37 @@ def log_evaluation(
         mlflow.log_artifacts(folder, split)
 
 
+@contextmanager
+def evaluating(model: str, model_id: str, split: str, external: bool) -> Iterator[str]:
+    """The active run says which model it holds against which split; yields its id.
+
+    It names MLflow's id of the model only from the end on, when all is logged: a study's run that
+    shows its former winner's evaluation until then is never taken for one of the next.
+    """
+    tags = {"pneumo.model": model, "pneumo.split": split, "pneumo.external": str(external).lower()}
+    mlflow.set_tags({**tags, MODEL_ID: ""})
+    yield mlflow.active_run().info.run_id
+    mlflow.set_tag(MODEL_ID, model_id)
+
+
+def evaluated_model(run: Run) -> str:
+    """MLflow's id of the model that a run has held against a split; '' where it has none."""
+    return run.data.tags.get(MODEL_ID, "")
+
+
+def find_evaluation(model_id: str, data_digest: str, split: str) -> str | None:
+    """The latest run that has held a model against a split of some data, if there is one."""
+    wanted = {MODEL_ID: model_id, "pneumo.data_digest": data_digest, "pneumo.split": split}
+    found = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=" and ".join(f"tags.`{key}` = '{it}'" for key, it in wanted.items()),
+        max_results=1,
+        order_by=["attributes.start_time DESC"],
+        output_format="list",
+    )
+    return found[0].info.run_id if found else None
+
+
 def read_predictions(run_id: str, split: str) -> pd.DataFrame:
     """The predictions of a run, every number as it was: columns as in `Evaluation`."""
     text = mlflow.artifacts.load_text(f"runs:/{run_id}/{split}/predictions.csv")
@@ -293,17 +329,52 @@ def log_model(
         )
 
 
+def log_decision(reasons: list[str], figures: Mapping[str, float]) -> None:
+    """A promotion in the active run: promoted where there are no `reasons` against it."""
+    outcome = f"not promoted: {'; '.join(reasons)}" if reasons else "promoted"
+    tags = {"pneumo.promoted": str(not reasons).lower(), "mlflow.note.content": outcome}
+    mlflow.set_tags(tags | ({"pneumo.reason": "; ".join(reasons)} if reasons else {}))
+    mlflow.log_metrics(dict(figures))
+    mlflow.log_dict({"promoted": not reasons, "reasons": reasons, **figures}, "promotion.json")
+
+
+def log_predictions(counts: Mapping[str, int]) -> None:
+    """How many images a batch held, by what became of them, as metrics of the active run."""
+    mlflow.log_metrics(dict(counts))
+
+
+def delete_model(model_uri: str) -> None:
+    """Deletes a model at `models:/m-…` with its files; nothing where it is deleted already."""
+    client, model_id = mlflow.MlflowClient(), model_uri.removeprefix("models:/")
+    try:
+        model = client.get_logged_model(model_id)
+    except MlflowException:
+        return
+    get_artifact_repository(model.artifact_location).delete_artifacts()
+    client.delete_logged_model(model_id)
+
+
+def commit(run: Run) -> dict[str, str]:
+    """The commit that a run's code came from, as a tag; nothing where that is not known."""
+    found = run.data.tags.get("mlflow.source.git.commit")
+    return {"pneumo.git_commit": found} if found else {}
+
+
 def store() -> str:
     """Where runs are kept, without its password."""
     uri = mlflow.get_tracking_uri()
     return uri if uri.startswith("http") else make_url(uri).render_as_string(hide_password=True)
 
 
+def page(run: Run) -> str:
+    """The address of a run's page within MLflow's UI."""
+    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+
 def how_to_look(run_id: str) -> str:
     """The command that opens MLflow's UI on this store, and the address of a run in it."""
-    uri = mlflow.get_tracking_uri()
-    experiment = mlflow.get_run(run_id).info.experiment_id
-    page = f"#/experiments/{experiment}/runs/{run_id}"
+    uri, address = mlflow.get_tracking_uri(), page(mlflow.get_run(run_id))
     if uri.startswith("http"):
-        return f"look at it: {uri}/{page}"
-    return f"look at it: mlflow ui --backend-store-uri {store()}, then http://127.0.0.1:5000/{page}"
+        return f"look at it: {uri}/{address}"
+    server = f"mlflow ui --backend-store-uri {store()}"
+    return f"look at it: {server}, then http://127.0.0.1:5000/{address}"

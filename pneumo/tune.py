@@ -115,12 +115,19 @@ def open_storage() -> optuna.storages.RDBStorage:
 
 
 def tune(
-    plan: Plan, *, trials: int, model_name: str, name: str = "", timeout: float | None = None
+    plan: Plan,
+    *,
+    trials: int,
+    model_name: str,
+    name: str = "",
+    timeout: float | None = None,
+    keep_models: int | None = None,
 ) -> Outcome:
     """A whole study: searches, scores the winner on test once, registers it as `@challenger`.
 
     A study that is there already under `name` is continued up to `trials` in total, under its
     own run. `trials` counts complete and pruned ones; after `timeout` seconds no new one starts.
+    `keep_models`: of how many of the best trials the models are kept, of all of them by default.
     Without a `name` the study is called after the experiment and its run. Raises `Mistake`
     where a study of that name asks something else, and `StudyStopped` where there is no winner.
     """
@@ -133,10 +140,10 @@ def tune(
         tags |= {"pneumo.study": name, "mlflow.parentRunId": run_id}
         with tracking.command_run("resume", tags), tracking.reopened(run_id):
             _take_over(study, plan)
-            return _search_and_crown(study, plan, trials, timeout, model_name)
+            return _search_and_crown(study, plan, trials, timeout, model_name, keep_models)
     with tracking.command_run("study", tags) as run_id:
         study = _begin(storage, name or f"{plan.experiment.name}-{run_id[:8]}", plan, run_id)
-        return _search_and_crown(study, plan, trials, timeout, model_name)
+        return _search_and_crown(study, plan, trials, timeout, model_name, keep_models)
 
 
 def _load(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.Study:
@@ -205,10 +212,17 @@ def _counted(study: optuna.Study) -> int:
 
 
 def _search_and_crown(
-    study: optuna.Study, plan: Plan, trials: int, timeout: float | None, model_name: str
+    study: optuna.Study,
+    plan: Plan,
+    trials: int,
+    timeout: float | None,
+    model_name: str,
+    keep_models: int | None,
 ) -> Outcome:
     try:
-        search_trials(study, plan, trials, timeout)
+        search_trials(study, plan, trials, timeout, keep_models)
+        if keep_models:
+            _evict(study, keep_models)
         return _crown(study, plan, model_name)
     except KeyboardInterrupt:
         say(f"to continue, give the same command with -P study={study.study_name}")
@@ -216,11 +230,16 @@ def _search_and_crown(
 
 
 def search_trials(
-    study: optuna.Study, plan: Plan, trials: int, timeout: float | None = None
+    study: optuna.Study,
+    plan: Plan,
+    trials: int,
+    timeout: float | None = None,
+    keep_models: int | None = None,
 ) -> None:
     """Runs trials until `trials` are complete or pruned; a failed one is replaced.
 
-    Raises `StudyStopped` after three failures of the same kind in a row.
+    `timeout`, `keep_models`: see `tune`. Raises `StudyStopped` after three failures of the same
+    kind in a row.
     """
     if _counted(study) >= trials:
         return
@@ -229,6 +248,8 @@ def search_trials(
 
         def ended(study: optuna.Study, trial: FrozenTrial) -> None:
             display.trial(_line(trial), _counted(study))
+            if keep_models:
+                _evict(study, keep_models, at_most=1)  # those beyond have gone before
             if _counted(study) >= trials or _repeated_failure(study):
                 study.stop()
 
@@ -243,6 +264,14 @@ def search_trials(
             f"{FAILURES_IN_A_ROW} trials in a row failed alike ({error}); "
             "the traceback is with their runs in MLflow: mend the cause and start again"
         )
+
+
+def _evict(study: optuna.Study, keep: int, at_most: int | None = None) -> None:
+    """Deletes the models of the complete trials that are not among the `keep` best."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    best_first = sorted(complete, key=lambda trial: -trial.value)  # of equals the first
+    for trial in best_first[keep:][:at_most]:
+        tracking.delete_model(trial.user_attrs["model_uri"])
 
 
 def _objective(trial: optuna.Trial, plan: Plan, display: StudyDisplay) -> float:
@@ -320,6 +349,8 @@ def _crown(study: optuna.Study, plan: Plan, model_name: str) -> Outcome:
             "test_metrics": found.evaluation.metrics,
             "findings": found.findings,
         }
+        if followed := study.user_attrs.get("winner"):  # its evidence page has been replaced
+            registry.describe(followed["model_name"], followed["version"])
         study.set_user_attr("winner", winner)
     found = (winner[name] for name in ("model_name", "version", "test_metrics", "findings"))
     return Outcome(study, *found)

@@ -26,7 +26,7 @@ def keep(
     for the same folder at once, one builds and the others wait.
     """
     folder = place(name)
-    with _lock(name) as lock:
+    with lock(name) as held:
         if not whole(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             draft = folder.with_name(f".{folder.name}{DRAFT}")
@@ -38,7 +38,7 @@ def keep(
                 draft.rename(folder)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
-        Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it will find the folder whole
+        Path(held.lock_file).unlink(missing_ok=True)  # who waits for it will find the folder whole
     return folder
 
 
@@ -47,11 +47,15 @@ def sweep(name: str) -> None:
     for draft in place(name).rglob(f".*{DRAFT}"):
         folder = draft.with_name(draft.name.removeprefix(".").removesuffix(DRAFT))
         built = folder.relative_to(place("")).as_posix()
-        with suppress(Timeout), _lock(built, timeout=0):  # who builds holds the lock
+        with suppress(Timeout), lock(built, timeout=0):  # who builds holds the lock
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _lock(name: str, timeout: float = -1) -> FileLock:
+def lock(name: str, timeout: float = -1) -> FileLock:
+    """A lock between the processes that share the cache, to be held by `with`.
+
+    `timeout`: seconds to wait for it, without end below 0; then `filelock.Timeout` is raised.
+    """
     file = place("locks") / f"{name.replace('/', '-')}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(file, timeout)

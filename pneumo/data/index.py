@@ -1,5 +1,6 @@
 """One row per image."""
 
+import glob
 import hashlib
 import re
 from collections.abc import Iterator
@@ -120,6 +121,29 @@ def _files(base: Path) -> Iterator[Path]:
             for file in (base / folder / name).glob("*"):
                 if file.is_file() and not _is_junk(file, base):
                     yield file
+
+
+def find_images(images: str, out: Path) -> list[str]:
+    """The files that `images` names, sorted: a file, a folder with all below it, or a glob of them.
+
+    Hidden files, `__MACOSX` and `out` itself are left out. Raises `Mistake` where there are none.
+    """
+    # A name may hold what is special in a glob
+    named = [images] if Path(images).exists() else glob.iglob(images, recursive=True)
+    found = {file for place in map(Path, named) for file in _files_at(place)}
+    files = sorted(str(file) for file in found if file.resolve() != out.resolve())
+    if not files:
+        raise Mistake(
+            f"images must be a file, a folder or a glob of image files: '{images}' names none"
+        )
+    return files
+
+
+def _files_at(place: Path) -> list[Path]:
+    """The file itself, or all below a folder but junk."""
+    if place.is_file():
+        return [place]
+    return [file for file in place.rglob("*") if file.is_file() and not _is_junk(file, place)]
 
 
 def _is_junk(path: Path, root: Path) -> bool:

@@ -1,0 +1,85 @@
+"""Scores for many image files, in a CSV that can be continued."""
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from pneumo import tracking
+from pneumo.console import track
+from pneumo.errors import Mistake
+from pneumo.registry import Stored
+from pneumo.serve import COLUMNS
+
+AT_ONCE = 64  # files in memory: enough for all cores, whatever the number of files
+HEADER = ["path", "probability", "label", "threshold", "model_version", "error"]
+
+
+def predict(stored: Stored, files: Sequence[str], out: Path) -> Counter[str]:
+    """Adds a row to `out` for each of `files` that has none; counts what became of those.
+
+    Columns: path, probability, label, threshold, model_version, error; a file that cannot be read
+    has its `error` and nothing else. Counts `images`, `positive` and `unreadable`. Raises `Mistake`
+    where `out` is another table, or another model's.
+    """
+    version = str(stored.version or stored.model_id)
+    done = _continued(out, version)
+    left = [file for file in files if file not in done]
+    counts = Counter(images=0, positive=0, unreadable=0)
+    starts = range(0, len(left), AT_ONCE)
+    rows = (row for at in starts for row in _rows(stored, version, left[at : at + AT_ONCE]))
+    with out.open("a", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        for row in track(rows, len(left), f"Predicting with {stored.title}"):
+            table.writerow(row)
+            counts["images"] += 1
+            counts["positive"] += row[HEADER.index("label")] == 1
+            counts["unreadable"] += row[HEADER.index("error")] is not None
+    tracking.log_predictions(counts)
+    return counts
+
+
+def _rows(stored: Stored, version: str, paths: Sequence[str]) -> list[list]:
+    files: dict[str, bytes] = {}
+    answers: dict[str, dict] = {}
+    for path in paths:
+        try:
+            files[path] = Path(path).read_bytes()
+        except OSError as error:
+            answers[path] = {**dict.fromkeys(COLUMNS), "error": error.strerror}
+    given = pd.DataFrame({"image": list(files.values())}, index=list(files))
+    answers |= stored.model.predict(None, given).to_dict("index")
+    for path, answer in answers.items():
+        answer.update(path=path, model_version=version)
+    return [[answers[path][name] for name in HEADER] for path in paths]
+
+
+def _continued(out: Path, version: str) -> set[str]:
+    """The files that `out` has whole rows of. It is made where it is not there."""
+    if not out.exists() or not out.stat().st_size:
+        _write(out, [HEADER])
+        return set()
+    with out.open(newline="", errors="replace") as file:
+        text = file.read()
+    header, *rows = csv.reader(text.splitlines(keepends=True))
+    if header != HEADER:
+        raise Mistake(f"out must be a CSV that predict has written, or new: got '{out}'")
+    cut_off = rows and not (text.endswith("\n") and len(rows[-1]) == len(HEADER))
+    whole = rows[:-1] if cut_off else rows  # the process died while it wrote
+    if others := {row[HEADER.index("model_version")] for row in whole} - {version}:
+        raise Mistake(
+            f"{out} holds predictions of version {', '.join(sorted(others))}, and the model is "
+            f"version {version}; give another out"
+        )
+    if cut_off:
+        mended = out.with_name(f"{out.name}.part")
+        _write(mended, [HEADER, *whole])
+        mended.rename(out)  # at once: what is there is never lost
+    return {path for path, *_ in whole}
+
+
+def _write(out: Path, rows: list[list[str]]) -> None:
+    with out.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)

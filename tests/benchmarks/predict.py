@@ -1,0 +1,151 @@
+"""How fast `predict` scores large JPEGs, beside Keras' own way, and how soon a server answers.
+
+    python -m tests.benchmarks.predict --data ARCHIVE
+
+1,000 JPEGs of 1,300 × 1,000, enlarged from the data's own training images, through one model:
+by `predict` to its CSV, and by `image_dataset_from_directory` with `keras.Model.predict`, as it is
+by default, in colour, and told that the images are grey. Each is the median of three runs that take
+turns. Then `predict` on 10 and on 10,000 files, for the memory
+that each takes, and requests of one image to `mlflow models serve`, by 1 and by 8 clients.
+"""
+
+import argparse
+import base64
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import keras
+import mlflow
+import numpy as np
+import requests
+from keras import layers
+
+from pneumo import models, registry, tracking
+from pneumo.config import RunConfig
+from pneumo.data.dataset import Dataset, open_dataset
+from pneumo.data.index import find_images
+from pneumo.predict import predict
+from pneumo.registry import Stored
+from tests.benchmarks.ingest import COUNT, SIZE, enlarge
+from tests.conftest import store_in
+from tests.services import model_server
+
+NAME = "benchmark"
+MODEL = f"models:/{NAME}@champion"
+REQUESTS = 200  # to the server, of each number of clients
+
+
+def register(dataset: Dataset, backbone: str) -> Stored:
+    """A model as `train` leaves it, with random weights: how fast it is does not depend on them."""
+    alpha = 0.25 if backbone == "mobilenet" else 1
+    config = RunConfig(backbone=backbone, image_size=SIZE, alpha=alpha)
+    settings = {"threshold": 0.5, "temperature": 1.0, "resize": "squash"}
+    tags = tracking.subject_tags("benchmark", dataset)
+    with (
+        tracking.command_run("train", tags) as parent,
+        tracking.keras_run(parent, "model", config, tags) as run_id,
+    ):
+        mlflow.log_metrics({f"val_{name}": 0.5 for name in registry.TOLD})
+        uri = tracking.log_model(run_id, models.build(config), settings).model_uri
+    stored = registry.register(run_id, registry.load(uri), NAME)
+    mlflow.MlflowClient().set_registered_model_alias(NAME, "champion", str(stored.version))
+    return registry.find(MODEL)
+
+
+def ours(stored: Stored, folder: Path) -> float:
+    """Seconds from the folder to the CSV."""
+    with tempfile.TemporaryDirectory() as place, mlflow.start_run():
+        out = Path(place) / "out.csv"
+        began = time.perf_counter()
+        counts = predict(stored, find_images(str(folder), out), out)
+        taken = time.perf_counter() - began
+    assert counts["images"] == COUNT
+    return taken
+
+
+def peer(stored: Stored, folder: Path, color_mode: str) -> float:
+    """Seconds from the folder to the probabilities, as Keras' guides write it."""
+    given = keras.Input((SIZE, SIZE, 3 if color_mode == "rgb" else 1))
+    pixels = layers.Lambda(lambda it: keras.ops.cast(it[..., :1], "uint8"))(given)
+    model = keras.Model(given, stored.model.keras_model(pixels))
+    options = {"color_mode": color_mode, "labels": None, "shuffle": False, "verbose": False}
+    began = time.perf_counter()
+    batches = keras.utils.image_dataset_from_directory(folder, image_size=(SIZE, SIZE), **options)
+    assert len(model.predict(batches, verbose=0)) == COUNT
+    return time.perf_counter() - began
+
+
+def memory(files: int, image: Path, folder: Path) -> float:
+    """The greatest memory, in MiB, of a process that predicts as many files as that."""
+    many = folder / f"{files}"
+    many.mkdir()
+    for number in range(files):
+        os.link(image, many / f"{number}.jpeg")
+    call = ["predict", "--model", MODEL, "--images", str(many), "--out", str(folder / "out.csv")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    (folder / "out.csv").unlink(missing_ok=True)
+    code = (
+        "import json, resource, sys\nfrom pneumo.__main__ import main\n"
+        "assert main(json.loads(sys.argv[1])) == 0\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    command = [sys.executable, "-c", code, json.dumps(call)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return int(done.stdout.splitlines()[-1]) / 1024
+
+
+def latencies(address: str, clients: int, image: bytes) -> np.ndarray:
+    """Milliseconds of each request of one image."""
+    body = {"dataframe_records": [{"image": base64.b64encode(image).decode()}]}
+
+    def ask(_: int) -> float:
+        began = time.perf_counter()
+        requests.post(f"{address}/invocations", json=body, timeout=60).raise_for_status()
+        return 1000 * (time.perf_counter() - began)
+
+    with ThreadPoolExecutor(clients) as threads:
+        list(threads.map(ask, range(clients)))  # the first ones compile
+        return np.array(list(threads.map(ask, range(REQUESTS))))
+
+
+def main() -> None:
+    """Prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--backbone", default="mobilenet", help="or cnn")
+    options = parser.parse_args()
+    dataset = open_dataset(options.data)
+    with tempfile.TemporaryDirectory() as place, store_in(Path(place)):
+        folder = Path(place) / "images"
+        enlarge(dataset, folder)
+        stored = register(dataset, options.backbone)
+        sides = (
+            lambda: ours(stored, folder),
+            lambda: peer(stored, folder, "rgb"),
+            lambda: peer(stored, folder, "grayscale"),
+        )
+        runs = [[side() for side in sides] for _ in range(3)]
+        fast, colour, grey = (median(times) for times in zip(*runs, strict=True))
+        image = next(folder.rglob("*.jpeg"))
+        sizes = {files: memory(files, image, Path(place)) for files in (10, 10_000)}
+        with model_server(Path(sys.executable), MODEL, Path(place)) as address:
+            times = {it: latencies(address, it, image.read_bytes()) for it in (1, 8)}
+    print(f"predict: {COUNT / fast:.0f} images/s")
+    for name, slow in (("Keras", colour), ("Keras, grey", grey)):
+        print(f"{name}: {COUNT / slow:.0f} images/s, ratio {slow / fast:.2f}")
+    for files, size in sizes.items():
+        print(f"{files} files: {size:.0f} MiB at most")
+    for clients, taken in times.items():
+        p50, p95 = np.percentile(taken, [50, 95])
+        print(f"{clients} clients: p50 {p50:.0f} ms, p95 {p95:.0f} ms")
+
+
+if __name__ == "__main__":
+    main()

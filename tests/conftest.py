@@ -17,9 +17,16 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist must see the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    """Fast tests first; a file's slow ones in one process: they share what takes long to make."""
+
+    def is_slow(item: pytest.Item) -> bool:
+        return item.get_closest_marker("slow") is not None
+
+    items.sort(key=is_slow)
+    for item in filter(is_slow, items):
+        item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,8 +81,11 @@ def weights(tmp_path_factory) -> Path:
 
 
 @contextmanager
-def store_in(folder: Path) -> Iterator:
-    """The folder as working directory, with an MLflow and an Optuna store; MLflow's client."""
+def store_in(folder: Path, tracking_uri: str = "") -> Iterator:
+    """The folder as working directory, with an Optuna and an MLflow store; MLflow's client.
+
+    `tracking_uri`: of another MLflow store than one in the folder.
+    """
     import mlflow
 
     from pneumo import tracking
@@ -84,7 +94,7 @@ def store_in(folder: Path) -> Iterator:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        mlflow.set_tracking_uri(tracking_uri or f"sqlite:///{folder}/mlflow.db")
         yield mlflow.MlflowClient()
         mlflow.set_tracking_uri(None)
 
@@ -106,11 +116,20 @@ def finished(tmp_path_factory, sample):
         return run_study(sample), folder
 
 
-@pytest.fixture
-def study(finished):
-    """The finished study, its stores the current ones."""
-    outcome, folder = finished
+@contextmanager
+def copy_of(finished, folder: Path) -> Iterator:
+    """Copies of the finished study's stores, which a test may add to, as the current ones."""
+    outcome, original = finished
+    for database in original.glob("*.db"):
+        shutil.copy(database, folder)
     with store_in(folder):
+        yield outcome
+
+
+@pytest.fixture
+def study(finished, tmp_path):
+    """The finished study, with stores of one test's own."""
+    with copy_of(finished, tmp_path) as outcome:
         yield outcome
 
 

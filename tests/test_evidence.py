@@ -86,7 +86,7 @@ def threshold_metrics(labels, values, threshold) -> dict[str, float]:
 def test_what_evaluate_leaves(stores, on_test):
     made, _ = on_test
     assert made.info.status == "FINISHED"
-    own = {"pneumo.kind", "pneumo.model", "pneumo.split", "pneumo.external"}
+    own = {"pneumo.kind", "pneumo.model", "pneumo.model_id", "pneumo.split", "pneumo.external"}
     assert set(tags(made)) == {*SUBJECT, *own}
     assert tags(made)["pneumo.kind"] == "evaluate"
     assert tags(made)["pneumo.model"] == "pneumonia-sample version 1"
@@ -285,8 +285,10 @@ def test_another_ones_model_is_refused(study):
 
     with mlflow.start_run():
         info = mlflow.pyfunc.log_model(name="other", python_model=Other(), pip_requirements=[])
-    with pytest.raises(Mistake, match="must be one that pneumo made"):
-        registry.find(info.model_uri)
+    mlflow.register_model(info.model_uri, "other")
+    for address in (info.model_uri, "models:/other/1"):
+        with pytest.raises(Mistake, match=f"must be one that pneumo made: '{address}' is another"):
+            registry.find(address)
 
 
 def findings(numbers_there, images, trial) -> str:

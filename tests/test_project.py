@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text())
 OTHERS = {"trials": "7", "timeout": "7", "split": "val", "sensitivity": "0.9"}
+OTHERS |= {"keep_models": "7", "margin": "0.5", "rollback": "True"}
 REQUIRED = "given"  # stands for a parameter without a default
 README = (ROOT / "README.md").read_text()
 
@@ -33,7 +34,7 @@ def parsed(entry: dict, values: dict[str, str]):
 
 def test_the_entry_points():
     assert set(PROJECT["entry_points"]) == {
-        *("main", "tune", "train", "evaluate", "prepare", "test"),
+        *("main", "tune", "train", "evaluate", "promote", "predict", "prepare", "test"),
     }
     assert PROJECT["entry_points"]["main"] == PROJECT["entry_points"]["tune"]
 
@@ -44,7 +45,7 @@ def test_every_parameter_reaches_a_flag(name):
     as_given = vars(parsed(entry, defaults(entry)))
     assert as_given["command"].__name__ == ("tune" if name == "main" else name)
     for parameter, default in defaults(entry).items():
-        assert str(as_given[parameter]) == default
+        assert str(as_given[parameter]).lower() == default.lower()
         other = OTHERS.get(parameter, "other value")
         changed = vars(parsed(entry, defaults(entry) | {parameter: other}))
         assert {k for k in changed if changed[k] != as_given[k]} == {parameter}
@@ -54,7 +55,7 @@ def test_every_parameter_reaches_a_flag(name):
 def test_the_environment_is_pinned():
     *conda, pip = CONDA["dependencies"]
     assert conda == ["python=3.11", "pip"]
-    assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in pip["pip"])
+    assert all(re.fullmatch(r"[\w-]+(\[\w+\])?==[\d.]+", line) for line in pip["pip"])
 
 
 def test_each_package_has_its_reason():

@@ -50,7 +50,8 @@ pytestmark = pytest.mark.slow
 def test_what_a_study_leaves_in_mlflow(study, client, sample):
     study_run = client.get_run(study.study.user_attrs["run_id"])
     assert study_run.info.status == "FINISHED"
-    assert set(tags(study_run)) == {"pneumo.kind", "pneumo.study", *SUBJECT}
+    held = {"pneumo.model", "pneumo.model_id", "pneumo.split", "pneumo.external"}
+    assert set(tags(study_run)) == {"pneumo.kind", "pneumo.study", *SUBJECT, *held}
     assert tags(study_run)["pneumo.kind"] == "study"
     assert tags(study_run)["pneumo.data"] == "sample"
     assert tags(study_run)["pneumo.data_digest"] == sample.digest
@@ -164,7 +165,14 @@ def test_the_winner_alone_is_registered_as_challenger(study, client):
     version = client.get_model_version_by_alias("pneumonia-sample", "challenger")
     assert version.version == study.version == 1
     assert version.run_id == best.user_attrs["run_id"]
-    assert version.tags == {"pneumo.test_evaluations": "1"}
+    trial, test = client.get_run(version.run_id), client.get_run(study.study.user_attrs["run_id"])
+    expected = {key: tags(trial)[key] for key in {*SUBJECT, "pneumo.study", "optuna.trial_number"}}
+    expected |= {f"val_{it}": str(trial.data.metrics[f"val_{it}"]) for it in registry.TOLD}
+    expected |= {f"test_{it}": str(test.data.metrics[f"test_{it}"]) for it in registry.TOLD}
+    expected |= {"pneumo.evaluation_run": test.info.run_id, "pneumo.test_evaluations": "1"}
+    assert set(version.tags) - set(expected) <= {"pneumo.model_digest", "pneumo.git_commit"}
+    assert {key: version.tags[key] for key in expected} == expected
+    assert f"Trial {best.number} of study {study.study.study_name}" in version.description
     assert len(client.search_model_versions("name = 'pneumonia-sample'")) == 1
     with_example = [
         model.source_run_id
@@ -197,7 +205,7 @@ def test_reloaded_models_give_the_trained_ones_probabilities(study, client, samp
         assert set(answer["threshold"]) == {threshold}
         clear = np.abs(table["probability"] - threshold) > 1e-6
         assert answer["label"][clear].equals(
-            (table["probability"] >= threshold)[clear].astype(int).rename("label")
+            (table["probability"] >= threshold)[clear].astype(int).astype(object).rename("label")
         )
         assert answer["error"].isna().all()
 
@@ -446,6 +454,29 @@ def test_three_failures_alike_stop_a_study(store, sample):
         searched(suggest, sample, 2)
     runs = store.search_runs(["0"], "tags.`optuna.state` = 'FAIL'")
     assert [run.info.status for run in runs] == ["FAILED"] * 3
+
+
+def test_the_models_of_the_best_trials_alone_are_kept(store, sample):
+    outcome = run_study(sample, trials=4, name="night", keep_models=2)
+    ranked = sorted(outcome.study.trials, key=lambda trial: -trial.value)
+
+    def kept() -> set[str]:
+        """The models that are left, as MLflow lists them and as the disk has them."""
+        listed = {it.model_id for it in mlflow.search_logged_models(["0"], output_format="list")}
+        on_disk = {file.parents[1].name for file in Path.cwd().rglob("artifacts/MLmodel")}
+        assert listed == on_disk
+        return {f"models:/{model_id}" for model_id in listed}
+
+    version = store.get_model_version("pneumonia-sample", "1")
+    best = [trial.user_attrs["model_uri"] for trial in ranked[:2]]
+    assert kept() == {version.source, *best}
+    for address in kept():
+        assert registry.load(address).settings["resize"] == "squash"
+    run_study(sample, trials=4, name="night", keep_models=1)
+    assert kept() == {version.source, best[0]}
+    # a trial keeps its run with all else that it found
+    for run in children(store, outcome):
+        assert "val/predictions.csv" in files(store, run.info.run_id)
 
 
 def test_registering_again_moves_the_challenger(store, sample):

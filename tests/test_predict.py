@@ -1,0 +1,156 @@
+"""`predict` as a process of its own, and the CSV that it writes."""
+
+import csv
+import os
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pneumo.data.index import find_images
+from pneumo.errors import Mistake
+from tests.studies import tags
+from tests.test_command_line import run, start
+
+HEADER = ["path", "probability", "label", "threshold", "model_version", "error"]
+MODEL = "models:/pneumonia-sample@challenger"
+
+
+@pytest.fixture
+def few(folder) -> Path:
+    """The images of test, and files that are none."""
+    (folder / "test" / "notes.txt").write_text("notes")
+    (folder / "test" / "empty.png").write_bytes(b"")
+    (folder / "test" / ".DS_Store").write_bytes(b"junk")
+    return folder / "test"
+
+
+def rows(out) -> list[list[str]]:
+    with open(out, newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "out.csv"
+
+
+def predicted(images, out) -> tuple[int, str, str]:
+    return run("predict", "--model", MODEL, "--images", str(images), "--out", str(out))
+
+
+def test_files_of_a_folder_a_glob_and_one(few, tmp_path, monkeypatch):
+    everything = find_images(str(few), tmp_path / "out.csv")
+    assert len(everything) == 146 + 2  # the files that are no images too, hidden ones not
+    assert everything == sorted(everything)
+    normal = find_images(f"{few}/NORMAL/*.png", tmp_path / "out.csv")
+    assert normal == [it for it in everything if "/NORMAL/" in it]
+    assert find_images(f"{few}/**/*.png", tmp_path / "out.csv") == everything[:147]
+    assert find_images(normal[0], tmp_path / "out.csv") == normal[:1]
+    assert find_images(f"{few}/NORM*", tmp_path / "out.csv") == normal
+    strange = few / "a [b].png"
+    strange.write_bytes(b"")
+    assert find_images(str(strange), tmp_path / "out.csv") == [str(strange)]
+    assert str(few / "notes.txt") not in find_images(str(few), few / "notes.txt")  # that is out
+    monkeypatch.chdir(few)
+    assert find_images("NORMAL", Path("out.csv"))[0].startswith("NORMAL/IM-")
+
+
+@pytest.mark.parametrize("images", ["nowhere", "NORMAL/*.dcm", "empty"])
+def test_no_files(few, tmp_path, monkeypatch, images):
+    monkeypatch.chdir(few)
+    (few / "empty").mkdir()
+    with pytest.raises(Mistake, match="images must be a file, a folder or a glob of image files"):
+        find_images(images, Path("out.csv"))
+
+
+@pytest.mark.slow
+def test_every_file_has_its_row(study, client, few, out):
+    before = {it.info.run_id for it in client.search_runs(["0"])}
+    code, output, errors = predicted(few, out)
+    assert code == 0, errors
+    header, *found = rows(out)
+    assert header == HEADER
+    assert [path for path, *_ in found] == find_images(str(few), out)
+    by_name = {Path(path).name: values for path, *values in found}
+    reason = "no image format that can be read"
+    for name in ("notes.txt", "empty.png"):
+        assert by_name.pop(name) == ["", "", "", "1", reason]
+    # as the study has found them
+    run_id = study.study.user_attrs["run_id"]
+    stored = pd.read_csv(f"{client.get_run(run_id).info.artifact_uri}/test/predictions.csv")
+    threshold = client.get_run(run_id).data.metrics["test_threshold"]
+    for path, probability in zip(stored["path"], stored["probability"], strict=True):
+        values = by_name.pop(Path(path).name)
+        assert float(values[0]) == pytest.approx(probability, abs=1e-6)
+        assert values[1] == str(int(float(values[0]) >= threshold))
+        assert values[2:] == [str(threshold), "1", ""]
+    assert not by_name
+    [made] = [it for it in client.search_runs(["0"]) if it.info.run_id not in before]
+    positive = sum(row[2] == "1" for row in found)
+    assert made.data.metrics == {"images": 148, "positive": positive, "unreadable": 2}
+    assert tags(made) == {
+        "pneumo.kind": "predict",
+        "pneumo.model": "pneumonia-sample version 1",
+        "pneumo.data": "test",
+    }
+    assert f"148 images, {positive} called pneumonia, 2 unreadable: {out}" in output
+
+
+@pytest.mark.slow
+def test_what_is_there_is_continued(study, few, out):
+    assert predicted(few, out)[0] == 0
+    whole = out.read_text()
+    lines = whole.splitlines(keepends=True)
+    out.write_text("".join(lines[:100]) + lines[100][:30])  # as a killed process leaves
+    code, output, _ = predicted(few, out)
+    assert code == 0
+    assert out.read_text() == whole
+    assert f"99 images were in {out} before" in output
+    assert list(out.parent.glob("out.csv*")) == [out]
+    code, output, _ = predicted(few, out)
+    assert code == 0
+    assert f"148 images were in {out} before" in output
+    assert out.read_text() == whole
+
+
+@pytest.mark.slow
+def test_an_interrupt_loses_no_row(study, few, out):
+    many = few / "many"
+    many.mkdir()
+    image = next((few / "NORMAL").iterdir())
+    for number in range(20_000):
+        os.link(image, many / f"{number:05}.png")
+    call = ["--model", MODEL, "--images", str(many), "--out", str(out)]
+    process = start("predict", *call, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (out.exists() and len(rows(out)) > 100):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors == "pneumo: interrupted; what was finished is kept\n"
+    found = rows(out)
+    assert 100 < len(found) < 20_000
+    assert {len(row) for row in found} == {6}
+    assert [row[0] for row in found[1:]] == [f"{many}/{it:05}.png" for it in range(len(found) - 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a,b\n1,2\n", "out must be a CSV that predict has written, or new: got '"),
+        (",".join(HEADER) + "\nx.png,0.5,1,0.5,7,\n", "holds predictions of version 7, and the"),
+    ],
+)
+def test_another_table_stays_as_it_is(study, few, out, content, message):
+    out.write_text(content)
+    code, _, errors = predicted(few, out)
+    assert code == 2
+    assert message in errors
+    assert out.read_text() == content

@@ -207,9 +207,7 @@ def _decide(
     held = [_held(it, dataset, split) if it else None for it in (candidate, follows)]
     decision = gate(*held, dataset.synthetic, margin)
     if split in evidence.SEEN and not evidence.external(dataset, candidate.trial):
-        decision.reasons.append(
-            f"it was made with the images of {split}, so that they prove nothing"
-        )
+        decision.reasons.append(f"it was made with the images of {split}: they prove nothing")
     return decision
 
 

@@ -289,6 +289,25 @@ def test_an_evaluation_is_found_by_model_data_and_split(client, images, runs, na
     assert tracking.find_evaluation(stored.model_id, images[0].digest, "val") is None
 
 
+def test_an_evaluation_that_was_cut_off_is_not_taken_for_one(client, images):
+    def evaluate(model_id: str, fails: bool) -> None:
+        with tracking.evaluating("a model", model_id, "test", external=False):
+            if fails:
+                raise RuntimeError
+
+    def found(model_id: str) -> str | None:
+        return tracking.find_evaluation(model_id, images[0].digest, "test")
+
+    with tracking.command_run("study", tracking.subject_tags("handmade", images[0])) as run_id:
+        evaluate("m-first", fails=False)
+        assert found("m-first") == run_id
+        with pytest.raises(RuntimeError):
+            evaluate("m-second", fails=True)
+        # whose predictions are there now, nobody knows
+        assert found("m-first") is None
+        assert found("m-second") is None
+
+
 def test_a_model_is_deleted_with_its_files(client, images, runs):
     run_id, uri = runs["doomed"]
     model_id = uri.removeprefix("models:/")

@@ -131,6 +131,7 @@ def promote(
                 decision.reasons.append(
                     f"version {found} has become champion meanwhile; hold it against that one"
                 )
+                champion = found
         tracking.log_decision(decision.reasons, decision.figures)
         _show(decision.figures)
         _tell(model_name, run_id, _news(version, champion, decision))
@@ -169,8 +170,12 @@ def roll_back(model_name: str) -> None:
                 "start again if it is to be rolled back"
             )
         tracking.log_decision([], {})
-        news = {version: f"brought back in place of version {champion}"}
-        news[champion] = f"rolled back to version {version}"
+        news = {version: "brought back"}
+        if champion:
+            news = {
+                version: f"brought back in place of version {champion}",
+                champion: f"rolled back to version {version}",
+            }
         _tell(model_name, run_id, news)
     say(tracking.how_to_look(run_id))
 
@@ -222,6 +227,8 @@ def _held(stored: Stored, dataset: Dataset, split: str) -> Held:
 
 def _news(version: int, champion: int, decision: Decision) -> dict[int, str]:
     """What a decision means for each of the versions."""
+    if version == champion:
+        return {version: "stays champion; the candidate was the champion itself"}
     if not decision.promoted:
         refused = f"refused: {'; '.join(decision.reasons)}"
         kept = f"stays champion, version {version} was refused"

@@ -1,7 +1,7 @@
 """The model that MLflow stores: image files in, probabilities out.
 
 MLflow keeps this file and the package with the model and runs them in the place that serves
-it ("models from code": no pickle), so nothing here may need more than the package's `data`.
+it ("models from code": no pickle), so nothing here may need more than `tracking.SERVED_WITH`.
 """
 
 import base64

@@ -109,6 +109,10 @@ def test_better_equal_and_worse_challengers_and_the_way_back(client, images, run
     assert versions[2]["pneumo.promotion"] == "rolled back to version 4"
     assert versions[3]["pneumo.promotion"] == f"refused: {reason}"
     assert versions[4]["pneumo.promotion"] == "brought back in place of version 2"
+    client.delete_registered_model_alias(name, "champion")  # by hand: the way back still works
+    roll_back(name)
+    assert aliases(client, name)["champion"] == 2
+    assert client.get_model_version(name, "2").tags["pneumo.promotion"] == "brought back"
 
 
 def test_what_a_decision_leaves(client, images, runs, name):
@@ -198,6 +202,8 @@ def test_the_champion_itself_and_a_demo_are_refused(client, images, runs, name):
     assert promoted(name, images)
     decision = promote(name, "champion", images[0], "test", 0.02)
     assert decision.reasons == ["version 1 is the champion already"]
+    told = client.get_model_version(name, "1").tags["pneumo.promotion"]
+    assert told == "stays champion; the candidate was the champion itself"
     register(runs["synthetic"], name)
     [reason] = promote(name, "challenger", images[0], "test", 0.02).reasons
     assert "version 2 was trained on synthetic images, " in reason
@@ -257,6 +263,11 @@ def test_of_two_promoters_at_once_one_wins(client, images, runs, name):
     found = [client.get_run(it.info.run_id) for it in found]
     assert sorted(tags(it)["pneumo.promoted"] for it in found) == ["false", "true"]
     assert {it.info.status for it in found} == {"FINISHED"}
+    told = client.get_model_version(name, str(winner)).tags["pneumo.promotion"]
+    assert told in (
+        "promoted, as the first champion",  # whichever wrote last
+        f"stays champion, version {loser} was refused",
+    )
 
 
 def test_the_command(client, images, runs, name):

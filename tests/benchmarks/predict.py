@@ -5,8 +5,8 @@
 1,000 JPEGs of 1,300 × 1,000, enlarged from the data's own training images, through one model:
 by `predict` to its CSV, and by `image_dataset_from_directory` with `keras.Model.predict`, as it is
 by default, in colour, and told that the images are grey. Each is the median of three runs that take
-turns. Then `predict` on 10 and on 10,000 files, for the memory
-that each takes, and requests of one image to `mlflow models serve`, by 1 and by 8 clients.
+turns. Then `predict` on 10 and on 10,000 files, for the memory that each takes, and requests of one
+image to `mlflow models serve`, by 1 and by 8 clients.
 """
 
 import argparse

@@ -1,29 +1,22 @@
 """The evidence for one model on one split: its numbers, its pictures, and a page for people."""
 
-import base64
 import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mlflow.entities import Run
 from scipy.special import expit
 
-from pneumo import evaluate, figures, models, registry, tracking
+from pneumo import evaluate, figures, models, pages, registry, tracking
 from pneumo.console import say, table
 from pneumo.data.dataset import Dataset, Images, Split
 from pneumo.evaluate import ENDS, Evaluation
-
-PAGES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-)
 
 # What the page calls the metrics, in its order
 NAMES = {
@@ -219,27 +212,26 @@ def _page(
     pictures: Mapping[str, bytes],
 ) -> str:
     matrix = figures.png(figures.confusion_matrix(evaluation.confusion, "confusion matrix"))
-    shown = {**pictures, "confusion_matrix.png": matrix}
-    return PAGES.get_template("evidence.html").render(
+    return pages.render(
+        "evidence.html",
+        images,
+        {**pictures, "confusion_matrix.png": matrix},
         model=stored.title,
-        data=images.dataset,
         split=split,
         day=date.today().isoformat(),
         findings=findings,
-        headline={it: _with_interval(numbers["at_threshold"], it) for it in HEADLINE},
+        headline={
+            "AUC" if name == "auc" else name: _with_interval(numbers["at_threshold"], name)
+            for name in HEADLINE
+        },
         metrics=list(_metric_rows(numbers)),
         numbers=numbers,
         val_uncalibrated=numbers["validation"]["uncalibrated"],
         subgroups=list(_subgroup_rows(numbers["subgroups"])),
-        census=images.dataset.census,
-        unreadable=images.unreadable,
         counts=images.counts().to_dict("records"),
         selection=_selection(stored.trial),
         params=stored.trial.data.params,
-        pictures=[
-            (caption, base64.b64encode(shown[name]).decode(), name)
-            for name, caption in CAPTIONS.items()
-        ],
+        captions=CAPTIONS,
     )
 
 

@@ -97,6 +97,9 @@ def _parser() -> Parser:
     ):
         command.add_argument(f"--{name}", required=True, metavar="VALUE", help=what)
 
+    command = _command(commands, "explore", explore, "look at a data set before anyone trains")
+    _data(command, required=True)
+
     command = _command(commands, "prepare", prepare, "import a data set and fill the pixel cache")
     _data(command)
     _fields(command, ["image_size", "resize", "max_unreadable"])
@@ -346,6 +349,19 @@ def predict(options: argparse.Namespace) -> int:
         f"{counts['images']} images, {counts['positive']} called pneumonia, "
         f"{counts['unreadable']} unreadable: {out}"
     )
+    return 0
+
+
+def explore(options: argparse.Namespace) -> int:
+    """A data set looked at: counts, problems, figures."""
+    from pneumo.data.dataset import open_dataset
+
+    dataset = open_dataset(options.data, needs=())
+    from pneumo import explore as exploration
+    from pneumo import tracking
+
+    tracking.quiet()
+    exploration.explore(dataset)
     return 0
 
 

@@ -16,7 +16,8 @@ from scipy.special import expit
 from pneumo import evaluate, figures, models, pages, registry, tracking
 from pneumo.console import say, table
 from pneumo.data.dataset import Dataset, Images, Split
-from pneumo.evaluate import ENDS, Evaluation
+from pneumo.evaluate import Evaluation
+from pneumo.pages import number, with_interval
 
 # What the page calls the metrics, in its order
 NAMES = {
@@ -181,7 +182,7 @@ def _failures(numbers: Mapping[str, Any], split: str) -> Iterator[str]:
 def _fallen(here: Mapping[str, float], val: Mapping[str, float]) -> list[str]:
     """Each headline figure that validation put above its interval, in words."""
     return [
-        f"{'AUC' if name == 'auc' else name} {_with_interval(here, name)} after {val[name]:.3f}"
+        f"{'AUC' if name == 'auc' else name} {with_interval(here, name)} after {val[name]:.3f}"
         for name in HEADLINE
         if val[name] > here[f"{name}_high"]
     ]
@@ -221,7 +222,7 @@ def _page(
         day=date.today().isoformat(),
         findings=findings,
         headline={
-            "AUC" if name == "auc" else name: _with_interval(numbers["at_threshold"], name)
+            "AUC" if name == "auc" else name: with_interval(numbers["at_threshold"], name)
             for name in HEADLINE
         },
         metrics=list(_metric_rows(numbers)),
@@ -241,8 +242,8 @@ def _metric_rows(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, str, st
         values = [numbers["at_threshold"], numbers["at_0.5"]]
         yield (
             title,
-            _number(numbers["validation"][name]),
-            *(_with_interval(it, name) for it in values),
+            number(numbers["validation"][name]),
+            *(with_interval(it, name) for it in values),
         )
 
 
@@ -250,7 +251,7 @@ def _subgroup_rows(subgroups: Mapping[str, Mapping[str, float]]) -> Iterator[tup
     for name, values in subgroups.items():
         rate = "sensitivity" if "sensitivity" in values else "specificity"
         counts = f"{values['images']}", f"{values['patients']}"
-        yield name, *counts, rate, _with_interval(values, rate), _with_interval(values, "auc")
+        yield name, *counts, rate, with_interval(values, rate), with_interval(values, "auc")
 
 
 def _selection(trial: Run) -> str:
@@ -269,15 +270,6 @@ def _selection(trial: Run) -> str:
         f"Trial {tags['optuna.trial_number']} of study {tags['pneumo.study']} (trials: {trials}), "
         f"the one with the greatest {trial.data.params['objective']}. {chosen}"
     )
-
-
-def _with_interval(values: Mapping[str, float], name: str) -> str:
-    value, *bounds = (_number(values[f"{name}{end}"]) for end in ENDS if f"{name}{end}" in values)
-    return f"{value} ({'–'.join(bounds)})" if bounds else value
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
 
 
 def _json(value: Any) -> Any:

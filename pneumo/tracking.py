@@ -233,10 +233,20 @@ def log_evaluation(
         "confusion_matrix.png": figures.png(picture),
         **files,
     }
-    with tempfile.TemporaryDirectory() as folder:
+    _log_files(split, files)
+
+
+def log_exploration(metrics: Mapping[str, float], files: Mapping[str, bytes]) -> None:
+    """What was found in a data set: metrics of the active run, and `files` below `explore/`."""
+    mlflow.log_metrics(dict(metrics))
+    _log_files("explore", files)
+
+
+def _log_files(folder: str, files: Mapping[str, bytes]) -> None:
+    with tempfile.TemporaryDirectory() as draft:
         for name, content in files.items():
-            (Path(folder) / name).write_bytes(content)
-        mlflow.log_artifacts(folder, split)
+            (Path(draft) / name).write_bytes(content)
+        mlflow.log_artifacts(draft, folder)
 
 
 @contextmanager

@@ -63,6 +63,8 @@ def mistakes(folder, tmp_path, monkeypatch):
         ("tune --data words.txt", "got the file 'words.txt'"),
         ("tune --data torn.zip", "torn.zip could not be unpacked"),
         ("tune --data xrays", "must hold images in test/NORMAL, and has none; add them"),
+        ("explore", "the following arguments are required: --data"),
+        ("explore --data empty", "holds no data set"),
         ("prepare --data xrays", "must hold images in test/NORMAL, and has none; add them"),
         ("tune --experiment tine", "experiment must be one of cnn, transfer, tune, "),
         ("tune --experiment cnn", "a study needs suggest(trial, base) in experiments/cnn.py"),

@@ -34,7 +34,7 @@ def parsed(entry: dict, values: dict[str, str]):
 
 def test_the_entry_points():
     assert set(PROJECT["entry_points"]) == {
-        *("main", "tune", "train", "evaluate", "promote", "predict", "prepare", "test"),
+        *("main", "tune", "train", "evaluate", "promote", "predict", "explore", "prepare", "test"),
     }
     assert PROJECT["entry_points"]["main"] == PROJECT["entry_points"]["tune"]
 

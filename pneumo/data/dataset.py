@@ -66,7 +66,7 @@ class Dataset:
     @property
     def unknown_patients(self) -> int:
         """Images whose file name tells no patient."""
-        return index.unknown_patients(self.rows)
+        return int(index.tells_no_patient(self.rows).sum())
 
     @property
     def licence(self) -> str:

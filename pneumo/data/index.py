@@ -97,9 +97,9 @@ def digest(rows: pd.DataFrame) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def unknown_patients(rows: pd.DataFrame) -> int:
-    """How many images have a name that tells no patient, and so count as one patient each."""
-    return int((rows["patient"] == rows["path"].str.rpartition("/")[2]).sum())
+def tells_no_patient(rows: pd.DataFrame) -> pd.Series:
+    """Whether an image's name tells no patient, and so counts as one of its own: bool."""
+    return rows["patient"] == rows["path"].str.rpartition("/")[2]
 
 
 def census(root: Path) -> dict[str, int]:

@@ -1,0 +1,203 @@
+"""What is in a data set, in numbers: before anyone trains on it."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from joblib import cpu_count
+from PIL import Image
+from scipy.ndimage import laplace
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+
+from pneumo import bootstrap
+from pneumo.data.dataset import Images
+from pneumo.data.index import CLASSES, tells_no_patient
+from pneumo.parallel import in_batches
+
+SIDE = 224  # of the square at which intensity and sharpness are measured, so that they compare
+SPLITS = ("train", "val", "test")
+FOLDS = 5
+
+# What a file tells before anyone looks at a lung
+METADATA = {
+    "pixels": "size in pixels (width × height)",
+    "aspect": "aspect ratio (width / height)",
+    "bytes": "file size in bytes",
+    "mean": "intensity (mean pixel)",
+    "sharpness": "sharpness",
+}
+
+GREY = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "LA", "La")  # Pillow's modes without colour
+
+
+def describe_files(images: Images) -> pd.DataFrame:
+    """A row for each file in a class folder: the index's columns, and what the file is like.
+
+    `class`; `bytes`; `width`, `height`, and `colour` (`grey`, or Pillow's name, as `RGB`) as the
+    file's header has them, `pixels` and `aspect` of these; `mean`, 0 black to 255 white, and
+    `sharpness`, the variance of the Laplacian (Pech-Pacheco et al., ICPR 2000), of `images`;
+    `unknown`: its name tells no patient; `error`: why it cannot be read, else ''. What an
+    unreadable file does not tell is NaN, and its colour ''.
+    """
+    rows, base = images.dataset.rows, images.dataset.base
+    with ThreadPoolExecutor(cpu_count()) as threads:
+        headers = list(threads.map(_header, [base / path for path in rows["path"]]))
+    looks = np.concatenate(list(in_batches(_look, images.pixels)))
+    files = rows.assign(
+        split=pd.Categorical(rows["split"], SPLITS).remove_unused_categories(),
+        **{"class": [CLASSES[label] for label in rows["label"]]},
+        **pd.DataFrame(headers, columns=["bytes", "width", "height", "colour"], index=rows.index),
+        **pd.DataFrame(looks, columns=["mean", "sharpness"], index=rows.index),
+        unknown=tells_no_patient(rows),
+        error=[images.unreadable.get(path, "") for path in rows["path"]],
+    )
+    files["pixels"] = files["width"] * files["height"]
+    files["aspect"] = files["width"] / files["height"]
+    told = ["width", "height", "pixels", "aspect", "mean", "sharpness"]
+    files[told] = files[told].astype(float).where(files["error"] == "")
+    files["colour"] = files["colour"].where(files["error"] == "", "")
+    return files
+
+
+def _header(file: Path) -> tuple[int, int, int, str]:
+    """Bytes, width, height and colour; nothing of these but the first where it is no image."""
+    size = file.stat().st_size
+    try:
+        with Image.open(file) as image:
+            return size, *image.size, "grey" if image.mode in GREY else image.mode
+    except Exception:  # the decoder has its reason already, as `Images.unreadable`
+        return size, 0, 0, ""
+
+
+def _look(pixels: np.ndarray) -> np.ndarray:
+    """Mean and sharpness of each image: float64, shape (images, 2)."""
+    return np.array([(it.mean(), laplace(it.astype(np.float32)).var()) for it in pixels])
+
+
+def readable(files: pd.DataFrame) -> pd.DataFrame:
+    """The files that are images."""
+    return files[files["error"] == ""]
+
+
+def coloured(files: pd.DataFrame) -> pd.DataFrame:
+    """The images that are stored with colours, be they grey to the eye."""
+    return files[~files["colour"].isin(["", "grey"])]
+
+
+def count(files: pd.DataFrame) -> pd.DataFrame:
+    """Images and patients: columns split, class, subtype ('' unknown), images, patients."""
+    groups = readable(files).groupby(["split", "class", "subtype"], observed=True)["patient"]
+    return groups.agg(images="size", patients="nunique").reset_index()
+
+
+def images_per_patient(files: pd.DataFrame) -> pd.Series:
+    """How many images each patient has: int, index (split, patient)."""
+    return readable(files).groupby(["split", "patient"], observed=True).size()
+
+
+def shared_patients(files: pd.DataFrame) -> list[str]:
+    """The patients with images in more than one split, sorted."""
+    splits = readable(files).groupby("patient")["split"].nunique()
+    return sorted(splits.index[splits > 1])
+
+
+def copies(files: pd.DataFrame) -> pd.DataFrame:
+    """The images that are the same file, byte for byte, as another one.
+
+    Columns group (from 1 up), path, split, class, patient; sorted by group and path.
+    """
+    groups = readable(files).groupby("sha256")["path"]
+    found = readable(files)[groups.transform("size") > 1].sort_values("path")
+    number = 1 + pd.factorize(found["sha256"])[0]
+    found = found.assign(group=number).sort_values(["group", "path"])
+    return found[["group", "path", "split", "class", "patient"]]
+
+
+def count_copies(found: pd.DataFrame) -> dict[str, int]:
+    """Of what `copies` gives: `groups`, `files`, and groups `across_splits`, `_classes`, …"""
+    groups = found.groupby("group")
+    across = {
+        f"across_{name}": int((groups[column].nunique() > 1).sum())
+        for name, column in (("splits", "split"), ("classes", "class"), ("patients", "patient"))
+    }
+    return {"groups": groups.ngroups, "files": len(found), **across}
+
+
+def constants(files: pd.DataFrame) -> dict[str, Any]:
+    """Of `METADATA` and `colour`: those of which all images have the same value, and that value."""
+    images = readable(files)
+    return {
+        name: images[name].tolist()[0]
+        for name in (*METADATA, "colour")
+        if images[name].nunique() == 1
+    }
+
+
+def ranges(files: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Least, median and greatest of `METADATA` in each group: index `by`, columns (name, which)."""
+    groups = readable(files).groupby(by, observed=True)
+    return groups[list(METADATA)].agg(["min", "median", "max"])
+
+
+def give_away(files: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """How far the metadata alone tell what they should not: the AUC of a classifier of them.
+
+    `label`: pneumonia from normal among the training images, or, without any, among those of test;
+    `split`: test from training images, of all and of each class, where there are both. Each with
+    `auc` and its 95 % interval by patient, from predictions for patients that the classifier has
+    not seen (gradient-boosted trees, five folds), and, below its name, the AUC of each of
+    `METADATA` alone: above 0.5 where it is greater in pneumonia, or in test. Nothing is said where
+    one side has fewer patients than folds.
+    """
+    images = readable(files)
+    of_test = images["split"] == "test"
+    told = {"label": (images if of_test.all() else images[~of_test], "label")}
+    images = images.assign(test=of_test.astype(int))
+    told["split"] = images, "test"
+    told |= {f"split_{name.lower()}": (images[images["class"] == name], "test") for name in CLASSES}
+    return {
+        name: _told(some, some[target].to_numpy())
+        for name, (some, target) in told.items()
+        if some.groupby(target)["patient"].nunique().reindex([0, 1], fill_value=0).min() >= FOLDS
+    }
+
+
+def _told(images: pd.DataFrame, target: np.ndarray) -> dict[str, float]:
+    values = images[list(METADATA)].to_numpy()
+    probabilities = cross_val_predict(
+        # Small trees, and few, since five numbers say no more; the classes alike
+        HistGradientBoostingClassifier(
+            max_iter=30, max_leaf_nodes=8, class_weight="balanced", random_state=0
+        ),
+        values,
+        target,
+        groups=images["patient"],
+        cv=StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0),
+        method="predict_proba",
+    )[:, 1]
+    predictions = pd.DataFrame(
+        {"patient": images["patient"], "label": target, "probability": probabilities}
+    )
+    bounds = bootstrap.intervals(predictions, 0.5)
+    return {
+        "auc": float(roc_auc_score(target, probabilities)),
+        **{name: bounds[name] for name in ("auc_low", "auc_high")},
+        **{name: float(roc_auc_score(target, images[name])) for name in METADATA},
+    }
+
+
+def problems(files: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """The files that are not as the others, path and what they are."""
+    for row in files.itertuples():
+        if row.error:
+            yield row.path, f"unreadable: {row.error}"
+    for path in files["path"][files["unknown"]]:
+        yield path, "its name tells no patient: counted as a patient of its own"
+    if "colour" not in constants(files):
+        for row in coloured(files).itertuples():
+            yield row.path, f"stored in colour ({row.colour}): read as grey"

@@ -96,6 +96,7 @@ def _parser() -> Parser:
         ("out", "the CSV; one that is there is continued"),
     ):
         command.add_argument(f"--{name}", required=True, metavar="VALUE", help=what)
+    _option(command, "explain", False, "true: heat maps, in a folder beside out", _truth)
 
     command = _command(commands, "explore", explore, "look at a data set before anyone trains")
     _data(command, required=True)
@@ -260,7 +261,7 @@ def train(options: argparse.Namespace) -> int:
 
     experiment = load_experiment(options.experiment)
     config = experiment.base.override(_overrides(options))
-    dataset = open_dataset(options.data)
+    dataset = open_dataset(options.data, ("train", "test") if experiment.afterwards else ("train",))
     _import_tensorflow()
     from pneumo import registry, tracking
     from pneumo.console import say, say_epoch
@@ -283,6 +284,8 @@ def train(options: argparse.Namespace) -> int:
             model = registry.load(trial.model_uri)
             stored = registry.register(trial.run_id, model, options.model_name)
             say(f"registered {stored.title} as @{registry.CHALLENGER}")
+        if experiment.afterwards:
+            experiment.afterwards(registry.find(trial.model_uri), images)
     say(tracking.how_to_look(run_id))
     return 0
 
@@ -327,7 +330,7 @@ def promote(options: argparse.Namespace) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     """Image files to a CSV of their probabilities."""
-    from pneumo.data.index import find_images
+    from pneumo.data.index import explained, find_images
 
     out = Path(options.out).expanduser()
     if out.is_dir() or not out.absolute().parent.is_dir():
@@ -343,12 +346,16 @@ def predict(options: argparse.Namespace) -> int:
     tags = {"pneumo.model": stored.title, "pneumo.data": Path(options.images).name}
     with tracking.command_run("predict", tags):
         counts = prediction.predict(stored, files, out)
+        if options.explain:
+            prediction.explain(stored, files, explained(out))
     if before := len(files) - counts["images"]:
         say(f"{before} images were in {out} before")
     say(
         f"{counts['images']} images, {counts['positive']} called pneumonia, "
         f"{counts['unreadable']} unreadable: {out}"
     )
+    if options.explain:
+        say(f"what speaks for pneumonia in each: {explained(out)}")
     return 0
 
 

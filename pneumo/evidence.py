@@ -9,14 +9,14 @@ from datetime import date
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from mlflow.entities import Run
 from scipy.special import expit
 
-from pneumo import evaluate, figures, models, pages, registry, tracking
+from pneumo import evaluate, figures, models, pages, registry, shortcuts, tracking
 from pneumo.console import say, table
 from pneumo.data.dataset import Dataset, Images, Split
 from pneumo.evaluate import Evaluation
+from pneumo.explain import GradCam
 from pneumo.pages import number, with_interval
 
 # What the page calls the metrics, in its order
@@ -51,7 +51,8 @@ CAPTIONS = {
     "confusion_matrix.png": "Counts, and shares of each row",
     "reliability.png": "Calibration, before and after temperature scaling",
     "learning_curves.png": "Training of the kept model",
-    "worst_errors.png": "The worst errors",
+    "worst_errors.png": "The worst errors; below each, in colour, what speaks for pneumonia to the "
+    "model, by Grad-CAM: brightest where it does most, each image by itself",
 }
 
 
@@ -115,8 +116,11 @@ def _examine(
     numbers["validation"] = evaluate.score(*of_val, threshold)
     numbers["validation"]["uncalibrated"] = settings["val_uncalibrated"]
     numbers["test_evaluations"] = looks
+    numbers["shortcuts"] = shortcuts.check(
+        stored.model.keras_model, split.images, evaluation.predictions
+    )
     findings = list(_findings(numbers, images, trial, split_name))
-    pictures = _pictures(split, evaluation, logits, tracking.read_epochs(trial.info.run_id))
+    pictures = _pictures(stored, split, evaluation, logits)
     page = _page(stored, images, split_name, evaluation, numbers, findings, pictures)
     files = {
         "metrics.json": json.dumps(_json(numbers), indent=1).encode(),
@@ -140,7 +144,9 @@ def _findings(numbers: Mapping[str, Any], images: Images, trial: Run, split: str
         yield "The model was trained on synthetic images: it knows nothing about patients."
     if split in SEEN and not external(images.dataset, trial):
         yield f"{SEEN[split]}: on others it will do worse."
-    yield from _failures(numbers, split)
+    yield from failures(numbers, split)
+    if shortcuts.tells(numbers["shortcuts"]["centre"]):
+        yield shortcuts.in_words(numbers["shortcuts"])["centre"]
     if external(images.dataset, trial):
         yield "External data: other images than those that the model was made with."
     if images.dataset.unknown_patients:
@@ -157,7 +163,7 @@ def _findings(numbers: Mapping[str, Any], images: Images, trial: Run, split: str
         )
 
 
-def _failures(numbers: Mapping[str, Any], split: str) -> Iterator[str]:
+def failures(numbers: Mapping[str, Any], split: str) -> Iterator[str]:
     """Where the figures themselves say that something is wrong."""
     here, val = numbers["at_threshold"], numbers["validation"]
     if sorted((here["sensitivity"], here["specificity"])) == [0, 1]:
@@ -189,16 +195,18 @@ def _fallen(here: Mapping[str, float], val: Mapping[str, float]) -> list[str]:
 
 
 def _pictures(
-    split: Split, evaluation: Evaluation, logits: np.ndarray, epochs: pd.DataFrame
+    stored: registry.Stored, split: Split, evaluation: Evaluation, logits: np.ndarray
 ) -> dict[str, bytes]:
     predictions, threshold = evaluation.predictions, evaluation.metrics["threshold"]
     probabilities = predictions["probability"].to_numpy()
+    epochs = tracking.read_epochs(stored.trial.info.run_id)
+    grad_cam = GradCam(stored.model.keras_model)
     drawn = {
         "roc.png": figures.roc(predictions, threshold),
         "precision_recall.png": figures.precision_recall(predictions, threshold),
         "reliability.png": figures.reliability(split.labels, probabilities, expit(logits)),
         "learning_curves.png": figures.learning_curves(epochs),
-        "worst_errors.png": figures.worst_errors(predictions, split.images, threshold),
+        "worst_errors.png": figures.worst_errors(predictions, split.images, threshold, grad_cam),
     }
     return {name: figures.png(figure) for name, figure in drawn.items()}
 
@@ -229,6 +237,7 @@ def _page(
         numbers=numbers,
         val_uncalibrated=numbers["validation"]["uncalibrated"],
         subgroups=list(_subgroup_rows(numbers["subgroups"])),
+        shortcuts=shortcuts.in_words(numbers["shortcuts"]),
         counts=images.counts().to_dict("records"),
         selection=_selection(stored.trial),
         params=stored.trial.data.params,

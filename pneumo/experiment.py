@@ -16,12 +16,15 @@ FOLDER = Path(__file__).parent.parent / "experiments"
 class Experiment:
     """An experiment's base config, and its search space if it has one.
 
-    `suggest(trial, base)` gives the config of an Optuna trial.
+    `suggest(trial, base)` gives the config of an Optuna trial. `afterwards(stored, images)` is what
+    `train` does in the end with the trained model, a `registry.Stored`, beyond what it does anyway;
+    the data must then have a test split.
     """
 
     name: str
     base: RunConfig
     suggest: Callable[[Any, RunConfig], RunConfig] | None
+    afterwards: Callable[[Any, Any], None] | None = None
 
 
 def experiment_names() -> list[str]:
@@ -47,4 +50,4 @@ def load_experiment(name: str, searched: bool = False) -> Experiment:
             f"a study needs suggest(trial, base) in experiments/{name}.py, and there is none; "
             f"train it instead: python -m pneumo train --experiment {name}"
         )
-    return Experiment(name, module.BASE, suggest)
+    return Experiment(name, module.BASE, suggest, getattr(module, "afterwards", None))

@@ -1,7 +1,7 @@
 """Pictures of the numbers, in one style."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
@@ -35,6 +35,7 @@ STYLE = {
 BINS = 10  # of probabilities, in the reliability diagram
 WORST = 5  # errors of each kind in the gallery
 SAMPLES = 8  # images of each class and split
+OPACITY = 0.6  # of the colour where an image speaks for pneumonia the most
 CLASS_COLOURS = {"NORMAL": BLUE, "PNEUMONIA": ORANGE}
 
 
@@ -172,10 +173,16 @@ def learning_curves(epochs: pd.DataFrame) -> Figure:
     return figure
 
 
-def worst_errors(predictions: pd.DataFrame, images: np.ndarray, threshold: float) -> Figure:
-    """The images that the model is wrong about and the surest of, of both kinds.
+def worst_errors(
+    predictions: pd.DataFrame,
+    images: np.ndarray,
+    threshold: float,
+    heat_maps: Callable[[np.ndarray], np.ndarray],
+) -> Figure:
+    """The images that the model is wrong about and the surest of, of both kinds, with heat maps.
 
-    `images`: uint8, shape (rows, size, size, 1), in the order of `predictions`.
+    `images`: uint8, shape (rows, size, size, 1), in the order of `predictions`; `heat_maps`: as
+    `explain.heat_maps`, of one model; it is asked for the images shown alone.
     """
     values, labels = predictions["probability"], predictions["label"]
     missed = predictions[(labels == 1) & (values < threshold)].sort_values("probability")
@@ -184,23 +191,42 @@ def worst_errors(predictions: pd.DataFrame, images: np.ndarray, threshold: float
         (f"PNEUMONIA called NORMAL: {len(missed)}", missed),
         (f"NORMAL called PNEUMONIA: {len(alarms)}", alarms),
     ]
-    heights = [2.8 if len(rows) else 0.5 for _, rows in kinds]  # inches
+    heights = [4.8 if len(rows) else 0.5 for _, rows in kinds]  # inches
     with _drawing(2 * WORST, sum(heights)) as figure:
         parts = figure.subfigures(2, 1, height_ratios=heights)
         for part, (title, rows) in zip(parts, kinds, strict=True):
             shown = f", the {WORST} furthest from the threshold" if len(rows) > WORST else ""
             part.suptitle(title + shown, fontsize=12)
-            for place, row in enumerate(rows[:WORST].itertuples()):
-                _image(part.add_subplot(1, WORST, place + 1), row, images[row.Index, ..., 0])
+            worst = rows[:WORST]
+            maps = heat_maps(images[worst.index])
+            for place, (row, heat) in enumerate(zip(worst.itertuples(), maps, strict=True), 1):
+                pixels = images[row.Index, ..., 0]
+                _picture(part.add_subplot(2, WORST, place), pixels, _short_title(row))
+                _picture(part.add_subplot(2, WORST, WORST + place), overlay(pixels, heat))
     return figure
 
 
-def _image(axes: Axes, row: Any, pixels: np.ndarray) -> None:
+def _picture(axes: Axes, pixels: np.ndarray, title: str = "") -> None:
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
     axes.set_axis_off()
+    axes.set_title(title, fontsize=9)
+
+
+def _short_title(row: Any) -> str:
     name = PurePosixPath(row.path).stem
     shown = name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
-    axes.set_title(f"{shown}\nprobability {row.probability:.3f}", fontsize=9)
+    return f"{shown}\nprobability {row.probability:.3f}"
+
+
+def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """An image with its heat map upon it, dark red to bright yellow: uint8, shape (H, W, 3).
+
+    `pixels`: uint8, shape (H, W); `heat`: 0 to 1, shape (H, W); where that is 0 nothing changes.
+    """
+    grey = np.repeat(pixels[..., np.newaxis] / 255, 3, axis=-1)
+    colour = matplotlib.colormaps["inferno"](heat)[..., :3]
+    share = OPACITY * heat[..., np.newaxis]
+    return np.round(255 * ((1 - share) * grey + share * colour)).astype(np.uint8)
 
 
 def samples(files: pd.DataFrame, pixels: np.ndarray, seed: int = 0) -> Figure:
@@ -217,9 +243,7 @@ def samples(files: pd.DataFrame, pixels: np.ndarray, seed: int = 0) -> Figure:
             part.suptitle(f"{name}, {split}", fontsize=11)
             drawn = rows.sample(min(SAMPLES, len(rows)), random_state=seed)
             for place, position in enumerate(drawn.index):
-                axes = part.add_subplot(1, SAMPLES, place + 1)
-                axes.imshow(pixels[position], cmap="gray", vmin=0, vmax=255)
-                axes.set_axis_off()
+                _picture(part.add_subplot(1, SAMPLES, place + 1), pixels[position])
     return figure
 
 

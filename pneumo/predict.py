@@ -1,15 +1,22 @@
-"""Scores for many image files, in a CSV that can be continued."""
+"""Scores for many image files, in a CSV that can be continued, and heat maps beside it."""
 
 import csv
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from PIL import Image
 
 from pneumo import tracking
 from pneumo.console import track
+from pneumo.data.pixels import UnreadableImage, decode
 from pneumo.errors import Mistake
+from pneumo.explain import GradCam
+from pneumo.figures import overlay
 from pneumo.registry import Stored
 from pneumo.serve import COLUMNS
 
@@ -83,3 +90,43 @@ def _continued(out: Path, version: str) -> set[str]:
 def _write(out: Path, rows: list[list[str]]) -> None:
     with out.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def explain(stored: Stored, files: Sequence[str], folder: Path) -> None:
+    """Writes each image beside itself with its heat map, as a PNG, into `folder`.
+
+    They show what the model sees, grey and square, and are named after the files, from the folder
+    on that all of these have in common. What is there is kept; a file that cannot be read has none.
+    """
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+    places = {file: folder / f"{os.path.relpath(file, common)}.png" for file in files}
+    left = [file for file in files if not places[file].exists()]
+    for file, picture in track(_explained(stored, left), len(left), "Explaining"):
+        if picture is not None:
+            place = places[file]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            draft = place.with_name(f".{place.name}")
+            Image.fromarray(picture).save(draft, "PNG")
+            draft.rename(place)  # so that an interrupt leaves no half of one
+
+
+def _explained(stored: Stored, paths: Sequence[str]) -> Iterator[tuple[str, np.ndarray | None]]:
+    """Each file with its picture, uint8, shape (size, 2 size, 3); None where it is no image."""
+    grad_cam = GradCam(stored.model.keras_model)
+    for start in range(0, len(paths), AT_ONCE):
+        batch = paths[start : start + AT_ONCE]
+        images = dict(_decoded(stored, batch))
+        heat_maps = grad_cam(np.stack([*images.values()])[..., np.newaxis]) if images else ()
+        pictures = {
+            path: np.hstack([overlay(pixels, 0 * heat), overlay(pixels, heat)])
+            for (path, pixels), heat in zip(images.items(), heat_maps, strict=True)
+        }
+        yield from ((path, pictures.get(path)) for path in batch)
+
+
+def _decoded(stored: Stored, paths: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """The files that can be read, as the model takes them: uint8, shape (size, size)."""
+    size, resize = stored.model.keras_model.input_shape[1], stored.model.settings["resize"]
+    for path in paths:
+        with suppress(OSError, UnreadableImage):  # its row has the reason
+            yield path, decode(Path(path).read_bytes(), size, resize)

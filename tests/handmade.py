@@ -42,10 +42,11 @@ def looking(half: str) -> keras.Model:
     kernel = np.zeros((SIDE, SIDE))
     kernel[:, slice(SIDE // 2) if half == "left" else slice(SIDE // 2, None)] = 2 / SIDE**2
     pixels = keras.Input((SIDE, SIDE, 1), dtype="uint8")
-    logit = layers.Dense(1)
-    model = keras.Model(pixels, logit(layers.Flatten()(layers.Rescaling(1.0)(pixels))))
-    logit.set_weights([slope * kernel.reshape(-1, 1), np.array([-128 * slope])])
-    return model
+    features = layers.Flatten()(layers.Rescaling(1.0)(pixels))
+    backbone = keras.Model(pixels, features, name="backbone")
+    head = keras.Sequential([keras.Input((SIDE**2,)), layers.Dense(1)], name="head")
+    head.set_weights([slope * kernel.reshape(-1, 1), np.array([-128 * slope])])
+    return keras.Model(pixels, head(backbone(pixels)))
 
 
 def run_of(half: str, dataset: Dataset, threshold: float = 0.3, **tags: str) -> tuple[str, str]:

@@ -126,17 +126,28 @@ def _files(base: Path) -> Iterator[Path]:
 def find_images(images: str, out: Path) -> list[str]:
     """The files that `images` names, sorted: a file, a folder with all below it, or a glob of them.
 
-    Hidden files, `__MACOSX` and `out` itself are left out. Raises `Mistake` where there are none.
+    Hidden files, `__MACOSX`, `out` itself and what goes with it are left out. Raises `Mistake`
+    where there are none.
     """
     # A name may hold what is special in a glob
     named = [images] if Path(images).exists() else glob.iglob(images, recursive=True)
     found = {file for place in map(Path, named) for file in _files_at(place)}
-    files = sorted(str(file) for file in found if file.resolve() != out.resolve())
+    written = out.resolve(), explained(out).resolve()
+    files = sorted(
+        str(file)
+        for file in found
+        if not any(it in (file.resolve(), *file.resolve().parents) for it in written)
+    )
     if not files:
         raise Mistake(
             f"images must be a file, a folder or a glob of image files: '{images}' names none"
         )
     return files
+
+
+def explained(out: Path) -> Path:
+    """The folder of the heat maps that go with the CSV `out`."""
+    return out.with_name(f"{out.stem}_explained")
 
 
 def _files_at(place: Path) -> list[Path]:

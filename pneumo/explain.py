@@ -1,0 +1,57 @@
+"""Where an image speaks for pneumonia, as a model sees it."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from pneumo import interrupt
+from pneumo.parallel import BATCH
+
+GRID = 16  # cells of a side at most: what the single places of larger maps say is noise to the eye
+
+
+class GradCam:
+    """Says of images how much each place speaks for pneumonia to a model.
+
+    `model`: as `models.build` gives it, whatever blocks of it train.
+
+    The gradients of the logit weigh the last feature maps, before anything pools them (Selvaraju et
+    al., ICCV 2017), and they do so place by place (HiResCAM, Draelos & Carin, 2020): behind a
+    global average that is the same; behind the `cnn`, whose head knows where each feature was, the
+    mean of gradients would point elsewhere.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        network = model.get_layer("backbone")
+        maps = next(
+            layer.output
+            for layer in reversed(network.layers)
+            if len(layer.output.shape) == 4 and not isinstance(layer, layers.MaxPooling2D)
+        )
+        self._below = keras.Model(network.input, maps)
+        self._above = keras.Model(maps, model.get_layer("head")(network.output))
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """The heat maps: float32, shape (n, size, size), 0 to 1 where an image speaks the most.
+
+        `images`: uint8, shape (n, size, size, 1). All of a map is 0 where nothing speaks for
+        pneumonia.
+        """
+        found = [np.zeros((0, *images.shape[1:3]), np.float32)]
+        for start in range(0, len(images), BATCH):
+            interrupt.check()
+            found.append(self._maps(images[start : start + BATCH]))
+        return np.concatenate(found)
+
+    def _maps(self, images: np.ndarray) -> np.ndarray:
+        maps = self._below(images, training=False)
+        with tf.GradientTape() as tape:
+            tape.watch(maps)
+            logits = self._above(maps, training=False)
+        spoken = tf.reduce_sum(maps * tape.gradient(logits, maps), axis=-1, keepdims=True)
+        cells = [min(side, GRID) for side in spoken.shape[1:3]]
+        heat = tf.nn.relu(tf.image.resize(spoken, cells, "area"))
+        heat = tf.image.resize(heat, images.shape[1:3])[..., 0].numpy()
+        most = heat.max(axis=(1, 2), keepdims=True)
+        return np.divide(heat, most, out=np.zeros_like(heat), where=most > 0)

@@ -1,0 +1,79 @@
+"""Whether a model needs the lungs: what it makes of images whose centre or border is black."""
+
+from collections.abc import Iterator, Mapping
+
+import keras
+import numpy as np
+import pandas as pd
+
+from pneumo import bootstrap, models
+from pneumo.pages import with_interval
+
+BORDER = 1 / 8  # of the side, along each: markers, collimation and shoulders, hardly any lung
+
+
+def blackened(images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Copies of images, uint8, shape (n, size, size, 1), with their `centre` or `border` black."""
+    width = round(BORDER * images.shape[1])
+    centre = np.zeros(images.shape[1:3], bool)
+    centre[width:-width, width:-width] = True
+    for name, black in (("centre", centre), ("border", ~centre)):
+        yield name, np.where(black[..., np.newaxis], np.uint8(0), images)
+
+
+def check(
+    model: keras.Model, images: np.ndarray, predictions: pd.DataFrame
+) -> dict[str, dict[str, float]]:
+    """What is left of the AUC without the `centre` and without the `border` of the images.
+
+    `predictions`: of the whole images, in their order, columns as in `evaluate.Evaluation`. Each
+    with `auc`, and the `difference` to that of the whole images, and their 95 % intervals, by
+    patient.
+    """
+    return {
+        name: _beside_the_whole(predictions, models.probabilities(model, black))
+        for name, black in blackened(images)
+    }
+
+
+def _beside_the_whole(whole: pd.DataFrame, probabilities: np.ndarray) -> dict[str, float]:
+    part = whole.assign(probability=probabilities)
+    compared = bootstrap.compare(whole, part, (0.5, 0.5))
+    bounds = bootstrap.intervals(part, 0.5)
+    return {
+        "auc": float(bootstrap.auc(part, np.ones((1, len(part)), int))[0]),
+        "auc_low": bounds["auc_low"],
+        "auc_high": bounds["auc_high"],
+        "difference": compared.auc_difference,
+        "difference_low": compared.low,
+        "difference_high": compared.high,
+    }
+
+
+def tells(values: Mapping[str, float]) -> bool:
+    """Whether an AUC is surely another than that of chance."""
+    return not values["auc_low"] <= 0.5 <= values["auc_high"]
+
+
+def in_words(found: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """A sentence on each of what `check` gives."""
+    centre, border = found["centre"], found["border"]
+    meaning = (
+        "The border alone tells the classes apart. There is hardly any lung in it: look for "
+        "markers, collimation, or children lying differently"
+        if tells(centre)
+        else "Without the centre it cannot tell the classes apart, as it should be"
+    )
+    leaning = (
+        "It leans on the border"
+        if border["difference_high"] < 0
+        else "It hardly needs the border, as it should be"
+    )
+    return {
+        "centre": f"With the centre black the AUC is {with_interval(centre, 'auc')}. {meaning}.",
+        "border": (
+            f"With the border black it is {with_interval(border, 'auc')}; the difference to the "
+            f"whole image is {border['difference']:+.3f} ({border['difference_low']:+.3f} to "
+            f"{border['difference_high']:+.3f}). {leaning}."
+        ),
+    }

@@ -9,7 +9,7 @@ import pandas as pd
 from pneumo import bootstrap, models
 from pneumo.pages import with_interval
 
-BORDER = 1 / 8  # of the side, along each: markers, collimation and shoulders, hardly any lung
+BORDER = 1 / 8  # of the side, along each: markers, collimation and shoulders, little lung
 
 
 def blackened(images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -59,7 +59,7 @@ def in_words(found: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     """A sentence on each of what `check` gives."""
     centre, border = found["centre"], found["border"]
     meaning = (
-        "The border alone tells the classes apart. There is hardly any lung in it: look for "
+        "The border alone tells the classes apart. There is little lung in it: look for "
         "markers, collimation, or children lying differently"
         if tells(centre)
         else "Without the centre it cannot tell the classes apart, as it should be"

@@ -14,9 +14,10 @@ from PIL import Image
 from scipy.special import expit, logit
 from sklearn import metrics
 
-from pneumo import bootstrap, evidence, figures, registry
+from pneumo import bootstrap, evidence, figures, registry, shortcuts
 from pneumo.data.dataset import open_dataset
 from pneumo.errors import Mistake
+from pneumo.models import probabilities
 from tests.conftest import store_in
 from tests.studies import (
     EVIDENCE,
@@ -249,6 +250,23 @@ def test_the_page_stands_alone_and_says_what_was_found(stores, on_test):
     [found_files] = re.findall(r"<td>found</td><td class=\"n\">(\d+)</td>", page)
     assert found_files == "546"
     assert "threshold" in output
+    for sentence in shortcuts.in_words(found["shortcuts"]).values():
+        assert sentence in page
+
+
+def test_what_is_left_without_centre_or_border(stores, sample, on_test):
+    """From the stored model and the images, by scikit-learn."""
+    model = registry.find(MODEL).model
+    test = sample.decode(32, 0).split("test")
+    for name, black in shortcuts.blackened(test.images):
+        auc = metrics.roc_auc_score(test.labels, probabilities(model.keras_model, black))
+        found = numbers(on_test[0])["shortcuts"][name]
+        assert set(found) == {
+            f"{it}{end}" for it in ("auc", "difference") for end in ("", "_low", "_high")
+        }
+        assert found["auc"] == pytest.approx(auc, abs=1e-9)
+        whole = on_test[0].data.metrics["test_auc"]
+        assert found["difference"] == pytest.approx(auc - whole, abs=1e-9)
 
 
 def test_a_page_of_a_run_without_study(store, sample, monkeypatch):
@@ -328,17 +346,29 @@ def test_pictures_show_the_errors_furthest_from_the_threshold():
     pixels = (
         np.zeros((count, 8, 8, 1), np.uint8) + np.arange(count, dtype=np.uint8)[:, None, None, None]
     )
-    figure = figures.worst_errors(table, pixels, 0.5)
+    asked = []
+
+    def heat_maps(images):
+        asked.append(images)
+        return (images[..., 0] > 10).astype(float)
+
+    figure = figures.worst_errors(table, pixels, 0.5, heat_maps)
     above, below = figure.subfigs
     wrong = [10, 12, 14, 16, 18], [1, 3, 5, 7, 9]
     assert above.get_suptitle() == "PNEUMONIA called NORMAL: 5"
     assert below.get_suptitle() == "NORMAL called PNEUMONIA: 5"
     for part, expected in ((above, wrong[1]), (below, wrong[0][::-1])):
-        shown = [int(axes.images[0].get_array()[0, 0]) for axes in part.axes]
+        plain, explained = part.axes[0::2], part.axes[1::2]
+        shown = [int(axes.images[0].get_array()[0, 0]) for axes in plain]
         assert shown == expected
-        titles = [axes.get_title().split()[0] for axes in part.axes]
+        titles = [axes.get_title().split()[0] for axes in plain]
         assert titles == [f"IM-{number:04d}-0001" for number in expected]
-    none = figures.worst_errors(table[table["label"] == 0], pixels, 1.01)
+        for number, axes in zip(expected, explained, strict=True):
+            heat = np.full((8, 8), float(number > 10))
+            picture = figures.overlay(pixels[number, ..., 0], heat)
+            assert (axes.images[0].get_array() == picture).all()
+    assert [len(images) for images in asked] == [5, 5]  # no more than are shown
+    none = figures.worst_errors(table[table["label"] == 0], pixels, 1.01, heat_maps)
     assert [part.get_suptitle()[-2:] for part in none.subfigs] == [" 0", " 0"]
     Image.open(io.BytesIO(figures.png(none))).verify()
 

@@ -14,7 +14,10 @@ STUDIES = [name for name in NAMES if load_experiment(name).suggest]
 
 
 def test_the_experiments_that_there_are():
-    assert NAMES == ["cnn", "transfer", "tune", "tune_cnn", "tune_mobilenet", "tune_resnet"]
+    assert NAMES == [
+        *("cnn", "published_cnn", "published_transfer"),
+        *("tune", "tune_cnn", "tune_mobilenet", "tune_resnet"),
+    ]
     assert STUDIES == ["tune", "tune_cnn", "tune_mobilenet", "tune_resnet"]
 
 
@@ -51,7 +54,7 @@ def test_each_trains(name, sample):
 
 
 def test_an_unknown_experiment_is_refused_with_the_known_ones():
-    with pytest.raises(Mistake, match="one of cnn, transfer, .*: got 'tine'; to add one"):
+    with pytest.raises(Mistake, match="one of cnn, published_cnn, .*: got 'tine'; to add one"):
         load_experiment("tine")
 
 

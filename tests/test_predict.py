@@ -6,11 +6,17 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
+from pneumo import registry
 from pneumo.data.index import find_images
+from pneumo.data.pixels import decode
 from pneumo.errors import Mistake
+from pneumo.explain import GradCam
+from pneumo.figures import overlay
 from tests.studies import tags
 from tests.test_command_line import run, start
 
@@ -114,6 +120,40 @@ def test_what_is_there_is_continued(study, few, out):
     assert code == 0
     assert f"148 images were in {out} before" in output
     assert out.read_text() == whole
+
+
+@pytest.mark.slow
+def test_each_image_is_explained(study, few, tmp_path):
+    out = few / "scores.csv"  # within the images, as people do
+    call = ["--model", MODEL, "--images", str(few), "--out", str(out)]
+    folder = few / "scores_explained"
+    assert run("predict", *call)[0] == 0
+    assert not folder.exists()
+    code, output, errors = run("predict", *call, "--explain", "true")
+    assert code == 0, errors
+    assert f"148 images were in {out} before" in output
+    assert f"what speaks for pneumonia in each: {folder}" in output
+    readable = [path for path, *_, error in rows(out)[1:] if not error]
+    assert len(readable) == 146
+    made = {str(it.relative_to(folder)) for it in folder.rglob("*") if it.is_file()}
+    assert made == {f"{Path(path).relative_to(few)}.png" for path in readable}
+    # the image as the model takes it, and beside it the same below its heat map
+    path, model = readable[7], registry.find(MODEL).model
+    pixels = decode(Path(path).read_bytes(), 32)
+    [heat] = GradCam(model.keras_model)(pixels[np.newaxis, ..., np.newaxis])
+    picture = np.asarray(Image.open(folder / f"{Path(path).relative_to(few)}.png"))
+    assert (picture[:, :32] == pixels[..., np.newaxis]).all()
+    assert np.abs(picture[:, 32:].astype(int) - overlay(pixels, heat)).max() <= 1
+    # what is missing is made, what is there is kept, and neither is taken for an image
+    torn, kept = sorted(folder.rglob("*.png"))[:2]
+    torn.unlink()
+    kept.write_bytes(b"kept")
+    code, output, errors = run("predict", *call, "--explain", "true")
+    assert code == 0, errors
+    assert "Explaining: 3 images" in output  # the one, and the two that are no images
+    assert torn.exists()
+    assert kept.read_bytes() == b"kept"
+    assert len(rows(out)) == 149
 
 
 @pytest.mark.slow

@@ -1,0 +1,104 @@
+"""What is left of a model without the centre, or without the border, of the images."""
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from keras import layers
+from sklearn.metrics import roc_auc_score
+
+from pneumo import shortcuts
+from pneumo.models import probabilities
+
+SIDE, EDGE, PATIENTS = 32, 4, 200  # an eighth of the side
+
+
+def looking(where: np.ndarray) -> keras.Model:
+    """A model of the mean pixel in some places."""
+    pixels = keras.Input((SIDE, SIDE, 1), dtype="uint8")
+    logit = layers.Dense(1)
+    model = keras.Model(pixels, logit(layers.Flatten()(layers.Rescaling(1.0)(pixels))))
+    logit.set_weights([(0.1 * where / where.sum()).reshape(-1, 1), np.array([-12.0])])
+    return model
+
+
+CENTRE = np.zeros((SIDE, SIDE))
+CENTRE[EDGE:-EDGE, EDGE:-EDGE] = 1
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    """Images that are brighter, in all places by chance of their own, where there is disease."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(PATIENTS) % 2
+    parts = [120 + 20 * (labels + rng.normal(0, 0.5, PATIENTS)) for _ in range(2)]
+    centre, border = (part[:, None, None] for part in parts)
+    images = np.where(CENTRE, centre, border).astype(np.uint8)[..., np.newaxis]
+    table = pd.DataFrame(
+        {
+            "path": [f"{number}.png" for number in range(PATIENTS)],
+            "patient": [f"person{number}" for number in range(PATIENTS)],
+            "label": labels,
+        }
+    )
+    return images, table
+
+
+def test_what_becomes_black():
+    images = np.full((2, SIDE, SIDE, 1), 7, np.uint8)
+    found = dict(shortcuts.blackened(images))
+    assert list(found) == ["centre", "border"]
+    assert (found["centre"][0, ..., 0] == 7 * (1 - CENTRE)).all()
+    assert (found["border"][1, ..., 0] == 7 * CENTRE).all()
+    assert found["centre"].dtype == np.uint8
+    assert (images == 7).all()
+
+
+def checked(cohort, where: np.ndarray):
+    images, table = cohort
+    model = looking(where)
+    whole = table.assign(probability=probabilities(model, images))
+    return shortcuts.check(model, images, whole), whole
+
+
+def test_a_model_of_the_centre_needs_it(cohort):
+    found, whole = checked(cohort, CENTRE)
+    # without the centre all images are the same to it
+    assert found["centre"] | {"difference": 0} == {
+        **{"auc": 0.5, "auc_low": 0.5, "auc_high": 0.5},
+        **{"difference": 0, "difference_low": pytest.approx(-0.42, abs=0.1)},
+        "difference_high": pytest.approx(-0.42, abs=0.1),
+    }
+    auc = roc_auc_score(whole["label"], whole["probability"])
+    assert found["centre"]["difference"] == pytest.approx(0.5 - auc)
+    assert found["border"]["auc"] == pytest.approx(auc)
+    assert found["border"]["difference"] == found["border"]["difference_low"] == 0
+    assert not shortcuts.tells(found["centre"])
+    words = shortcuts.in_words(found)
+    assert words["centre"] == (
+        "With the centre black the AUC is 0.500 (0.500–0.500). Without the centre it cannot tell "
+        "the classes apart, as it should be."
+    )
+    assert "whole image is +0.000 (+0.000 to +0.000). It hardly needs the border" in words["border"]
+
+
+def test_a_model_of_the_border_is_found_out(cohort):
+    found, whole = checked(cohort, 1 - CENTRE)
+    auc = roc_auc_score(whole["label"], whole["probability"])
+    assert found["centre"]["auc"] == pytest.approx(auc)
+    assert found["border"]["auc"] == 0.5
+    assert shortcuts.tells(found["centre"])
+    words = shortcuts.in_words(found)
+    assert "The border alone tells the classes apart." in words["centre"]
+    assert words["border"].endswith("It leans on the border.")
+
+
+def test_what_it_makes_of_both(cohort):
+    images, table = cohort
+    found, _ = checked(cohort, np.ones((SIDE, SIDE)))
+    black = images.copy()
+    black[:, EDGE:-EDGE, EDGE:-EDGE] = 0
+    left = probabilities(looking(np.ones((SIDE, SIDE))), black)
+    assert found["centre"]["auc"] == pytest.approx(roc_auc_score(table["label"], left))
+    assert found["centre"]["difference_high"] < 0
+    assert found["border"]["difference_high"] < 0

@@ -89,11 +89,7 @@ def test_an_overlay_leaves_what_says_nothing():
     assert found[0, 1].tolist() == pytest.approx(expected, abs=1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("backbone", "maps"),
-    [("cnn", "conv_2"), ("mobilenet", "conv_pw_13_relu"), ("resnet50v2", "post_relu")],
-)
+@pytest.mark.parametrize(("backbone", "maps"), LAST_MAPS.items())
 def test_every_backbone_and_no_matter_which_blocks_train(backbone, maps):
     model = models.build(RunConfig(backbone=backbone, image_size=64, unfreeze_depth=0))
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 1), np.uint8)

@@ -45,6 +45,7 @@ def wrong(folder):
     Image.effect_noise((96, 96), 50).save(sick / "scan 7.png")
     shutil.copy(normal / "IM-0101-0001.png", sick / "person9004_bacteria_1.png")
     shutil.copy(normal / "IM-0102-0001.png", folder / "test" / "NORMAL" / "IM-9005-0001.png")
+    shutil.copy(normal / "IM-0104-0001.png", folder / "test" / "NORMAL" / "IM-9006-0001.png")
     Image.effect_noise((96, 96), 50).save(folder / "test" / "NORMAL" / "IM-0103-0009.png")
     return folder
 
@@ -72,17 +73,18 @@ def test_copies_across_classes_and_splits(wrong):
     copies = survey.copies(described(wrong))
     assert [list(rows["path"]) for _, rows in copies.groupby("group")] == [
         ["test/NORMAL/IM-9005-0001.png", "train/NORMAL/IM-0102-0001.png"],
+        ["test/NORMAL/IM-9006-0001.png", "train/NORMAL/IM-0104-0001.png"],
         ["train/NORMAL/IM-0101-0001.png", "train/PNEUMONIA/person9004_bacteria_1.png"],
     ]
     counts = survey.count_copies(copies)
-    # whether the second group is cut in two by validation follows from the patients' names
-    second_is_cut = copies.loc[copies["group"] == 2, "split"].nunique() > 1
+    # whether the third group is cut in two by validation follows from the patients' names
+    third_is_cut = copies.loc[copies["group"] == 3, "split"].nunique() > 1
     assert counts == {
-        "groups": 2,
-        "files": 4,
-        "across_splits": 1 + second_is_cut,
+        "groups": 3,
+        "files": 6,
+        "across_splits": 2 + third_is_cut,
         "across_classes": 1,
-        "across_patients": 2,
+        "across_patients": 3,
     }
     assert survey.shared_patients(described(wrong)) == ["IM-0103"]
 
@@ -139,6 +141,19 @@ def test_what_metadata_give_away():
         assert told[name]["auc"] == pytest.approx(0.5, abs=0.08)
 
 
+def test_the_label_is_told_on_training_images():
+    noise = np.random.default_rng(0).normal(0, 1, (4, 200))
+    parts = [("train", 0, 0), ("train", 1, 3), ("test", 0, 3), ("test", 1, 0)]
+    table = pd.concat(
+        known(split, label, 200, sharpness=values + shift)
+        for (split, label, shift), values in zip(parts, noise, strict=True)
+    )
+    assert survey.give_away(table)["label"]["sharpness"] > 0.95
+    alone = survey.give_away(table[table["split"] == "test"])
+    assert set(alone) == {"label"}
+    assert alone["label"]["sharpness"] < 0.05
+
+
 def test_no_patient_is_on_both_sides_of_a_fold():
     """Each patient's own number tells the label, and of no other patient's."""
     one = known("train", 0, 30), known("train", 1, 30)
@@ -159,13 +174,13 @@ def test_what_must_not_be_missed(wrong):
         "groups of identical files lie in more than one split: what is tested there has been",
         "1 patients are in more than one split, as IM-0103.",
         "1 groups of identical files are NORMAL and PNEUMONIA at once: one label is wrong.",
-        "2 groups of identical files are of different patients.",
+        "3 groups of identical files are of different patients.",
         "3 files cannot be read; they are listed with their reasons.",
         "2 names tell no patient",
         "Some images are stored in colour (1 PNEUMONIA); all are read as grey.",
     ):
         assert [it for it in found if sentence in it], sentence
-    assert found[0].startswith(("1 groups", "2 groups"))
+    assert found[0].startswith(("2 groups", "3 groups"))
 
 
 @pytest.mark.slow
@@ -184,11 +199,11 @@ def test_the_run(store, wrong):
     assert files(store, made.info.run_id, "explore") == {f"explore/{it}" for it in ARTIFACTS}
     stored = json.loads(text(made.info.run_id, "explore/numbers.json"))
     assert explore.metrics(stored) == made.data.metrics
-    expected = {"images": 551, "unreadable": 3, "coloured": 1, "duplicate_files": 4}
+    expected = {"images": 552, "unreadable": 3, "coloured": 1, "duplicate_files": 6}
     assert {name: made.data.metrics[name] for name in expected} == expected
-    assert made.data.metrics["test_normal_images"] == 67
+    assert made.data.metrics["test_normal_images"] == 68
     listed = pd.read_csv(io.StringIO(text(made.info.run_id, "explore/files.csv")))
-    assert len(listed) == 554
+    assert len(listed) == 555
     copies = pd.read_csv(io.StringIO(text(made.info.run_id, "explore/duplicates.csv")))
     page = text(made.info.run_id, "explore/explore.html")
     for path in (*copies["path"], *(path for path, _ in survey.problems(described(wrong)))):

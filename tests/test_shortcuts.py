@@ -93,6 +93,17 @@ def test_a_model_of_the_border_is_found_out(cohort):
     assert words["border"].endswith("It leans on the border.")
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "leans"), [(-0.05, 0.01, False), (-0.05, -0.01, True), (0.01, 0.02, False)]
+)
+def test_leaning_on_the_border_must_be_sure(low, high, leans):
+    values = {"auc": 0.7, "auc_low": 0.4, "auc_high": 0.8, "difference": (low + high) / 2}
+    found = values | {"difference_low": low, "difference_high": high}
+    words = shortcuts.in_words({"centre": found, "border": found})
+    assert words["border"].endswith("It leans on the border.") == leans
+    assert "cannot tell the classes apart" in words["centre"]
+
+
 def test_what_it_makes_of_both(cohort):
     images, table = cohort
     found, _ = checked(cohort, np.ones((SIDE, SIDE)))

@@ -66,7 +66,7 @@ def in_words(found: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     )
     leaning = (
         "It leans on the border"
-        if border["difference_low"] < 0
+        if border["difference_high"] < 0
         else "It hardly needs the border, as it should be"
     )
     return {

@@ -1,7 +1,6 @@
 """Arguments to calls: one command for each entry point of MLproject."""
 
 import argparse
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,10 +59,16 @@ def _parser() -> Parser:
     command = _command(commands, "tune", tune, "search with Optuna, register the best model")
     _experiment(command, default="tune")
     _option(command, "trials", 20, "trials to complete or prune", _whole)
+    _option(command, "workers", 1, "processes that search at the same time", _whole)
     _option(command, "study", "", "name of the study (default: made from the run's id)")
     _option(command, "timeout", "", "seconds after which no new trial starts", _whole)
     _option(command, "model_name", "", "registered model (default: pneumonia, or pneumonia-sample)")
     _option(command, "keep_models", "all", "all, or of how many of the best trials", _kept)
+
+    command = _command(commands, "worker", worker, "join a study that is running elsewhere")
+    command.add_argument("--study", required=True, metavar="VALUE", help="its name")
+    _data(command, required=True)
+    _option(command, "weights", "", "path of the study's file of weights, if it has one")
 
     command = _command(commands, "train", train, "one Keras run of one experiment")
     _experiment(command, default="cnn")
@@ -202,21 +207,16 @@ def _needs(split: str) -> tuple[str]:
     return ("test",) if split == "test" else ("train",)  # validation is cut from train
 
 
-def _import_tensorflow() -> None:
-    from joblib import cpu_count
+def _require_fit(config: RunConfig) -> None:
+    """Imports TensorFlow; what it alone can find wrong is said before a run is made."""
+    from pneumo.console import import_tensorflow
 
-    from pneumo.console import silenced_stderr
+    import_tensorflow()
+    from pneumo.features import budget
+    from pneumo.pretrained import pretrained
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for pool in ("INTRA", "INTER"):  # its own count is that of the machine, not of a container
-        os.environ.setdefault(f"TF_NUM_{pool}OP_THREADS", str(cpu_count()))
-
-    with silenced_stderr():
-        import tensorflow
-
-        tensorflow.config.list_physical_devices()
-    # Every model compiles its own functions, which TensorFlow takes for a mistake
-    tensorflow.get_logger().setLevel("ERROR")
+    pretrained(config)
+    budget()
 
 
 def tune(options: argparse.Namespace) -> int:
@@ -228,29 +228,58 @@ def tune(options: argparse.Namespace) -> int:
     fixed = _overrides(options)
     base = experiment.base.override(fixed)  # a wrong value is said before the data is opened
     dataset = open_dataset(options.data, needs=("train", "test"))
-    _import_tensorflow()
+    if options.workers == 1:
+        _require_fit(base)
     from pneumo import tracking
     from pneumo import tune as studies
-    from pneumo.features import budget
-    from pneumo.pretrained import pretrained
+    from pneumo.study import Plan, StudyStopped
 
-    pretrained(base)  # weights that do not fit are said before a run is made
-    budget()  # as is a variable of the environment that is no number
     tracking.quiet()
     default_name = "pneumonia-sample" if options.data == SAMPLE else "pneumonia"
     try:
         outcome = studies.tune(
-            studies.Plan(experiment, dataset, fixed),
+            Plan(experiment, dataset, fixed),
             trials=options.trials,
             model_name=options.model_name or default_name,
             name=options.study,
             timeout=options.timeout or None,
             keep_models=None if options.keep_models == "all" else options.keep_models,
+            workers=options.workers,
         )
-    except studies.StudyStopped as reason:
+    except StudyStopped as reason:
         print(f"pneumo: {reason}", file=sys.stderr)
         return 1
     studies.show(outcome)
+    return 0
+
+
+def worker(options: argparse.Namespace) -> int:
+    """Trials of a study that another process has begun, until its goal is reached."""
+    from pneumo.data.dataset import open_dataset
+
+    dataset = open_dataset(options.data, needs=("train", "test"))
+    from pneumo import study as studies
+    from pneumo import tracking
+    from pneumo.console import StudyDisplay, say
+
+    tracking.quiet()
+    study, plan = studies.find(options.study, dataset, options.weights)
+    goal, done = studies.Goal.of(study), studies.counted(study)
+    if goal.reached(study):
+        say(f"study {options.study} needs no more trials: {done} are done")
+        return 0
+    _require_fit(plan.base)
+    from pneumo.work import search_trials
+
+    tags = tracking.subject_tags(plan.experiment.name, dataset) | tracking.process_tags()
+    tags |= {"pneumo.study": options.study, "mlflow.parentRunId": study.user_attrs["run_id"]}
+    try:
+        with tracking.command_run("worker", tags), StudyDisplay(goal.trials) as display:
+            say(f"joined study {options.study}: {done} trials are done")
+            search_trials(study, plan, display)
+    except studies.StudyStopped as reason:
+        print(f"pneumo: {reason}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -262,15 +291,11 @@ def train(options: argparse.Namespace) -> int:
     experiment = load_experiment(options.experiment)
     config = experiment.base.override(_overrides(options))
     dataset = open_dataset(options.data, ("train", "test") if experiment.afterwards else ("train",))
-    _import_tensorflow()
+    _require_fit(config)
     from pneumo import registry, tracking
     from pneumo.console import say, say_epoch
-    from pneumo.features import budget
-    from pneumo.pretrained import pretrained
     from pneumo.trial import run_name, run_trial
 
-    pretrained(config)  # weights that do not fit are said before a run is made
-    budget()  # as is a variable of the environment that is no number
     tracking.quiet()
     tags = tracking.subject_tags(experiment.name, dataset)
     with tracking.command_run("train", tags) as run_id:
@@ -295,7 +320,9 @@ def evaluate(options: argparse.Namespace) -> int:
     from pneumo.data.dataset import open_dataset
 
     dataset = open_dataset(options.data, needs=_needs(options.split))
-    _import_tensorflow()
+    from pneumo.console import import_tensorflow
+
+    import_tensorflow()
     from pneumo import evidence, registry, tracking
     from pneumo.console import say
 
@@ -315,7 +342,9 @@ def promote(options: argparse.Namespace) -> int:
     if not options.rollback and not options.data:
         raise Mistake("promote needs data to decide on: give --data, or --rollback true")
     dataset = None if options.rollback else open_dataset(options.data, needs=_needs(options.split))
-    _import_tensorflow()
+    from pneumo.console import import_tensorflow
+
+    import_tensorflow()
     from pneumo import promote as promotion
     from pneumo import tracking
 
@@ -336,7 +365,9 @@ def predict(options: argparse.Namespace) -> int:
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise Mistake(f"out must be a CSV file in a folder that is there: got '{options.out}'")
     files = find_images(options.images, out)
-    _import_tensorflow()
+    from pneumo.console import import_tensorflow
+
+    import_tensorflow()
     from pneumo import predict as prediction
     from pneumo import registry, tracking
     from pneumo.console import say

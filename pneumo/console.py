@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Self, TypeVar
 
+from joblib import cpu_count
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import track as rich_track
@@ -45,9 +46,12 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 
 class StudyDisplay:
-    """One line for each trial that ends; on a terminal also a bar with the trial at work."""
+    """One line for each trial that ends; on a terminal also a bar with the trial at work.
 
-    def __init__(self, trials: int) -> None:
+    Of several workers each has a line with its own.
+    """
+
+    def __init__(self, trials: int, workers: int = 1) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -58,6 +62,10 @@ class StudyDisplay:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("starting", total=trials)
+        self._workers = [
+            self._bar.add_task(f"worker {number}: starting", total=None)
+            for number in range(workers if workers > 1 else 0)
+        ]
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -66,10 +74,15 @@ class StudyDisplay:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def epoch(self, trial: int, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Shows how far the trial at work has come."""
+    def epoch(
+        self, trial: int, epoch: int, metrics: Mapping[str, float], worker: int | None = None
+    ) -> None:
+        """Shows how far the trial at work has come, here or in a worker, counted from 0."""
         line = f"trial {trial}, epoch {epoch}: val AUC {metrics['val_auc']:.4f}"
-        self._bar.update(self._task, description=line)
+        if worker is None:
+            self._bar.update(self._task, description=line)
+        else:
+            self._bar.update(self._workers[worker], description=f"worker {worker}: {line}")
 
     def trial(self, line: str, done: int) -> None:
         """Prints the line of a trial that has ended; `done` counts those that count."""
@@ -91,3 +104,17 @@ def silenced_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow without its greetings, with as many threads as there are cores for it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for pool in ("INTRA", "INTER"):  # its own count is that of the machine, not of a container
+        os.environ.setdefault(f"TF_NUM_{pool}OP_THREADS", str(cpu_count()))
+
+    with silenced_stderr():
+        import tensorflow
+
+        tensorflow.config.list_physical_devices()
+    # Every model compiles its own functions, which TensorFlow takes for a mistake
+    tensorflow.get_logger().setLevel("ERROR")

@@ -25,6 +25,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import ColSpec, Schema
 from sqlalchemy import make_url
 
@@ -120,6 +121,12 @@ def this_process() -> tuple[str, int]:
     return socket.gethostname(), os.getpid()
 
 
+def process_tags() -> dict[str, str]:
+    """The tags by which a later process knows whether this one still lives."""
+    host, pid = this_process()
+    return {"pneumo.host": host, "pneumo.pid": str(pid)}
+
+
 def process_is_gone(host: str, pid: int) -> bool:
     """Whether a process has died. Of other machines that cannot be known: False."""
     if host != socket.gethostname():
@@ -133,16 +140,38 @@ def process_is_gone(host: str, pid: int) -> bool:
     return False
 
 
-def end_abandoned_trials(study_run_id: str) -> None:
-    """Ends the trials of a study that are RUNNING in a process that has died: FAILED."""
+def end_abandoned_runs(study_run_id: str) -> None:
+    """Ends trials and workers of a study that are RUNNING in a process that has died: FAILED."""
+    for run in _running(study_run_id):
+        tags = run.data.tags
+        if "pneumo.pid" in tags and process_is_gone(tags["pneumo.host"], int(tags["pneumo.pid"])):
+            _end_as_failed(run)
+
+
+def end_trial(study_run_id: str, number: int) -> None:
+    """Ends a study's trial that is RUNNING for MLflow, and whatever its process had: FAILED."""
+    running = _running(study_run_id)
+    for trial in running:
+        if trial.data.tags.get("optuna.trial_number") == str(number):
+            process = {key: trial.data.tags[key] for key in ("pneumo.host", "pneumo.pid")}
+            for run in running:
+                if process.items() <= run.data.tags.items():
+                    _end_as_failed(run)
+
+
+def _running(study_run_id: str) -> list[Run]:
+    """What is RUNNING below a study's run."""
     client = mlflow.MlflowClient()
     experiment = client.get_run(study_run_id).info.experiment_id
     running = f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{study_run_id}'"
-    for run in client.search_runs([experiment], running + " and tags.`pneumo.kind` = 'trial'"):
-        tags = run.data.tags
-        if process_is_gone(tags["pneumo.host"], int(tags["pneumo.pid"])):
-            client.set_tag(run.info.run_id, "optuna.state", "FAIL")
-            client.set_terminated(run.info.run_id, "FAILED")
+    return client.search_runs([experiment], running)
+
+
+def _end_as_failed(run: Run) -> None:
+    client = mlflow.MlflowClient()
+    if "optuna.trial_number" in run.data.tags:
+        client.set_tag(run.info.run_id, "optuna.state", "FAIL")
+    client.set_terminated(run.info.run_id, "FAILED")
 
 
 @contextmanager
@@ -159,11 +188,17 @@ def keras_run(
     Ends as `command_run` does, but KILLED too by an exception of type `pruned`. With a
     `trial_number` it is tagged as a study's trial, with its `optuna.state`.
     """
-    host, pid = this_process()
-    tags = {**tags, "pneumo.kind": "trial", "pneumo.host": host, "pneumo.pid": str(pid)}
+    tags = {**tags, "pneumo.kind": "trial", **process_tags()}
     if trial_number is not None:
         tags["optuna.trial_number"] = str(trial_number)
-    run = mlflow.start_run(run_name=name, nested=True, parent_run_id=parent_id, tags=tags)
+    # `start_run` would make a child of the active run alone, and in its experiment: a worker's own
+    # run is neither the study's nor need it be where that is
+    run = mlflow.MlflowClient().create_run(
+        mlflow.get_run(parent_id).info.experiment_id,
+        tags=resolve_tags({**tags, "mlflow.parentRunId": parent_id}),
+        run_name=name,
+    )
+    run = mlflow.start_run(run_id=run.info.run_id, nested=True)
     with _ending_by_exception(run, pruned, states=trial_number is not None) as run_id:
         mlflow.log_params(config.as_text())
         yield run_id

@@ -1,13 +1,17 @@
 """Small real studies, and what reads their runs back."""
 
 import io
+import os
 
 import mlflow
+import optuna
 import pandas as pd
 
+from pneumo import registry
 from pneumo.config import RunConfig
 from pneumo.experiment import Experiment, load_experiment
-from pneumo.tune import Outcome, Plan, tune
+from pneumo.study import Plan
+from pneumo.tune import Outcome, tune
 
 BASE = RunConfig(image_size=32, epochs=2, dense_widths=(32,))
 TINY = Experiment("tiny", BASE, load_experiment("tune").suggest)
@@ -63,3 +67,28 @@ def predictions(run_id, split) -> pd.DataFrame:
     table = pd.read_csv(io.StringIO(text(run_id, f"{split}/predictions.csv")))
     assert list(table) == ["path", "patient", "subtype", "label", "probability"]
     return table
+
+
+def require_whole(client, name: str) -> list[optuna.trial.FrozenTrial]:
+    """The trials of a study of which nothing runs, each with one run that says the same of it."""
+    study = optuna.load_study(study_name=name, storage=os.environ["PNEUMO_STORAGE"])
+    parent = study.user_attrs["run_id"]
+    runs = children(client, parent)
+    assert [int(run.data.tags["optuna.trial_number"]) for run in runs] == [
+        trial.number for trial in study.trials
+    ]
+    for trial, run in zip(study.trials, runs, strict=True):
+        assert run.data.tags["optuna.state"] == trial.state.name
+        status = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": run.info.status}
+        assert run.info.status == status[trial.state.name]
+        history = client.get_metric_history(run.info.run_id, "epoch/val_auc")
+        epochs = {point.step: point.value for point in history}
+        assert len(history) == len(epochs)  # none twice
+        assert sorted(epochs) == list(range(1, len(epochs) + 1))
+        if trial.state.name != "FAIL":
+            assert epochs == trial.intermediate_values
+        if trial.state.name == "COMPLETE":
+            assert registry.load(trial.user_attrs["model_uri"]).settings["threshold"] > 0
+    below = client.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert "RUNNING" not in {run.info.status for run in below}
+    return study.trials

@@ -22,8 +22,9 @@ from pneumo.data.dataset import Images, Split, open_dataset
 from pneumo.errors import Mistake
 from pneumo.experiment import Experiment
 from pneumo.features import ARRAY, FACTS, Features, Frozen, View, make_room
+from pneumo.study import Plan
 from pneumo.train import train
-from pneumo.tune import Plan, tune
+from pneumo.tune import tune
 from tests.conftest import ROOT
 from tests.weights import SMALL
 

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text())
-OTHERS = {"trials": "7", "timeout": "7", "split": "val", "sensitivity": "0.9"}
+OTHERS = {"trials": "7", "workers": "7", "timeout": "7", "split": "val", "sensitivity": "0.9"}
 OTHERS |= {"keep_models": "7", "margin": "0.5", "rollback": "True", "explain": "True"}
 REQUIRED = "given"  # stands for a parameter without a default
 README = (ROOT / "README.md").read_text()
@@ -34,7 +34,18 @@ def parsed(entry: dict, values: dict[str, str]):
 
 def test_the_entry_points():
     assert set(PROJECT["entry_points"]) == {
-        *("main", "tune", "train", "evaluate", "promote", "predict", "explore", "prepare", "test"),
+        *(
+            "main",
+            "tune",
+            "worker",
+            "train",
+            "evaluate",
+            "promote",
+            "predict",
+            "explore",
+            "prepare",
+            "test",
+        ),
     }
     assert PROJECT["entry_points"]["main"] == PROJECT["entry_points"]["tune"]
 

@@ -21,11 +21,14 @@ from PIL import Image
 
 from pneumo import models, registry
 from pneumo.config import RunConfig
+from pneumo.console import StudyDisplay
 from pneumo.data.pixels import decode
 from pneumo.errors import Mistake
 from pneumo.evaluate import score
 from pneumo.experiment import Experiment, load_experiment
-from pneumo.tune import Plan, StudyStopped, open_storage, search_trials, tune
+from pneumo.study import Goal, Plan, StudyStopped, open_storage
+from pneumo.tune import tune
+from pneumo.work import search_trials
 from tests.conftest import store_in
 from tests.studies import (
     BASE,
@@ -411,7 +414,9 @@ def searched(suggest, sample, trials, pruner=None) -> tuple[optuna.Study, str]:
             pruner=pruner or optuna.pruners.NopPruner(),
         )
         study.set_user_attr("run_id", run.info.run_id)
-        search_trials(study, Plan(Experiment("tiny", BASE, suggest), sample, {}), trials)
+        Goal(trials).set(study)
+        plan = Plan(Experiment("tiny", BASE, suggest), sample, {})
+        search_trials(study, plan, StudyDisplay(trials))
     return study, run.info.run_id
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import mlflow
 import optuna
 
-from pneumo import tracking
-from pneumo import tune as studies
+from pneumo import study as studies
+from pneumo import tracking, work
 from pneumo.config import RunConfig
 from pneumo.data.dataset import open_dataset
 from pneumo.experiment import Experiment
+from pneumo.tune import tune
 from tests.benchmarks.study_space import (
     DEPTH,
     DROPOUT,
@@ -58,7 +59,7 @@ def main() -> None:
     if not options.pruning:
         studies.PRUNER["n_warmup_steps"] = options.epochs + 1  # past the last one
     memory = []
-    run_trial = studies.run_trial
+    run_trial = work.run_trial
 
     def watched(*given: object, **named: object) -> object:
         try:
@@ -66,7 +67,7 @@ def main() -> None:
         finally:
             memory.append(anonymous_memory())
 
-    studies.run_trial = watched
+    work.run_trial = watched
     tracking.quiet()
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
@@ -78,7 +79,7 @@ def main() -> None:
             open_dataset(str(Path(options.folder) / "ours"), needs=("train", "test")),
             fixed={},
         )
-        outcome = studies.tune(plan, trials=options.trials, model_name="benchmark")
+        outcome = tune(plan, trials=options.trials, model_name="benchmark")
     ended = time.time()
     images = plan.dataset.decode(base.image_size, base.max_unreadable)
     counts = images.counts().groupby("split")["images"].sum()

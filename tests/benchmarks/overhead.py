@@ -20,11 +20,12 @@ import mlflow
 import numpy as np
 
 from pneumo import models, tracking, trial
-from pneumo import tune as studies
+from pneumo import study as studies
 from pneumo.config import RunConfig
 from pneumo.data.dataset import Images, open_dataset
 from pneumo.experiment import Experiment
 from pneumo.train import Result, class_weights
+from pneumo.tune import tune
 
 CONFIG = RunConfig(image_size=64, epochs=2, patience=2, dense_widths=(32,), augment_strength=0)
 WARM = 5  # trials that do not count: the first ones make tables and folders
@@ -73,7 +74,7 @@ def of_a_study(count: int) -> list[float]:
     """Seconds from each trial's start to the next one's, in a study of `count`."""
     experiment = Experiment("overhead", CONFIG, lambda trial, base: base)
     plan = studies.Plan(experiment, open_dataset("sample"), {})
-    outcome = studies.tune(plan, trials=count + 1, model_name="overhead", name=f"{count} trials")
+    outcome = tune(plan, trials=count + 1, model_name="overhead", name=f"{count} trials")
     starts = [it.datetime_start.timestamp() for it in outcome.study.get_trials(deepcopy=False)]
     return list(np.diff(starts))
 

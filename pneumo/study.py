@@ -1,0 +1,282 @@
+"""A study in Optuna: what it searches, how it begins, how it is taken up again."""
+
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mlflow
+import optuna
+from optuna.pruners import MedianPruner
+from optuna.trial import FrozenTrial, TrialState
+
+from pneumo import tracking
+from pneumo.config import RunConfig
+from pneumo.console import say
+from pneumo.data import cache
+from pneumo.data.dataset import Dataset
+from pneumo.errors import Mistake
+from pneumo.experiment import Experiment, load_experiment
+from pneumo.search import SAMPLER, ReseededTPE, Search, trial_seed
+
+# Nothing here needs TensorFlow: a process that lets others search does without.
+
+# Set here though some are Optuna's defaults, which have changed between its versions
+PRUNER = {"n_startup_trials": 4, "n_warmup_steps": 2, "interval_steps": 1}
+
+HEARTBEAT, GRACE = 30, 120  # seconds
+
+COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
+FAILURES_IN_A_ROW = 3
+INTERRUPTED = "interrupted"  # the error of a trial that a person ended
+
+
+class StudyStopped(RuntimeError):
+    """A study without a result, for a reason that the message gives in one line."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study searches: an experiment, on which data, with which fields fixed by hand.
+
+    `fixed` maps fields of `RunConfig` to their values as text; they leave the search.
+    """
+
+    experiment: Experiment
+    dataset: Dataset
+    fixed: Mapping[str, str]
+
+    @property
+    def base(self) -> RunConfig:
+        """The baseline; its `seed` is the study's. Raises `Mistake` for a wrong fixed value."""
+        return self.experiment.base.override(self.fixed)
+
+    @classmethod
+    def of(cls, study: optuna.Study, dataset: Dataset, weights: str = "") -> "Plan":
+        """What a study was begun with. `weights`: where its file of weights lies here, if any."""
+        facts = study.user_attrs
+        fixed = {**facts["fixed"], "epochs": str(facts["epochs"]), "seed": str(facts["seed"])}
+        if weights:
+            fixed["weights"] = weights
+        elif ":" in fixed.get("weights", ""):
+            raise Mistake(
+                f"study '{study.study_name}' begins from the weights {fixed['weights']} (name and "
+                "sha256): give --weights, the path of that file here"
+            )
+        return cls(load_experiment(facts["experiment"], searched=True), dataset, fixed)
+
+    def facts(self) -> dict[str, Any]:
+        """What makes a study this one and no other."""
+        base = self.base
+        own = {"epochs": base.epochs, "seed": base.seed}
+        text = base.as_text()  # names a file of weights by its content, wherever it lies
+        return {
+            "experiment": self.experiment.name,
+            "fixed": {field: text[field] for field in self.fixed if field not in own},
+            **own,
+            "data_digest": self.dataset.digest,
+        }
+
+    def sampler(self) -> ReseededTPE:
+        """What suggests a trial's values."""
+        return ReseededTPE(self.base.seed)
+
+    def suggest(self, trial: optuna.Trial) -> RunConfig:
+        """The config of a trial, with a seed of its own and the fixed fields as they are."""
+        config = self.experiment.suggest(Search(self.base, self.fixed, trial), self.base)
+        kept = {field: getattr(self.base, field) for field in self.fixed}
+        kept["seed"] = trial_seed(self.base.seed, trial.number)
+        return config.model_copy(update=kept)
+
+    def baseline(self) -> dict[str, Any]:
+        """The suggestions that give the base. Raises `Mistake` where none do."""
+        search = Search(self.base, self.fixed)
+        config = self.experiment.suggest(search, self.base)
+        different = [
+            field
+            for field in RunConfig.model_fields
+            if field not in self.fixed and getattr(config, field) != getattr(self.base, field)
+        ]
+        if different:
+            raise Mistake(
+                f"suggest in experiments/{self.experiment.name}.py must be able to give BASE, "
+                f"and cannot in {', '.join(different)}; change one of the two"
+            )
+        return search.baseline
+
+
+def open_storage() -> optuna.storages.RDBStorage:
+    """Optuna's database: `PNEUMO_STORAGE`, by default `sqlite:///optuna.db`.
+
+    A database of several machines is told every `HEARTBEAT` seconds that a trial is alive; one that
+    has been silent for `GRACE` is ended as failed by whoever starts the next.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # failed trials are told by their lines
+    url = os.environ.get("PNEUMO_STORAGE") or "sqlite:///optuna.db"
+    if url.startswith("sqlite"):  # of one machine, where a process that has died is known
+        wait_for_lock = {"timeout": 60}  # seconds
+        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": wait_for_lock})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of heartbeats
+        return optuna.storages.RDBStorage(
+            url,
+            engine_kwargs={"pool_pre_ping": True},  # one that a restart has cut is made anew
+            heartbeat_interval=HEARTBEAT,
+            grace_period=GRACE,
+            heartbeat_stale_trial_callback=_end_silent,
+        )
+
+
+def _end_silent(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Ends the MLflow run of a trial that fell silent; what was asked for is asked for again."""
+    tracking.end_trial(study.user_attrs["run_id"], trial.number)
+    if asked := trial.system_attrs.get("fixed_params"):
+        study.enqueue_trial(asked)
+
+
+def load(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.Study:
+    """The study of that name, if it asks what `plan` asks and its run is in this store."""
+    study = _existing(storage, name, plan)
+    for fact, value in plan.facts().items():
+        begun_with = study.user_attrs.get(fact)
+        if begun_with != value:
+            raise Mistake(
+                f"study '{name}' was begun with {fact} {begun_with}: got {value}; "
+                "give what it was begun with, or another name"
+            )
+    if not tracking.exists(study.user_attrs["run_id"]):
+        raise Mistake(
+            f"study '{name}' has its runs in another MLflow store than this one; "
+            "set MLFLOW_TRACKING_URI to where it was begun"
+        )
+    return study
+
+
+def _existing(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.Study:
+    return optuna.load_study(
+        storage=storage, study_name=name, sampler=plan.sampler(), pruner=MedianPruner(**PRUNER)
+    )
+
+
+def find(name: str, dataset: Dataset, weights: str = "") -> tuple[optuna.Study, Plan]:
+    """A study that another process has begun, and what it searches: see `Plan.of`.
+
+    Raises `Mistake` where there is none, or where data, weights or MLflow's store are others.
+    """
+    storage = open_storage()
+    if name not in (names := optuna.get_all_study_names(storage)):
+        raise Mistake(
+            f"study must be one of those in PNEUMO_STORAGE ({', '.join(sorted(names)) or 'none'}): "
+            f"got '{name}'; begin it with tune"
+        )
+    begun = optuna.load_study(storage=storage, study_name=name)
+    plan = Plan.of(begun, dataset, weights)
+    return load(storage, name, plan), plan
+
+
+def join(name: str, plan: Plan) -> optuna.Study:
+    """The study of that name, which another process has begun, for one that works on it."""
+    return _existing(open_storage(), name, plan)
+
+
+def begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: str) -> optuna.Study:
+    """A new study, described in Optuna and in MLflow, with the baseline as its first trial."""
+    say(f"study {name}")  # at once: a process that dies cannot say later what to continue
+    images = plan.dataset.decode(plan.base.image_size, plan.base.max_unreadable, plan.base.resize)
+    say(images.summary())
+    tracking.log_data(images)
+    baseline = plan.baseline()
+    study = optuna.create_study(
+        storage=storage,
+        study_name=name,
+        direction="maximize",
+        sampler=plan.sampler(),
+        pruner=MedianPruner(**PRUNER),
+    )
+    for fact, value in {**plan.facts(), "run_id": run_id}.items():
+        study.set_user_attr(fact, value)
+    study.enqueue_trial(baseline)
+    mlflow.set_tag("pneumo.study", name)
+    settings = {
+        "sampler": {"name": "TPESampler", **SAMPLER},
+        "pruner": {"name": "MedianPruner", **PRUNER},
+        "base": plan.base.as_text(),
+        "baseline": baseline,
+    }
+    mlflow.log_dict(plan.facts() | settings, "study.json")
+    return study
+
+
+def take_over(study: optuna.Study, plan: Plan) -> None:
+    """Ends what a dead process left running, and asks again for a baseline that was lost."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if tracking.process_is_gone(*trial.user_attrs.get("process", ("", 0))):
+            study.tell(trial.number, state=TrialState.FAIL)
+    tracking.end_abandoned_runs(study.user_attrs["run_id"])
+    baseline = plan.baseline()
+    trials = study.get_trials(deepcopy=False, states=(*COUNTED, TrialState.WAITING))
+    if not any(it.state == TrialState.WAITING or it.params == baseline for it in trials):
+        study.enqueue_trial(baseline)
+    say(f"continuing study {study.study_name}: {counted(study)} trials are done")
+
+
+def counted(study: optuna.Study) -> int:
+    """How many trials are done: complete or pruned."""
+    return len(study.get_trials(deepcopy=False, states=COUNTED))
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How far a study is to be searched, which may be another each time that it is continued.
+
+    `trials` counts complete and pruned ones; after `deadline`, seconds since 1970, no new one
+    starts; `keep_models`: of how many of the best trials the models are kept, None for all.
+    """
+
+    trials: int
+    deadline: float | None = None
+    keep_models: int | None = None
+
+    @classmethod
+    def of(cls, study: optuna.Study) -> "Goal":
+        """As the study has it, whoever works on it and wherever."""
+        return cls(**study.user_attrs["goal"])
+
+    def set(self, study: optuna.Study) -> None:
+        """Makes it the study's."""
+        study.set_user_attr("goal", asdict(self))
+
+    def reached(self, study: optuna.Study) -> bool:
+        """Whether no new trial is to start."""
+        late = self.deadline is not None and time.time() >= self.deadline
+        return late or counted(study) >= self.trials
+
+
+def repeated_failure(study: optuna.Study) -> str | None:
+    """The last error, if the last three trials that ended failed with errors of its type."""
+    ended = [it for it in study.get_trials(deepcopy=False) if it.state.is_finished()]
+    errors = [
+        it.user_attrs.get("error", INTERRUPTED) if it.state == TrialState.FAIL else ""
+        for it in ended[-FAILURES_IN_A_ROW:]
+    ]
+    kinds = {error.partition(":")[0] for error in errors}
+    alike = len(errors) == FAILURES_IN_A_ROW and len(kinds) == 1
+    return errors[-1] if alike and not kinds & {"", INTERRUPTED} else None
+
+
+def last_value(trial: FrozenTrial) -> float:
+    """A trial's score; of a pruned one, the last that it reported."""
+    if trial.state == TrialState.COMPLETE:
+        return trial.value
+    return trial.intermediate_values[trial.last_step]
+
+
+def evict(study: optuna.Study, keep: int, at_most: int | None = None) -> None:
+    """Deletes the models of the complete trials that are not among the `keep` best."""
+    with cache.lock(f"evict {study.study_name}"):
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        best_first = sorted(complete, key=lambda trial: -trial.value)  # of equals the first
+        for trial in best_first[keep:][:at_most]:
+            tracking.delete_model(trial.user_attrs["model_uri"])

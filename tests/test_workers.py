@@ -1,0 +1,299 @@
+"""Several processes on one study: what they leave, and that none of them is needed."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+
+from pneumo import launch
+from pneumo.console import StudyDisplay
+from pneumo.experiment import Experiment, load_experiment
+from pneumo.study import Goal, Plan, StudyStopped, begin, find, open_storage
+from pneumo.tune import tune
+from pneumo.work import search_trials
+from tests.conftest import ROOT, store_in
+from tests.services import mlflow_server, postgresql
+from tests.studies import BASE, SUBJECT, TINY, children, require_whole, tags
+from tests.test_command_line import run, start
+
+pytestmark = pytest.mark.slow
+
+SHORT = ["--epochs", "3", "--image_size", "32", "--dense_widths", "32"]
+NIGHT = ["--study", "night", "--workers", "2"]
+LIMIT = 120  # seconds that anything may take
+
+
+def until(true) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def processes(parent: int) -> list[int]:
+    """The workers of a driver: its children that are Python and no resource tracker."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True
+    )
+    rows = [line.split(maxsplit=1) for line in listed.stdout.splitlines()]
+    return [int(pid) for pid, command in rows if "spawn_main" in command]
+
+
+def lives(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def at_work(store, count: int = 1) -> list:
+    """The trials that are RUNNING and have an epoch behind them, if there are as many."""
+    filters = "tags.`pneumo.kind` = 'trial' and metrics.`epoch/val_auc` > 0"
+    found = store.search_runs(["0"], f"attributes.status = 'RUNNING' and {filters}")
+    return found if len(found) >= count else []
+
+
+def counted(trials) -> int:
+    return sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials)
+
+
+def test_the_driver_needs_no_tensorflow():
+    code = (
+        "import sys, pneumo.tune, pneumo.launch, pneumo.study, pneumo.registry\n"
+        "print([name for name in ('tensorflow', 'keras') if name in sys.modules])"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.stdout == "[]\n", process.stderr
+
+
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(8, 2, "4"), (2, 3, "1"), (7, 2, "3")])
+def test_cores_are_shared_out(monkeypatch, cores, workers, threads):
+    monkeypatch.setattr(launch, "cpu_count", lambda: cores)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert launch.share_of(0, workers) == {
+        "LOKY_MAX_CPU_COUNT": threads,
+        "OMP_NUM_THREADS": threads,
+        "TF_NUM_INTRAOP_THREADS": threads,
+        "TF_NUM_INTEROP_THREADS": threads,
+    }
+
+
+def test_gpus_are_shared_out(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    shown = [launch.share_of(number, 3)["CUDA_VISIBLE_DEVICES"] for number in range(3)]
+    assert shown == ["3", "5", "3"]
+
+
+def test_two_workers(store):
+    code, output, errors = run("tune", "--trials", "5", *NIGHT, *SHORT)
+    assert code == 0, errors
+    trials = require_whole(store, "night")
+    assert 5 <= counted(trials) <= 6
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
+    lines = [line for line in output.splitlines() if line.startswith("trial ")]
+    assert len(lines) == len(trials)
+    runs = children(store, run_of("night"))
+    pids = {it.data.tags["pneumo.pid"] for it in runs}
+    assert len(pids) == 2
+    # the first trial is the baseline, whoever had it
+    assert trials[0].params["dropout"] == 0.25
+    assert len({tuple(trial.params.values()) for trial in trials}) == len(trials)
+    [study] = store.search_runs(["0"], "tags.`pneumo.kind` = 'study'")
+    assert study.info.status == "FINISHED"
+    assert "test_auc" in study.data.metrics
+    challenger = store.get_model_version_by_alias("pneumonia-sample", "challenger")
+    assert int(challenger.version) == 1
+    # the same command again finds nothing to do
+    code, output, errors = run("tune", "--trials", "5", *NIGHT, *SHORT)
+    assert code == 0, errors
+    assert len(require_whole(store, "night")) == len(trials)
+
+
+def run_of(name: str) -> str:
+    study = optuna.load_study(study_name=name, storage=os.environ["PNEUMO_STORAGE"])
+    return study.user_attrs["run_id"]
+
+
+def test_a_killed_worker_is_replaced(store):
+    process = start("tune", "--trials", "4", *NIGHT, "--epochs", "12", *SHORT[2:])
+    until(lambda: at_work(store, 2))
+    victim = int(at_work(store)[0].data.tags["pneumo.pid"])
+    assert victim in processes(process.pid)
+    os.kill(victim, signal.SIGKILL)
+    output, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, errors
+    assert "has died (exit code -9)" in output
+    trials = require_whole(store, "night")
+    assert [trial.state.name for trial in trials].count("FAIL") == 1
+    assert 4 <= counted(trials) <= 5
+    [dead] = [
+        it for it in children(store, run_of("night")) if it.data.tags["optuna.state"] == "FAIL"
+    ]
+    assert dead.data.tags["pneumo.pid"] == str(victim)
+    assert dead.info.status == "FAILED"
+    assert any(trial.params["dropout"] == 0.25 for trial in trials if trial.state.name != "FAIL")
+
+
+def test_workers_leave_with_their_driver_and_the_study_goes_on(store):
+    process = start("tune", "--trials", "3", *NIGHT, "--epochs", "12", *SHORT[2:])
+    until(lambda: at_work(store, 2))
+    workers = processes(process.pid)
+    assert len(workers) == 2
+    process.kill()
+    process.communicate()
+    until(lambda: not any(map(lives, workers)))
+    assert not at_work(store)  # each has ended its trial
+    arguments = ["tune", "--trials", "3", *NIGHT, "--epochs", "12", *SHORT[2:]]
+    code, output, errors = run(*arguments)
+    assert code == 0, errors
+    assert "continuing study night: 0 trials are done" in output
+    trials = require_whole(store, "night")
+    assert [trial.state.name for trial in trials].count("FAIL") == 2
+    assert 3 <= counted(trials) <= 4
+    [study] = store.search_runs(["0"], "tags.`pneumo.kind` = 'study'")
+    assert study.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(("whom", "number"), [("group", signal.SIGINT), ("driver", signal.SIGTERM)])
+def test_an_interrupt_ends_all(store, whom, number):
+    long = ["--epochs", "1000", "--patience", "1000", *SHORT[2:]]
+    process = start("tune", *NIGHT, *long, start_new_session=True)
+    until(lambda: at_work(store, 2))
+    workers = processes(process.pid)
+    (os.killpg if whom == "group" else os.kill)(process.pid, number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "to continue, give the same command with -P study=night" in output
+    assert errors == "pneumo: interrupted; what was finished is kept\n"
+    assert not any(map(lives, workers))
+    trials = require_whole(store, "night")
+    assert {trial.user_attrs["error"] for trial in trials} == {"interrupted"}
+    assert {run.info.status for run in store.search_runs(["0"])} == {"KILLED"}
+
+
+def dies(trial, base):
+    """In a worker; the driver asks for the baseline alone."""
+    if multiprocessing.parent_process():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return TINY.suggest(trial, base)
+
+
+def fails(trial, base):
+    """In a worker, too."""
+    if multiprocessing.parent_process():
+        raise ValueError("of this kind")
+    return TINY.suggest(trial, base)
+
+
+def launched(sample, suggest) -> None:
+    """Two workers on a study whose search space is of this kind."""
+    plan = Plan(Experiment("tiny", BASE, suggest), sample, {})
+    with mlflow.start_run() as parent:
+        # the baseline is asked of the space too
+        study = begin(open_storage(), "night", Plan(TINY, sample, {}), parent.info.run_id)
+        Goal(4).set(study)
+        launch.launch(study, plan, 2)
+
+
+@pytest.mark.parametrize(
+    ("suggest", "reason"),
+    [
+        (dies, "3 workers have died without a trial done: look at what they said"),
+        (fails, r"3 trials in a row failed alike \(ValueError: of this kind\)"),
+    ],
+)
+def test_a_study_that_cannot_go_on_stops(store, sample, suggest, reason):
+    with pytest.raises(StudyStopped, match=reason):
+        launched(sample, suggest)
+
+
+def test_a_mistake_that_a_worker_finds_is_the_users(store, tmp_path):
+    (tmp_path / "words.h5").write_text("words")
+    flags = ["--experiment", "tune_mobilenet", "--weights", str(tmp_path / "words.h5")]
+    code, _, errors = run("tune", *NIGHT, *flags)
+    assert code == 2
+    assert errors.startswith("pneumo: ")
+    assert "does not fit mobilenet with alpha 0.25: it is no HDF5 file" in errors
+    assert "RUNNING" not in {run.info.status for run in store.search_runs(["0"])}
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    """A PostgreSQL for Optuna, and MLflow's server on another of its own."""
+    folder = tmp_path_factory.mktemp("servers")
+    with postgresql() as trials, postgresql() as runs, mlflow_server(runs, folder) as address:
+        yield trials, address
+
+
+@pytest.fixture
+def shared(servers, tmp_path, monkeypatch):
+    """What all machines of a study see: MLflow's client."""
+    trials, address = servers
+    with store_in(tmp_path, address) as client:
+        monkeypatch.setenv("PNEUMO_STORAGE", trials)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        yield client
+
+
+def test_a_worker_joins_from_elsewhere_and_leaves(shared, tmp_path, monkeypatch):
+    driver = start("tune", "--trials", "6", "--study", "joined", "--epochs", "25", *SHORT[2:])
+    until(lambda: at_work(shared))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    worker = start("worker", "--study", "joined", "--data", "sample")
+    until(lambda: len({it.data.tags["pneumo.pid"] for it in at_work(shared)}) == 2)
+    worker.send_signal(signal.SIGTERM)  # in the middle of a trial
+    told, errors = worker.communicate(timeout=60)
+    assert worker.returncode == 1, errors
+    assert told.startswith("joined study joined: ")
+    output, errors = driver.communicate(timeout=LIMIT)
+    assert driver.returncode == 0, errors
+    trials = require_whole(shared, "joined")
+    assert [trial.state.name for trial in trials].count("FAIL") == 1
+    assert counted(trials) == 6
+    workers = "tags.`pneumo.study` = 'joined' and tags.`pneumo.kind` = 'worker'"
+    [joined] = shared.search_runs(["0"], workers)
+    assert joined.info.status == "KILLED"
+    own = {"pneumo.kind", "pneumo.study", "pneumo.host", "pneumo.pid"}
+    assert set(tags(joined)) == SUBJECT | own
+    assert joined.data.tags["mlflow.parentRunId"] == run_of("joined")
+
+
+def test_what_fell_silent_elsewhere_is_ended_by_the_next(shared, sample, monkeypatch):
+    plan = Plan(load_experiment("tune"), sample, {"image_size": "32"})
+    with mlflow.start_run() as parent:
+        study = begin(open_storage(), "silent", plan, parent.info.run_id)
+        Goal(1).set(study)
+        worker = start("worker", "--study", "silent", "--data", "sample")
+        until(lambda: at_work(shared))
+        worker.kill()
+        worker.communicate()
+        monkeypatch.setattr("pneumo.study.GRACE", 1)
+        time.sleep(1.5)
+        search_trials(*find("silent", sample), StudyDisplay(1))
+    silent, done = require_whole(shared, "silent")
+    assert (silent.state.name, done.params) == ("FAIL", silent.params)  # the baseline again
+    failed = shared.search_runs(["0"], "tags.`pneumo.study` = 'silent' and status = 'FAILED'")
+    assert {it.data.tags["pneumo.kind"] for it in failed} == {"trial", "worker"}
+
+
+def test_who_may_not_join(store, folder, sample):
+    plan = Plan(load_experiment("tune"), sample, {"image_size": "32", "epochs": "1"})
+    tune(plan, trials=1, model_name="m", name="night")
+    code, _, errors = run("worker", "--study", "nacht", "--data", "sample")
+    assert code == 2
+    assert "study must be one of those in PNEUMO_STORAGE (night): got 'nacht'" in errors
+    next((folder / "train" / "NORMAL").iterdir()).unlink()
+    code, _, errors = run("worker", "--study", "night", "--data", str(folder))
+    assert code == 2
+    assert "study 'night' was begun with data_digest" in errors
+    code, output, _ = run("worker", "--study", "night", "--data", "sample")
+    assert code == 0
+    assert output == "study night needs no more trials: 1 are done\n"

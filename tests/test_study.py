@@ -146,6 +146,7 @@ def test_optuna_agrees_with_mlflow(study, client):
         "findings": study.findings,
     }
     assert facts == {
+        "goal": {"trials": 2, "deadline": None, "keep_models": None},
         "experiment": "tiny",
         "fixed": {},
         "epochs": 2,
@@ -332,7 +333,8 @@ def test_a_continued_study_stays_under_its_own_run(store, sample):
     assert sorted(kinds) == ["resume", "trial", "trial"]
     assert {run.info.status for run in store.search_runs(["0"])} == {"FINISHED"}
     resume = below[kinds.index("resume")]
-    assert set(tags(resume)) == {"pneumo.kind", "pneumo.study", *SUBJECT}
+    process = {"pneumo.host", "pneumo.pid"}
+    assert set(tags(resume)) == {"pneumo.kind", "pneumo.study", *SUBJECT, *process}
     assert resume.data.metrics == {}
     assert tags(store.get_run(study_id))["pneumo.kind"] == "study"
 

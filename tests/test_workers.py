@@ -97,10 +97,10 @@ def test_gpus_are_shared_out(monkeypatch):
 
 
 def test_two_workers(store):
-    code, output, errors = run("tune", "--trials", "5", *NIGHT, *SHORT)
+    code, output, errors = run("tune", "--trials", "4", *NIGHT, *SHORT)
     assert code == 0, errors
     trials = require_whole(store, "night")
-    assert 5 <= counted(trials) <= 6
+    assert 4 <= counted(trials) <= 5
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
     lines = [line for line in output.splitlines() if line.startswith("trial ")]
     assert len(lines) == len(trials)
@@ -115,10 +115,6 @@ def test_two_workers(store):
     assert "test_auc" in study.data.metrics
     challenger = store.get_model_version_by_alias("pneumonia-sample", "challenger")
     assert int(challenger.version) == 1
-    # the same command again finds nothing to do
-    code, output, errors = run("tune", "--trials", "5", *NIGHT, *SHORT)
-    assert code == 0, errors
-    assert len(require_whole(store, "night")) == len(trials)
 
 
 def run_of(name: str) -> str:
@@ -127,7 +123,7 @@ def run_of(name: str) -> str:
 
 
 def test_a_killed_worker_is_replaced(store):
-    process = start("tune", "--trials", "4", *NIGHT, "--epochs", "12", *SHORT[2:])
+    process = start("tune", "--trials", "3", *NIGHT, "--epochs", "12", *SHORT[2:])
     until(lambda: at_work(store, 2))
     victim = int(at_work(store)[0].data.tags["pneumo.pid"])
     assert victim in processes(process.pid)
@@ -137,7 +133,7 @@ def test_a_killed_worker_is_replaced(store):
     assert "has died (exit code -9)" in output
     trials = require_whole(store, "night")
     assert [trial.state.name for trial in trials].count("FAIL") == 1
-    assert 4 <= counted(trials) <= 5
+    assert 3 <= counted(trials) <= 4
     [dead] = [
         it for it in children(store, run_of("night")) if it.data.tags["optuna.state"] == "FAIL"
     ]
@@ -221,7 +217,8 @@ def test_a_study_that_cannot_go_on_stops(store, sample, suggest, reason):
 
 def test_a_mistake_that_a_worker_finds_is_the_users(store, tmp_path):
     (tmp_path / "words.h5").write_text("words")
-    flags = ["--experiment", "tune_mobilenet", "--weights", str(tmp_path / "words.h5")]
+    weights = ["--weights", str(tmp_path / "words.h5")]
+    flags = ["--experiment", "tune_mobilenet", "--image_size", "32", *weights]
     code, _, errors = run("tune", *NIGHT, *flags)
     assert code == 2
     assert errors.startswith("pneumo: ")

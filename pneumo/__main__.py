@@ -60,14 +60,17 @@ def _parser() -> Parser:
     _experiment(command, default="tune")
     _option(command, "trials", 20, "trials to complete or prune", _whole)
     _option(command, "workers", 1, "processes that search at the same time", _whole)
+    _option(command, "launcher", "local", "of the workers: local, or ray for a cluster", _launcher)
     _option(command, "study", "", "name of the study (default: made from the run's id)")
     _option(command, "timeout", "", "seconds after which no new trial starts", _whole)
+    _option(command, "trial_timeout", "", "seconds that a trial may take, or it fails", _whole)
     _option(command, "model_name", "", "registered model (default: pneumonia, or pneumonia-sample)")
     _option(command, "keep_models", "all", "all, or of how many of the best trials", _kept)
 
     command = _command(commands, "worker", worker, "join a study that is running elsewhere")
     command.add_argument("--study", required=True, metavar="VALUE", help="its name")
     _data(command, required=True)
+    _option(command, "workers", 1, "processes that search at the same time", _whole)
     _option(command, "weights", "", "path of the study's file of weights, if it has one")
 
     command = _command(commands, "train", train, "one Keras run of one experiment")
@@ -192,6 +195,12 @@ def _truth(text: str) -> bool:
     return text.lower() == "true"
 
 
+def _launcher(text: str) -> str:
+    if text not in ("local", "ray"):
+        raise argparse.ArgumentTypeError(f"must be local or ray: got '{text}'")
+    return text
+
+
 def _kept(text: str) -> int | str:
     return "all" if text.lower() == "all" else _whole(text)
 
@@ -228,13 +237,15 @@ def tune(options: argparse.Namespace) -> int:
     fixed = _overrides(options)
     base = experiment.base.override(fixed)  # a wrong value is said before the data is opened
     dataset = open_dataset(options.data, needs=("train", "test"))
-    if options.workers == 1:
+    if options.workers == 1 and options.launcher == "local":
         _require_fit(base)
-    from pneumo import tracking
+    from pneumo import cluster, tracking
     from pneumo import tune as studies
     from pneumo.study import Plan, StudyStopped
 
-    tracking.quiet()
+    if options.launcher == "ray":
+        cluster.require()
+    tracking.connect()
     default_name = "pneumonia-sample" if options.data == SAMPLE else "pneumonia"
     try:
         outcome = studies.tune(
@@ -245,6 +256,8 @@ def tune(options: argparse.Namespace) -> int:
             timeout=options.timeout or None,
             keep_models=None if options.keep_models == "all" else options.keep_models,
             workers=options.workers,
+            launcher=options.launcher,
+            trial_timeout=options.trial_timeout or None,
         )
     except StudyStopped as reason:
         print(f"pneumo: {reason}", file=sys.stderr)
@@ -259,24 +272,23 @@ def worker(options: argparse.Namespace) -> int:
 
     dataset = open_dataset(options.data, needs=("train", "test"))
     from pneumo import study as studies
-    from pneumo import tracking
-    from pneumo.console import StudyDisplay, say
+    from pneumo import tracking, tune
+    from pneumo.console import say
 
-    tracking.quiet()
+    tracking.connect()
     study, plan = studies.find(options.study, dataset, options.weights)
     goal, done = studies.Goal.of(study), studies.counted(study)
     if goal.reached(study):
         say(f"study {options.study} needs no more trials: {done} are done")
         return 0
-    _require_fit(plan.base)
-    from pneumo.work import search_trials
-
+    if options.workers == 1:
+        _require_fit(plan.base)
     tags = tracking.subject_tags(plan.experiment.name, dataset) | tracking.process_tags()
     tags |= {"pneumo.study": options.study, "mlflow.parentRunId": study.user_attrs["run_id"]}
     try:
-        with tracking.command_run("worker", tags), StudyDisplay(goal.trials) as display:
+        with tracking.command_run("worker", tags):
             say(f"joined study {options.study}: {done} trials are done")
-            search_trials(study, plan, display)
+            tune.search(study, plan, options.workers)
     except studies.StudyStopped as reason:
         print(f"pneumo: {reason}", file=sys.stderr)
         return 1
@@ -296,7 +308,7 @@ def train(options: argparse.Namespace) -> int:
     from pneumo.console import say, say_epoch
     from pneumo.trial import run_name, run_trial
 
-    tracking.quiet()
+    tracking.connect()
     tags = tracking.subject_tags(experiment.name, dataset)
     with tracking.command_run("train", tags) as run_id:
         images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
@@ -326,7 +338,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from pneumo import evidence, registry, tracking
     from pneumo.console import say
 
-    tracking.quiet()
+    tracking.connect()
     stored = registry.find(options.model)
     with evidence.evaluation_run(stored, dataset) as (run_id, images):
         found = evidence.examine(stored, images, options.split, options.sensitivity or None)
@@ -348,7 +360,7 @@ def promote(options: argparse.Namespace) -> int:
     from pneumo import promote as promotion
     from pneumo import tracking
 
-    tracking.quiet()
+    tracking.connect()
     if dataset is None:
         promotion.roll_back(options.model_name)
         return 0
@@ -372,7 +384,7 @@ def predict(options: argparse.Namespace) -> int:
     from pneumo import registry, tracking
     from pneumo.console import say
 
-    tracking.quiet()
+    tracking.connect()
     stored = registry.find(options.model)
     tags = {"pneumo.model": stored.title, "pneumo.data": Path(options.images).name}
     with tracking.command_run("predict", tags):
@@ -398,7 +410,7 @@ def explore(options: argparse.Namespace) -> int:
     from pneumo import explore as exploration
     from pneumo import tracking
 
-    tracking.quiet()
+    tracking.connect()
     exploration.explore(dataset)
     return 0
 
@@ -412,7 +424,7 @@ def prepare(options: argparse.Namespace) -> int:
     from pneumo import tracking
     from pneumo.console import say, table
 
-    tracking.quiet()
+    tracking.connect()
     with tracking.command_run("prepare", tracking.data_tags(dataset)):
         images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
         tracking.log_data(images)

@@ -89,6 +89,10 @@ class StudyDisplay:
         say(line)
         self._bar.update(self._task, completed=done)
 
+    def note(self, line: str) -> None:
+        """Prints any other line."""
+        say(line)
+
 
 @contextmanager
 def silenced_stderr() -> Iterator[None]:

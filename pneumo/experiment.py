@@ -1,8 +1,8 @@
 """The files of `experiments/`: one question each."""
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ class Experiment:
 
     `suggest(trial, base)` gives the config of an Optuna trial. `afterwards(stored, images)` is what
     `train` does in the end with the trained model, a `registry.Stored`, beyond what it does anyway;
-    the data must then have a test split.
+    the data must then have a test split. `resources`: what one of its trials takes of a Ray
+    cluster, as `num_cpus` and `num_gpus`.
     """
 
     name: str
     base: RunConfig
     suggest: Callable[[Any, RunConfig], RunConfig] | None
     afterwards: Callable[[Any, Any], None] | None = None
+    resources: Mapping[str, float] = field(default_factory=lambda: {"num_cpus": 1})
 
 
 def experiment_names() -> list[str]:
@@ -50,4 +52,6 @@ def load_experiment(name: str, searched: bool = False) -> Experiment:
             f"a study needs suggest(trial, base) in experiments/{name}.py, and there is none; "
             f"train it instead: python -m pneumo train --experiment {name}"
         )
-    return Experiment(name, module.BASE, suggest, getattr(module, "afterwards", None))
+    optional = {"afterwards": "afterwards", "resources": "RESOURCES"}
+    given = {field: getattr(module, it) for field, it in optional.items() if hasattr(module, it)}
+    return Experiment(name, module.BASE, suggest, **given)

@@ -4,12 +4,15 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import IO, Any
 
 import mlflow
 import optuna
@@ -18,9 +21,19 @@ from joblib import cpu_count
 from pneumo import interrupt, tracking
 from pneumo.console import StudyDisplay, import_tensorflow, say
 from pneumo.errors import Mistake
-from pneumo.study import Goal, Plan, StudyStopped, counted, join, take_over
+from pneumo.study import (
+    FAILURES_IN_A_ROW,
+    Goal,
+    Losses,
+    Plan,
+    StudyStopped,
+    end_dead,
+    join,
+    running,
+    settle,
+    take_over,
+)
 
-DEATHS = 3  # of workers without a trial done in between, after which something else is wrong
 PATIENCE = 30  # seconds that an interrupted worker has to end its trial
 
 
@@ -30,14 +43,17 @@ class Worker:
     Spawned: a process that is forked after TensorFlow has been imported hangs.
     """
 
-    def __init__(self, number: int, study: optuna.Study, plan: Plan, workers: int) -> None:
-        self.number = number
+    def __init__(
+        self, number: int, study: optuna.Study, plan: Plan, workers: int, folder: Path
+    ) -> None:
+        self.number, self._study = number, study
         self.pipe, theirs = multiprocessing.Pipe(duplex=False)
+        self._hung = folder / f"worker-{number}.txt"
+        self._hung.touch()
         environment = share_of(number, workers)
+        where = mlflow.get_tracking_uri(), environment, self._hung
         self.process: SpawnProcess = multiprocessing.get_context("spawn").Process(
-            target=_work,
-            args=(study.study_name, plan, mlflow.get_tracking_uri(), environment, theirs),
-            name=f"worker {number}",
+            target=_work, args=(study.study_name, plan, *where, theirs), name=f"worker {number}"
         )
         self.process.start()
         theirs.close()  # so that its death is the end of the pipe
@@ -45,9 +61,23 @@ class Worker:
     def has_died(self) -> bool:
         """Whether it has ended, which its pipe has said, in another way than it should; says so."""
         self.process.join()
-        if code := self.process.exitcode:
+        if trace := self._hung.read_text():
+            self._tell_of(trace)
+        elif code := self.process.exitcode:
             say(f"worker {self.number} has died (exit code {code})")
-        return bool(code)
+        return bool(self.process.exitcode)
+
+    def _tell_of(self, trace: str) -> None:
+        """Its trial was beyond the limit."""
+        said = f"not done after {Goal.of(self._study).trial_timeout} s, the limit"
+        process = [tracking.this_process()[0], self.process.pid]
+        late = [it for it in running(self._study) if it.user_attrs.get("process") == process]
+        end_dead(self._study)
+        settle(self._study)  # it has a run now, if it had none
+        for trial in late:
+            say(f"trial {trial.number:3d}  failed: {said}")
+            where = f"{said}; where each thread was:\n\n{trace}"
+            tracking.log_hang(self._study.user_attrs["run_id"], trial.number, where)
 
 
 def share_of(number: int, workers: int) -> dict[str, str]:
@@ -55,13 +85,17 @@ def share_of(number: int, workers: int) -> dict[str, str]:
 
     Its share of the cores, one at least; where there are GPUs, one of them.
     """
-    threads = str(max(1, cpu_count() // workers))
-    # The first is what joblib counts, and all that works in batches here
-    names = "LOKY_MAX_CPU_COUNT", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"
-    share = {name: threads for name in (*names, "TF_NUM_INTEROP_THREADS")}
+    share = threads(max(1, cpu_count() // workers))
     if found := gpus():
         share["CUDA_VISIBLE_DEVICES"] = found[number % len(found)]
     return share
+
+
+def threads(count: int) -> dict[str, str]:
+    """The variables of the environment that let a process compute with so many threads."""
+    # The first is what joblib counts, and all that works in batches here
+    names = "LOKY_MAX_CPU_COUNT", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"
+    return {name: str(count) for name in (*names, "TF_NUM_INTEROP_THREADS")}
 
 
 def gpus() -> list[str]:
@@ -76,61 +110,66 @@ def gpus() -> list[str]:
 def launch(study: optuna.Study, plan: Plan, workers: int) -> None:
     """Searches a study in that many processes until its goal is reached, and waits for them.
 
-    A worker that dies loses the trial that it was at, and is replaced. Raises `StudyStopped`
-    where one stops the study, or three die without a trial done, `Mistake` where one finds one.
+    A worker that dies, or is ended because its trial takes longer than the goal's `trial_timeout`,
+    loses that trial and is replaced. Raises `StudyStopped` where one stops the study, or three die
+    without a trial done, `Mistake` where one finds one.
     """
+    losses = Losses(study)
     # A stored model that was loaded here has put its own copy of the package before this one
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    crew = {number: Worker(number, study, plan, workers) for number in range(workers)}
-    deaths = _Deaths(study)
-    try:
-        with StudyDisplay(Goal.of(study).trials, workers) as display:
-            while crew:
-                speaking = wait([worker.pipe for worker in crew.values()])
-                for number in [it for it, worker in crew.items() if worker.pipe in speaking]:
-                    if _heard(crew[number], display) or not crew.pop(number).has_died():
-                        continue
+    with tempfile.TemporaryDirectory() as folder:
+        hire = partial(Worker, study=study, plan=plan, workers=workers, folder=Path(folder))
+        crew = {number: hire(number) for number in range(workers)}
+        try:
+            with StudyDisplay(Goal.of(study).trials, workers) as display:
+                for number in _deaths(crew, display):
                     take_over(study, plan)
-                    deaths.count()
+                    _require_hope(losses)
                     if not Goal.of(study).reached(study):
-                        crew[number] = Worker(number, study, plan, workers)
-    finally:
-        _dismiss(list(crew.values()))
+                        crew[number] = hire(number)
+        finally:
+            _dismiss(list(crew.values()))
 
 
-class _Deaths:
-    """Counts workers that die while no trial is done."""
+def _deaths(crew: dict[int, Worker], display: StudyDisplay) -> Iterator[int]:
+    """Passes on what workers say until all of them have ended; yields the number of each dead."""
+    while crew:
+        speaking = wait([worker.pipe for worker in crew.values()])
+        for number in [it for it, worker in crew.items() if worker.pipe in speaking]:
+            if not _heard(crew[number], display) and crew.pop(number).has_died():
+                yield number
 
-    def __init__(self, study: optuna.Study) -> None:
-        self._study, self._done, self._deaths = study, counted(study), 0
 
-    def count(self) -> None:
-        """One more; raises `StudyStopped` when there is no hope in replacing it."""
-        done = counted(self._study)
-        self._deaths = self._deaths + 1 if done == self._done else 1
-        self._done = done
-        if self._deaths == DEATHS:
-            raise StudyStopped(
-                f"{DEATHS} workers have died without a trial done: look at what they said, or "
-                "give fewer workers if the memory is too small"
-            )
+def _require_hope(losses: Losses) -> None:
+    if losses.too_many():
+        raise StudyStopped(
+            f"{FAILURES_IN_A_ROW} workers have died without a trial done: look at what they said, "
+            "or give fewer workers if the memory is too small"
+        )
 
 
 def _heard(worker: Worker, display: StudyDisplay) -> bool:
     """Passes on what a worker says; False where it says nothing more."""
     try:
-        what, *news = worker.pipe.recv()
+        hear(worker.pipe.recv(), display, worker.number)
     except (EOFError, OSError):
         return False
+    return True
+
+
+def hear(said: Sequence[Any], display: StudyDisplay, worker: int) -> None:
+    """Passes on what a worker has told by `Telling`; raises what has stopped it."""
+    what, *news = said
     if what == "epoch":
-        display.epoch(*news, worker=worker.number)
+        display.epoch(*news, worker=worker)
     elif what == "trial":
         display.trial(*news)
+    elif what == "note":
+        display.note(*news)
     elif what == "stopped":
         raise StudyStopped(*news)
     elif what == "mistake":
         raise Mistake(*news)
-    return True
 
 
 def _dismiss(crew: list[Worker]) -> None:
@@ -143,23 +182,32 @@ def _dismiss(crew: list[Worker]) -> None:
         worker.process.join()
 
 
-class _Telling:
-    """The display of a worker: what it hears goes to the driver."""
+class Telling:
+    """The display of a worker: what it hears goes to its driver, by `tell`."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+    def __init__(self, tell: Callable[[Sequence[Any]], None]) -> None:
+        self.tell = tell
 
     def epoch(self, trial: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """As `work.Display.epoch`."""
-        self._pipe.send(("epoch", trial, epoch, dict(metrics)))
+        self.tell(("epoch", trial, epoch, dict(metrics)))
 
     def trial(self, line: str, done: int) -> None:
         """As `work.Display.trial`."""
-        self._pipe.send(("trial", line, done))
+        self.tell(("trial", line, done))
+
+    def note(self, line: str) -> None:
+        """As `work.Display.note`."""
+        self.tell(("note", line))
 
 
 def _work(
-    name: str, plan: Plan, tracking_uri: str, environment: Mapping[str, str], pipe: Connection
+    name: str,
+    plan: Plan,
+    tracking_uri: str,
+    environment: Mapping[str, str],
+    hung: Path,
+    pipe: Connection,
 ) -> None:
     """What a worker's process does, from its start to its end."""
     os.environ.update(environment)
@@ -168,30 +216,37 @@ def _work(
     interrupt.install()
     threading.Thread(target=_leave_with_the_driver, daemon=True).start()
     code = 1
-    with suppress(KeyboardInterrupt, BrokenPipeError):  # the driver knows, or is no more
-        code = _search(name, plan, pipe)
+    # The driver knows of an interrupt, or is no more
+    with suppress(KeyboardInterrupt, BrokenPipeError), hung.open("w") as file:
+        code = work(lambda: (join(name, plan), plan), Telling(pipe.send), file)
     for number in (signal.SIGINT, signal.SIGTERM):  # it is leaving already
         signal.signal(number, signal.SIG_IGN)
     interrupt.leave(code)
 
 
-def _search(name: str, plan: Plan, pipe: Connection) -> int:
-    """Works on a study to its goal; returns the exit code, 1 where the driver is told why not."""
-    tracking.quiet()
+def work(
+    open_study: Callable[[], tuple[optuna.Study, Plan]], telling: Telling, hung: IO[str]
+) -> int:
+    """Searches a study to its goal; returns the exit code, 1 where the driver is told why not.
+
+    `hung`: see `work.search_trials`.
+    """
+    tracking.set_up()
     import_tensorflow()
     from pneumo.features import budget
     from pneumo.pretrained import pretrained
     from pneumo.work import search_trials
 
     try:
+        study, plan = open_study()
         pretrained(plan.base)  # else every trial would fail of the same mistake
         budget()
-        search_trials(join(name, plan), plan, _Telling(pipe))
+        search_trials(study, plan, telling, hung)
     except StudyStopped as reason:
-        pipe.send(("stopped", str(reason)))
+        telling.tell(("stopped", str(reason)))
         return 1
     except Mistake as mistake:
-        pipe.send(("mistake", str(mistake)))
+        telling.tell(("mistake", str(mistake)))
         return 1
     return 0
 

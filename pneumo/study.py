@@ -3,14 +3,20 @@
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, TypeVar
 
 import mlflow
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import MedianPruner
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event, make_url
+from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pneumo import tracking
 from pneumo.config import RunConfig
@@ -26,7 +32,12 @@ from pneumo.search import SAMPLER, ReseededTPE, Search, trial_seed
 # Set here though some are Optuna's defaults, which have changed between its versions
 PRUNER = {"n_startup_trials": 4, "n_warmup_steps": 2, "interval_steps": 1}
 
-HEARTBEAT, GRACE = 30, 120  # seconds
+# Seconds
+HEARTBEAT, GRACE = 30, 120
+OUTAGE = 120  # that a database may be away
+UNCLAIMED = 60  # that a trial may run while no process says that it is its own
+
+T = TypeVar("T")
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 FAILURES_IN_A_ROW = 3
@@ -107,33 +118,79 @@ class Plan:
         return search.baseline
 
 
-def open_storage() -> optuna.storages.RDBStorage:
+class _Storage(optuna.storages.RDBStorage):
+    """A beat that the database does not hear is missed; Optuna's own heart stops with it."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """As `optuna.storages.RDBStorage.record_heartbeat`."""
+        with suppress(StorageInternalError, SQLAlchemyError):
+            super().record_heartbeat(trial_id)
+
+
+def open_storage(patience: float = 0) -> optuna.storages.RDBStorage:
     """Optuna's database: `PNEUMO_STORAGE`, by default `sqlite:///optuna.db`.
 
     A database of several machines is told every `HEARTBEAT` seconds that a trial is alive; one that
-    has been silent for `GRACE` is ended as failed by whoever starts the next.
+    has been silent for `GRACE` is ended as failed by whoever starts the next. Such a database may
+    be away for `OUTAGE` seconds once it is open. Raises `Mistake` where it does not open within
+    `patience` seconds.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # failed trials are told by their lines
     url = os.environ.get("PNEUMO_STORAGE") or "sqlite:///optuna.db"
+    try:
+        return _insist(lambda: _open(url), SQLAlchemyError, patience)
+    except ArgumentError:
+        raise Mistake(
+            "PNEUMO_STORAGE must be the URL of a database, as postgresql://USER@HOST/DATABASE"
+        ) from None
+    except (SQLAlchemyError, ImportError) as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise Mistake(
+            "PNEUMO_STORAGE must name a database that can be opened: "
+            f"got {make_url(url).render_as_string(hide_password=True)} ({reason}); "
+            "start it, or correct the URL"
+        ) from None
+
+
+def _open(url: str) -> optuna.storages.RDBStorage:
     if url.startswith("sqlite"):  # of one machine, where a process that has died is known
         wait_for_lock = {"timeout": 60}  # seconds
         return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": wait_for_lock})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of heartbeats
-        return optuna.storages.RDBStorage(
+        storage = _Storage(
             url,
             engine_kwargs={"pool_pre_ping": True},  # one that a restart has cut is made anew
             heartbeat_interval=HEARTBEAT,
             grace_period=GRACE,
             heartbeat_stale_trial_callback=_end_silent,
         )
+    event.listen(storage.engine, "do_connect", _connect)
+    return storage
+
+
+def _connect(dialect: Dialect, _: Any, args: Any, options: Any) -> Any:
+    away = dialect.loaded_dbapi.OperationalError
+    return _insist(lambda: dialect.connect(*args, **options), away, OUTAGE)
+
+
+def _insist(call: Callable[[], T], failure: type[Exception], patience: float) -> T:
+    """What `call` returns, which is tried each second for `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return call()
+        except failure:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(1)
 
 
 def _end_silent(study: optuna.Study, trial: FrozenTrial) -> None:
     """Ends the MLflow run of a trial that fell silent; what was asked for is asked for again."""
-    tracking.end_trial(study.user_attrs["run_id"], trial.number)
     if asked := trial.system_attrs.get("fixed_params"):
         study.enqueue_trial(asked)
+    tracking.end_silent(study.user_attrs["run_id"], trial.number)
 
 
 def load(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.Study:
@@ -178,7 +235,7 @@ def find(name: str, dataset: Dataset, weights: str = "") -> tuple[optuna.Study, 
 
 def join(name: str, plan: Plan) -> optuna.Study:
     """The study of that name, which another process has begun, for one that works on it."""
-    return _existing(open_storage(), name, plan)
+    return _existing(open_storage(OUTAGE), name, plan)
 
 
 def begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: str) -> optuna.Study:
@@ -210,16 +267,51 @@ def begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: st
 
 
 def take_over(study: optuna.Study, plan: Plan) -> None:
-    """Ends what a dead process left running, and asks again for a baseline that was lost."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if tracking.process_is_gone(*trial.user_attrs.get("process", ("", 0))):
-            study.tell(trial.number, state=TrialState.FAIL)
-    tracking.end_abandoned_runs(study.user_attrs["run_id"])
+    """Ends what dead processes left running, and asks again for a baseline that was lost."""
+    end_dead(study)
+    settle(study)
     baseline = plan.baseline()
     trials = study.get_trials(deepcopy=False, states=(*COUNTED, TrialState.WAITING))
     if not any(it.state == TrialState.WAITING or it.params == baseline for it in trials):
         study.enqueue_trial(baseline)
     say(f"continuing study {study.study_name}: {counted(study)} trials are done")
+
+
+def running(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that run, whoever has them."""
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def end_dead(study: optuna.Study) -> None:
+    """Ends as failed, in Optuna, the trials of this machine's dead processes and of none."""
+    for trial in filter(_is_dead, running(study)):
+        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+
+def _is_dead(trial: FrozenTrial) -> bool:
+    if process := trial.user_attrs.get("process"):
+        return tracking.process_is_gone(*process)
+    return (datetime.now() - trial.datetime_start).total_seconds() > UNCLAIMED
+
+
+def settle(study: optuna.Study) -> None:
+    """Makes MLflow say of each trial that has ended what Optuna says of it."""
+    trials = study.get_trials(deepcopy=False)
+    ended = {trial.number: trial.state.name for trial in trials if trial.state.is_finished()}
+    tracking.settle(study.user_attrs["run_id"], ended)
+
+
+def await_others(study: optuna.Study) -> None:
+    """Waits until no trial runs; one whose process has died or fallen silent is ended."""
+    end_dead(study)
+    if running(study):
+        say("waiting for the trials that still run elsewhere")
+    while running(study):
+        time.sleep(2)
+        end_dead(study)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.storages.fail_stale_trials(study)
 
 
 def counted(study: optuna.Study) -> int:
@@ -232,12 +324,14 @@ class Goal:
     """How far a study is to be searched, which may be another each time that it is continued.
 
     `trials` counts complete and pruned ones; after `deadline`, seconds since 1970, no new one
-    starts; `keep_models`: of how many of the best trials the models are kept, None for all.
+    starts; `keep_models`: of how many of the best trials the models are kept, None for all;
+    `trial_timeout`: seconds after which a trial is ended with its process, and fails.
     """
 
     trials: int
     deadline: float | None = None
     keep_models: int | None = None
+    trial_timeout: int | None = None
 
     @classmethod
     def of(cls, study: optuna.Study) -> "Goal":
@@ -252,6 +346,20 @@ class Goal:
         """Whether no new trial is to start."""
         late = self.deadline is not None and time.time() >= self.deadline
         return late or counted(study) >= self.trials
+
+
+class Losses:
+    """Counts what is lost while no trial is done."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study, self._done, self._lost = study, counted(study), 0
+
+    def too_many(self) -> bool:
+        """One more; whether it is as many as `FAILURES_IN_A_ROW`, and going on has no hope."""
+        done = counted(self._study)
+        self._lost = self._lost + 1 if done == self._done else 1
+        self._done = done
+        return self._lost >= FAILURES_IN_A_ROW
 
 
 def repeated_failure(study: optuna.Study) -> str | None:

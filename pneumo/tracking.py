@@ -9,18 +9,19 @@ import socket
 import tempfile
 import traceback
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
+import requests
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Run
+from mlflow.entities import Run, RunStatus, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
@@ -32,6 +33,7 @@ from sqlalchemy import make_url
 from pneumo import figures
 from pneumo.config import RunConfig
 from pneumo.data.dataset import Dataset, Images
+from pneumo.errors import Mistake
 from pneumo.evaluate import Evaluation
 
 if TYPE_CHECKING:  # what only tracks must not wait for TensorFlow
@@ -59,18 +61,46 @@ SIGNATURE = ModelSignature(
 
 MODEL_ID = "pneumo.model_id"  # tag of a run: the model that it has held against a split
 
+OF_SUBJECT = {
+    *("pneumo.experiment", "pneumo.data", "pneumo.data_digest", "pneumo.synthetic"),
+    *("pneumo.patients", "pneumo.study"),
+}
+
+# Optuna's states of trials that have ended, and how their runs end
+STATUSES = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+
+MOST = 50_000  # runs that MLflow gives at once
+
 # The input contexts that MLflow's UI knows
 CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
 
 
-def quiet() -> None:
-    """No lines that a user can do nothing about: tables created, files copied, pip missing."""
+def set_up() -> None:
+    """MLflow as all commands need it: patient, and silent of what a user can do nothing about."""
+    # A server may be away for two minutes: 4 + 8 + 16 + 32 + 64 seconds between as many tries
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "6")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # we say it at the end
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Of each try that a server does not answer, and that it will be tried again
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*input example was not provided")
+
+
+def connect() -> None:
+    """As `set_up`; raises `Mistake` where MLflow's server does not answer."""
+    set_up()
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith("http"):
+        try:
+            requests.get(uri, timeout=30)
+        except requests.RequestException as error:
+            raise Mistake(
+                f"MLFLOW_TRACKING_URI must name a server that answers: {store()} does not "
+                f"({type(error).__name__}); start it, or correct the address"
+            ) from None
 
 
 def subject_tags(experiment: str, dataset: Dataset) -> dict[str, str]:
@@ -140,38 +170,87 @@ def process_is_gone(host: str, pid: int) -> bool:
     return False
 
 
-def end_abandoned_runs(study_run_id: str) -> None:
-    """Ends trials and workers of a study that are RUNNING in a process that has died: FAILED."""
-    for run in _running(study_run_id):
+def settle(study_run_id: str, ended: Mapping[int, str]) -> None:
+    """Makes the runs below a study's say what has become of what they stand for.
+
+    `ended`: number → Optuna's state of each trial that has ended. Of two runs of one trial, as an
+    answer that got lost makes them, the emptier goes; a failed trial without a run gets one.
+    Workers of this machine that have died are ended: FAILED.
+    """
+    client, runs = mlflow.MlflowClient(), defaultdict(list)
+    study = client.get_run(study_run_id)
+    for run in _below(study, ViewType.ALL):
         tags = run.data.tags
-        if "pneumo.pid" in tags and process_is_gone(tags["pneumo.host"], int(tags["pneumo.pid"])):
-            _end_as_failed(run)
+        if number := tags.get("optuna.trial_number"):
+            runs[int(number)].append(run)
+        elif not _ended(run) and process_is_gone(_host(run), int(tags.get("pneumo.pid", 0))):
+            client.set_terminated(run.info.run_id, "FAILED")
+    for number, state in ended.items():
+        found = [run for run in runs[number] if run.info.lifecycle_stage == "active"]
+        if not runs[number] and state == "FAIL":
+            found = [_late_run(study, number)]
+        *spare, own = sorted(found, key=lambda run: len(run.data.params)) or [None]
+        for run in spare:
+            client.delete_run(run.info.run_id)
+        if own and (own.data.tags.get("optuna.state"), _ended(own)) != (state, True):
+            _end_trial(own, state)
 
 
-def end_trial(study_run_id: str, number: int) -> None:
-    """Ends a study's trial that is RUNNING for MLflow, and whatever its process had: FAILED."""
-    running = _running(study_run_id)
+def _ended(run: Run) -> bool:
+    return RunStatus.is_terminated(RunStatus.from_string(run.info.status))
+
+
+def _late_run(study: Run, number: int) -> Run:
+    """The run of a trial that ended before it had one."""
+    tags = {name: it for name, it in study.data.tags.items() if name in OF_SUBJECT}
+    tags |= {"pneumo.kind": "trial", "optuna.trial_number": str(number)}
+    tags |= {"mlflow.parentRunId": study.info.run_id}
+    return mlflow.MlflowClient().create_run(
+        study.info.experiment_id, tags=tags, run_name=f"trial {number} · lost"
+    )
+
+
+def _end_trial(run: Run, state: str) -> None:
+    client = mlflow.MlflowClient()
+    client.set_tag(run.info.run_id, "optuna.state", state)
+    client.set_terminated(run.info.run_id, STATUSES[state])
+
+
+def end_silent(study_run_id: str, number: int) -> None:
+    """Ends a trial that is RUNNING for MLflow, and its machine's workers if it has no other one."""
+    client = mlflow.MlflowClient()
+    running = [run for run in _below(client.get_run(study_run_id)) if not _ended(run)]
     for trial in running:
         if trial.data.tags.get("optuna.trial_number") == str(number):
-            process = {key: trial.data.tags[key] for key in ("pneumo.host", "pneumo.pid")}
-            for run in running:
-                if process.items() <= run.data.tags.items():
-                    _end_as_failed(run)
+            _end_trial(trial, "FAIL")
+            running.remove(trial)
+            machine = [run for run in running if _host(run) == _host(trial)]
+            if all(run.data.tags["pneumo.kind"] == "worker" for run in machine):
+                for run in machine:
+                    client.set_terminated(run.info.run_id, "FAILED")
+            return
 
 
-def _running(study_run_id: str) -> list[Run]:
-    """What is RUNNING below a study's run."""
+def _host(run: Run) -> str:
+    return run.data.tags.get("pneumo.host", "")
+
+
+def log_hang(study_run_id: str, number: int, trace: str) -> None:
+    """Where a trial hung, as `traceback.txt` of its run."""
     client = mlflow.MlflowClient()
-    experiment = client.get_run(study_run_id).info.experiment_id
-    running = f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{study_run_id}'"
-    return client.search_runs([experiment], running)
+    for run in _below(client.get_run(study_run_id)):
+        if run.data.tags.get("optuna.trial_number") == str(number):
+            client.log_text(run.info.run_id, trace, "traceback.txt")
 
 
-def _end_as_failed(run: Run) -> None:
-    client = mlflow.MlflowClient()
-    if "optuna.trial_number" in run.data.tags:
-        client.set_tag(run.info.run_id, "optuna.state", "FAIL")
-    client.set_terminated(run.info.run_id, "FAILED")
+def _below(study: Run, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+    """The trials, the workers and the later processes of a study."""
+    return mlflow.MlflowClient().search_runs(
+        [study.info.experiment_id],
+        f"tags.`mlflow.parentRunId` = '{study.info.run_id}'",
+        run_view_type=view,
+        max_results=MOST,
+    )
 
 
 @contextmanager
@@ -208,23 +287,29 @@ def keras_run(
 def _ending_by_exception(
     run: mlflow.ActiveRun, pruned: type[Exception] | tuple[()] = (), states: bool = False
 ) -> Iterator[str]:
-    status, state = "FINISHED", "COMPLETE"
     try:
         yield run.info.run_id
-    except KeyboardInterrupt:
-        status, state = "KILLED", "FAIL"
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            ended = "KILLED", "FAIL"
+        else:
+            ended = ("KILLED", "PRUNED") if isinstance(error, pruned) else ("FAILED", "FAIL")
+        # Where the store is away, its own error is not what ended the run; `settle` ends it later
+        with suppress(MlflowException):
+            _end_active_run(*ended, states, trace="FAILED" in ended)
         raise
-    except pruned:
-        status, state = "KILLED", "PRUNED"
-        raise
-    except Exception:
-        status, state = "FAILED", "FAIL"
-        mlflow.log_text(traceback.format_exc(), "traceback.txt")
-        raise
-    finally:
+    else:
+        _end_active_run("FINISHED", "COMPLETE", states)
+
+
+def _end_active_run(status: str, state: str, states: bool, trace: bool = False) -> None:
+    try:
+        if trace:
+            mlflow.log_text(traceback.format_exc(), "traceback.txt")
         if states:
             mlflow.set_tag("optuna.state", state)
-        mlflow.end_run(status)
+    finally:
+        mlflow.end_run(status)  # the run is no longer the active one, whatever the store says
 
 
 def log_data(images: Images) -> None:
@@ -340,7 +425,7 @@ def count_states(trial: Run) -> dict[str, int]:
     runs = mlflow.MlflowClient().search_runs(
         [trial.info.experiment_id],
         f"tags.`mlflow.parentRunId` = '{parent}' and tags.`pneumo.kind` = 'trial'",
-        max_results=50_000,  # the most that MLflow gives at once
+        max_results=MOST,
     )
     return dict(
         Counter(run.data.tags["optuna.state"] for run in runs if "optuna.state" in run.data.tags)
@@ -407,8 +492,7 @@ def commit(run: Run) -> dict[str, str]:
 
 def store() -> str:
     """Where runs are kept, without its password."""
-    uri = mlflow.get_tracking_uri()
-    return uri if uri.startswith("http") else make_url(uri).render_as_string(hide_password=True)
+    return make_url(mlflow.get_tracking_uri()).render_as_string(hide_password=True)
 
 
 def page(run: Run) -> str:
@@ -418,8 +502,8 @@ def page(run: Run) -> str:
 
 def how_to_look(run_id: str) -> str:
     """The command that opens MLflow's UI on this store, and the address of a run in it."""
-    uri, address = mlflow.get_tracking_uri(), page(mlflow.get_run(run_id))
-    if uri.startswith("http"):
-        return f"look at it: {uri}/{address}"
-    server = f"mlflow ui --backend-store-uri {store()}"
+    where, address = store(), page(mlflow.get_run(run_id))
+    if where.startswith("http"):
+        return f"look at it: {where}/{address}"
+    server = f"mlflow ui --backend-store-uri {where}"
     return f"look at it: {server}, then http://127.0.0.1:5000/{address}"

@@ -1,22 +1,29 @@
 """A whole study: its search, its winner and its end."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import optuna
+from mlflow.exceptions import MlflowException
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
-from pneumo import launch, registry, tracking
+from pneumo import cluster, launch, registry, tracking
 from pneumo.console import StudyDisplay, import_tensorflow, say, table
 from pneumo.study import (
     Goal,
     Plan,
     StudyStopped,
+    await_others,
     begin,
     evict,
     last_value,
     load,
     open_storage,
+    settle,
     take_over,
 )
 
@@ -47,17 +54,22 @@ def tune(
     timeout: float | None = None,
     keep_models: int | None = None,
     workers: int = 1,
+    trial_timeout: int | None = None,
+    launcher: str = "local",
 ) -> Outcome:
     """A whole study: searches, scores the winner on test once, registers it as `@challenger`.
 
     A study that is there already under `name` is continued up to `trials` in total, under its
     own run. `trials` counts complete and pruned ones; after `timeout` seconds no new one starts.
     `keep_models`: of how many of the best trials the models are kept, of all of them by default.
-    `workers`: processes that search; 1 is this one.
+    `workers`: processes that search; 1 is this one, unless there is a `trial_timeout`, seconds
+    after which a trial is ended with its process. `launcher`: `ray` for `workers` tasks of a Ray
+    cluster instead.
     Without a `name` the study is called after the experiment and its run. Raises `Mistake`
     where a study of that name asks something else, and `StudyStopped` where there is no winner.
     """
-    goal = Goal(trials, time.time() + timeout if timeout else None, keep_models)
+    goal = Goal(trials, time.time() + timeout if timeout else None, keep_models, trial_timeout)
+    searching = partial(search, workers=workers, launcher=launcher)
     storage = open_storage()
     tags = tracking.subject_tags(plan.experiment.name, plan.dataset)
     if name in optuna.get_all_study_names(storage):
@@ -66,34 +78,51 @@ def tune(
         tags |= {"pneumo.study": name, "mlflow.parentRunId": run_id, **tracking.process_tags()}
         with tracking.command_run("resume", tags), tracking.reopened(run_id):
             take_over(study, plan)
-            return _search_and_crown(study, plan, goal, workers, model_name)
+            return _search_and_crown(study, plan, goal, searching, model_name)
     with tracking.command_run("study", tags) as run_id:
         study = begin(storage, name or f"{plan.experiment.name}-{run_id[:8]}", plan, run_id)
-        return _search_and_crown(study, plan, goal, workers, model_name)
+        return _search_and_crown(study, plan, goal, searching, model_name)
 
 
 def _search_and_crown(
-    study: optuna.Study, plan: Plan, goal: Goal, workers: int, model_name: str
+    study: optuna.Study,
+    plan: Plan,
+    goal: Goal,
+    searching: Callable[[optuna.Study, Plan], None],
+    model_name: str,
 ) -> Outcome:
     goal.set(study)
     try:
-        _search(study, plan, goal.trials, workers)
+        searching(study, plan)
+        await_others(study)
+        settle(study)
         if goal.keep_models:
             evict(study, goal.keep_models)
         return _crown(study, plan, model_name)
     except KeyboardInterrupt:
         say(f"to continue, give the same command with -P study={study.study_name}")
         raise
+    except (MlflowException, StorageInternalError, SQLAlchemyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise StudyStopped(
+            f"a store of the study has failed ({reason}); what was finished is kept: see that it "
+            f"answers, and give the same command with -P study={study.study_name}"
+        ) from error
 
 
-def _search(study: optuna.Study, plan: Plan, trials: int, workers: int) -> None:
-    if workers > 1:
+def search(study: optuna.Study, plan: Plan, workers: int = 1, launcher: str = "local") -> None:
+    """Runs trials until the study's goal is reached; `workers`, `launcher`: see `tune`."""
+    goal = Goal.of(study)
+    if launcher == "ray":
+        cluster.launch(study, plan, workers)
+        return
+    if workers > 1 or goal.trial_timeout:
         launch.launch(study, plan, workers)
         return
     import_tensorflow()
     from pneumo.work import search_trials
 
-    with StudyDisplay(trials) as display:
+    with StudyDisplay(goal.trials) as display:
         search_trials(study, plan, display)
 
 

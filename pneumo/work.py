@@ -1,9 +1,11 @@
 """What works on a study: one trial after the other, until there are enough."""
 
+import faulthandler
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import IO, Protocol
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -19,6 +21,7 @@ from pneumo.study import (
     evict,
     last_value,
     repeated_failure,
+    running,
 )
 from pneumo.train import EpochCallback
 from pneumo.trial import run_name, run_trial
@@ -33,34 +36,106 @@ class Display(Protocol):
     def trial(self, line: str, done: int) -> None:
         """A trial has ended, of which `line` tells; `done` counts those that count."""
 
+    def note(self, line: str) -> None:
+        """Something else to tell."""
 
-def search_trials(study: optuna.Study, plan: Plan, display: Display) -> None:
+
+def search_trials(
+    study: optuna.Study, plan: Plan, display: Display, hung: IO[str] | None = None
+) -> None:
     """Runs trials until the study's goal is reached; a failed one is replaced.
 
-    Raises `StudyStopped` after three failures of the same kind in a row.
+    When a store fails between two trials, the search goes on. With `hung`, an open file, the
+    goal's `trial_timeout` holds: beyond it a trial is ended, with this process, and the file tells
+    where it was. Raises `StudyStopped` after three failures of the same kind in a row.
     """
-    goal = Goal.of(study)
-    if goal.reached(study):
-        return
     gc.freeze()  # modules stay: the collection before each trial need not go through them
+    work = _Work(study, plan, display, hung)
+    failures = 0
+    while True:
+        try:
+            if failures:
+                work.settle()
+            return work.search()
+        except (StudyStopped, BrokenPipeError):
+            raise
+        except Exception as error:  # of a store: those of a trial stay with it
+            failures = failures + 1 if not work.ended else 1
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            if failures == FAILURES_IN_A_ROW:
+                raise StudyStopped(
+                    f"a store of the study has failed {failures} times without a trial between "
+                    f"({reason}); see that it answers, and give the same command again"
+                ) from error
+            display.note(f"a store of the study has failed, and the search goes on ({reason})")
 
-    def ended(study: optuna.Study, trial: FrozenTrial) -> None:
-        display.trial(_line(trial), counted(study))
-        if goal.keep_models:
-            evict(study, goal.keep_models, at_most=1)  # those beyond have gone before
-        if goal.reached(study) or repeated_failure(study):
+
+class _Work:
+    """A process's work on a study."""
+
+    def __init__(
+        self, study: optuna.Study, plan: Plan, display: Display, hung: IO[str] | None
+    ) -> None:
+        self._study, self._plan, self._display, self._hung = study, plan, display, hung
+        self._scores: dict[int, float] = {}
+        self.ended = 0  # trials since the search was begun or taken up
+
+    def search(self) -> None:
+        """Trials, until there are enough or there is no hope."""
+        self.ended = 0
+        self._goal = Goal.of(self._study)
+        if self._goal.reached(self._study):
+            return
+        self._study.optimize(
+            self._objective,
+            callbacks=[self._trial_ended],
+            catch=(Exception,),  # a failure gets no score, and the search goes on without it
+        )
+        if error := repeated_failure(self._study):
+            raise StudyStopped(
+                f"{FAILURES_IN_A_ROW} trials in a row failed alike ({error}); "
+                "the traceback is with their runs in MLflow: mend the cause and start again"
+            )
+
+    def settle(self) -> None:
+        """Ends what this process left running; what has its score already is complete."""
+        for trial in running(self._study):
+            if tuple(trial.user_attrs.get("process", ())) == tracking.this_process():
+                score = self._scores.get(trial.number)
+                state = TrialState.FAIL if score is None else TrialState.COMPLETE
+                self._study.tell(trial.number, score, state, skip_if_finished=True)
+
+    def _trial_ended(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self.ended += 1
+        self._display.trial(_line(trial), counted(study))
+        if keep := self._goal.keep_models:
+            evict(study, keep, at_most=1)  # those beyond have gone before
+        if self._goal.reached(study) or repeated_failure(study):
             study.stop()
 
-    study.optimize(
-        lambda trial: _objective(trial, plan, display),
-        callbacks=[ended],
-        catch=(Exception,),  # a failure gets no score, and the search goes on without it
-    )
-    if error := repeated_failure(study):
-        raise StudyStopped(
-            f"{FAILURES_IN_A_ROW} trials in a row failed alike ({error}); "
-            "the traceback is with their runs in MLflow: mend the cause and start again"
-        )
+    def _objective(self, trial: optuna.Trial) -> float:
+        limit = self._goal.trial_timeout if self._hung else None
+        with _at_most(limit, self._hung):
+            score = _objective(trial, self._plan, self._display)
+        self._scores = {trial.number: score}
+        return score
+
+
+@contextmanager
+def _at_most(seconds: int | None, file: IO[str] | None) -> Iterator[None]:
+    """Ends the process after so many seconds; the file then tells where each thread was.
+
+    The one who does it is a thread that Python does not run: a fit that holds Python's lock, or
+    hears no signal, cannot keep it from that.
+    """
+    if not seconds:
+        yield
+        return
+    faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _objective(trial: optuna.Trial, plan: Plan, display: Display) -> float:
@@ -109,7 +184,7 @@ def _pruning(trial: optuna.Trial, objective: str) -> EpochCallback:
 def _line(trial: FrozenTrial) -> str:
     """What a log says of a trial that has ended."""
     if trial.state == TrialState.FAIL:
-        return f"trial {trial.number:3d}  failed: {trial.user_attrs['error']}"
+        return f"trial {trial.number:3d}  failed: {trial.user_attrs.get('error', 'see its run')}"
     state = "pruned" if trial.state == TrialState.PRUNED else ""
     score = f"val AUC {last_value(trial):.4f} {state:6}"
     took = f"{trial.duration.seconds:4d} s"

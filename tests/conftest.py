@@ -90,7 +90,7 @@ def store_in(folder: Path, tracking_uri: str = "") -> Iterator:
 
     from pneumo import tracking
 
-    tracking.quiet()
+    tracking.set_up()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")

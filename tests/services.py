@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -33,9 +33,65 @@ def _programs_of_postgresql() -> Path:
     pytest.skip("needs PostgreSQL's server: apt install postgresql")
 
 
+class Server:
+    """A server at an address, which can be killed and started again there, with all it had."""
+
+    def __init__(
+        self, address: str, command: list, answers: Callable[[str], None], **options
+    ) -> None:
+        self.address, self._command, self._answers = address, command, answers
+        self._options = options
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        self._process = subprocess.Popen(
+            self._command,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+            **self._options,
+        )
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._answers(self.address)
+            except (psycopg.OperationalError, requests.RequestException):
+                assert self._process.poll() is None, "the server has ended"
+                assert time.monotonic() < deadline, "the server does not answer"
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        """Ends it at once, with all that it has started."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> None:
+        """Ends it as it wants to be ended."""
+        with suppress(ProcessLookupError):  # it may have ended by itself
+            os.killpg(self._process.pid, signal.SIGINT)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    @contextmanager
+    def running(self) -> Iterator["Server"]:
+        """Started, and stopped at the end; what it said is printed where something goes wrong."""
+        with tempfile.TemporaryFile("w+") as self._log:
+            try:
+                self.start()
+                yield self
+            except BaseException:
+                self._log.seek(0)
+                print(self._log.read())
+                raise
+            finally:
+                self.stop()
+
+
 @contextmanager
-def postgresql() -> Iterator[str]:
-    """An empty database of its own; yields its URL."""
+def postgresql() -> Iterator[Server]:
+    """An empty database of its own, at its URL."""
     programs = _programs_of_postgresql()
     # It refuses to run as root, so that its files are another user's and lie where that one can go
     other = {"user": "postgres"} if os.geteuid() == 0 else {}
@@ -45,82 +101,37 @@ def postgresql() -> Iterator[str]:
     initialise = [programs / "initdb", "-D", folder / "data", "-U", "pneumo", "-A", "trust"]
     subprocess.run(initialise, check=True, capture_output=True, **other)
     options = ["-p", str(port), "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
-    server = subprocess.Popen(
-        [programs / "postgres", "-D", folder / "data", *options],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        **other,
-    )
+    command = [programs / "postgres", "-D", folder / "data", *options]
     url = f"postgresql://pneumo@127.0.0.1:{port}/postgres"
     try:
-        _until(server, lambda: psycopg.connect(url).close(), psycopg.OperationalError)
-        yield url
+        with Server(
+            url, command, lambda url: psycopg.connect(url).close(), **other
+        ).running() as it:
+            yield it
     finally:
-        _end(server)
         shutil.rmtree(folder)
 
 
-@contextmanager
-def mlflow_server(store: str, artifacts: Path) -> Iterator[str]:
-    """`mlflow server` with its artifact proxy; yields its address."""
+def mlflow_server(store: str, artifacts: Path, workers: int = 1) -> AbstractContextManager[Server]:
+    """`mlflow server` with its artifact proxy."""
     port = free_port()
     where = ["--backend-store-uri", store, "--artifacts-destination", str(artifacts)]
     command = [sys.executable, "-m", "mlflow", "server", *where]
-    with _serving([*command, "--port", str(port), "--workers", "1"], port) as address:
-        yield address
+    command += ["--port", str(port), "--workers", str(workers)]
+    # Its own job queue, of which nothing here makes use, would take a third of a core
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return Server(f"http://127.0.0.1:{port}", command, _healthy, env=environment).running()
 
 
-@contextmanager
-def model_server(python: Path, model: str, folder: Path) -> Iterator[str]:
-    """`mlflow models serve` by another environment's Python; yields its address."""
+def model_server(python: Path, model: str, folder: Path) -> AbstractContextManager[Server]:
+    """`mlflow models serve` by another environment's Python."""
     port = free_port()
     command = [str(python), "-m", "mlflow", "models", "serve", "-m", model, "-p", str(port)]
     environment = {**os.environ, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
-    options = {"cwd": folder, "env": environment}
-    with _serving([*command, "--env-manager", "local"], port, **options) as address:
-        yield address
-
-
-@contextmanager
-def _serving(command: list[str], port: int, **options) -> Iterator[str]:
+    command += ["--env-manager", "local"]
     address = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryFile("w+") as log:
-        server = subprocess.Popen(
-            command, stdout=log, stderr=log, start_new_session=True, **options
-        )
-        try:
-            _until(
-                server,
-                lambda: requests.get(f"{address}/health", timeout=5).raise_for_status(),
-                requests.RequestException,
-            )
-            yield address
-        except BaseException:
-            log.seek(0)
-            print(log.read())
-            raise
-        finally:
-            _end(server)
+    return Server(address, command, _healthy, cwd=folder, env=environment).running()
 
 
-def _until(server: subprocess.Popen, answers, not_yet: type[Exception]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return answers()
-        except not_yet:
-            assert server.poll() is None, "the server has ended"
-            assert time.monotonic() < deadline, "the server does not answer"
-            time.sleep(0.2)
-
-
-def _end(server: subprocess.Popen) -> None:
-    """Ends it with all that it has started."""
-    with suppress(ProcessLookupError):  # it may have ended by itself
-        os.killpg(server.pid, signal.SIGINT)
-    try:
-        server.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+def _healthy(address: str) -> None:
+    requests.get(f"{address}/health", timeout=5).raise_for_status()

@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 
 import mlflow
 import optuna
@@ -14,6 +15,8 @@ from pneumo.study import Plan
 from pneumo.tune import Outcome, tune
 
 BASE = RunConfig(image_size=32, epochs=2, dense_widths=(32,))
+SMALL = ["--image_size", "32", "--dense_widths", "32"]  # the flags of a network as small
+LIMIT = 120  # seconds that anything may take
 TINY = Experiment("tiny", BASE, load_experiment("tune").suggest)
 
 SUBJECT = {"pneumo.experiment", "pneumo.data", "pneumo.data_digest", "pneumo.synthetic"}
@@ -92,3 +95,26 @@ def require_whole(client, name: str) -> list[optuna.trial.FrozenTrial]:
     below = client.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert "RUNNING" not in {run.info.status for run in below}
     return study.trials
+
+
+def until(true) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def at_work(store, count: int = 1) -> list:
+    """The trials that are RUNNING and have an epoch behind them, if there are as many."""
+    filters = "tags.`pneumo.kind` = 'trial' and metrics.`epoch/val_auc` > 0"
+    found = store.search_runs(["0"], f"attributes.status = 'RUNNING' and {filters}")
+    return found if len(found) >= count else []
+
+
+def counted(trials) -> int:
+    return sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials)
+
+
+def run_of(name: str) -> str:
+    study = optuna.load_study(study_name=name, storage=os.environ["PNEUMO_STORAGE"])
+    return study.user_attrs["run_id"]

@@ -14,7 +14,13 @@ from tests.conftest import ROOT
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text())
 OTHERS = {"trials": "7", "workers": "7", "timeout": "7", "split": "val", "sensitivity": "0.9"}
-OTHERS |= {"keep_models": "7", "margin": "0.5", "rollback": "True", "explain": "True"}
+OTHERS |= {
+    "keep_models": "7",
+    "margin": "0.5",
+    "rollback": "True",
+    "explain": "True",
+    "launcher": "ray",
+}
 REQUIRED = "given"  # stands for a parameter without a default
 README = (ROOT / "README.md").read_text()
 

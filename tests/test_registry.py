@@ -24,18 +24,14 @@ pytestmark = pytest.mark.slow
 ALIASES = ("challenger", "champion", "previous")
 
 
-@pytest.fixture(scope="module", params=["sqlite", "server"])
-def client(request, tmp_path_factory, cache):
-    """MLflow's client: of a file, or of a server with PostgreSQL and its artifact proxy."""
-    folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "sqlite":
-        with store_in(folder) as client:
-            yield client
-        return
+@pytest.fixture(scope="module")
+def client(tmp_path_factory, cache):
+    """MLflow's client, of a server with PostgreSQL and its artifact proxy."""
+    folder = tmp_path_factory.mktemp("server")
     with (
         postgresql() as database,
-        mlflow_server(database, folder / "artifacts") as address,
-        store_in(folder, address) as client,
+        mlflow_server(database.address, folder / "artifacts") as server,
+        store_in(folder, server.address) as client,
     ):
         yield client
 

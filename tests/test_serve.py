@@ -80,8 +80,8 @@ def expected(stores, real_archive) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def address(own_environment, expected, tmp_path_factory):
-    with model_server(own_environment, MODEL, tmp_path_factory.mktemp("elsewhere")) as address:
-        yield address
+    with model_server(own_environment, MODEL, tmp_path_factory.mktemp("elsewhere")) as server:
+        yield server.address
 
 
 @pytest.mark.slow

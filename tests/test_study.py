@@ -146,7 +146,7 @@ def test_optuna_agrees_with_mlflow(study, client):
         "findings": study.findings,
     }
     assert facts == {
-        "goal": {"trials": 2, "deadline": None, "keep_models": None},
+        "goal": {"trials": 2, "deadline": None, "keep_models": None, "trial_timeout": None},
         "experiment": "tiny",
         "fixed": {},
         "epochs": 2,

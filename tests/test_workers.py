@@ -1,43 +1,39 @@
 """Several processes on one study: what they leave, and that none of them is needed."""
 
-import gc
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
-import warnings
 from contextlib import suppress
 from pathlib import Path
 
 import mlflow
-import optuna
 import pytest
 
 from pneumo import launch
-from pneumo.console import StudyDisplay
 from pneumo.experiment import Experiment, load_experiment
-from pneumo.study import Goal, Plan, StudyStopped, begin, find, open_storage
+from pneumo.study import Goal, Plan, StudyStopped, begin, open_storage
 from pneumo.tune import tune
-from pneumo.work import search_trials
-from tests.conftest import ROOT, store_in
-from tests.services import mlflow_server, postgresql
-from tests.studies import BASE, SUBJECT, TINY, children, require_whole, tags
+from tests.conftest import ROOT
+from tests.studies import (
+    BASE,
+    LIMIT,
+    SMALL,
+    TINY,
+    at_work,
+    children,
+    counted,
+    require_whole,
+    run_of,
+    until,
+)
 from tests.test_command_line import run, start
 
 pytestmark = pytest.mark.slow
 
-SHORT = ["--epochs", "3", "--image_size", "32", "--dense_widths", "32"]
+SHORT = ["--epochs", "3", *SMALL]
 NIGHT = ["--study", "night", "--workers", "2"]
-LIMIT = 120  # seconds that anything may take
-
-
-def until(true) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def processes(parent: int) -> list[int]:
@@ -56,17 +52,6 @@ def lives(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
-
-
-def at_work(store, count: int = 1) -> list:
-    """The trials that are RUNNING and have an epoch behind them, if there are as many."""
-    filters = "tags.`pneumo.kind` = 'trial' and metrics.`epoch/val_auc` > 0"
-    found = store.search_runs(["0"], f"attributes.status = 'RUNNING' and {filters}")
-    return found if len(found) >= count else []
-
-
-def counted(trials) -> int:
-    return sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials)
 
 
 def test_the_driver_needs_no_tensorflow():
@@ -117,13 +102,8 @@ def test_two_workers(store):
     assert int(challenger.version) == 1
 
 
-def run_of(name: str) -> str:
-    study = optuna.load_study(study_name=name, storage=os.environ["PNEUMO_STORAGE"])
-    return study.user_attrs["run_id"]
-
-
 def test_a_killed_worker_is_replaced(store):
-    process = start("tune", "--trials", "3", *NIGHT, "--epochs", "12", *SHORT[2:])
+    process = start("tune", "--trials", "3", *NIGHT, "--epochs", "12", *SMALL)
     until(lambda: at_work(store, 2))
     victim = int(at_work(store)[0].data.tags["pneumo.pid"])
     assert victim in processes(process.pid)
@@ -143,7 +123,7 @@ def test_a_killed_worker_is_replaced(store):
 
 
 def test_workers_leave_with_their_driver_and_the_study_goes_on(store):
-    process = start("tune", "--trials", "3", *NIGHT, "--epochs", "12", *SHORT[2:])
+    process = start("tune", "--trials", "3", *NIGHT, "--epochs", "12", *SMALL)
     until(lambda: at_work(store, 2))
     workers = processes(process.pid)
     assert len(workers) == 2
@@ -151,7 +131,7 @@ def test_workers_leave_with_their_driver_and_the_study_goes_on(store):
     process.communicate()
     until(lambda: not any(map(lives, workers)))
     assert not at_work(store)  # each has ended its trial
-    arguments = ["tune", "--trials", "3", *NIGHT, "--epochs", "12", *SHORT[2:]]
+    arguments = ["tune", "--trials", "3", *NIGHT, "--epochs", "12", *SMALL]
     code, output, errors = run(*arguments)
     assert code == 0, errors
     assert "continuing study night: 0 trials are done" in output
@@ -164,7 +144,7 @@ def test_workers_leave_with_their_driver_and_the_study_goes_on(store):
 
 @pytest.mark.parametrize(("whom", "number"), [("group", signal.SIGINT), ("driver", signal.SIGTERM)])
 def test_an_interrupt_ends_all(store, whom, number):
-    long = ["--epochs", "1000", "--patience", "1000", *SHORT[2:]]
+    long = ["--epochs", "1000", "--patience", "1000", *SMALL]
     process = start("tune", *NIGHT, *long, start_new_session=True)
     until(lambda: at_work(store, 2))
     workers = processes(process.pid)
@@ -224,69 +204,6 @@ def test_a_mistake_that_a_worker_finds_is_the_users(store, tmp_path):
     assert errors.startswith("pneumo: ")
     assert "does not fit mobilenet with alpha 0.25: it is no HDF5 file" in errors
     assert "RUNNING" not in {run.info.status for run in store.search_runs(["0"])}
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory):
-    """A PostgreSQL for Optuna, and MLflow's server on another of its own."""
-    folder = tmp_path_factory.mktemp("servers")
-    with postgresql() as trials, postgresql() as runs, mlflow_server(runs, folder) as address:
-        yield trials, address
-
-
-@pytest.fixture
-def shared(servers, tmp_path, monkeypatch):
-    """What all machines of a study see: MLflow's client."""
-    trials, address = servers
-    with store_in(tmp_path, address) as client:
-        monkeypatch.setenv("PNEUMO_STORAGE", trials)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        yield client
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # Optuna closes no connection itself
-        gc.collect()
-
-
-def test_a_worker_joins_from_elsewhere_and_leaves(shared, tmp_path, monkeypatch):
-    driver = start("tune", "--trials", "6", "--study", "joined", "--epochs", "25", *SHORT[2:])
-    until(lambda: at_work(shared))
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    worker = start("worker", "--study", "joined", "--data", "sample")
-    until(lambda: len({it.data.tags["pneumo.pid"] for it in at_work(shared)}) == 2)
-    worker.send_signal(signal.SIGTERM)  # in the middle of a trial
-    told, errors = worker.communicate(timeout=60)
-    assert worker.returncode == 1, errors
-    assert told.startswith("joined study joined: ")
-    output, errors = driver.communicate(timeout=LIMIT)
-    assert driver.returncode == 0, errors
-    trials = require_whole(shared, "joined")
-    assert [trial.state.name for trial in trials].count("FAIL") == 1
-    assert counted(trials) == 6
-    workers = "tags.`pneumo.study` = 'joined' and tags.`pneumo.kind` = 'worker'"
-    [joined] = shared.search_runs(["0"], workers)
-    assert joined.info.status == "KILLED"
-    own = {"pneumo.kind", "pneumo.study", "pneumo.host", "pneumo.pid"}
-    assert set(tags(joined)) == SUBJECT | own
-    assert joined.data.tags["mlflow.parentRunId"] == run_of("joined")
-
-
-def test_what_fell_silent_elsewhere_is_ended_by_the_next(shared, sample, monkeypatch):
-    plan = Plan(load_experiment("tune"), sample, {"image_size": "32"})
-    with mlflow.start_run() as parent:
-        study = begin(open_storage(), "silent", plan, parent.info.run_id)
-        Goal(1).set(study)
-        worker = start("worker", "--study", "silent", "--data", "sample")
-        until(lambda: at_work(shared))
-        worker.kill()
-        worker.communicate()
-        monkeypatch.setattr("pneumo.study.GRACE", 1)
-        time.sleep(1.5)
-        search_trials(*find("silent", sample), StudyDisplay(1))
-    silent, done = require_whole(shared, "silent")
-    assert (silent.state.name, done.params) == ("FAIL", silent.params)  # the baseline again
-    failed = shared.search_runs(["0"], "tags.`pneumo.study` = 'silent' and status = 'FAILED'")
-    assert {it.data.tags["pneumo.kind"] for it in failed} == {"trial", "worker"}
 
 
 def test_who_may_not_join(store, folder, sample):

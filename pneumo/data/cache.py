@@ -1,5 +1,6 @@
 """What is made once and kept: folders that appear whole or not at all."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -7,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from pneumo.errors import Mistake
 
 DRAFT = ".draft"
 
@@ -23,7 +26,8 @@ def keep(
 
     What `whole(folder)` denies is built again. It is built beside its place and renamed, so that
     a killed or failed build leaves nothing that is later believed. Of several processes that ask
-    for the same folder at once, one builds and the others wait.
+    for the same folder at once, one builds and the others wait. Raises `Mistake` where the disk
+    is full.
     """
     folder = place(name)
     with lock(name) as held:
@@ -36,6 +40,13 @@ def keep(
             try:
                 build(draft)
                 draft.rename(folder)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise Mistake(
+                    f"the cache needs more disk than is free at {place('')} ({error.strerror} for "
+                    f"{name.partition('/')[0]}): free some, or set PNEUMO_CACHE to a larger disk"
+                ) from None
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         Path(held.lock_file).unlink(missing_ok=True)  # who waits for it will find the folder whole

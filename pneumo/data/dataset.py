@@ -51,11 +51,13 @@ class Split:
 class Dataset:
     """A data set, indexed and split, whose pixels are decoded when first asked for.
 
-    `name` is what the user gave, without its folders; `digest` names its content;
+    `source` is what the user gave, a path made absolute, and `name` that without its folders;
+    `digest` names its content;
     `root` is the folder that was given or unpacked; `base`, in it, the one that the rows' paths
     start from.
     """
 
+    source: str
     name: str
     digest: str
     synthetic: bool
@@ -158,6 +160,7 @@ def open_dataset(data: str, needs: tuple[str, ...] = ("train",)) -> Dataset:
     for split in sorted({*needs, *rows["split"]}):
         _require_both_classes(rows, split, base)
     return Dataset(
+        source=data if data == name else str(Path(data).expanduser().absolute()),
         name=name,
         digest=index.digest(rows),
         synthetic=data == SAMPLE,

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -69,9 +70,11 @@ def load(
 
 
 def _fill(folder: Path, files: list[Path], size: int, resize: str) -> None:
-    pixels = np.lib.format.open_memmap(
-        folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=(len(files), size, size)
-    )
+    file = folder / "pixels.npy"
+    shape = len(files), size, size
+    pixels = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+    with file.open("r+b") as whole:  # on a full disk, writing to a map would kill the process
+        os.posix_fallocate(whole.fileno(), 0, file.stat().st_size)
 
     def fill(position: int) -> str | None:
         try:

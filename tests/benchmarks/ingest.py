@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True)
     options = parser.parse_args()
-    tracking.quiet()
+    tracking.set_up()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "images"
         enlarge(open_dataset(options.data), folder)

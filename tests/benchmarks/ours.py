@@ -68,7 +68,7 @@ def main() -> None:
             memory.append(anonymous_memory())
 
     work.run_trial = watched
-    tracking.quiet()
+    tracking.set_up()
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         mlflow.create_experiment("benchmark", f"{folder}/artifacts")

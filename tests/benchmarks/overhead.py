@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=15, help="of the real fits")
     parser.add_argument("--stubs", type=int, default=500, help="trials with a stub fit")
     options = parser.parse_args()
-    tracking.quiet()
+    tracking.set_up()
     studies.PRUNER["n_warmup_steps"] = CONFIG.epochs + 1  # all trials do the same work
     images = open_dataset("sample").decode(CONFIG.image_size, 0)
     with tempfile.TemporaryDirectory() as folder:

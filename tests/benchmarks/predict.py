@@ -135,8 +135,8 @@ def main() -> None:
         fast, colour, grey = (median(times) for times in zip(*runs, strict=True))
         image = next(folder.rglob("*.jpeg"))
         sizes = {files: memory(files, image, Path(place)) for files in (10, 10_000)}
-        with model_server(Path(sys.executable), MODEL, Path(place)) as address:
-            times = {it: latencies(address, it, image.read_bytes()) for it in (1, 8)}
+        with model_server(Path(sys.executable), MODEL, Path(place)) as server:
+            times = {it: latencies(server.address, it, image.read_bytes()) for it in (1, 8)}
     print(f"predict: {COUNT / fast:.0f} images/s")
     for name, slow in (("Keras", colour), ("Keras, grey", grey)):
         print(f"{name}: {COUNT / slow:.0f} images/s, ratio {slow / fast:.2f}")

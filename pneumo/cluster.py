@@ -1,0 +1,156 @@
+"""The workers of a study as tasks of a Ray cluster, where Ray is installed.
+
+Placement, retries and autoscaling are Ray's. What a task finds is as on any other machine: the
+study in PostgreSQL, the runs on MLflow's server, the data under their path, a cache of the node.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+
+from pneumo import interrupt
+from pneumo.console import StudyDisplay, say
+from pneumo.data.dataset import open_dataset
+from pneumo.errors import Mistake
+from pneumo.launch import PATIENCE, Telling, hear, threads, work
+from pneumo.study import FAILURES_IN_A_ROW, Goal, Plan, StudyStopped, end_dead, find
+
+PROJECT = Path(__file__).parent.parent
+
+
+def require() -> None:
+    """Raises `Mistake` where a study cannot be given to a cluster."""
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise Mistake(
+            "launcher=ray needs Ray, which is an extra: put the line of it in conda.yaml to use, "
+            "here and on the cluster, or leave launcher as it is"
+        ) from None
+    for name, uri, wanted in (
+        ("PNEUMO_STORAGE", os.environ.get("PNEUMO_STORAGE", ""), "postgresql"),
+        ("MLFLOW_TRACKING_URI", mlflow.get_tracking_uri(), "http"),
+    ):
+        if not uri.startswith(wanted):
+            raise Mistake(
+                f"launcher=ray needs {name} at a server that the whole cluster can reach, "
+                f"{wanted}://…: got {uri.partition('@')[2] or uri or 'none'}"
+            )
+
+
+def launch(study: optuna.Study, plan: Plan, workers: int) -> None:
+    """Searches a study in so many tasks of the cluster until its goal is reached.
+
+    Each has the resources that the experiment asks for. A task that dies loses the trial that it
+    was at, and Ray starts it again, a few times. Raises what `launch.launch` raises, and `Mistake`
+    where there is no cluster.
+    """
+    import ray
+    from ray.util.queue import Queue
+
+    with _connected():
+        news = Queue(actor_options={"num_cpus": 0})
+        task = ray.remote(_work).options(
+            name=f"pneumo {study.study_name}",
+            max_retries=FAILURES_IN_A_ROW,
+            max_calls=1,  # its process, with what TensorFlow holds of a GPU, ends with it
+            **plan.experiment.resources,
+        )
+        weights = plan.base.weights if ":" in plan.base.as_text()["weights"] else ""
+        cores = max(1, int(plan.experiment.resources.get("num_cpus", 1)))
+        stores = os.environ["PNEUMO_STORAGE"], mlflow.get_tracking_uri()
+        what = study.study_name, plan.dataset.source, weights, cores, *stores, news
+        crew = {task.remote(number, *what): number for number in range(workers)}
+        try:
+            _follow(crew, news, study, workers)
+        finally:
+            _dismiss(list(crew))
+            news.shutdown()
+    if not Goal.of(study).reached(study):
+        raise StudyStopped(
+            "all workers have died, whenever Ray started them again: look at what they said"
+        )
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """The cluster, whose nodes get this project's code and nothing else that lies beside it."""
+    import ray
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("pneumo", "experiments"):
+            without = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(PROJECT / name, Path(folder) / name, ignore=without)
+        address = os.environ.get("RAY_ADDRESS") or "auto"
+        try:
+            ray.init(address, runtime_env={"working_dir": folder}, logging_level="ERROR")
+        except ConnectionError:
+            raise Mistake(
+                f"launcher=ray needs a cluster that runs, and there is none at '{address}': start "
+                "one (ray start --head), or set RAY_ADDRESS"
+            ) from None
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _follow(crew: dict[Any, int], news: Any, study: optuna.Study, workers: int) -> None:
+    """Passes on what the tasks say until all of them have ended, which leave `crew`."""
+    import ray
+
+    with StudyDisplay(Goal.of(study).trials, workers) as display:
+        while crew:
+            ended, _ = ray.wait(list(crew), timeout=0.5)
+            for number, said in news.get_nowait_batch(news.qsize()):
+                hear(said, display, number)
+            for task in ended:
+                number = crew.pop(task)
+                try:
+                    ray.get(task)
+                except ray.exceptions.RayError as error:
+                    reason = str(error).strip().splitlines()[-1]
+                    say(f"worker {number} has died ({type(error).__name__}: {reason})")
+
+
+def _dismiss(crew: list[Any]) -> None:
+    """Ends tasks that are still at work, each after it has ended its trial."""
+    import ray
+
+    for task in crew:
+        ray.cancel(task)
+    _, slow = ray.wait(crew, num_returns=len(crew), timeout=PATIENCE) if crew else ([], [])
+    for task in slow:
+        ray.cancel(task, force=True)
+
+
+def _work(
+    number: int,
+    name: str,
+    data: str,
+    weights: str,
+    cores: int,
+    storage: str,
+    tracking_uri: str,
+    news: Any,
+) -> None:
+    """What a task does, on a node of the cluster."""
+    os.environ.update({**threads(cores), "PNEUMO_STORAGE": storage})
+    mlflow.set_tracking_uri(tracking_uri)
+    interrupt.install()
+
+    def open_study() -> tuple[optuna.Study, Plan]:
+        study, plan = find(name, open_dataset(data, needs=("train", "test")), weights)
+        end_dead(study)  # of an earlier try on this node
+        return study, plan
+
+    # What hangs is told to Ray's log, which the driver shows
+    work(open_study, Telling(lambda said: news.put((number, said))), sys.stderr)

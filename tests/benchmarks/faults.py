@@ -1,0 +1,263 @@
+"""What is left of a study when something fails: one fault at a time, for real.
+
+    python -m tests.benchmarks.faults [FAULT …]
+
+Each fault strikes a study of 12 short trials with two workers, whose stores are a PostgreSQL and an
+MLflow server on another one. Whatever became of it, the same command is given again; then all of
+it is read back. The full disk needs root.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+
+from pneumo import tracking
+from tests.conftest import ROOT
+from tests.services import Server, mlflow_server, postgresql
+from tests.studies import at_work, children, counted, require_whole, run_of, until
+from tests.test_workers import processes
+
+MARK = "PNEUMO_FAULTS"  # a variable that all processes of a study inherit
+
+# An experiment one of whose trials goes wrong once, in the way that a variable tells
+TROUBLED = """
+import ctypes, os
+from pathlib import Path
+from experiments.tune import BASE as SLOW, suggest as usual
+
+BASE = SLOW.model_copy(update={"image_size": 32, "dense_widths": (32,), "epochs": 8})
+
+def suggest(trial, base):
+    config = usual(trial, base)
+    if trial._trial and trial._trial.number == 4:
+        if os.environ["FAULT"] == "nan":
+            return config.model_copy(update={"learning_rate": 1e30})
+        if os.environ["FAULT"] == "hung":
+            ctypes.PyDLL(None).sleep(100_000)  # with Python's lock held
+    return config
+"""
+
+
+@dataclass
+class Night:
+    """A study that something happens to."""
+
+    name: str
+    folder: Path
+    databases: list[Server]
+    server: Server
+    client: mlflow.MlflowClient
+
+    def start(self) -> subprocess.Popen:
+        """The command."""
+        flags = {"experiment": "troubled", "trials": 12, "workers": 2, "trial_timeout": 100}
+        words = [word for name, it in flags.items() for word in (f"--{name}", str(it))]
+        command = [sys.executable, "-m", "pneumo", "tune", "--study", self.name, *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, cwd=self.folder, start_new_session=True, **pipes)
+
+    def at_work(self) -> None:
+        """Waits until two trials are in their middle, and some are done."""
+        until(lambda: len(at_work(self.client, 2)) == 2 and self.done() > 1)
+
+    def done(self) -> int:
+        """How many trials are complete or pruned."""
+        return counted(tracking_study(self.name))
+
+    def complete(self) -> set[int]:
+        """The numbers of the trials that are complete."""
+        return {it.number for it in tracking_study(self.name) if it.state.name == "COMPLETE"}
+
+    def disk(self) -> Path:
+        """Where the cache is."""
+        return Path(os.environ["PNEUMO_CACHE"])
+
+
+def tracking_study(name: str) -> list:
+    """The trials of a study."""
+    import optuna
+
+    return optuna.load_study(study_name=name, storage=os.environ["PNEUMO_STORAGE"]).trials
+
+
+def kill_worker(night: Night, driver: subprocess.Popen) -> None:
+    """`kill -9` of a worker in the middle of a trial."""
+    night.at_work()
+    os.kill(processes(driver.pid)[0], signal.SIGKILL)
+
+
+def kill_driver(night: Night, driver: subprocess.Popen) -> None:
+    """`kill -9` of the driver."""
+    night.at_work()
+    driver.kill()
+
+
+def kill_all(night: Night, driver: subprocess.Popen) -> None:
+    """`kill -9` of the driver and its workers at once, as when the power fails."""
+    night.at_work()
+    os.killpg(driver.pid, signal.SIGKILL)
+
+
+def kill_mlflow(night: Night, driver: subprocess.Popen) -> None:
+    """`kill -9` of MLflow's server, which comes back after 20 s."""
+    night.at_work()
+    night.server.kill()
+    time.sleep(20)
+    night.server.start()
+
+
+def kill_postgresql(night: Night, driver: subprocess.Popen) -> None:
+    """`kill -9` of both PostgreSQL, which come back after 10 s."""
+    night.at_work()
+    for database in night.databases:
+        database.kill()
+    time.sleep(10)
+    for database in night.databases:
+        database.start()
+
+
+def terminate(night: Night, driver: subprocess.Popen) -> None:
+    """SIGTERM to the driver."""
+    night.at_work()
+    driver.terminate()
+
+
+def nothing(night: Night, driver: subprocess.Popen) -> None:
+    """What goes wrong does so by itself."""
+
+
+FAULTS: dict[str, Callable[[Night, subprocess.Popen], None]] = {
+    "worker": kill_worker,
+    "driver": kill_driver,
+    "power": kill_all,
+    "mlflow": kill_mlflow,
+    "postgresql": kill_postgresql,
+    "sigterm": terminate,
+    "disk": nothing,
+    "nan": nothing,
+    "hung": nothing,
+}
+
+
+@contextmanager
+def place(fault: str) -> Iterator[Path]:
+    """A project with the troubled experiment, where the cache's disk may be full."""
+    with tempfile.TemporaryDirectory() as name, ExitStack() as after:
+        folder, disk = Path(name), Path(name) / "disk"
+        shutil.copytree(ROOT / "pneumo", folder / "pneumo")
+        shutil.copytree(ROOT / "experiments", folder / "experiments")
+        (folder / "experiments" / "troubled.py").write_text(TROUBLED)
+        disk.mkdir()
+        if fault == "disk":
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=True)
+            after.callback(subprocess.run, ["umount", disk], check=True)
+            (disk / "ballast").write_bytes(bytes(7 << 20))
+        os.environ.update({"PNEUMO_CACHE": str(disk), "FAULT": fault, MARK: str(uuid.uuid4())})
+        yield folder
+
+
+def left_over() -> list[int]:
+    """The processes of this fault's study that still live."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            mine = f"{MARK}={os.environ[MARK]}".encode() in (folder / "environ").read_bytes()
+            if mine and "\nState:\tZ" not in (folder / "status").read_text():
+                found.append(int(folder.name))
+    return found
+
+
+def lost(night: Night, complete: set[int]) -> list[str]:
+    """What is not as it must be; `complete`: the trials that were, before the same command."""
+    problems = []
+    try:
+        trials = require_whole(night.client, night.name)
+    except AssertionError as error:
+        problems.append(f"stores disagree: {error}")
+        trials = tracking_study(night.name)
+    if counted(trials) not in (12, 13):
+        problems.append(f"{counted(trials)} trials are done")
+    gone = complete - night.complete()
+    problems += [f"trial {number} is complete no more" for number in gone]
+    runs = children(night.client, run_of(night.name))
+    if len(runs) != len(trials):
+        problems.append(f"{len(trials)} trials have {len(runs)} runs")
+    return problems + [f"process {pid} lives" for pid in left_over()]
+
+
+def strike(fault: str, databases: list[Server], server: Server) -> list[str]:
+    """One fault, the same command again, and a line about it; returns what is lost."""
+    with place(fault) as folder:
+        night = Night(f"{fault}-{uuid.uuid4().hex[:6]}", folder, databases, server, client())
+        began = time.monotonic()
+        driver = night.start()
+        FAULTS[fault](night, driver)
+        output, _ = driver.communicate(timeout=600)
+        until(lambda: not left_over())  # workers may leave after their driver
+        if fault == "disk":
+            (night.disk() / "ballast").unlink()
+            complete = set()
+        else:
+            complete = {
+                it.number for it in tracking_study(night.name) if it.state.name == "COMPLETE"
+            }
+        again = night.start()
+        output_again, _ = again.communicate(timeout=600)
+        until(lambda: not left_over())
+        problems = lost(night, complete)
+        if again.returncode:
+            problems.append(f"the same command again ends with {again.returncode}")
+        trials = tracking_study(night.name)
+    failed = sum(trial.state.name == "FAIL" for trial in trials)
+    print(
+        f"{fault:12} exit code {driver.returncode:3}, then {again.returncode}; "
+        f"{counted(trials)} trials done, {failed} failed, {len(problems)} items lost, "
+        f"{time.monotonic() - began:.0f} s",
+        flush=True,
+    )
+    for problem in problems:
+        print(f"    {problem}")
+    if problems:
+        print(output, output_again, sep="\n--- again\n")
+    return problems
+
+
+def client() -> mlflow.MlflowClient:
+    """MLflow's, of the server."""
+    return mlflow.MlflowClient()
+
+
+def main() -> None:
+    """Prints a line for each fault, and the sum."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("faults", nargs="*", choices=[[], *FAULTS], help="all by default")
+    faults = parser.parse_args().faults or list(FAULTS)
+    tracking.set_up()
+    with ExitStack() as servers:
+        databases = [servers.enter_context(postgresql()) for _ in range(2)]
+        artifacts = Path(servers.enter_context(tempfile.TemporaryDirectory()))
+        server = servers.enter_context(mlflow_server(databases[1].address, artifacts))
+        os.environ["PNEUMO_STORAGE"] = databases[0].address
+        os.environ["MLFLOW_TRACKING_URI"] = server.address
+        mlflow.set_tracking_uri(server.address)
+        losses = [strike(fault, databases, server) for fault in faults]
+    survived = sum(not it for it in losses)
+    items = sum(map(len, losses))
+    print(f"faults tried {len(losses)}, survived {survived}, items lost {items}")
+    sys.exit(survived < len(losses))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""One study of several machines: its stores are servers, which fail and come back."""
+
+import ctypes
+import gc
+import signal
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import mlflow
+import psycopg
+import pytest
+from mlflow.exceptions import MlflowException
+
+from pneumo import tracking
+from pneumo.console import StudyDisplay
+from pneumo.experiment import Experiment, load_experiment
+from pneumo.study import Goal, Plan, await_others, begin, find, open_storage, settle
+from pneumo.tune import search
+from pneumo.work import search_trials
+from tests.conftest import store_in
+from tests.services import mlflow_server, postgresql
+from tests.studies import (
+    BASE,
+    LIMIT,
+    SMALL,
+    SUBJECT,
+    TINY,
+    at_work,
+    children,
+    counted,
+    require_whole,
+    run_of,
+    tags,
+    text,
+    until,
+)
+from tests.test_command_line import start
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    """A PostgreSQL for Optuna, and MLflow's server on another of its own."""
+    folder = tmp_path_factory.mktemp("servers")
+    with (
+        postgresql() as trials,
+        postgresql() as runs,
+        mlflow_server(runs.address, folder) as tracking,
+    ):
+        yield trials, tracking
+
+
+@pytest.fixture
+def shared(servers, tmp_path, monkeypatch):
+    """What all machines of a study see: MLflow's client."""
+    trials, tracking = servers
+    with store_in(tmp_path, tracking.address) as client:
+        monkeypatch.setenv("PNEUMO_STORAGE", trials.address)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.address)
+        yield client
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # Optuna closes no connection itself
+        gc.collect()
+
+
+def test_a_worker_joins_from_elsewhere_and_leaves(shared, tmp_path, monkeypatch):
+    driver = start("tune", "--trials", "6", "--study", "joined", "--epochs", "25", *SMALL)
+    until(lambda: at_work(shared))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    worker = start("worker", "--study", "joined", "--data", "sample")
+    until(lambda: len({it.data.tags["pneumo.pid"] for it in at_work(shared)}) == 2)
+    worker.send_signal(signal.SIGTERM)  # in the middle of a trial
+    told, errors = worker.communicate(timeout=60)
+    assert worker.returncode == 1, errors
+    assert told.startswith("joined study joined: ")
+    output, errors = driver.communicate(timeout=LIMIT)
+    assert driver.returncode == 0, errors
+    trials = require_whole(shared, "joined")
+    assert [trial.state.name for trial in trials].count("FAIL") == 1
+    assert counted(trials) == 6
+    workers = "tags.`pneumo.study` = 'joined' and tags.`pneumo.kind` = 'worker'"
+    [joined] = shared.search_runs(["0"], workers)
+    assert joined.info.status == "KILLED"
+    own = {"pneumo.kind", "pneumo.study", "pneumo.host", "pneumo.pid"}
+    assert set(tags(joined)) == SUBJECT | own
+    assert joined.data.tags["mlflow.parentRunId"] == run_of("joined")
+
+
+def test_what_fell_silent_elsewhere_is_ended_by_the_next(shared, sample, monkeypatch):
+    plan = Plan(load_experiment("tune"), sample, {"image_size": "32"})
+    with mlflow.start_run() as parent:
+        study = begin(open_storage(), "silent", plan, parent.info.run_id)
+        Goal(1).set(study)
+        worker = start("worker", "--study", "silent", "--data", "sample")
+        until(lambda: at_work(shared))
+        worker.kill()
+        worker.communicate()
+        monkeypatch.setattr("pneumo.study.GRACE", 1)
+        time.sleep(1.5)
+        search_trials(*find("silent", sample), StudyDisplay(1))
+    silent, done = require_whole(shared, "silent")
+    assert (silent.state.name, done.params) == ("FAIL", silent.params)  # the baseline again
+    failed = shared.search_runs(["0"], "tags.`pneumo.study` = 'silent' and status = 'FAILED'")
+    assert {it.data.tags["pneumo.kind"] for it in failed} == {"trial", "worker"}
+
+
+class Cutting(StudyDisplay):
+    """Cuts the connection that is telling Optuna the score of the first trial."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(2)
+        self._url, self.notes = url, []
+
+    def epoch(self, trial: int, epoch: int, metrics) -> None:
+        if (trial, epoch) == (0, BASE.epochs):
+            self._lock = psycopg.connect(self._url)
+            self._lock.execute("LOCK TABLE trial_values")  # the score has to wait
+            self._cutter = threading.Thread(target=self._cut)
+            self._cutter.start()
+
+    def _cut(self) -> None:
+        with self._lock, psycopg.connect(self._url, autocommit=True) as own:
+            waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            until(lambda: own.execute(f"SELECT pid {waiting}").fetchall())
+            assert own.execute(f"SELECT pg_terminate_backend(pid) {waiting}").fetchall() == [
+                (True,)
+            ]
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+        self._cutter.join()
+
+
+def test_a_score_that_did_not_arrive_is_told_again(servers, shared, sample):
+    plan = Plan(TINY, sample, {})
+    with mlflow.start_run() as parent:
+        study = begin(open_storage(), "cut", plan, parent.info.run_id)
+        Goal(2).set(study)
+        display = Cutting(servers[0].address)
+        search_trials(study, plan, display)
+    [note] = display.notes
+    assert note.startswith("a store of the study has failed, and the search goes on (")
+    assert [it.state.name for it in require_whole(shared, "cut")] == ["COMPLETE"] * 2
+
+
+def test_what_ended_a_run_is_not_hidden_by_a_server_that_is_away(servers, shared, monkeypatch):
+    _, server = servers
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    parent = shared.create_run("0").info.run_id
+    with pytest.raises(ZeroDivisionError), tracking.keras_run(parent, "t", BASE, {}, 0):
+        server.kill()
+        raise ZeroDivisionError
+    assert mlflow.active_run() is None
+    with pytest.raises(MlflowException), tracking.keras_run(parent, "t", BASE, {}, 1):
+        raise AssertionError("never comes here")
+    server.start()
+    tracking.settle(parent, {0: "FAIL", 1: "FAIL"})
+    runs = children(shared, parent)
+    assert [run.info.status for run in runs] == ["FAILED"] * 2
+    assert [run.data.tags["optuna.state"] for run in runs] == ["FAIL"] * 2
+
+
+def troubled(trial, base):
+    """The second trial diverges, the third hangs in a way that hears nothing."""
+    config = TINY.suggest(trial, base)
+    if trial._trial and trial._trial.number == 1:
+        return config.model_copy(update={"learning_rate": 1e30})
+    if trial._trial and trial._trial.number == 2:
+        ctypes.PyDLL(None).sleep(1000)  # with Python's lock held
+    return config
+
+
+def test_a_night_in_which_all_goes_wrong(servers, shared, sample, monkeypatch, capsys):
+    trials, server = servers
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")  # tries again sooner
+    base = BASE.model_copy(update={"epochs": 25})
+    plan = Plan(Experiment("tiny", base, troubled), sample, {})
+
+    def stores_fail() -> None:
+        for store in (server, trials):
+            until(lambda: at_work(shared))
+            store.kill()
+            time.sleep(2)
+            store.start()
+
+    with mlflow.start_run() as parent:
+        study = begin(
+            open_storage(),
+            "bad",
+            Plan(Experiment("tiny", base, TINY.suggest), sample, {}),
+            parent.info.run_id,
+        )
+        Goal(4, trial_timeout=35).set(study)
+        with ThreadPoolExecutor(1) as other:
+            failing = other.submit(stores_fail)
+            search(study, plan, 2)
+            failing.result()
+        await_others(study)
+        settle(study)
+    trials = require_whole(shared, "bad")
+    assert 4 <= counted(trials) <= 5
+    diverged, hung = children(shared, parent.info.run_id)[1:3]
+    assert "TrainingDiverged" in text(diverged.info.run_id, "traceback.txt")
+    where = text(hung.info.run_id, "traceback.txt")
+    assert where.startswith("not done after 35 s, the limit; where each thread was:\n\n")
+    assert " in troubled\n" in where
+    assert "trial   2  failed: not done after 35 s, the limit\n" in capsys.readouterr().out

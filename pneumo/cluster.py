@@ -58,10 +58,10 @@ def launch(study: optuna.Study, plan: Plan, workers: int) -> None:
 
     with _connected():
         news = Queue(actor_options={"num_cpus": 0})
-        task = ray.remote(_work).options(
+        # Its process, with what TensorFlow holds of a GPU, ends after one call
+        task = ray.remote(max_calls=1)(_work).options(
             name=f"pneumo {study.study_name}",
             max_retries=FAILURES_IN_A_ROW,
-            max_calls=1,  # its process, with what TensorFlow holds of a GPU, ends with it
             **plan.experiment.resources,
         )
         weights = plan.base.weights if ":" in plan.base.as_text()["weights"] else ""

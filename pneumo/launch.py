@@ -216,12 +216,16 @@ def _work(
     interrupt.install()
     threading.Thread(target=_leave_with_the_driver, daemon=True).start()
     code = 1
-    # The driver knows of an interrupt, or is no more
-    with suppress(KeyboardInterrupt, BrokenPipeError), hung.open("w") as file:
-        code = work(lambda: (join(name, plan), plan), Telling(pipe.send), file)
+    with suppress(KeyboardInterrupt), hung.open("w") as file:
+        code = work(lambda: (join(name, plan), plan), Telling(partial(_tell, pipe)), file)
     for number in (signal.SIGINT, signal.SIGTERM):  # it is leaving already
         signal.signal(number, signal.SIG_IGN)
     interrupt.leave(code)
+
+
+def _tell(pipe: Connection, said: Sequence[Any]) -> None:
+    with suppress(BrokenPipeError):  # where the driver is no more, a signal is on its way
+        pipe.send(said)
 
 
 def work(

@@ -57,7 +57,7 @@ def search_trials(
             if failures:
                 work.settle()
             return work.search()
-        except (StudyStopped, BrokenPipeError):
+        except StudyStopped:
             raise
         except Exception as error:  # of a store: those of a trial stay with it
             failures = failures + 1 if not work.ended else 1

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import mlflow
+import optuna
 import pytest
 
 from pneumo import launch
@@ -18,7 +19,6 @@ from pneumo.tune import tune
 from tests.conftest import ROOT
 from tests.studies import (
     BASE,
-    LIMIT,
     SMALL,
     TINY,
     at_work,
@@ -102,42 +102,32 @@ def test_two_workers(store):
     assert int(challenger.version) == 1
 
 
-def test_a_killed_worker_is_replaced(store):
-    process = start("tune", "--trials", "3", *NIGHT, "--epochs", "12", *SMALL)
+def test_a_study_outlives_a_worker_and_its_driver(store):
+    command = ["tune", "--trials", "3", *NIGHT, "--epochs", "12", *SMALL]
+    process = start(*command)
     until(lambda: at_work(store, 2))
     victim = int(at_work(store)[0].data.tags["pneumo.pid"])
-    assert victim in processes(process.pid)
+    first = processes(process.pid)
+    assert victim in first
     os.kill(victim, signal.SIGKILL)
-    output, errors = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, errors
-    assert "has died (exit code -9)" in output
-    trials = require_whole(store, "night")
-    assert [trial.state.name for trial in trials].count("FAIL") == 1
-    assert 3 <= counted(trials) <= 4
-    [dead] = [
-        it for it in children(store, run_of("night")) if it.data.tags["optuna.state"] == "FAIL"
-    ]
-    assert dead.data.tags["pneumo.pid"] == str(victim)
-    assert dead.info.status == "FAILED"
-    assert any(trial.params["dropout"] == 0.25 for trial in trials if trial.state.name != "FAIL")
-
-
-def test_workers_leave_with_their_driver_and_the_study_goes_on(store):
-    process = start("tune", "--trials", "3", *NIGHT, "--epochs", "12", *SMALL)
-    until(lambda: at_work(store, 2))
+    until(lambda: len(set(processes(process.pid)) - {victim}) == 2)  # it is replaced
     workers = processes(process.pid)
-    assert len(workers) == 2
     process.kill()
-    process.communicate()
+    output, _ = process.communicate()
+    assert "has died (exit code -9)\ncontinuing study night: " in output
     until(lambda: not any(map(lives, workers)))
     assert not at_work(store)  # each has ended its trial
-    arguments = ["tune", "--trials", "3", *NIGHT, "--epochs", "12", *SMALL]
-    code, output, errors = run(*arguments)
+    done = counted(optuna.load_study(study_name="night", storage=open_storage()).trials)
+    code, output, errors = run(*command)
     assert code == 0, errors
-    assert "continuing study night: 0 trials are done" in output
+    assert f"continuing study night: {done} trials are done" in output
     trials = require_whole(store, "night")
-    assert [trial.state.name for trial in trials].count("FAIL") == 2
     assert 3 <= counted(trials) <= 4
+    assert any(trial.params["dropout"] == 0.25 for trial in trials if trial.state.name != "FAIL")
+    failed = store.search_runs(["0"], "attributes.status = 'FAILED'")
+    assert [(it.data.tags["pneumo.pid"], it.data.tags["optuna.state"]) for it in failed] == [
+        (str(victim), "FAIL")
+    ]
     [study] = store.search_runs(["0"], "tags.`pneumo.kind` = 'study'")
     assert study.info.status == "FINISHED"
 

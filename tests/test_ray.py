@@ -1,0 +1,110 @@
+"""The workers of a study as tasks of a Ray cluster: two nodes, on this machine."""
+
+import gc
+import os
+import signal
+import warnings
+
+import pytest
+
+from tests.conftest import store_in
+from tests.services import mlflow_server, postgresql
+from tests.studies import LIMIT, SMALL, at_work, children, counted, require_whole, run_of, until
+from tests.test_command_line import run, start
+from tests.test_workers import lives
+
+cluster_utils = pytest.importorskip(
+    "ray.cluster_utils", reason="needs Ray, an extra: .ci/run tests it in an environment of its own"
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    # Ray does not close all that it opens
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+RAY = ["--launcher", "ray", "--workers", "2"]
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Of a cluster whose two nodes have room for one trial each."""
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("servers")
+    with (
+        postgresql() as trials,
+        postgresql() as runs,
+        mlflow_server(runs.address, folder) as tracking,
+    ):
+        yield trials.address, tracking.address
+
+
+@pytest.fixture
+def shared(address, stores, tmp_path, monkeypatch):
+    """MLflow's client, where the commands find stores and cluster."""
+    with store_in(tmp_path, stores[1]) as client:
+        monkeypatch.setenv("PNEUMO_STORAGE", stores[0])
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", stores[1])
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        yield client
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+def test_tasks_of_which_one_is_killed(shared):
+    driver = start("tune", "--trials", "5", "--study", "ray", *RAY, "--epochs", "12", *SMALL)
+    until(lambda: at_work(shared, 2))
+    victim = at_work(shared)[0].data.tags["pneumo.pid"]
+    os.kill(int(victim), signal.SIGKILL)
+    output, errors = driver.communicate(timeout=2 * LIMIT)
+    assert driver.returncode == 0, errors
+    trials = require_whole(shared, "ray")
+    assert 5 <= counted(trials) <= 6
+    assert [trial.state.name for trial in trials].count("FAIL") == 1
+    runs = children(shared, run_of("ray"))
+    assert len({run.data.tags["pneumo.pid"] for run in runs}) == 3
+    [dead] = [run for run in runs if run.data.tags["optuna.state"] == "FAIL"]
+    assert dead.data.tags["pneumo.pid"] == victim
+    lines = [line for line in output.splitlines() if line.startswith("trial ")]
+    assert len(lines) == counted(trials)
+    assert "registered: pneumonia-sample version 1 as @challenger" in output
+
+
+def test_an_interrupt_ends_the_tasks(shared):
+    long = ["--epochs", "1000", "--patience", "1000", *SMALL]
+    driver = start("tune", "--study", "long", *RAY, *long)
+    until(lambda: at_work(shared, 2))
+    pids = [int(run.data.tags["pneumo.pid"]) for run in at_work(shared)]
+    driver.terminate()
+    output, errors = driver.communicate(timeout=LIMIT)
+    assert driver.returncode == 1
+    assert "to continue, give the same command with -P study=long" in output
+    assert errors.endswith("pneumo: interrupted; what was finished is kept\n")
+    until(lambda: not any(map(lives, pids)))
+    trials = require_whole(shared, "long")
+    assert {trial.user_attrs["error"] for trial in trials} == {"interrupted"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("RAY_ADDRESS", "127.0.0.1:1", "launcher=ray needs a cluster that runs, and there is none"),
+        ("PNEUMO_STORAGE", "", "needs PNEUMO_STORAGE at a server that the whole cluster can reach"),
+        ("MLFLOW_TRACKING_URI", "", "launcher=ray needs MLFLOW_TRACKING_URI at a server"),
+    ],
+)
+def test_what_a_cluster_needs(shared, monkeypatch, variable, value, message):
+    monkeypatch.setenv(variable, value)
+    code, _, errors = run("tune", "--study", "none", *RAY, *SMALL)
+    assert code == 2
+    assert message in errors

@@ -6,6 +6,7 @@ study in PostgreSQL, the runs on MLflow's server, the data under their path, a c
 
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -32,8 +33,8 @@ def require() -> None:
         import ray  # noqa: F401
     except ImportError:
         raise Mistake(
-            "launcher=ray needs Ray, which is an extra: put the line of it in conda.yaml to use, "
-            "here and on the cluster, or leave launcher as it is"
+            "launcher=ray needs Ray, which is an extra: free its line in conda.yaml of the #, here "
+            "and on the cluster, or leave launcher as it is"
         ) from None
     for name, uri, wanted in (
         ("PNEUMO_STORAGE", os.environ.get("PNEUMO_STORAGE", ""), "postgresql"),
@@ -91,16 +92,25 @@ def _connected() -> Iterator[None]:
             shutil.copytree(PROJECT / name, Path(folder) / name, ignore=without)
         address = os.environ.get("RAY_ADDRESS") or "auto"
         try:
+            _reach(address)
             ray.init(address, runtime_env={"working_dir": folder}, logging_level="ERROR")
-        except ConnectionError:
+        except (OSError, ValueError):
             raise Mistake(
                 f"launcher=ray needs a cluster that runs, and there is none at '{address}': start "
                 "one (ray start --head), or set RAY_ADDRESS"
             ) from None
+        interrupt.install()  # Ray has taken SIGTERM for itself
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raises `OSError` or `ValueError` where nothing answers: Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _follow(crew: dict[Any, int], news: Any, study: optuna.Study, workers: int) -> None:

@@ -48,6 +48,7 @@ def test_help_imports_nothing_heavy():
 def mistakes(folder, tmp_path, monkeypatch):
     """A directory with data that is wrong in several ways."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed, where it is
     (tmp_path / "empty").mkdir()
     (tmp_path / "words.txt").write_text("words")
     (tmp_path / "torn.zip").write_bytes(b"PK\x03\x04")
@@ -94,6 +95,11 @@ def mistakes(folder, tmp_path, monkeypatch):
         ("evaluate --data nowhere", "there is no 'nowhere' here"),
         ("evaluate --data sample --split tset", "--split: must be test, val or train: got 'tset'"),
         ("evaluate --data sample --sensitivity 95", "--sensitivity: must be a share above 0, up"),
+        (
+            "tune --launcher ray",
+            "launcher=ray needs Ray, which is an extra: free its line",
+        ),
+        ("tune --launcher sun", "--launcher: must be local or ray: got 'sun'"),
         ("tune --timeout soon", "--timeout: must be a whole number from 1 up: got 'soon'"),
         (
             "tune --dropot 0.4",

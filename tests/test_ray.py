@@ -25,6 +25,7 @@ pytestmark = [
 ]
 
 RAY = ["--launcher", "ray", "--workers", "2"]
+LONG = ["--epochs", "40", "--patience", "40", *SMALL]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def shared(address, stores, tmp_path, monkeypatch):
 
 
 def test_tasks_of_which_one_is_killed(shared):
-    driver = start("tune", "--trials", "5", "--study", "ray", *RAY, "--epochs", "12", *SMALL)
+    driver = start("tune", "--trials", "6", "--study", "ray", *RAY, *LONG)
     until(lambda: at_work(shared, 2))
     victim = at_work(shared)[0].data.tags["pneumo.pid"]
     os.kill(int(victim), signal.SIGKILL)

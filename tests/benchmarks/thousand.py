@@ -1,0 +1,131 @@
+"""What a study of a thousand trials asks of the stores, and whether MLflow's pages still open.
+
+    python -m tests.benchmarks.thousand
+
+Eight workers, PostgreSQL for both stores, MLflow's own server before one of them, and a stub for
+the fit, so that what is measured is the bookkeeping: the trial in Optuna, its run in MLflow with
+metrics, figures and model. Then Chromium, which must be installed, opens the study.
+"""
+
+import argparse
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import optuna
+
+from pneumo import tracking
+from pneumo.config import RunConfig
+from pneumo.data.dataset import open_dataset
+from pneumo.experiment import Experiment
+from pneumo.study import Plan
+from pneumo.tune import tune
+from tests.services import mlflow_server, postgresql
+from tests.studies import require_whole
+
+CONFIG = RunConfig(image_size=32, epochs=6, dense_widths=(32,), augment_strength=0)
+EDGE = 40  # trials at both ends that do not count: workers come and go
+BLOCK = 100  # trials at the start, and as many at the end
+CHROMIUM = [
+    *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    # Waits for the page's requests, however long they take, and for nothing else
+    *("--virtual-time-budget=10000", "--window-size=1280,2000", "--dump-dom"),
+]
+
+
+@cache
+def fit_no_more() -> None:
+    """From now on a fit in this process takes no time, and gives what a real one gives."""
+    from pneumo import models, trial
+    from pneumo.train import Result
+
+    model = models.build(CONFIG)
+
+    def train(config, images, callbacks, deepest=0):
+        for epoch in range(1, config.epochs + 1):
+            names = ("loss", "auc", "val_loss", "val_auc")
+            for callback in callbacks:
+                callback(epoch, dict.fromkeys(names, config.dropout * (1 - 0.5**epoch)))
+        labels = images.split("val").labels
+        noise = np.random.default_rng(0).normal(size=len(labels))
+        return Result(model, config.epochs, 4 * config.dropout * labels + noise)
+
+    trial.train = train
+
+
+def suggest(trial: optuna.Trial, base: RunConfig) -> RunConfig:
+    """A search space, for a worker whose fits are stubs."""
+    fit_no_more()
+    return base.override({"dropout": trial.suggest_float("dropout", 0.0, 0.6)})
+
+
+def bookkeeping(trials: Sequence[optuna.trial.FrozenTrial]) -> tuple[float, float]:
+    """Seconds from a trial's end to the next one's, all workers together: first, last trials."""
+    ends = np.sort([it.datetime_complete.timestamp() for it in trials])[EDGE:-EDGE]
+    gaps = np.diff(ends)
+    return float(gaps[:BLOCK].mean()), float(gaps[-BLOCK:].mean())
+
+
+def opening(address: str, words: str) -> float:
+    """Seconds until Chromium, started for it, shows a page with these words."""
+    with tempfile.TemporaryDirectory() as profile:
+        began = time.perf_counter()
+        command = [*CHROMIUM, f"--user-data-dir={profile}", address]
+        page = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+        seconds = time.perf_counter() - began
+    assert words in page, page
+    return seconds
+
+
+def main() -> None:
+    """Prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=8)
+    options = parser.parse_args()
+    tracking.set_up()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        postgresql() as storage,
+        postgresql() as runs,
+        mlflow_server(runs.address, Path(folder), workers=2) as server,
+    ):
+        os.environ["PNEUMO_STORAGE"] = storage.address
+        os.environ["MLFLOW_TRACKING_URI"] = server.address
+        mlflow.set_tracking_uri(server.address)
+        experiment = Experiment("thousand", CONFIG, suggest)
+        plan = Plan(experiment, open_dataset("sample"), {})
+        began = time.perf_counter()
+        outcome = tune(
+            plan,
+            trials=options.trials,
+            model_name="thousand",
+            name="thousand",
+            workers=options.workers,
+        )
+        minutes = (time.perf_counter() - began) / 60
+        trials = outcome.study.get_trials(deepcopy=False)
+        states = [trial.state.name for trial in trials]
+        first, last = bookkeeping(trials)
+        print(f"{len(trials)} trials in {minutes:.1f} min: {sorted(set(states))}")
+        print(f"bookkeeping of a trial at the start {first:.2f} s, at the end {last:.2f} s")
+        print(f"ratio {last / first:.2f}")
+        run = mlflow.get_run(outcome.study.user_attrs["run_id"])
+        place = f"{server.address}/#/experiments/{run.info.experiment_id}/runs"
+        blank = opening("about:blank", "<body>")
+        table = opening(place, "trial ") - blank
+        study = opening(f"{server.address}/{tracking.page(run)}", run.info.run_name) - blank
+        print(f"MLflow's table of runs opens in {table:.1f} s, the study's page in {study:.1f} s")
+        require_whole(mlflow.MlflowClient(), "thousand")
+        print("one run for each trial, each in its trial's state")
+
+
+if __name__ == "__main__":
+    main()

@@ -83,7 +83,7 @@ class Server:
                 yield self
             except BaseException:
                 self._log.seek(0)
-                print(self._log.read())
+                print(self._log.read()[-20_000:])
                 raise
             finally:
                 self.stop()

@@ -22,11 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+import optuna
+from mlflow import MlflowClient
+from optuna.trial import FrozenTrial
 
 from pneumo import tracking
 from tests.conftest import ROOT
 from tests.services import Server, mlflow_server, postgresql
-from tests.studies import at_work, children, counted, require_whole, run_of, until
+from tests.studies import at_work, counted, require_whole, until
 from tests.test_workers import processes
 
 MARK = "PNEUMO_FAULTS"  # a variable that all processes of a study inherit
@@ -50,7 +53,7 @@ def suggest(trial, base):
 """
 
 
-@dataclass
+@dataclass(frozen=True)
 class Night:
     """A study that something happens to."""
 
@@ -58,7 +61,6 @@ class Night:
     folder: Path
     databases: list[Server]
     server: Server
-    client: mlflow.MlflowClient
 
     def start(self) -> subprocess.Popen:
         """The command."""
@@ -66,30 +68,42 @@ class Night:
         words = [word for name, it in flags.items() for word in (f"--{name}", str(it))]
         command = [sys.executable, "-m", "pneumo", "tune", "--study", self.name, *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(command, cwd=self.folder, start_new_session=True, **pipes)
+        environment = os.environ | {MARK: self.name}
+        return subprocess.Popen(
+            command, cwd=self.folder, env=environment, start_new_session=True, **pipes
+        )
+
+    def end(self, command: subprocess.Popen) -> str:
+        """What it has said, when it has ended, and those who leave after it."""
+        output, _ = command.communicate(timeout=600)
+        with suppress(AssertionError):
+            until(lambda: not self.processes())
+        return output
 
     def at_work(self) -> None:
         """Waits until two trials are in their middle, and some are done."""
-        until(lambda: len(at_work(self.client, 2)) == 2 and self.done() > 1)
+        until(lambda: len(at_work(MlflowClient(), 2)) == 2 and counted(self.trials()) > 1)
 
-    def done(self) -> int:
-        """How many trials are complete or pruned."""
-        return counted(tracking_study(self.name))
+    def trials(self) -> list[FrozenTrial]:
+        """Those in Optuna's store, of a study that may not be there yet."""
+        with suppress(KeyError):
+            storage = os.environ["PNEUMO_STORAGE"]
+            return optuna.load_study(study_name=self.name, storage=storage).trials
+        return []
 
     def complete(self) -> set[int]:
         """The numbers of the trials that are complete."""
-        return {it.number for it in tracking_study(self.name) if it.state.name == "COMPLETE"}
+        return {trial.number for trial in self.trials() if trial.state.name == "COMPLETE"}
 
-    def disk(self) -> Path:
-        """Where the cache is."""
-        return Path(os.environ["PNEUMO_CACHE"])
-
-
-def tracking_study(name: str) -> list:
-    """The trials of a study."""
-    import optuna
-
-    return optuna.load_study(study_name=name, storage=os.environ["PNEUMO_STORAGE"]).trials
+    def processes(self) -> list[int]:
+        """Those that the command has started and that live."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                mine = f"{MARK}={self.name}".encode() in (folder / "environ").read_bytes()
+                if mine and "\nState:\tZ" not in (folder / "status").read_text():
+                    found.append(int(folder.name))
+        return found
 
 
 def kill_worker(night: Night, driver: subprocess.Popen) -> None:
@@ -164,79 +178,49 @@ def place(fault: str) -> Iterator[Path]:
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=True)
             after.callback(subprocess.run, ["umount", disk], check=True)
             (disk / "ballast").write_bytes(bytes(7 << 20))
-        os.environ.update({"PNEUMO_CACHE": str(disk), "FAULT": fault, MARK: str(uuid.uuid4())})
+        os.environ.update({"PNEUMO_CACHE": str(disk), "FAULT": fault})
         yield folder
-
-
-def left_over() -> list[int]:
-    """The processes of this fault's study that still live."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            mine = f"{MARK}={os.environ[MARK]}".encode() in (folder / "environ").read_bytes()
-            if mine and "\nState:\tZ" not in (folder / "status").read_text():
-                found.append(int(folder.name))
-    return found
 
 
 def lost(night: Night, complete: set[int]) -> list[str]:
     """What is not as it must be; `complete`: the trials that were, before the same command."""
     problems = []
     try:
-        trials = require_whole(night.client, night.name)
+        require_whole(MlflowClient(), night.name)
     except AssertionError as error:
         problems.append(f"stores disagree: {error}")
-        trials = tracking_study(night.name)
-    if counted(trials) not in (12, 13):
-        problems.append(f"{counted(trials)} trials are done")
+    if counted(night.trials()) not in (12, 13):
+        problems.append(f"{counted(night.trials())} trials are done")
     gone = complete - night.complete()
     problems += [f"trial {number} is complete no more" for number in gone]
-    runs = children(night.client, run_of(night.name))
-    if len(runs) != len(trials):
-        problems.append(f"{len(trials)} trials have {len(runs)} runs")
-    return problems + [f"process {pid} lives" for pid in left_over()]
+    return problems + [f"process {pid} lives" for pid in night.processes()]
 
 
 def strike(fault: str, databases: list[Server], server: Server) -> list[str]:
     """One fault, the same command again, and a line about it; returns what is lost."""
     with place(fault) as folder:
-        night = Night(f"{fault}-{uuid.uuid4().hex[:6]}", folder, databases, server, client())
+        night = Night(f"{fault}-{uuid.uuid4().hex[:6]}", folder, databases, server)
         began = time.monotonic()
         driver = night.start()
         FAULTS[fault](night, driver)
-        output, _ = driver.communicate(timeout=600)
-        until(lambda: not left_over())  # workers may leave after their driver
-        if fault == "disk":
-            (night.disk() / "ballast").unlink()
-            complete = set()
-        else:
-            complete = {
-                it.number for it in tracking_study(night.name) if it.state.name == "COMPLETE"
-            }
+        said = night.end(driver)
+        complete = night.complete()
+        (folder / "disk" / "ballast").unlink(missing_ok=True)
         again = night.start()
-        output_again, _ = again.communicate(timeout=600)
-        until(lambda: not left_over())
+        said += "--- the same command again\n" + night.end(again)
         problems = lost(night, complete)
         if again.returncode:
             problems.append(f"the same command again ends with {again.returncode}")
-        trials = tracking_study(night.name)
-    failed = sum(trial.state.name == "FAIL" for trial in trials)
+    failed = sum(trial.state.name == "FAIL" for trial in night.trials())
     print(
         f"{fault:12} exit code {driver.returncode:3}, then {again.returncode}; "
-        f"{counted(trials)} trials done, {failed} failed, {len(problems)} items lost, "
+        f"{counted(night.trials())} trials done, {failed} failed, {len(problems)} items lost, "
         f"{time.monotonic() - began:.0f} s",
         flush=True,
     )
-    for problem in problems:
-        print(f"    {problem}")
     if problems:
-        print(output, output_again, sep="\n--- again\n")
+        print("    ", "\n    ".join(problems), f"\n{said}", flush=True)
     return problems
-
-
-def client() -> mlflow.MlflowClient:
-    """MLflow's, of the server."""
-    return mlflow.MlflowClient()
 
 
 def main() -> None:

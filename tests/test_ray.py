@@ -62,38 +62,40 @@ def shared(address, stores, tmp_path, monkeypatch):
         gc.collect()
 
 
-def test_tasks_of_which_one_is_killed(shared):
-    driver = start("tune", "--trials", "6", "--study", "ray", *RAY, *LONG)
-    until(lambda: at_work(shared, 2))
-    victim = at_work(shared)[0].data.tags["pneumo.pid"]
-    os.kill(int(victim), signal.SIGKILL)
-    output, errors = driver.communicate(timeout=2 * LIMIT)
-    assert driver.returncode == 0, errors
-    trials = require_whole(shared, "ray")
-    assert 5 <= counted(trials) <= 6
-    assert [trial.state.name for trial in trials].count("FAIL") == 1
-    runs = children(shared, run_of("ray"))
-    assert len({run.data.tags["pneumo.pid"] for run in runs}) == 3
-    [dead] = [run for run in runs if run.data.tags["optuna.state"] == "FAIL"]
-    assert dead.data.tags["pneumo.pid"] == victim
-    lines = [line for line in output.splitlines() if line.startswith("trial ")]
-    assert len(lines) == counted(trials)
-    assert "registered: pneumonia-sample version 1 as @challenger" in output
+def pids(runs) -> set[int]:
+    """The processes whose runs these are."""
+    return {int(run.data.tags["pneumo.pid"]) for run in runs}
 
 
-def test_an_interrupt_ends_the_tasks(shared):
-    long = ["--epochs", "1000", "--patience", "1000", *SMALL]
-    driver = start("tune", "--study", "long", *RAY, *long)
+def test_a_study_outlives_a_killed_task_and_an_interrupt(shared):
+    command = ["tune", "--trials", "8", "--study", "ray", *RAY, *LONG]
+    driver = start(*command)
     until(lambda: at_work(shared, 2))
-    pids = [int(run.data.tags["pneumo.pid"]) for run in at_work(shared)]
+    victim, other = pids(at_work(shared))
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: pids(at_work(shared)) - {victim, other})
+    crew = pids(at_work(shared)) | {other}
     driver.terminate()
     output, errors = driver.communicate(timeout=LIMIT)
-    assert driver.returncode == 1
-    assert "to continue, give the same command with -P study=long" in output
+    assert driver.returncode == 1, errors
+    assert "to continue, give the same command with -P study=ray" in output
     assert errors.endswith("pneumo: interrupted; what was finished is kept\n")
-    until(lambda: not any(map(lives, pids)))
-    trials = require_whole(shared, "long")
-    assert {trial.user_attrs["error"] for trial in trials} == {"interrupted"}
+    until(lambda: not any(map(lives, crew)))
+    interrupted = require_whole(shared, "ray")
+    failed = [trial for trial in interrupted if trial.state.name == "FAIL"]
+    dead = [it for it in children(shared, run_of("ray")) if pids([it]) == {victim}][-1]
+    assert dead.data.tags["optuna.state"] == "FAIL"
+    others = [it for it in failed if it.number != int(dead.data.tags["optuna.trial_number"])]
+    assert {trial.user_attrs["error"] for trial in others} == {"interrupted"}
+
+    code, output, errors = run(*command)
+    assert code == 0, errors
+    trials = require_whole(shared, "ray")
+    assert counted(trials) in (8, 9)
+    assert {it.number for it in trials if it.state.name == "FAIL"} == {it.number for it in failed}
+    lines = [line for line in output.splitlines() if line.startswith("trial ")]
+    assert len(lines) == len(trials) - len(interrupted)
+    assert "registered: pneumonia-sample version 1 as @challenger" in output
 
 
 @pytest.mark.parametrize(
@@ -109,3 +111,4 @@ def test_what_a_cluster_needs(shared, monkeypatch, variable, value, message):
     code, _, errors = run("tune", "--study", "none", *RAY, *SMALL)
     assert code == 2
     assert message in errors
+    assert "Traceback" not in errors

@@ -46,7 +46,7 @@ def suggest(trial, base):
     config = usual(trial, base)
     if trial._trial and trial._trial.number == 4:
         if os.environ["FAULT"] == "nan":
-            return config.model_copy(update={"learning_rate": 1e30})
+            return config.model_copy(update={"learning_rate": float("nan")})
         if os.environ["FAULT"] == "hung":
             ctypes.PyDLL(None).sleep(100_000)  # with Python's lock held
     return config

@@ -22,7 +22,7 @@ from pneumo.console import StudyDisplay, say
 from pneumo.data.dataset import open_dataset
 from pneumo.errors import Mistake
 from pneumo.launch import PATIENCE, Telling, hear, threads, work
-from pneumo.study import FAILURES_IN_A_ROW, Goal, Plan, StudyStopped, end_dead, find
+from pneumo.study import FAILURES_IN_A_ROW, Goal, Plan, StudyStopped, end_dead, find, settle
 
 PROJECT = Path(__file__).parent.parent
 
@@ -160,6 +160,7 @@ def _work(
     def open_study() -> tuple[optuna.Study, Plan]:
         study, plan = find(name, open_dataset(data, needs=("train", "test")), weights)
         end_dead(study)  # of an earlier try on this node
+        settle(study)
         return study, plan
 
     # What hangs is told to Ray's log, which the driver shows

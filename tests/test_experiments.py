@@ -1,6 +1,7 @@
 """Every file of experiments/ loads, says what it is, and trains."""
 
 import ast
+import importlib
 
 import pytest
 from optuna.trial import FixedTrial
@@ -51,6 +52,14 @@ def test_each_trains(name, sample):
     result = train(config, images)
     assert result.best_epoch == 1
     assert result.val_logits.shape == (len(images.split("val").rows),)
+
+
+def test_a_file_says_what_a_trial_takes_of_a_cluster(monkeypatch):
+    assert load_experiment("tune").resources == {"num_cpus": 1}
+    asked = {"num_cpus": 4, "num_gpus": 0.5}
+    module = importlib.import_module("experiments.tune")
+    monkeypatch.setattr(module, "RESOURCES", asked, raising=False)
+    assert load_experiment("tune").resources == asked
 
 
 def test_an_unknown_experiment_is_refused_with_the_known_ones():

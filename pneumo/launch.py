@@ -216,10 +216,13 @@ def _work(
     interrupt.install()
     threading.Thread(target=_leave_with_the_driver, daemon=True).start()
     code = 1
-    with suppress(KeyboardInterrupt), hung.open("w") as file:
-        code = work(lambda: (join(name, plan), plan), Telling(partial(_tell, pipe)), file)
-    for number in (signal.SIGINT, signal.SIGTERM):  # it is leaving already
-        signal.signal(number, signal.SIG_IGN)
+    try:  # no `suppress`, in whose own code a signal would be lost to it
+        with hung.open("w") as file:
+            code = work(lambda: (join(name, plan), plan), Telling(partial(_tell, pipe)), file)
+        for number in (signal.SIGINT, signal.SIGTERM):  # it is leaving already
+            signal.signal(number, signal.SIG_IGN)
+    except KeyboardInterrupt:
+        pass
     interrupt.leave(code)
 
 

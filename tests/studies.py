@@ -8,7 +8,7 @@ import mlflow
 import optuna
 import pandas as pd
 
-from pneumo import registry
+from pneumo import registry, tracking
 from pneumo.config import RunConfig
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.study import Plan
@@ -51,7 +51,7 @@ def children(client, outcome_or_id) -> list:
     parent = getattr(outcome_or_id, "study", None)
     parent = parent.user_attrs["run_id"] if parent else outcome_or_id
     below = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`pneumo.kind` = 'trial'"
-    runs = client.search_runs(["0"], below)
+    runs = client.search_runs(["0"], below, max_results=tracking.MOST)
     return sorted(runs, key=lambda run: int(run.data.tags["optuna.trial_number"]))
 
 

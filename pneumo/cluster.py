@@ -56,9 +56,12 @@ def launch(study: optuna.Study, plan: Plan, workers: int) -> None:
     """
     import ray
     from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     with _connected():
-        news = Queue(actor_options={"num_cpus": 0})
+        # On this node: what the tasks say must not go down with another one
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        news = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         # Its process, with what TensorFlow holds of a GPU, ends after one call
         task = ray.remote(max_calls=1)(_work).options(
             name=f"pneumo {study.study_name}",

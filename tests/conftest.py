@@ -1,7 +1,9 @@
 """What all tests stand on: no tracking server of the caller's, an empty store, small data."""
 
+import gc
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +106,33 @@ def store(tmp_path):
     """Empty stores of one test's own; MLflow's client."""
     with store_in(tmp_path) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    """A PostgreSQL for Optuna, and MLflow's server on another of its own."""
+    from tests.services import mlflow_server, postgresql
+
+    folder = tmp_path_factory.mktemp("servers")
+    with (
+        postgresql() as trials,
+        postgresql() as runs,
+        mlflow_server(runs.address, folder) as tracking,
+    ):
+        yield trials, tracking
+
+
+@pytest.fixture
+def shared(servers, tmp_path, monkeypatch):
+    """What all machines of a study see, in those servers: MLflow's client."""
+    trials, tracking = servers
+    with store_in(tmp_path, tracking.address) as client:
+        monkeypatch.setenv("PNEUMO_STORAGE", trials.address)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.address)
+        yield client
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # Optuna closes no connection itself
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,9 @@
 """One study of several machines: its stores are servers, which fail and come back."""
 
 import ctypes
-import gc
 import signal
 import threading
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import mlflow
@@ -19,8 +17,6 @@ from pneumo.experiment import Experiment, load_experiment
 from pneumo.study import Goal, Plan, await_others, begin, find, open_storage, settle
 from pneumo.tune import search
 from pneumo.work import search_trials
-from tests.conftest import store_in
-from tests.services import mlflow_server, postgresql
 from tests.studies import (
     BASE,
     LIMIT,
@@ -39,31 +35,6 @@ from tests.studies import (
 from tests.test_command_line import start
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory):
-    """A PostgreSQL for Optuna, and MLflow's server on another of its own."""
-    folder = tmp_path_factory.mktemp("servers")
-    with (
-        postgresql() as trials,
-        postgresql() as runs,
-        mlflow_server(runs.address, folder) as tracking,
-    ):
-        yield trials, tracking
-
-
-@pytest.fixture
-def shared(servers, tmp_path, monkeypatch):
-    """What all machines of a study see: MLflow's client."""
-    trials, tracking = servers
-    with store_in(tmp_path, tracking.address) as client:
-        monkeypatch.setenv("PNEUMO_STORAGE", trials.address)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.address)
-        yield client
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # Optuna closes no connection itself
-        gc.collect()
 
 
 def test_a_worker_joins_from_elsewhere_and_leaves(shared, tmp_path, monkeypatch):

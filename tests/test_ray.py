@@ -1,14 +1,10 @@
 """The workers of a study as tasks of a Ray cluster: two nodes, on this machine."""
 
-import gc
 import os
 import signal
-import warnings
 
 import pytest
 
-from tests.conftest import store_in
-from tests.services import mlflow_server, postgresql
 from tests.studies import LIMIT, SMALL, at_work, children, counted, require_whole, run_of, until
 from tests.test_command_line import run, start
 from tests.test_workers import lives
@@ -31,35 +27,18 @@ LONG = ["--epochs", "40", "--patience", "40", *SMALL]
 @pytest.fixture(scope="module")
 def address():
     """Of a cluster whose two nodes have room for one trial each."""
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
-    yield cluster.address
-    cluster.shutdown()
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("servers")
-    with (
-        postgresql() as trials,
-        postgresql() as runs,
-        mlflow_server(runs.address, folder) as tracking,
-    ):
-        yield trials.address, tracking.address
+    nodes = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes.add_node(num_cpus=1)
+    nodes.wait_for_nodes()
+    yield nodes.address
+    nodes.shutdown()
 
 
 @pytest.fixture
-def shared(address, stores, tmp_path, monkeypatch):
+def cluster(shared, address, monkeypatch):
     """MLflow's client, where the commands find stores and cluster."""
-    with store_in(tmp_path, stores[1]) as client:
-        monkeypatch.setenv("PNEUMO_STORAGE", stores[0])
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", stores[1])
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        yield client
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    return shared
 
 
 def pids(runs) -> set[int]:
@@ -67,30 +46,30 @@ def pids(runs) -> set[int]:
     return {int(run.data.tags["pneumo.pid"]) for run in runs}
 
 
-def test_a_study_outlives_a_killed_task_and_an_interrupt(shared):
+def test_a_study_outlives_a_killed_task_and_an_interrupt(cluster):
     command = ["tune", "--trials", "6", "--study", "ray", *RAY, *LONG]
     driver = start(*command)
-    until(lambda: at_work(shared, 2))
-    victim, other = pids(at_work(shared))
+    until(lambda: at_work(cluster, 2))
+    victim, other = pids(at_work(cluster))
     os.kill(victim, signal.SIGKILL)
-    until(lambda: pids(at_work(shared)) - {victim, other})
-    crew = pids(at_work(shared)) | {other}
+    until(lambda: pids(at_work(cluster)) - {victim, other})
+    crew = pids(at_work(cluster)) | {other}
     driver.terminate()
     output, errors = driver.communicate(timeout=LIMIT)
     assert driver.returncode == 1, errors
     assert "to continue, give the same command with -P study=ray" in output
     assert errors.endswith("pneumo: interrupted; what was finished is kept\n")
     until(lambda: not any(map(lives, crew)))
-    interrupted = require_whole(shared, "ray")
+    interrupted = require_whole(cluster, "ray")
     failed = [trial for trial in interrupted if trial.state.name == "FAIL"]
-    dead = [it for it in children(shared, run_of("ray")) if pids([it]) == {victim}][-1]
+    dead = [it for it in children(cluster, run_of("ray")) if pids([it]) == {victim}][-1]
     assert dead.data.tags["optuna.state"] == "FAIL"
     others = [it for it in failed if it.number != int(dead.data.tags["optuna.trial_number"])]
     assert {trial.user_attrs["error"] for trial in others} == {"interrupted"}
 
     code, output, errors = run(*command)
     assert code == 0, errors
-    trials = require_whole(shared, "ray")
+    trials = require_whole(cluster, "ray")
     assert counted(trials) in (6, 7)
     assert {it.number for it in trials if it.state.name == "FAIL"} == {it.number for it in failed}
     lines = [line for line in output.splitlines() if line.startswith("trial ")]
@@ -106,7 +85,7 @@ def test_a_study_outlives_a_killed_task_and_an_interrupt(shared):
         ("MLFLOW_TRACKING_URI", "", "launcher=ray needs MLFLOW_TRACKING_URI at a server"),
     ],
 )
-def test_what_a_cluster_needs(shared, monkeypatch, variable, value, message):
+def test_what_a_cluster_needs(cluster, monkeypatch, variable, value, message):
     monkeypatch.setenv(variable, value)
     code, _, errors = run("tune", "--study", "none", *RAY, *SMALL)
     assert code == 2

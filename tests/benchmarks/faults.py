@@ -37,7 +37,6 @@ MARK = "PNEUMO_FAULTS"  # a variable that all processes of a study inherit
 # An experiment one of whose trials goes wrong once, in the way that a variable tells
 TROUBLED = """
 import ctypes, os
-from pathlib import Path
 from experiments.tune import BASE as SLOW, suggest as usual
 
 BASE = SLOW.model_copy(update={"image_size": 32, "dense_widths": (32,), "epochs": 8})

@@ -4,7 +4,8 @@
 
 Eight workers, PostgreSQL for both stores, MLflow's own server before one of them, and a stub for
 the fit, so that what is measured is the bookkeeping: the trial in Optuna, its run in MLflow with
-metrics, figures and model. Then Chromium, which must be installed, opens the study.
+metrics, figures and model. Then Chromium, which must be installed, opens the study; the start of
+Chromium, with an empty page, is not counted.
 """
 
 import argparse

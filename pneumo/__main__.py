@@ -286,7 +286,7 @@ def worker(options: argparse.Namespace) -> int:
     tags = tracking.subject_tags(plan.experiment.name, dataset) | tracking.process_tags()
     tags |= {"pneumo.study": options.study, "mlflow.parentRunId": study.user_attrs["run_id"]}
     try:
-        with tracking.command_run("worker", tags):
+        with tracking.command_run("worker", f"of {options.study}", tags):
             say(f"joined study {options.study}: {done} trials are done")
             tune.search(study, plan, options.workers)
     except studies.StudyStopped as reason:
@@ -310,7 +310,7 @@ def train(options: argparse.Namespace) -> int:
 
     tracking.connect()
     tags = tracking.subject_tags(experiment.name, dataset)
-    with tracking.command_run("train", tags) as run_id:
+    with tracking.command_run("train", experiment.name, tags) as run_id:
         images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
         tracking.log_data(images)
         name = run_name(config)
@@ -387,7 +387,7 @@ def predict(options: argparse.Namespace) -> int:
     tracking.connect()
     stored = registry.find(options.model)
     tags = {"pneumo.model": stored.title, "pneumo.data": Path(options.images).name}
-    with tracking.command_run("predict", tags):
+    with tracking.command_run("predict", tags["pneumo.data"], tags):
         counts = prediction.predict(stored, files, out)
         if options.explain:
             prediction.explain(stored, files, explained(out))
@@ -425,7 +425,7 @@ def prepare(options: argparse.Namespace) -> int:
     from pneumo.console import say, table
 
     tracking.connect()
-    with tracking.command_run("prepare", tracking.data_tags(dataset)):
+    with tracking.command_run("prepare", dataset.name, tracking.data_tags(dataset)):
         images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
         tracking.log_data(images)
     counts = images.counts()

@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,12 @@ def require() -> None:
             )
 
 
-def launch(study: optuna.Study, plan: Plan, workers: int) -> None:
+def launch(
+    study: optuna.Study, plan: Plan, workers: int, then: Callable[[], None] = lambda: None
+) -> None:
     """Searches a study in so many tasks of the cluster until its goal is reached.
+
+    Calls `then` after each trial.
 
     Each has the resources that the experiment asks for. A task that dies loses the trial that it
     was at, and Ray starts it again, a few times. Raises what `launch.launch` raises, and `Mistake`
@@ -74,7 +78,8 @@ def launch(study: optuna.Study, plan: Plan, workers: int) -> None:
         what = study.study_name, plan.dataset.source, weights, cores, *stores, news
         crew = {task.remote(number, *what): number for number in range(workers)}
         try:
-            _follow(crew, news, study, workers)
+            with StudyDisplay(Goal.of(study).trials, workers, then) as display:
+                _follow(crew, news, display)
         finally:
             _dismiss(list(crew))
             news.shutdown()
@@ -116,22 +121,21 @@ def _reach(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _follow(crew: dict[Any, int], news: Any, study: optuna.Study, workers: int) -> None:
+def _follow(crew: dict[Any, int], news: Any, display: StudyDisplay) -> None:
     """Passes on what the tasks say until all of them have ended, which leave `crew`."""
     import ray
 
-    with StudyDisplay(Goal.of(study).trials, workers) as display:
-        while crew:
-            ended, _ = ray.wait(list(crew), timeout=0.5)
-            for number, said in news.get_nowait_batch(news.qsize()):
-                hear(said, display, number)
-            for task in ended:
-                number = crew.pop(task)
-                try:
-                    ray.get(task)
-                except ray.exceptions.RayError as error:
-                    reason = str(error).strip().splitlines()[-1]
-                    say(f"worker {number} has died ({type(error).__name__}: {reason})")
+    while crew:
+        ended, _ = ray.wait(list(crew), timeout=0.5)
+        for number, said in news.get_nowait_batch(news.qsize()):
+            hear(said, display, number)
+        for task in ended:
+            number = crew.pop(task)
+            try:
+                ray.get(task)
+            except ray.exceptions.RayError as error:
+                reason = str(error).strip().splitlines()[-1]
+                say(f"worker {number} has died ({type(error).__name__}: {reason})")
 
 
 def _dismiss(crew: list[Any]) -> None:

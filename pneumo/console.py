@@ -1,7 +1,7 @@
 """What people see in the terminal: bars and tables there, plain lines in a log."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Self, TypeVar
 
@@ -48,10 +48,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 class StudyDisplay:
     """One line for each trial that ends; on a terminal also a bar with the trial at work.
 
-    Of several workers each has a line with its own.
+    Of several workers each has a line with its own. `then` is called after each trial.
     """
 
-    def __init__(self, trials: int, workers: int = 1) -> None:
+    def __init__(
+        self, trials: int, workers: int = 1, then: Callable[[], None] = lambda: None
+    ) -> None:
+        self._then = then
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -88,6 +91,7 @@ class StudyDisplay:
         """Prints the line of a trial that has ended; `done` counts those that count."""
         say(line)
         self._bar.update(self._task, completed=done)
+        self._then()
 
     def note(self, line: str) -> None:
         """Prints any other line."""

@@ -43,7 +43,6 @@ SEEN = {
     "val": "The model, its threshold and its temperature were chosen on these images",
 }
 
-HEADLINE = ("auc", "sensitivity", "specificity", "accuracy")  # those with intervals
 
 CAPTIONS = {
     "roc.png": "ROC curve; the band holds 95 % of samples of patients",
@@ -77,7 +76,7 @@ def evaluation_run(stored: registry.Stored, dataset: Dataset) -> Iterator[tuple[
     """A run of kind `evaluate`; yields its id, and the images as the model takes them."""
     images = images_for(stored, dataset)
     tags = tracking.subject_tags(stored.trial.data.tags["pneumo.experiment"], dataset)
-    with tracking.command_run("evaluate", tags) as run_id:
+    with tracking.command_run("evaluate", stored.title, tags) as run_id:
         tracking.log_data(images)
         yield run_id, images
 
@@ -189,7 +188,7 @@ def _fallen(here: Mapping[str, float], val: Mapping[str, float]) -> list[str]:
     """Each headline figure that validation put above its interval, in words."""
     return [
         f"{'AUC' if name == 'auc' else name} {with_interval(here, name)} after {val[name]:.3f}"
-        for name in HEADLINE
+        for name in evaluate.HEADLINE
         if val[name] > here[f"{name}_high"]
     ]
 
@@ -231,7 +230,7 @@ def _page(
         findings=findings,
         headline={
             "AUC" if name == "auc" else name: with_interval(numbers["at_threshold"], name)
-            for name in HEADLINE
+            for name in evaluate.HEADLINE
         },
         metrics=list(_metric_rows(numbers)),
         numbers=numbers,

@@ -19,7 +19,7 @@ class Experiment:
     `suggest(trial, base)` gives the config of an Optuna trial. `afterwards(stored, images)` is what
     `train` does in the end with the trained model, a `registry.Stored`, beyond what it does anyway;
     the data must then have a test split. `resources`: what one of its trials takes of a Ray
-    cluster, as `num_cpus` and `num_gpus`.
+    cluster, as `num_cpus` and `num_gpus`. `question`: what it asks, the first line of its note.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Experiment:
     suggest: Callable[[Any, RunConfig], RunConfig] | None
     afterwards: Callable[[Any, Any], None] | None = None
     resources: Mapping[str, float] = field(default_factory=lambda: {"num_cpus": 1})
+    question: str = ""
 
 
 def experiment_names() -> list[str]:
@@ -54,4 +55,5 @@ def load_experiment(name: str, searched: bool = False) -> Experiment:
         )
     optional = {"afterwards": "afterwards", "resources": "RESOURCES"}
     given = {field: getattr(module, it) for field, it in optional.items() if hasattr(module, it)}
-    return Experiment(name, module.BASE, suggest, **given)
+    question = (module.__doc__ or "").partition("\n")[0]
+    return Experiment(name, module.BASE, suggest, question=question, **given)

@@ -29,7 +29,7 @@ TOLD = {
 
 def explore(dataset: Dataset) -> None:
     """Looks at a data set, and says what was found. Raises `Mistake` where no image is readable."""
-    with tracking.command_run("explore", tracking.data_tags(dataset)) as run_id:
+    with tracking.command_run("explore", dataset.name, tracking.data_tags(dataset)) as run_id:
         images = dataset.decode(survey.SIDE, max_unreadable=1)
         files = survey.describe_files(images)
         if survey.readable(files).empty:

@@ -107,8 +107,12 @@ def gpus() -> list[str]:
     return [str(place) for place, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
 
 
-def launch(study: optuna.Study, plan: Plan, workers: int) -> None:
+def launch(
+    study: optuna.Study, plan: Plan, workers: int, then: Callable[[], None] = lambda: None
+) -> None:
     """Searches a study in that many processes until its goal is reached, and waits for them.
+
+    Calls `then` after each trial.
 
     A worker that dies, or is ended because its trial takes longer than the goal's `trial_timeout`,
     loses that trial and is replaced. Raises `StudyStopped` where one stops the study, or three die
@@ -121,7 +125,7 @@ def launch(study: optuna.Study, plan: Plan, workers: int) -> None:
         hire = partial(Worker, study=study, plan=plan, workers=workers, folder=Path(folder))
         crew = {number: hire(number) for number in range(workers)}
         try:
-            with StudyDisplay(Goal.of(study).trials, workers) as display:
+            with StudyDisplay(Goal.of(study).trials, workers, then) as display:
                 for number in _deaths(crew, display):
                     take_over(study, plan)
                     _require_hope(losses)

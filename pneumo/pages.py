@@ -47,6 +47,11 @@ def with_interval(values: Mapping[str, float], name: str) -> str:
     return f"{value} ({'–'.join(bounds)})" if bounds else value
 
 
+def short(value: str) -> str:
+    """A field of a run, as text, with three digits of a fraction."""
+    return f"{float(value):.3g}" if "." in value else value
+
+
 def number(value: float) -> str:
     """Three digits; a dash for what is no number."""
     return "–" if math.isnan(value) else f"{value:.3f}"

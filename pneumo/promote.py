@@ -123,7 +123,8 @@ def promote(
     version = _version_of(model_name, candidate)
     champion = registry.holder(model_name, CHAMPION)
     tags = {**tracking.data_tags(dataset), **_tags(model_name, version, champion)}
-    with tracking.command_run("promote", {**tags, "pneumo.split": split}) as run_id:
+    tags["pneumo.split"] = split
+    with tracking.command_run("promote", f"{model_name} version {version}", tags) as run_id:
         decision = _decide(model_name, version, champion, dataset, split, margin)
         if decision.promoted:
             found = registry.crown(model_name, version, champion)
@@ -162,7 +163,8 @@ def roll_back(model_name: str) -> None:
         )
     registry.require_as_registered(model_name, version)
     tags = {**_tags(model_name, version, champion), "pneumo.rollback": "true"}
-    with tracking.command_run("promote", tags) as run_id:
+    about = f"{model_name} version {version} again"
+    with tracking.command_run("promote", about, tags) as run_id:
         found = registry.crown(model_name, version, champion)
         if found != champion:
             raise Mistake(

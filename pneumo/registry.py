@@ -234,7 +234,9 @@ def _links(version: ModelVersion) -> Iterator[tuple[str, str]]:
     trial = client.get_run(version.run_id)
     yield "the run that trained it", tracking.page(trial)
     if "pneumo.study" in tags:
-        yield "its study", tracking.page(client.get_run(trial.data.tags["mlflow.parentRunId"]))
+        study = tracking.page(client.get_run(trial.data.tags["mlflow.parentRunId"]))
+        yield "its study", study
+        yield "the page of that", f"{study}/artifacts/study/study.html"
     if EVALUATION_RUN in tags:
         run = client.get_run(tags[EVALUATION_RUN])
         if version.source == f"models:/{tracking.evaluated_model(run)}":  # else of a later winner

@@ -7,7 +7,7 @@ from scipy.special import expit
 from pneumo import evidence, models, tracking
 from pneumo.console import say, table
 from pneumo.data.dataset import Images
-from pneumo.evaluate import Evaluation, evaluate
+from pneumo.evaluate import HEADLINE, Evaluation, evaluate
 from pneumo.pages import with_interval
 from pneumo.registry import Stored
 
@@ -22,7 +22,9 @@ def hold_against_test(stored: Stored, images: Images) -> None:
     """
     test, threshold = images.split("test"), stored.model.settings["threshold"]
     tags = tracking.subject_tags(stored.trial.data.tags["pneumo.experiment"], images.dataset)
-    with tracking.command_run("evaluate", {**tags, "pneumo.mistake": "pixels / 255"}):
+    with tracking.command_run(
+        "evaluate", f"{stored.title}, mistaken", {**tags, "pneumo.mistake": "pixels / 255"}
+    ):
         twin = as_published(stored.model.keras_model)
         # As in `models.probabilities`, but for the check of uint8 pixels, which would refuse them
         logits = models.logits(twin, test.images.astype(np.float32) / 255)
@@ -31,9 +33,7 @@ def hold_against_test(stored: Stored, images: Images) -> None:
         tracking.log_evaluation("test", mistaken)
     numbers = {
         "at_threshold": mistaken.metrics,
-        "validation": {
-            name: stored.trial.data.metrics[f"val_{name}"] for name in evidence.HEADLINE
-        },
+        "validation": {name: stored.trial.data.metrics[f"val_{name}"] for name in HEADLINE},
         "accuracy_of_all_pneumonia": float(test.labels.mean()),
     }
     with evidence.evaluation_run(stored, images.dataset):

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import mlflow
 import optuna
+from mlflow.exceptions import MlflowException
 from optuna.exceptions import StorageInternalError
 from optuna.pruners import MedianPruner
 from optuna.trial import FrozenTrial, TrialState
@@ -38,6 +39,9 @@ OUTAGE = 120  # that a database may be away
 UNCLAIMED = 60  # that a trial may run while no process says that it is its own
 
 T = TypeVar("T")
+
+# What the two stores of a study raise when they fail
+STORE_ERRORS = (MlflowException, StorageInternalError, SQLAlchemyError)
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 FAILURES_IN_A_ROW = 3
@@ -241,6 +245,7 @@ def join(name: str, plan: Plan) -> optuna.Study:
 def begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: str) -> optuna.Study:
     """A new study, described in Optuna and in MLflow, with the baseline as its first trial."""
     say(f"study {name}")  # at once: a process that dies cannot say later what to continue
+    say(tracking.how_to_look(run_id))
     images = plan.dataset.decode(plan.base.image_size, plan.base.max_unreadable, plan.base.resize)
     say(images.summary())
     tracking.log_data(images)
@@ -256,6 +261,7 @@ def begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: st
         study.set_user_attr(fact, value)
     study.enqueue_trial(baseline)
     mlflow.set_tag("pneumo.study", name)
+    tracking.name_run(mlflow.active_run(), f"study {name}")
     settings = {
         "sampler": {"name": "TPESampler", **SAMPLER},
         "pruner": {"name": "MedianPruner", **PRUNER},

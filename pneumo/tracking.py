@@ -15,7 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
+import matplotlib
 import mlflow
 import pandas as pd
 import requests
@@ -28,6 +30,7 @@ from mlflow.models.model import ModelInfo
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import ColSpec, Schema
+from mlflow.utils import name_utils
 from sqlalchemy import make_url
 
 from pneumo import figures
@@ -81,6 +84,7 @@ def set_up() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "6")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # we say it at the end
+    matplotlib.use("agg")  # pyplot, which Optuna draws with, would ask for a screen
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Of each try that a server does not answer, and that it will be tried again
@@ -119,21 +123,37 @@ def data_tags(dataset: Dataset) -> dict[str, str]:
 
 
 @contextmanager
-def command_run(kind: str, tags: Mapping[str, str]) -> Iterator[str]:
+def command_run(
+    kind: str, about: str, tags: Mapping[str, str], system_metrics: bool = False
+) -> Iterator[str]:
     """The command's own run, which `mlflow run` has made or else is made here; yields its id.
 
     Within another one it is that one's child. FINISHED at its end, KILLED if a person interrupted
     it, FAILED for any other exception, which leaves `traceback.txt` and goes on to the caller.
+    It is called by its kind and what it is `about`, where that is known yet. `system_metrics`:
+    MLflow also logs how busy the machine is.
     """
-    run = mlflow.start_run(nested=True, tags={"pneumo.kind": kind, **tags})
+    tags = {"pneumo.kind": kind, **tags}
+    run = mlflow.start_run(nested=True, tags=tags, log_system_metrics=system_metrics)
+    if about:
+        name_run(run, f"{kind} {about}")
     with _ending_by_exception(run) as run_id:
         yield run_id
 
 
+def name_run(run: Run, name: str) -> None:
+    """Names a run, unless a person has done so: MLflow's own names are as `upset-wolf-12`."""
+    predicate, noun, *_ = [*run.info.run_name.split("-"), "", ""]
+    made_up = name_utils._GENERATOR_PREDICATES, name_utils._GENERATOR_NOUNS
+    if predicate in made_up[0] and noun in made_up[1]:
+        mlflow.MlflowClient().update_run(run.info.run_id, name=name)
+
+
 @contextmanager
 def reopened(run_id: str) -> Iterator[None]:
-    """A run of an earlier process as the active one; it ends anew, as `command_run` does."""
-    with _ending_by_exception(mlflow.start_run(run_id=run_id, nested=True)):
+    """A study's run of an earlier process as the active one; ends anew, as `command_run` does."""
+    run = mlflow.start_run(run_id=run_id, nested=True, log_system_metrics=True)
+    with _ending_by_exception(run):
         yield
 
 
@@ -312,6 +332,22 @@ def _end_active_run(status: str, state: str, states: bool, trace: bool = False) 
         mlflow.end_run(status)  # the run is no longer the active one, whatever the store says
 
 
+def trial_runs(study_run_id: str) -> dict[int, Run]:
+    """The runs of a study's trials by their numbers."""
+    below = _below(mlflow.get_run(study_run_id))
+    numbers = ((run.data.tags.get("optuna.trial_number"), run) for run in below)
+    return {int(number): run for number, run in numbers if number}
+
+
+def log_study(study_run_id: str, files: Mapping[str, bytes], description: str) -> None:
+    """What is known of a study: `files` below `study/` of its run, whose description it gets.
+
+    `description`: Markdown.
+    """
+    _log_files("study", files, study_run_id)
+    mlflow.MlflowClient().set_tag(study_run_id, "mlflow.note.content", description)
+
+
 def log_data(images: Images) -> None:
     """The data as inputs of the active run, one per split, with its counts per class as tags.
 
@@ -362,11 +398,11 @@ def log_exploration(metrics: Mapping[str, float], files: Mapping[str, bytes]) ->
     _log_files("explore", files)
 
 
-def _log_files(folder: str, files: Mapping[str, bytes]) -> None:
+def _log_files(folder: str, files: Mapping[str, bytes], run_id: str | None = None) -> None:
     with tempfile.TemporaryDirectory() as draft:
         for name, content in files.items():
             (Path(draft) / name).write_bytes(content)
-        mlflow.log_artifacts(draft, folder)
+        mlflow.log_artifacts(draft, folder, run_id)
 
 
 @contextmanager
@@ -404,6 +440,11 @@ def read_predictions(run_id: str, split: str) -> pd.DataFrame:
     """The predictions of a run, every number as it was: columns as in `Evaluation`."""
     text = mlflow.artifacts.load_text(f"runs:/{run_id}/{split}/predictions.csv")
     return pd.read_csv(io.StringIO(text), keep_default_na=False)
+
+
+def threshold(run_id: str) -> float:
+    """The threshold that a Keras run has chosen on validation."""
+    return mlflow.get_run(run_id).data.metrics["val_threshold"]
 
 
 def read_epochs(run_id: str) -> pd.DataFrame:
@@ -500,10 +541,23 @@ def page(run: Run) -> str:
     return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
+def address(run: Run) -> str:
+    """The whole address, on MLflow's server or on the one that `mlflow ui` starts."""
+    where = store()
+    return f"{where if where.startswith('http') else 'http://127.0.0.1:5000'}/{page(run)}"
+
+
+def where_to_open(run_id: str, file: str) -> str:
+    """Where a file of a run is: on this machine, or else in MLflow's UI."""
+    run = mlflow.get_run(run_id)
+    place = urlsplit(run.info.artifact_uri)
+    if place.scheme in ("", "file"):
+        return f"{unquote(place.path)}/{file}"
+    return f"{address(run)}/artifacts/{file}"
+
+
 def how_to_look(run_id: str) -> str:
-    """The command that opens MLflow's UI on this store, and the address of a run in it."""
-    where, address = store(), page(mlflow.get_run(run_id))
-    if where.startswith("http"):
-        return f"look at it: {where}/{address}"
-    server = f"mlflow ui --backend-store-uri {where}"
-    return f"look at it: {server}, then http://127.0.0.1:5000/{address}"
+    """The address of a run in MLflow's UI, after the command that opens it on this store."""
+    where = store()
+    server = "" if where.startswith("http") else f"mlflow ui --backend-store-uri {where}, then "
+    return f"look at it: {server}{address(mlflow.get_run(run_id))}"

@@ -1,9 +1,11 @@
 """One Keras run under MLflow: what `train` does once and a study many times."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from scipy.special import expit
 
 from pneumo import tracking
@@ -12,14 +14,20 @@ from pneumo.data.dataset import Dataset
 from pneumo.evaluate import calibration, evaluate, temperature, youden_threshold
 from pneumo.train import EpochCallback, train
 
+PARTS = ("training", "evaluation", "storing the model")  # of a trial, one after the other
+
 
 @dataclass(frozen=True)
 class Trial:
-    """A finished Keras run: its MLflow run, its stored model and its metrics on validation."""
+    """A finished Keras run: its MLflow run, its stored model and its metrics on validation.
+
+    `seconds`: how long each part of it took.
+    """
 
     run_id: str
     model_uri: str
     metrics: dict[str, float]
+    seconds: dict[str, float]
 
 
 def run_trial(
@@ -34,15 +42,18 @@ def run_trial(
     `callbacks`, `deepest`: see `train`. The temperature and the threshold come from validation.
     Raises what `train` raises, the run then ended.
     """
+    clock = [time.monotonic()]
     with tracking.keras_run(config=config, **run) as run_id:
         images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
         result = train(config, images, [tracking.log_epoch, *callbacks], deepest)
+        clock.append(time.monotonic())
         val = images.split("val")
         divisor = temperature(val.labels, result.val_logits)
         probabilities = expit(result.val_logits / divisor)
         threshold = youden_threshold(val.labels, probabilities)
         evaluation = evaluate(val, probabilities, threshold)
         tracking.log_evaluation("val", evaluation)
+        clock.append(time.monotonic())
         settings = {
             "threshold": threshold,
             "temperature": divisor,
@@ -50,13 +61,14 @@ def run_trial(
             "resize": config.resize,
         }
         model_uri = tracking.log_model(run_id, result.model, settings).model_uri
-    return Trial(run_id, model_uri, evaluation.metrics)
+        clock.append(time.monotonic())
+    seconds = dict(zip(PARTS, map(float, np.diff(clock)), strict=True))
+    return Trial(run_id, model_uri, evaluation.metrics, seconds)
 
 
 def run_name(config: RunConfig) -> str:
     """A config in few words, for lists of runs."""
     return (
         f"{config.as_text()['dense_widths']} · drop {config.dropout:.2g} · "
-        f"augment {config.augment_strength:.2g} · unfreeze {config.unfreeze_depth} · "
-        f"lr {config.learning_rate:.2g}"
+        f"unfreeze {config.unfreeze_depth}"
     )

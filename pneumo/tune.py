@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import optuna
-from mlflow.exceptions import MlflowException
-from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from pneumo import cluster, launch, registry, tracking
 from pneumo.console import StudyDisplay, import_tensorflow, say, table
+from pneumo.pages import short
 from pneumo.study import (
+    STORE_ERRORS,
     Goal,
     Plan,
     StudyStopped,
@@ -26,6 +25,7 @@ from pneumo.study import (
     settle,
     take_over,
 )
+from pneumo.study_page import DONE, PAGE, STOPPED, StudyPage
 
 # The columns of the table at a study's end
 SHOWN = ("dense_widths", "dropout", "augment_strength", "unfreeze_depth", "learning_rate")
@@ -76,10 +76,10 @@ def tune(
         study = load(storage, name, plan)
         run_id = study.user_attrs["run_id"]
         tags |= {"pneumo.study": name, "mlflow.parentRunId": run_id, **tracking.process_tags()}
-        with tracking.command_run("resume", tags), tracking.reopened(run_id):
+        with tracking.command_run("resume", name, tags), tracking.reopened(run_id):
             take_over(study, plan)
             return _search_and_crown(study, plan, goal, searching, model_name)
-    with tracking.command_run("study", tags) as run_id:
+    with tracking.command_run("study", "", tags, system_metrics=True) as run_id:
         study = begin(storage, name or f"{plan.experiment.name}-{run_id[:8]}", plan, run_id)
         return _search_and_crown(study, plan, goal, searching, model_name)
 
@@ -88,21 +88,27 @@ def _search_and_crown(
     study: optuna.Study,
     plan: Plan,
     goal: Goal,
-    searching: Callable[[optuna.Study, Plan], None],
+    searching: Callable[..., None],
     model_name: str,
 ) -> Outcome:
     goal.set(study)
+    page = StudyPage(study, plan)
     try:
-        searching(study, plan)
+        searching(study, plan, then=page.refresh)
         await_others(study)
         settle(study)
         if goal.keep_models:
             evict(study, goal.keep_models)
-        return _crown(study, plan, model_name)
-    except KeyboardInterrupt:
-        say(f"to continue, give the same command with -P study={study.study_name}")
+        outcome = _crown(study, plan, model_name)
+        page.write(DONE)
+        return outcome
+    except (KeyboardInterrupt, StudyStopped) as end:
+        if not end.__cause__:  # else it is a store that failed, and need not be asked again
+            page.write(STOPPED)
+        if isinstance(end, KeyboardInterrupt):
+            say(f"to continue, give the same command with -P study={study.study_name}")
         raise
-    except (MlflowException, StorageInternalError, SQLAlchemyError) as error:
+    except STORE_ERRORS as error:
         reason = str(error).partition("\n")[0]
         raise StudyStopped(
             f"a store of the study has failed ({reason}); what was finished is kept: see that it "
@@ -110,19 +116,28 @@ def _search_and_crown(
         ) from error
 
 
-def search(study: optuna.Study, plan: Plan, workers: int = 1, launcher: str = "local") -> None:
-    """Runs trials until the study's goal is reached; `workers`, `launcher`: see `tune`."""
+def search(
+    study: optuna.Study,
+    plan: Plan,
+    workers: int = 1,
+    launcher: str = "local",
+    then: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs trials until the study's goal is reached, and calls `then` after each of them.
+
+    `workers`, `launcher`: see `tune`.
+    """
     goal = Goal.of(study)
     if launcher == "ray":
-        cluster.launch(study, plan, workers)
+        cluster.launch(study, plan, workers, then)
         return
     if workers > 1 or goal.trial_timeout:
-        launch.launch(study, plan, workers)
+        launch.launch(study, plan, workers, then)
         return
     import_tensorflow()
     from pneumo.work import search_trials
 
-    with StudyDisplay(goal.trials) as display:
+    with StudyDisplay(goal.trials, then=then) as display:
         search_trials(study, plan, display)
 
 
@@ -156,10 +171,6 @@ def _crown(study: optuna.Study, plan: Plan, model_name: str) -> Outcome:
     return Outcome(study, *found)
 
 
-def _short(value: str) -> str:
-    return f"{float(value):.3g}" if "." in value else value
-
-
 def show(outcome: Outcome) -> None:
     """The table of a study's trials, the best of them marked, and what became of it."""
     best = outcome.study.best_trial.number
@@ -172,7 +183,7 @@ def show(outcome: Outcome) -> None:
                 f"{trial.number}{' best' if trial.number == best else ''}",
                 trial.state.name,
                 "" if failed else f"{last_value(trial):.4f}",
-                *(_short(config.get(name, "")) for name in SHOWN),
+                *(short(config.get(name, "")) for name in SHOWN),
             )
         )
     table(f"Study {outcome.study.study_name}", ("trial", "state", "val AUC", *SHOWN), rows)
@@ -185,4 +196,6 @@ def show(outcome: Outcome) -> None:
     for finding in outcome.findings:
         say(f"note: {finding}")
     say(f"registered: {outcome.model_name} version {outcome.version} as @{registry.CHALLENGER}")
-    say(tracking.how_to_look(outcome.study.user_attrs["run_id"]))
+    run_id = outcome.study.user_attrs["run_id"]
+    say(f"the study's page: {tracking.where_to_open(run_id, PAGE)}")
+    say(tracking.how_to_look(run_id))

@@ -169,6 +169,7 @@ def _objective(trial: optuna.Trial, plan: Plan, display: Display) -> float:
         raise
     trial.set_user_attr("run_id", done.run_id)
     trial.set_user_attr("model_uri", done.model_uri)
+    trial.set_user_attr("seconds", done.seconds)
     return done.metrics[config.objective.removeprefix("val_")]
 
 

@@ -60,7 +60,7 @@ def run_of(half: str, dataset: Dataset, threshold: float = 0.3, **tags: str) -> 
         "resize": "squash",
     }
     tags = tracking.subject_tags("handmade", dataset) | tags
-    with tracking.command_run("train", tags) as parent:
+    with tracking.command_run("train", "handmade", tags) as parent:
         config = RunConfig(image_size=SIDE)
         with tracking.keras_run(parent, half, config, tags) as run_id:
             tracking.log_epoch(1, dict.fromkeys(("loss", "auc", "val_loss", "val_auc"), 0.5))

@@ -305,7 +305,9 @@ def test_an_evaluation_that_was_cut_off_is_not_taken_for_one(client, images):
     def found(model_id: str) -> str | None:
         return tracking.find_evaluation(model_id, images[0].digest, "test")
 
-    with tracking.command_run("study", tracking.subject_tags("handmade", images[0])) as run_id:
+    with tracking.command_run(
+        "study", "handmade", tracking.subject_tags("handmade", images[0])
+    ) as run_id:
         evaluate("m-first", fails=False)
         assert found("m-first") == run_id
         with pytest.raises(RuntimeError):

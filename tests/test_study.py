@@ -36,6 +36,7 @@ from tests.studies import (
     EVIDENCE,
     INTERVALS,
     METRICS,
+    PAGE,
     SUBJECT,
     TINY,
     children,
@@ -60,9 +61,11 @@ def test_what_a_study_leaves_in_mlflow(study, client, sample):
     assert tags(study_run)["pneumo.data_digest"] == sample.digest
     assert tags(study_run)["pneumo.synthetic"] == "true"
     assert study_run.data.params == {}
-    assert set(study_run.data.metrics) == {f"test_{name}" for name in METRICS | INTERVALS}
+    metrics = {name for name in study_run.data.metrics if not name.startswith("system/")}
+    assert metrics == {f"test_{name}" for name in METRICS | INTERVALS}
     assert files(client, study_run.info.run_id) == {
         "study.json",
+        *(f"study/{name}" for name in PAGE),
         *(f"test/{name}" for name in EVIDENCE),
     }
     inputs = {one.dataset.name: one for one in study_run.inputs.dataset_inputs}

@@ -49,7 +49,7 @@ def register(dataset: Dataset, backbone: str) -> Stored:
     settings = {"threshold": 0.5, "temperature": 1.0, "resize": "squash"}
     tags = tracking.subject_tags("benchmark", dataset)
     with (
-        tracking.command_run("train", tags) as parent,
+        tracking.command_run("train", "predict", tags) as parent,
         tracking.keras_run(parent, "model", config, tags) as run_id,
     ):
         mlflow.log_metrics({f"val_{name}": 0.5 for name in registry.TOLD})

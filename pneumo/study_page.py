@@ -1,0 +1,320 @@
+"""The page of a study: what was asked, what was found, and what to do next."""
+
+import math
+import shlex
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from functools import lru_cache
+from typing import Any
+
+import mlflow
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from pneumo import bootstrap, evaluate, graphs, pages, tracking
+from pneumo.bootstrap import Comparison
+from pneumo.console import say
+from pneumo.data.dataset import SAMPLE
+from pneumo.pages import with_interval
+from pneumo.search import base_value
+from pneumo.study import Goal, Plan, counted, last_value
+
+INTERVAL = 60  # seconds, at least, between two pages of a study that runs
+SHARE = 0.05  # of the time, at most, that goes into them
+NEAR = 0.05  # of a parameter's range: what is so near to its end may do better beyond
+
+PAGE = "study/study.html"  # among the artifacts of the study's run
+
+# How a study stands
+RUNNING, STOPPED, DONE = "running", "stopped", "done"
+
+
+class StudyPage:
+    """Writes the page of a study below `study/` of its run in MLflow, and stills at its end.
+
+    With each the run's description says in few words what the page says.
+    """
+
+    def __init__(self, study: optuna.Study, plan: Plan) -> None:
+        self._study, self._plan = study, plan
+        self._due = 0.0
+
+    def refresh(self) -> None:
+        """Writes it, if the last one is a minute old, and old enough for what it cost."""
+        if time.monotonic() >= self._due:
+            self.write(RUNNING)
+
+    def write(self, state: str) -> None:
+        """Writes it for a study that is in `state`."""
+        began = time.monotonic()
+        try:
+            self._write(state)
+        except Exception as error:  # whatever it is, trials are worth more than their page
+            reason = str(error).partition("\n")[0]
+            say(f"the study's page could not be written ({type(error).__name__}: {reason})")
+        ended = time.monotonic()
+        self._due = ended + max(INTERVAL, (ended - began) / SHARE)
+
+    def _write(self, state: str) -> None:
+        report = Report(self._study, self._plan, state)
+        files = {"study.html": report.page().encode()}
+        if state != RUNNING:
+            files |= graphs.stills(self._study)
+        tracking.log_study(self._study.user_attrs["run_id"], files, report.description())
+
+
+@dataclass(frozen=True)
+class Duel:
+    """The best trial beside the baseline on validation, each at its own threshold.
+
+    `rows`: name, of the baseline and of the best, each value with its 95 % interval by patient;
+    `auc`: of the best, likewise.
+    """
+
+    rows: list[tuple[str, str, str]]
+    auc: str
+    comparison: Comparison
+
+    @property
+    def gain(self) -> str:
+        """The difference of AUC with its interval."""
+        it = self.comparison
+        return f"{it.auc_difference:+.3f} ({it.low:+.3f} to {it.high:+.3f})"
+
+
+@lru_cache(maxsize=1)
+def _duel(baseline: str, best: str) -> Duel:
+    """Of two runs, by their ids."""
+    predictions = [tracking.read_predictions(run_id, "val") for run_id in (baseline, best)]
+    thresholds = [tracking.threshold(run_id) for run_id in (baseline, best)]
+    values = [
+        evaluate.score(it["label"].to_numpy(), it["probability"].to_numpy(), threshold)
+        | bootstrap.intervals(it, threshold)
+        for it, threshold in zip(predictions, thresholds, strict=True)
+    ]
+    rows = [
+        ("AUC" if name == "auc" else name, *(with_interval(it, name) for it in values))
+        for name in evaluate.HEADLINE
+    ]
+    comparison = bootstrap.compare(*predictions, tuple(thresholds))
+    return Duel(rows, with_interval(values[1], "auc"), comparison)
+
+
+class Report:
+    """What is known of a study at one moment, in words, figures and graphs."""
+
+    def __init__(self, study: optuna.Study, plan: Plan, state: str) -> None:
+        self._study, self._plan, self._state = study, plan, state
+        self._trials = study.get_trials(deepcopy=False)
+        complete = [it for it in self._trials if it.state == TrialState.COMPLETE]
+        self._best = study.best_trial if complete else None
+        asked = plan.baseline()
+        self._baseline = next((it for it in complete if it.params == asked), None)
+        self._duel = None
+        if self._best and self._baseline:
+            self._duel = _duel(*(it.user_attrs["run_id"] for it in (self._baseline, self._best)))
+        self._winner = study.user_attrs.get("winner")
+
+    def page(self) -> str:
+        """The HTML page."""
+        base = self._plan.base
+        images = self._plan.dataset.decode(base.image_size, base.max_unreadable, base.resize)
+        return pages.render(
+            "study.html",
+            images,
+            {},
+            name=self._study.study_name,
+            day=date.today().isoformat(),
+            state=self._state,
+            headline=self._headline(),
+            findings=self._winner["findings"] if self._winner else [],
+            words=self._words(),
+            duel=self._duel,
+            best=self._best,
+            baseline=self._baseline,
+            repeat=self._repeat(),
+            graphs=graphs.GRAPHS,
+            drawn=graphs.interactive(self._study),
+            script=graphs.script(),
+            times=list(_shares(self._trials)),
+            fields=self._fields(),
+            trials=list(self._rows()),
+        )
+
+    def description(self) -> str:
+        """Its words in Markdown, and the way to it."""
+        run = mlflow.get_run(self._study.user_attrs["run_id"])
+        link = f"[The page of this study]({tracking.page(run)}/artifacts/{PAGE})"
+        words = [f"**{name}** {text}" for name, text in self._words().items()]
+        return "\n\n".join([*words, link])
+
+    def _words(self) -> dict[str, str]:
+        return {
+            "Asked": self._asked(),
+            "Found": " ".join(self._found()),
+            "Next": " ".join(self._next()),
+        }
+
+    def _asked(self) -> str:
+        experiment, fixed = self._plan.experiment, self._study.user_attrs["fixed"]
+        kept = f" ({', '.join(f'{name} {value}' for name, value in fixed.items())} fixed)"
+        return (
+            f"{experiment.question or 'Which values are the best?'} Experiment {experiment.name} "
+            f"on {self._plan.dataset.name}: {self._goal.trials} trials of at most "
+            f"{self._plan.base.epochs} epochs over {', '.join(self._fields())}"
+            f"{kept if fixed else ''}."
+        )
+
+    @property
+    def _goal(self) -> Goal:
+        return Goal.of(self._study)
+
+    def _found(self) -> Iterator[str]:
+        yield f"{self._done()} trials are done."
+        if not self._best:
+            yield "None has come to its end yet."
+            return
+        yield (
+            f"The best is trial {self._best.number} ({self._best.user_attrs['name']}), "
+            f"validation AUC {self._duel.auc if self._duel else f'{self._best.value:.3f}'}."
+        )
+        if not self._duel:
+            yield "The baseline has no result to hold it against."
+        elif self._best.number == self._baseline.number:
+            yield "It is the baseline: nothing that was tried is better."
+        else:
+            sure = "" if self._duel.comparison.low > 0 else ", which may be chance"
+            yield f"Its AUC is {self._duel.gain} above the baseline's{sure}."
+        if self._winner:
+            yield (
+                f"On test, asked for trial {self._winner['trial']} alone: AUC "
+                f"{with_interval(self._winner['test_metrics'], 'auc')}."
+            )
+
+    def _done(self) -> str:
+        return f"{counted(self._study)} of {self._goal.trials}"
+
+    def _next(self) -> Iterator[str]:
+        if self._state == RUNNING:
+            yield "It runs; this is written anew about once a minute."
+            return
+        if self._state == STOPPED:
+            yield (
+                "It was stopped before its end: to continue, give the same command with "
+                f"-P study={self._study.study_name}."
+            )
+            return
+        for name in self._wanting_room():
+            yield (
+                f"The best {name} lies at the edge of what was searched: widen its range in "
+                f"experiments/{self._plan.experiment.name}.py."
+            )
+        if self._plan.dataset.source == SAMPLE:
+            yield "Give it real X-rays (-P data=PATH): these are synthetic."
+        else:
+            yield "Read test/evidence.html among the artifacts; if it convinces you, " + _command(
+                "promote", model_name=self._winner["model_name"], data=self._plan.dataset.source
+            )
+
+    def _wanting_room(self) -> Iterator[str]:
+        """The parameters whose best value has no room on one side, where there could be some."""
+        for name, space in self._best.distributions.items():
+            steady = isinstance(space, FloatDistribution) and not space.step
+            if steady and _at_an_edge(self._best.params[name], space):
+                yield name
+
+    def _headline(self) -> dict[str, str]:
+        test = self._winner and with_interval(self._winner["test_metrics"], "auc")
+        return {
+            "trials done": self._done(),
+            "best validation AUC": self._duel.auc if self._duel else "–",
+            "above the baseline": self._duel.gain if self._duel else "–",
+            "test AUC, asked once": test or "not asked yet",
+        }
+
+    def _repeat(self) -> str:
+        """The command that trains the best trial again."""
+        if not self._best:
+            return ""
+        base, text = self._plan.experiment.base.as_text(), self._best.user_attrs["config"]
+        changed = {name: value for name, value in text.items() if base[name] != value}
+        if "weights" in changed:  # which the text names by their content
+            changed["weights"] = self._plan.base.weights
+        return _command(
+            "train",
+            experiment=self._plan.experiment.name,
+            data=self._plan.dataset.source,
+            **changed,
+        )
+
+    def _fields(self) -> list[str]:
+        """The fields of a run that were searched."""
+        return list(
+            dict.fromkeys(base_value(self._plan.base, name)[0] for name in self._plan.baseline())
+        )
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        runs = tracking.trial_runs(self._study.user_attrs["run_id"])
+        for trial in self._trials:
+            config = trial.user_attrs.get("config", {})
+            scored = trial.state == TrialState.COMPLETE or trial.intermediate_values
+            yield {
+                "number": trial.number,
+                "address": tracking.address(runs[trial.number]) if trial.number in runs else "",
+                "state": trial.state.name.lower(),
+                "best": trial == self._best,
+                "value": f"{last_value(trial):.4f}" if scored else "",
+                "fields": [pages.short(config.get(name, "")) for name in self._fields()],
+                "epochs": trial.last_step or "",
+                "took": timedelta(seconds=round(_seconds(trial))) if _seconds(trial) else "",
+                "error": trial.user_attrs.get("error", ""),
+            }
+
+
+def _at_an_edge(value: float, space: FloatDistribution) -> bool:
+    """Whether there may be better values beyond; below 0 there are none."""
+    scale = math.log if space.log else float
+    near = NEAR * (scale(space.high) - scale(space.low))
+    below, above = scale(value) - scale(space.low), scale(space.high) - scale(value)
+    return above < near or (space.low > 0 and below < near)
+
+
+def _seconds(trial: FrozenTrial) -> float:
+    return trial.duration.total_seconds() if trial.duration else 0.0
+
+
+def _shares(trials: list[FrozenTrial]) -> Iterator[tuple[str, str, str]]:
+    """What the processes were at: what, how long, and which share of their time."""
+    spent = _spent(trials)
+    whole = sum(spent.values()) or 1  # no trial has ended yet
+    for what, seconds in spent.items():
+        yield what, str(timedelta(seconds=round(seconds))), f"{seconds / whole:.0%}"
+
+
+def _spent(trials: list[FrozenTrial]) -> dict[str, float]:
+    spent: dict[str, float] = defaultdict(float)
+    processes = defaultdict(list)
+    for trial in trials:
+        if not trial.state.is_finished():
+            continue
+        processes[tuple(trial.user_attrs.get("process", ()))].append(trial)
+        parts = trial.user_attrs.get("seconds", {})
+        for part, seconds in parts.items():
+            spent[f"{part} of complete trials"] += seconds
+        rest = f"{trial.state.name.lower()} trials"
+        spent[rest if not parts else "bookkeeping"] += _seconds(trial) - sum(parts.values())
+    for own in processes.values():
+        began = min(it.datetime_start for it in own)
+        ended = max(it.datetime_complete for it in own)
+        between = (ended - began).total_seconds() - sum(map(_seconds, own))
+        spent["between trials"] += between
+    return spent
+
+
+def _command(entry: str, **parameters: str) -> str:
+    given = " ".join(f"-P {name}={shlex.quote(value)}" for name, value in parameters.items())
+    return f"mlflow run . -e {entry} --env-manager uv {given}"

@@ -1,6 +1,7 @@
 """Servers of others, started for real: PostgreSQL, MLflow's own, and MLflow's of a model."""
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -121,6 +122,33 @@ def mlflow_server(store: str, artifacts: Path, workers: int = 1) -> AbstractCont
     # Its own job queue, of which nothing here makes use, would take a third of a core
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     return Server(f"http://127.0.0.1:{port}", command, _healthy, env=environment).running()
+
+
+def mlflow_ui(command: str, folder: Path) -> AbstractContextManager[Server]:
+    """The command that opens MLflow's pages, in a folder, but at a port that is free."""
+    port = free_port()
+    words = [sys.executable, "-m", *shlex.split(command), "--port", str(port)]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    address = f"http://127.0.0.1:{port}"
+    return Server(address, words, _healthy, cwd=folder, env=environment).running()
+
+
+@contextmanager
+def git_daemon(folder: Path) -> Iterator[str]:
+    """Git's own server of the bare repositories in a folder, at its address."""
+    port = free_port()
+    options = [f"--base-path={folder}", "--export-all", "--reuseaddr", "--listen=127.0.0.1"]
+    command = ["git", "daemon", *options, f"--port={port}"]
+
+    def answers(_: str) -> None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        except OSError as error:
+            raise requests.ConnectionError from error
+
+    address = f"git://127.0.0.1:{port}"
+    with Server(address, command, answers).running():
+        yield address
 
 
 def model_server(python: Path, model: str, folder: Path) -> AbstractContextManager[Server]:

@@ -33,6 +33,6 @@ def outcome(server, real_archive):
     return run_study(open_dataset(str(real_archive)), trials=3, model_name="pneumonia")
 
 
-def test_a_walk_through_the_pages_of_a_study(page, real_archive, server, outcome, tmp_path):
+def test_a_walk_through_the_pages_of_a_study(page, server, outcome, tmp_path):
     walk(page, server, outcome, tmp_path)
     assert len(list(tmp_path.glob("*.png"))) == 8

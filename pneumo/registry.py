@@ -1,6 +1,7 @@
 """Models in MLflow's registry: registered, found, crowned, rolled back."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.models.model import ModelInfo
 
 from pneumo import tracking
 from pneumo.data import cache
@@ -24,6 +26,7 @@ TEST_EVALUATIONS = "pneumo.test_evaluations"  # how often it has been held again
 MODEL_DIGEST = "pneumo.model_digest"  # of its files, as they were registered
 EVALUATION_RUN = "pneumo.evaluation_run"  # that held it against test the last time
 PROMOTION, PROMOTION_RUN = "pneumo.promotion", "pneumo.promotion_run"  # the last decision about it
+VERSIONS = "mlflow.modelVersions"  # of a logged model, for MLflow's page on it
 TOLD_BY_THE_TRIAL = (
     *("pneumo.experiment", "pneumo.data", "pneumo.data_digest", "pneumo.synthetic"),
     *("pneumo.patients", "pneumo.study", "optuna.trial_number"),
@@ -190,12 +193,28 @@ def register(run_id: str, model: mlflow.pyfunc.PythonModel, model_name: str) -> 
     tags = {key: trial.data.tags[key] for key in TOLD_BY_THE_TRIAL if key in trial.data.tags}
     tags |= {f"val_{name}": str(trial.data.metrics[f"val_{name}"]) for name in TOLD}
     tags |= {MODEL_DIGEST: digest(Path(folder)), **tracking.commit(trial)}
-    version = int(mlflow.register_model(info.model_uri, model_name, tags=tags).version)
+    version = _new_version(model_name, info, tags)
     describe(model_name, version)
     client = mlflow.MlflowClient()
     client.update_registered_model(model_name, ABOUT)
     client.set_registered_model_alias(model_name, CHALLENGER, str(version))
     return Stored(trial, info.model_id, model_name, version, model)
+
+
+def _new_version(model_name: str, info: ModelInfo, tags: dict[str, str]) -> int:
+    """As `mlflow.register_model`, which also talks about it on standard error."""
+    client = mlflow.MlflowClient()
+    try:
+        client.create_registered_model(model_name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    made = client.create_model_version(
+        model_name, info.model_uri, tags=tags, model_id=info.model_id
+    )
+    listed = json.dumps([{"name": made.name, "version": made.version}])
+    client.set_logged_model_tags(info.model_id, {VERSIONS: listed})
+    return int(made.version)
 
 
 def describe(model_name: str, version: int) -> None:

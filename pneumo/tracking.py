@@ -85,6 +85,8 @@ def set_up() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # we say it at the end
     matplotlib.use("agg")  # pyplot, which Optuna draws with, would ask for a screen
+    # Without git no commit is noted: MLflow says that at length, for each fact and each process
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Of each try that a server does not answer, and that it will be tried again

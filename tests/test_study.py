@@ -189,6 +189,19 @@ def test_the_winner_alone_is_registered_as_challenger(study, client):
     assert with_example == [best.user_attrs["run_id"]]
 
 
+def test_a_version_is_as_mlflow_makes_one(study, client):
+    ours = client.get_model_version_by_alias("pneumonia-sample", "challenger")
+    model = client.get_logged_model(ours.source.removeprefix("models:/"))
+    listed = [{"name": "pneumonia-sample", "version": ours.version}]
+    assert json.loads(model.tags["mlflow.modelVersions"]) == listed
+    theirs = mlflow.register_model(model.model_uri, "pneumonia-sample")
+    for fact in ("source", "run_id", "current_stage", "status"):
+        assert getattr(ours, fact) == getattr(theirs, fact)
+    model = client.get_logged_model(ours.source.removeprefix("models:/"))
+    listed.append({"name": "pneumonia-sample", "version": theirs.version})
+    assert json.loads(model.tags["mlflow.modelVersions"]) == listed
+
+
 def test_reloaded_models_give_the_trained_ones_probabilities(study, client, sample):
     logged = mlflow.search_logged_models(["0"], output_format="list")
     assert {model.name for model in logged} == {"model"}

@@ -1,6 +1,8 @@
 """What people see in the terminal: bars and tables there, plain lines in a log."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Self, TypeVar
@@ -10,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import track as rich_track
 from rich.table import Table
+
+from pneumo.parallel import gpus
 
 T = TypeVar("T")
 
@@ -98,31 +102,60 @@ class StudyDisplay:
         say(line)
 
 
-@contextmanager
-def silenced_stderr() -> Iterator[None]:
-    """Nothing that native code writes to standard error is seen.
+# Keeps what it reads until a mark says whether to show it; without one, because the process that
+# wrote it has died, it does
+_UNLESS_WELL = """
+import sys
+said, line = [], b""
+for line in sys.stdin.buffer:
+    if line.endswith((b"\\0\\n", b"\\1\\n")):
+        said.append(line[:-2])
+        break
+    said.append(line)
+if not line.endswith(b"\\0\\n"):
+    sys.stderr.buffer.writelines(said)
+"""
 
-    TensorFlow greets with lines about the processor before its own log level applies.
+
+@contextmanager
+def quiet_if_well(well: Callable[[], bool]) -> Iterator[None]:
+    """What is written to standard error is seen only if this ends badly, or `well` then says so.
+
+    TensorFlow greets with lines about the processor before its own log level applies. Why it ends
+    the process, if it does, another process must tell.
     """
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    command = [sys.executable, "-ISc", _UNLESS_WELL]
+    # A session of its own: an interrupt is for this process
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as other:
+        kept = os.dup(2)
+        os.dup2(other.stdin.fileno(), 2)
+        mark = b"\1\n"
+        try:
+            yield
+            mark = b"\0\n" if well() else mark
+        except KeyboardInterrupt:
+            mark = b"\0\n"
+            raise
+        finally:
+            os.write(2, mark)
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow without its greetings, with as many threads as there are cores for it."""
+    """Imports TensorFlow without its greetings, with as many threads as there are cores for it.
+
+    Where a GPU is asked for and not found they are shown: they say why.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for pool in ("INTRA", "INTER"):  # its own count is that of the machine, not of a container
         os.environ.setdefault(f"TF_NUM_{pool}OP_THREADS", str(cpu_count()))
 
-    with silenced_stderr():
-        import tensorflow
+    def finds_what_is_asked_for() -> bool:
+        found = tensorflow.config.list_physical_devices("GPU")
+        return bool(found) or not gpus()
 
-        tensorflow.config.list_physical_devices()
+    with quiet_if_well(finds_what_is_asked_for):
+        import tensorflow
     # Every model compiles its own functions, which TensorFlow takes for a mistake
     tensorflow.get_logger().setLevel("ERROR")

@@ -21,6 +21,7 @@ from joblib import cpu_count
 from pneumo import interrupt, tracking
 from pneumo.console import StudyDisplay, import_tensorflow, say
 from pneumo.errors import Mistake
+from pneumo.parallel import gpus
 from pneumo.study import (
     FAILURES_IN_A_ROW,
     Goal,
@@ -96,15 +97,6 @@ def threads(count: int) -> dict[str, str]:
     # The first is what joblib counts, and all that works in batches here
     names = "LOKY_MAX_CPU_COUNT", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"
     return {name: str(count) for name in (*names, "TF_NUM_INTEROP_THREADS")}
-
-
-def gpus() -> list[str]:
-    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is not None:
-        return [it.strip() for it in allowed.split(",") if it.strip()]
-    # Asking TensorFlow would take memory of each of them
-    return [str(place) for place, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
 
 
 def launch(

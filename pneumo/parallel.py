@@ -1,7 +1,9 @@
-"""Work on many images, shared out among the cores."""
+"""What there is to compute with, and work on many images, shared out among the cores."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 from joblib import cpu_count
@@ -11,6 +13,15 @@ from pneumo import interrupt
 T = TypeVar("T")
 
 BATCH = 16  # images per step: what a network makes of them stays near the processor
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        return [it.strip() for it in allowed.split(",") if it.strip() not in ("", "-1")]
+    # Asking TensorFlow would take memory of each of them
+    return [str(place) for place, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
 
 
 def in_batches(step: Callable[..., T], *rows: Sequence) -> Iterator[T]:

@@ -22,7 +22,16 @@ from pneumo.console import StudyDisplay, say
 from pneumo.data.dataset import open_dataset
 from pneumo.errors import Mistake
 from pneumo.launch import PATIENCE, Telling, hear, threads, work
-from pneumo.study import FAILURES_IN_A_ROW, Goal, Plan, StudyStopped, end_dead, find, settle
+from pneumo.study import (
+    FAILURES_IN_A_ROW,
+    Goal,
+    Plan,
+    StudyStopped,
+    display_of,
+    end_dead,
+    find,
+    settle,
+)
 
 PROJECT = Path(__file__).parent.parent
 
@@ -78,7 +87,7 @@ def launch(
         what = study.study_name, plan.dataset.source, weights, cores, *stores, news
         crew = {task.remote(number, *what): number for number in range(workers)}
         try:
-            with StudyDisplay(Goal.of(study).trials, workers, then) as display:
+            with display_of(study, workers, then) as display:
                 _follow(crew, news, display)
         finally:
             _dismiss(list(crew))
@@ -131,6 +140,7 @@ def _follow(crew: dict[Any, int], news: Any, display: StudyDisplay) -> None:
             hear(said, display, number)
         for task in ended:
             number = crew.pop(task)
+            display.leave(number)
             try:
                 ray.get(task)
             except ray.exceptions.RayError as error:

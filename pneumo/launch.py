@@ -19,7 +19,7 @@ import optuna
 from joblib import cpu_count
 
 from pneumo import interrupt, tracking
-from pneumo.console import StudyDisplay, import_tensorflow, say
+from pneumo.console import StudyDisplay, import_tensorflow, say, say_to
 from pneumo.errors import Mistake
 from pneumo.parallel import gpus
 from pneumo.study import (
@@ -28,6 +28,7 @@ from pneumo.study import (
     Losses,
     Plan,
     StudyStopped,
+    display_of,
     end_dead,
     join,
     running,
@@ -117,7 +118,7 @@ def launch(
         hire = partial(Worker, study=study, plan=plan, workers=workers, folder=Path(folder))
         crew = {number: hire(number) for number in range(workers)}
         try:
-            with StudyDisplay(Goal.of(study).trials, workers, then) as display:
+            with display_of(study, workers, then) as display:
                 for number in _deaths(crew, display):
                     take_over(study, plan)
                     _require_hope(losses)
@@ -132,8 +133,10 @@ def _deaths(crew: dict[int, Worker], display: StudyDisplay) -> Iterator[int]:
     while crew:
         speaking = wait([worker.pipe for worker in crew.values()])
         for number in [it for it, worker in crew.items() if worker.pipe in speaking]:
-            if not _heard(crew[number], display) and crew.pop(number).has_died():
-                yield number
+            if not _heard(crew[number], display):
+                display.leave(number)
+                if crew.pop(number).has_died():
+                    yield number
 
 
 def _require_hope(losses: Losses) -> None:
@@ -159,7 +162,7 @@ def hear(said: Sequence[Any], display: StudyDisplay, worker: int) -> None:
     if what == "epoch":
         display.epoch(*news, worker=worker)
     elif what == "trial":
-        display.trial(*news)
+        display.trial(*news, worker=worker)
     elif what == "note":
         display.note(*news)
     elif what == "stopped":
@@ -188,9 +191,11 @@ class Telling:
         """As `work.Display.epoch`."""
         self.tell(("epoch", trial, epoch, dict(metrics)))
 
-    def trial(self, line: str, done: int) -> None:
+    def trial(
+        self, line: str, done: int, best: tuple[int, float] | None, took: float | None
+    ) -> None:
         """As `work.Display.trial`."""
-        self.tell(("trial", line, done))
+        self.tell(("trial", line, done, best, took))
 
     def note(self, line: str) -> None:
         """As `work.Display.note`."""
@@ -234,6 +239,7 @@ def work(
 
     `hung`: see `work.search_trials`.
     """
+    say_to(telling.note)
     tracking.set_up()
     import_tensorflow()
     from pneumo.features import budget

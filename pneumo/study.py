@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pneumo import tracking
 from pneumo.config import RunConfig
-from pneumo.console import say
+from pneumo.console import StudyDisplay, say
 from pneumo.data import cache
 from pneumo.data.dataset import Dataset
 from pneumo.errors import Mistake
@@ -323,6 +323,21 @@ def await_others(study: optuna.Study) -> None:
 def counted(study: optuna.Study) -> int:
     """How many trials are done: complete or pruned."""
     return len(study.get_trials(deepcopy=False, states=COUNTED))
+
+
+def best_so_far(study: optuna.Study) -> tuple[int, float] | None:
+    """The number and the score of the best trial, if one is complete."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    best = max(complete, key=lambda trial: trial.value, default=None)
+    return best and (best.number, best.value)
+
+
+def display_of(
+    study: optuna.Study, workers: int = 1, then: Callable[[], None] = lambda: None
+) -> StudyDisplay:
+    """What shows how far the study comes, from where it is, and calls `then` after each trial."""
+    goal, done, best = Goal.of(study), counted(study), best_so_far(study)
+    return StudyDisplay(goal.trials, workers, done, best, goal.deadline, then)
 
 
 @dataclass(frozen=True)

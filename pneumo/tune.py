@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import TrialState
 
 from pneumo import cluster, launch, registry, tracking
-from pneumo.console import StudyDisplay, import_tensorflow, say, table
+from pneumo.console import import_tensorflow, say, table
 from pneumo.pages import short
 from pneumo.study import (
     STORE_ERRORS,
@@ -18,6 +18,7 @@ from pneumo.study import (
     StudyStopped,
     await_others,
     begin,
+    display_of,
     evict,
     last_value,
     load,
@@ -137,7 +138,7 @@ def search(
     import_tensorflow()
     from pneumo.work import search_trials
 
-    with StudyDisplay(goal.trials, then=then) as display:
+    with display_of(study, then=then) as display:
         search_trials(study, plan, display)
 
 

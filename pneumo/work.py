@@ -17,6 +17,7 @@ from pneumo.study import (
     Goal,
     Plan,
     StudyStopped,
+    best_so_far,
     counted,
     evict,
     last_value,
@@ -33,8 +34,14 @@ class Display(Protocol):
     def epoch(self, trial: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """A trial has come so far."""
 
-    def trial(self, line: str, done: int) -> None:
-        """A trial has ended, of which `line` tells; `done` counts those that count."""
+    def trial(
+        self, line: str, done: int, best: tuple[int, float] | None, took: float | None
+    ) -> None:
+        """A trial has ended, of which `line` tells.
+
+        `done` counts those of the study that count; `best`: number and score of the best of them;
+        `took`: seconds, None where it has failed.
+        """
 
     def note(self, line: str) -> None:
         """Something else to tell."""
@@ -107,7 +114,8 @@ class _Work:
 
     def _trial_ended(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self.ended += 1
-        self._display.trial(_line(trial), counted(study))
+        took = None if trial.state == TrialState.FAIL else trial.duration.total_seconds()
+        self._display.trial(_line(trial), counted(study), best_so_far(study), took)
         if keep := self._goal.keep_models:
             evict(study, keep, at_most=1)  # those beyond have gone before
         if self._goal.reached(study) or repeated_failure(study):

@@ -20,6 +20,7 @@ HEAVY = ("tensorflow", "keras", "mlflow", "optuna", "pandas", "numpy")
 def start(*arguments: str, **options) -> subprocess.Popen:
     """A command in the current directory."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # which nobody sets who is not testing
     command = [sys.executable, "-m", "pneumo", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, **pipes, **options)
@@ -148,8 +149,8 @@ def test_a_mistake_found_late_leaves_no_run_running(store, folder):
 def test_prepare(store, folder):
     Image.new("L", (8, 8)).save(folder / "train" / "NORMAL" / "scan.png")
     (folder / "train" / "NORMAL" / "IM-9999-0001.jpeg").write_bytes(b"no image")
-    code, output, _ = run("prepare", "--data", str(folder), "--image_size", "32")
-    assert code == 0
+    code, output, errors = run("prepare", "--data", str(folder), "--image_size", "32")
+    assert (code, errors) == (0, "")
     assert "val 82 images, 1 unreadable, 1 of unknown patients" in output
     [prepared] = store.search_runs(["0"])
     assert prepared.info.status == "FINISHED"
@@ -170,7 +171,7 @@ def test_prepare(store, folder):
 def test_train(store):
     flags = "--experiment tune --epochs 2 --image_size 32 --dense_widths none --seed 3"
     code, output, errors = run("train", *flags.split(), "--model_name", "mine")
-    assert code == 0, errors
+    assert (code, errors) == (0, "")
     assert "registered mine version 1 as @challenger" in output
     command, trial = sorted(store.search_runs(["0"]), key=lambda run: run.info.start_time)
     assert command.data.tags["pneumo.kind"] == "train"
@@ -185,8 +186,6 @@ def test_train(store):
     assert {command.info.status, trial.info.status} == {"FINISHED"}
     version = store.get_model_version_by_alias("mine", "challenger")
     assert version.run_id == trial.info.run_id
-    assert "TensorFlow" not in errors
-    assert "Traceback" not in errors
 
 
 def mlflow_run(entry_point: str, *parameters: str) -> subprocess.Popen:

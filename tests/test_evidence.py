@@ -50,7 +50,7 @@ def evaluated(client, *arguments: str):
     """The run that one call of the command leaves, and what the command said."""
     before = {run.info.run_id for run in client.search_runs(["0"])}
     code, output, errors = run("evaluate", "--model", MODEL, *arguments)
-    assert code == 0, errors
+    assert (code, errors) == (0, "")
     [made] = [it for it in client.search_runs(["0"]) if it.info.run_id not in before]
     return made, output
 

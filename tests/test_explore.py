@@ -185,7 +185,7 @@ def test_what_must_not_be_missed(wrong):
 @pytest.mark.slow
 def test_the_run(store, wrong):
     code, output, errors = run("explore", "--data", str(wrong))
-    assert code == 0, errors
+    assert (code, errors) == (0, "")
     [made] = store.search_runs(["0"])
     assert made.info.status == "FINISHED"
     assert tags(made) == {

@@ -270,7 +270,7 @@ def test_the_command(client, images, runs, name):
     register(runs["poor"], name)
     call = ["promote", "--model_name", name]
     code, output, errors = run(*call, "--data", str(images[1]), "--margin", "0")
-    assert code == 0, errors
+    assert (code, errors) == (0, "")
     assert f"{name} version 1: promoted, as the first champion" in output
     register(runs["good"], name)
     assert run(*call, "--data", str(images[1]))[0] == 0

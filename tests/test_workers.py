@@ -28,6 +28,7 @@ from tests.studies import (
     run_of,
     until,
 )
+from tests.terminal import watch
 from tests.test_command_line import run, start
 
 pytestmark = pytest.mark.slow
@@ -83,7 +84,7 @@ def test_gpus_are_shared_out(monkeypatch):
 
 def test_two_workers(store):
     code, output, errors = run("tune", "--trials", "4", *NIGHT, *SHORT)
-    assert code == 0, errors
+    assert (code, errors) == (0, "")
     trials = require_whole(store, "night")
     assert 4 <= counted(trials) <= 5
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
@@ -118,9 +119,11 @@ def test_a_study_outlives_a_worker_and_its_driver(store):
     until(lambda: not any(map(lives, workers)))
     assert not at_work(store)  # each has ended its trial
     done = counted(optuna.load_study(study_name="night", storage=open_storage()).trials)
-    code, output, errors = run(*command)
-    assert code == 0, errors
-    assert f"continuing study night: {done} trials are done" in output
+    seen = watch("-m", "pneumo", *command)
+    assert (seen.code, seen.errors) == (0, "")
+    begun = next(it for it in seen.screens if "worker 1" in it)
+    assert f"continuing study night: {done} trials are done" in begun
+    assert f"{done} of 3 trials\nbest " in begun
     trials = require_whole(store, "night")
     assert 3 <= counted(trials) <= 4
     assert any(trial.params["dropout"] == 0.25 for trial in trials if trial.state.name != "FAIL")
@@ -206,6 +209,6 @@ def test_who_may_not_join(store, folder, sample):
     code, _, errors = run("worker", "--study", "night", "--data", str(folder))
     assert code == 2
     assert "study 'night' was begun with data_digest" in errors
-    code, output, _ = run("worker", "--study", "night", "--data", "sample")
-    assert code == 0
+    code, output, errors = run("worker", "--study", "night", "--data", "sample")
+    assert (code, errors) == (0, "")
     assert output == "study night needs no more trials: 1 are done\n"

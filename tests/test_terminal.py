@@ -1,0 +1,210 @@
+"""What a person sees of a study, on real terminals and in a log."""
+
+import re
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+
+from pneumo.tune import SHOWN
+from tests.conftest import ROOT
+from tests.terminal import Seen, watch
+
+STUDY = """
+import time
+from pneumo.console import StudyDisplay, say, track
+
+workers = {workers}
+display = StudyDisplay(20, workers, done=5, best=(3, 0.91234), deadline={deadline})
+at = dict(worker=1) if workers > 1 else dict()
+
+def pause():
+    time.sleep({pause})
+
+say("study night")
+with display:
+    pause()
+    display.epoch(6, 2, dict(val_auc=0.87654), **at)
+    pause()
+    display.trial("trial   6  as in a log", 6, (6, 0.98765), {took}, **at)
+    display.note("a note")
+    pause()
+    display.trial("trial   7  failed: for a reason", 6, (6, 0.98765), None, **at)
+    for _ in track([1, 2], 2, "Decoding"):
+        pause()
+    if workers > 1:
+        display.leave(0)
+        pause()
+say("the end")
+"""
+COLOURS = re.compile("[349][0-79]|10[0-7]")
+
+
+@cache
+def study(workers: int = 1, took: float = 190, pause: float = 0.8, **other) -> Seen:
+    """A study that is continued, on a terminal that is drawn on twice a second."""
+    code = STUDY.format(
+        workers=workers, took=took, pause=pause, deadline=other.pop("deadline", None)
+    )
+    seen = watch("-c", code, **other)
+    assert (seen.code, seen.errors) == (0, "")
+    return seen
+
+
+def moments(seen: Seen) -> list[list[str]]:
+    """What was shown below the note and above it, without bars, as it came."""
+    found = []
+    for screen in seen.screens:
+        lines = [line.strip("━╸╺ ") for line in screen.splitlines()]
+        if not found or found[-1] != lines:
+            found.append(lines)
+    return found
+
+
+def test_a_study_on_a_terminal():
+    seen = study()
+    shown = moments(seen)
+    begun = ["study night", "5 of 20 trials", "best  val AUC 0.9123  trial 3"]
+    assert [*begun, "now                   starting"] in shown
+    assert [*begun, "now   val AUC 0.8765  trial 6, epoch 2"] in shown
+    best = ["6 of 20 trials, about 44 min left", "best  val AUC 0.9877  trial 6"]
+    assert ["study night", "a note", *best, "now                   starting"] in shown
+    above = ["study night", "a note", "trial   7  failed: for a reason"]
+    decoding = [lines for lines in shown if lines[: len(above)] == above and len(lines) == 7]
+    assert decoding
+    assert {tuple(lines[3:5]) for lines in decoding} == {tuple(best)}
+    assert all(lines[6].startswith("Decoding ") for lines in decoding)
+    # what has been reached stays, and nothing of what was at work
+    assert shown[-1] == [*above, "6 of 20 trials", best[1], "the end"]
+    assert seen.written.count("\x1b[?25l") == seen.written.count("\x1b[?25h")  # the cursor is back
+
+
+def test_each_worker_has_a_line():
+    shown = moments(study(workers=2))
+    states = [lines[-4:] for lines in shown]
+    begun = [
+        "5 of 20 trials",
+        "best      val AUC 0.9123  trial 3",
+        "worker 0                  starting",
+    ]
+    assert [*begun, "worker 1                  starting"] in states
+    assert [*begun, "worker 1  val AUC 0.8765  trial 6, epoch 2"] in states
+    best = "best      val AUC 0.9877  trial 6"
+    left = "6 of 20 trials, about 22 min left"  # two at a time
+    assert [left, best, begun[2], "worker 1                  starting"] in states
+    ended = ["worker 0                  ended", "worker 1                  starting"]
+    assert [left, best, *ended] in states
+    assert shown[-1][-3:] == ["6 of 20 trials", "best  val AUC 0.9877  trial 6", "the end"]
+
+
+def longest(seen: Seen) -> int:
+    return max(len(line) for screen in seen.screens for line in screen.splitlines())
+
+
+def test_no_line_is_too_long_and_the_bar_keeps_its_place():
+    for workers in (1, 2):
+        seen = study(workers=workers)
+        assert longest(seen) <= 80
+        lines = [line for screen in seen.screens for line in screen.splitlines()]
+        beside = {re.search(r"\d+ of 20", line).start() for line in lines if " of 20" in line}
+        assert beside == {32}
+    assert longest(study(workers=2, took=1e6, columns=40)) <= 40
+
+
+def test_it_is_drawn_seldom_and_at_once():
+    seen = study()
+    assert len(seen.screens) < 25  # in four seconds
+    for screen in seen.screens[1:]:  # never half of it
+        assert " trials" in screen
+        assert "best " in screen
+
+
+def test_no_colour_is_drawn_where_none_is_wanted():
+    assert any(map(COLOURS.fullmatch, study().styles))
+    seen = study(took=3600, deadline=1.0, NO_COLOR="1")
+    assert not list(filter(COLOURS.fullmatch, seen.styles))
+    assert "best  val AUC 0.9877  trial 6" in seen.screens[-1]
+    # No trial starts after the deadline
+    assert any("6 of 20 trials, less than a minute left" in screen for screen in seen.screens)
+
+
+PLAIN = (
+    "study night\ntrial   6  as in a log\na note\ntrial   7  failed: for a reason\n"
+    "Decoding: 2 images\nthe end\n"
+)
+
+
+def test_a_dumb_terminal_gets_the_lines_of_a_log():
+    assert study(pause=0, TERM="dumb").written.replace("\r\n", "\n") == PLAIN
+
+
+def test_a_log():
+    code = STUDY.format(workers=2, took=60, pause=0, deadline=None)
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (process.stdout, process.stderr) == (PLAIN, "")
+
+
+def test_a_worker_writes_nothing_itself():
+    code = (
+        "import sys\n"
+        "from pneumo import console\n"
+        "told = []\n"
+        "console.say_to(told.append)\n"
+        "console.say('a line ' * 40)\n"
+        "for _ in console.track([1], 1, 'Decoding'): console.say('[it]')\n"
+        "print(told, file=sys.stderr)\n"
+    )
+    seen = watch("-c", code, FORCE_COLOR="1")
+    assert seen.written == ""
+    assert seen.errors == f"{['a line ' * 40, 'Decoding: 1 images', '[it]']}\n"
+
+
+TABLE = f"""
+from pneumo.console import table
+rows = [
+    ("1003 best", "COMPLETE", "0.9877", "256-128-64", "0.254", "0.25", "2", "0.000338"),
+    ("7", "FAIL", *[""] * 6),
+]
+table("Study night", ("trial", "state", "val AUC", *{SHOWN}), rows)
+"""
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_table_of_a_study(columns):
+    seen = watch("-c", TABLE, columns=columns)
+    assert (seen.code, seen.errors) == (0, "")
+    lines = seen.screens[-1].splitlines()
+    assert max(map(len, lines)) <= columns
+    values = "1003 best COMPLETE 0.9877 256-128-64 0.254 0.25 2 0.000338"
+    assert [" ".join(line.split()) for line in lines[-2:]] == [values, "7 FAIL"]
+    head = {80: ["val dense augment unfreeze learning"], 120: []}[columns]
+    names = "trial state val AUC dense_widths dropout augment_strength unfreeze_depth learning_rate"
+    head += [names if columns == 120 else "trial state AUC widths dropout strength depth rate"]
+    assert [" ".join(line.split()) for line in lines[1:-3]] == head
+
+
+NATIVE = """
+import os
+from pneumo.console import quiet_if_well
+with quiet_if_well(lambda: {well}):
+    os.write(2, b"a line\\nand more")
+    {then}
+os.write(2, b"after it")
+"""
+
+
+@pytest.mark.parametrize(
+    ("well", "then", "shown"),
+    [
+        (True, "pass", "after it"),
+        (False, "pass", "a line\nand moreafter it"),
+        (True, "os.abort()", "a line\nand more"),
+        (True, "raise ValueError('x')", "a line\nand moreTraceback .*ValueError: x\n"),
+        (True, "raise KeyboardInterrupt", "Traceback .*KeyboardInterrupt\n"),
+    ],
+)
+def test_native_code_is_heard_when_it_ends_badly(well, then, shown):
+    code = NATIVE.format(well=well, then=then)
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert re.fullmatch(shown, process.stderr, re.DOTALL)

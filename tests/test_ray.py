@@ -1,6 +1,7 @@
 """The workers of a study as tasks of a Ray cluster: two nodes, on this machine."""
 
 import os
+import re
 import signal
 
 import pytest
@@ -72,7 +73,7 @@ def test_a_study_outlives_a_killed_task_and_an_interrupt(cluster):
     trials = require_whole(cluster, "ray")
     assert counted(trials) in (6, 7)
     assert {it.number for it in trials if it.state.name == "FAIL"} == {it.number for it in failed}
-    lines = [line for line in output.splitlines() if line.startswith("trial ")]
+    lines = [line for line in output.splitlines() if re.match(r"trial +\d", line)]
     assert len(lines) == len(trials) - len(interrupted)
     assert "registered: pneumonia-sample version 1 as @challenger" in output
 

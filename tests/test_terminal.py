@@ -208,3 +208,12 @@ def test_native_code_is_heard_when_it_ends_badly(well, then, shown):
     code = NATIVE.format(well=well, then=then)
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert re.fullmatch(shown, process.stderr, re.DOTALL)
+
+
+@pytest.mark.slow
+def test_why_a_gpu_that_is_asked_for_is_not_found_is_told(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "97")
+    code = "from pneumo.console import import_tensorflow; import_tensorflow()"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0
+    assert "failed call to cuInit" in process.stderr

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,6 +81,8 @@ def test_gpus_are_shared_out(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
     shown = [launch.share_of(number, 3)["CUDA_VISIBLE_DEVICES"] for number in range(3)]
     assert shown == ["3", "5", "3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # as people say that none is wanted
+    assert "CUDA_VISIBLE_DEVICES" not in launch.share_of(0, 3)
 
 
 def test_two_workers(store):
@@ -88,7 +91,7 @@ def test_two_workers(store):
     trials = require_whole(store, "night")
     assert 4 <= counted(trials) <= 5
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
-    lines = [line for line in output.splitlines() if line.startswith("trial ")]
+    lines = [line for line in output.splitlines() if re.match(r"trial +\d", line)]
     assert len(lines) == len(trials)
     runs = children(store, run_of("night"))
     pids = {it.data.tags["pneumo.pid"] for it in runs}

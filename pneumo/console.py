@@ -2,8 +2,8 @@
 
 import io
 import os
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -217,44 +217,27 @@ def _about(seconds: float) -> str:
     return f"about {minutes} min" if minutes else "less than a minute"
 
 
-# Keeps what it reads until a mark says whether to show it; without one, because the process that
-# wrote it has died, it does
-_UNLESS_WELL = """
-import sys
-said, line = [], b""
-for line in sys.stdin.buffer:
-    if line.endswith((b"\\0\\n", b"\\1\\n")):
-        said.append(line[:-2])
-        break
-    said.append(line)
-if not line.endswith(b"\\0\\n"):
-    sys.stderr.buffer.writelines(said)
-"""
-
-
 @contextmanager
 def quiet_if_well(well: Callable[[], bool]) -> Iterator[None]:
     """What is written to standard error is seen only if this ends badly, or `well` then says so.
 
-    TensorFlow greets with lines about the processor before its own log level applies. Why it ends
-    the process, if it does, another process must tell.
+    TensorFlow greets with lines about the processor before its own log level applies.
     """
-    command = [sys.executable, "-ISc", _UNLESS_WELL]
-    # A session of its own: an interrupt is for this process
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as other:
-        kept = os.dup(2)
-        os.dup2(other.stdin.fileno(), 2)
-        mark = b"\1\n"
+    kept, shown = os.dup(2), False
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
         try:
             yield
-            mark = b"\0\n" if well() else mark
-        except KeyboardInterrupt:
-            mark = b"\0\n"
+            shown = not well()
+        except Exception:
+            shown = True
             raise
         finally:
-            os.write(2, mark)
             os.dup2(kept, 2)
             os.close(kept)
+            if shown:
+                said.seek(0)
+                os.write(2, said.read())
 
 
 def import_tensorflow() -> None:

@@ -34,8 +34,9 @@ TOLD_BY_THE_TRIAL = (
 
 ABOUT = (
     "Pneumonia or not, on chest X-rays of children. For research; not a medical device.\n\n"
-    f"@{CHALLENGER} is the newest version; @{CHAMPION} the one to use, which `promote` chooses on "
-    f"evidence; @{PREVIOUS} the champion before it."
+    # As code: MLflow makes links to people on GitHub of names that begin with an @
+    f"`@{CHALLENGER}` is the newest version; `@{CHAMPION}` the one to use, which `promote` chooses "
+    f"on evidence; `@{PREVIOUS}` the champion before it."
 )
 
 # The metrics that a version's description tells, and what it calls them
@@ -253,13 +254,13 @@ def _links(version: ModelVersion) -> Iterator[tuple[str, str]]:
     trial = client.get_run(version.run_id)
     yield "the run that trained it", tracking.page(trial)
     if "pneumo.study" in tags:
-        study = tracking.page(client.get_run(trial.data.tags["mlflow.parentRunId"]))
-        yield "its study", study
-        yield "the page of that", f"{study}/artifacts/study/study.html"
+        study = client.get_run(trial.data.tags["mlflow.parentRunId"])
+        yield "its study", tracking.page(study)
+        yield "the page of that", tracking.page(study, "study/study.html")
     if EVALUATION_RUN in tags:
         run = client.get_run(tags[EVALUATION_RUN])
         if version.source == f"models:/{tracking.evaluated_model(run)}":  # else of a later winner
-            yield "evidence", f"{tracking.page(run)}/artifacts/test/evidence.html"
+            yield "evidence", tracking.page(run, "test/evidence.html")
     if PROMOTION_RUN in tags:
         yield "the last decision", tracking.page(client.get_run(tags[PROMOTION_RUN]))
 

@@ -148,7 +148,7 @@ class Report:
     def description(self) -> str:
         """Its words in Markdown, and the way to it."""
         run = mlflow.get_run(self._study.user_attrs["run_id"])
-        link = f"[The page of this study]({tracking.page(run)}/artifacts/{PAGE})"
+        link = f"[The page of this study]({tracking.page(run, PAGE)})"
         words = [f"**{name}** {text}" for name, text in self._words().items()]
         return "\n\n".join([*words, link])
 

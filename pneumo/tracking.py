@@ -371,7 +371,11 @@ def log_data(images: Images) -> None:
 
 
 def log_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
-    """An epoch's metrics under `epoch/`, in one call; `epoch` counts from 1."""
+    """An epoch's metrics under `epoch/`, in one call; `epoch` counts from 1.
+
+    The metric that is logged first is what MLflow's plots of several runs begin with.
+    """
+    metrics = {"val_auc": metrics["val_auc"], **metrics}
     mlflow.log_metrics({f"epoch/{name}": value for name, value in metrics.items()}, step=epoch)
 
 
@@ -538,15 +542,18 @@ def store() -> str:
     return make_url(mlflow.get_tracking_uri()).render_as_string(hide_password=True)
 
 
-def page(run: Run) -> str:
-    """The address of a run's page within MLflow's UI."""
-    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+def page(run: Run, file: str = "") -> str:
+    """The address within MLflow's UI of a run's page, or of a file among its artifacts."""
+    place = f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    shown = f"/artifacts/{file}" if file else ""
+    # Without this MLflow shows what it has for language models
+    return f"#/{place}{shown}?workflowType=machine_learning"
 
 
-def address(run: Run) -> str:
+def address(run: Run, file: str = "") -> str:
     """The whole address, on MLflow's server or on the one that `mlflow ui` starts."""
     where = store()
-    return f"{where if where.startswith('http') else 'http://127.0.0.1:5000'}/{page(run)}"
+    return f"{where if where.startswith('http') else 'http://127.0.0.1:5000'}/{page(run, file)}"
 
 
 def where_to_open(run_id: str, file: str) -> str:
@@ -555,7 +562,7 @@ def where_to_open(run_id: str, file: str) -> str:
     place = urlsplit(run.info.artifact_uri)
     if place.scheme in ("", "file"):
         return f"{unquote(place.path)}/{file}"
-    return f"{address(run)}/artifacts/{file}"
+    return address(run, file)
 
 
 def how_to_look(run_id: str) -> str:

@@ -27,7 +27,7 @@ EXPERIMENT = "Default"
 
 # What MLflow's plot of trials begins with: of the params that differ the first three by name, and
 # the metric that all have and that was the first to be logged
-AXES = ["augment_strength", "dense_widths", "dropout", "epoch/auc"]
+AXES = ["augment_strength", "dense_widths", "dropout", "epoch/val_auc"]
 
 
 @contextmanager
@@ -46,17 +46,9 @@ def chromium() -> Iterator[Page]:
         yield page
 
 
-def walk(
-    page: Page,
-    address: str,
-    outcome: Outcome,
-    folder: Path,
-    artifact: str = "test/evidence.html",
-    words: str = "How good it is",
-) -> None:
+def walk(page: Page, address: str, outcome: Outcome, folder: Path) -> None:
     """From the server's experiments to the registered model; a picture of each page in `folder`.
 
-    `artifact`: the page that is opened among the files of the study's run, `words`: of its text.
     Runs and model are those of `outcome`, the only study in its experiment. Fails where a page does
     not show what a person looks for.
     """
@@ -67,7 +59,8 @@ def walk(
         "study": lambda: see_study(page, name, outcome),
         "trials": lambda: select_trials(page, len(outcome.study.trials)),
         "compare": lambda: see_comparison(page, len(outcome.study.trials)),
-        "page": lambda: see_artifact(page, name, artifact, words),
+        "page": lambda: see_artifact(page, name, "study/study.html", "against the baseline"),
+        "evidence": lambda: see_artifact(page, name, "test/evidence.html", "How good it is"),
         "model": lambda: see_model(page, outcome),
         "version": lambda: see_version(page, outcome),
     }
@@ -110,6 +103,8 @@ def see_study(page: Page, name: str, outcome: Outcome) -> None:
     page.get_by_role("link", name=name).click()
     expect(page.get_by_role("heading", name=name)).to_be_visible()
     expect(page.get_by_text("pneumo.kind: study")).to_be_visible()
+    for words in ("Asked", "Found"):  # of the description
+        expect(page.get_by_text(words, exact=True)).to_be_visible()
     newest = re.compile(rf"^trial {len(outcome.study.trials) - 1} · ")  # ten of them are listed
     expect(page.get_by_role("link", name=newest)).to_be_visible()
     auc = page.get_by_role("row").filter(has=page.get_by_role("link", name="test_auc", exact=True))
@@ -147,7 +142,7 @@ def coloured(canvas: Locator) -> int:
 
 def see_artifact(page: Page, name: str, artifact: str, words: str) -> None:
     """A page among the files of the study's run, which MLflow shows in a frame."""
-    page.get_by_role("link", name="Runs", exact=True).click()
+    page.get_by_role("link", name="Runs", exact=True).first.click()
     page.get_by_role("link", name=name).click()
     page.get_by_role("tab", name="Artifacts").click()
     for part in artifact.split("/"):

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -23,7 +24,7 @@ from pneumo.data.dataset import open_dataset
 from pneumo.data.pixels import UnreadableImage
 from pneumo.predict import predict
 from pneumo.serve import file_bytes
-from tests.conftest import copy_of
+from tests.conftest import ROOT, copy_of
 from tests.services import model_server
 from tests.test_pixels import RAMP, file_of
 
@@ -124,6 +125,19 @@ SHAPES = {
     "inputs": lambda images: {"inputs": {"image": images}},
     "inputs, a list": lambda images: {"inputs": images},
 }
+
+
+@pytest.mark.slow
+def test_the_command_that_the_readme_gives(address, expected, tmp_path):
+    if not (shutil.which("jq") and shutil.which("curl")):
+        pytest.skip("needs jq and curl: apt install jq curl")
+    [command] = re.findall(r"^base64 -w0 .*$", (ROOT / "README.md").read_text(), re.M)
+    image, probability = next(iter(expected.items()))
+    command = command.replace("IMAGE.jpeg", f"'{image}'").replace("http://127.0.0.1:5001", address)
+    answer = json.loads(subprocess.run(command, shell=True, capture_output=True, check=True).stdout)
+    [prediction] = answer["predictions"]
+    assert set(prediction) == {"probability", "label", "threshold", "error"}
+    assert prediction["probability"] == pytest.approx(probability, abs=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -149,7 +149,7 @@ def test_the_description(study):
     )
     assert then.endswith("Give it real X-rays (-P data=PATH): these are synthetic.")
     page = f"#/experiments/0/runs/{run_id(study)}/artifacts/study/study.html"
-    assert link == f"[The page of this study]({page})"
+    assert link == f"[The page of this study]({page}?workflowType=machine_learning)"
 
 
 def test_the_command_repeats_the_best_trial(study, tmp_path, capsys):

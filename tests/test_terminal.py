@@ -199,7 +199,6 @@ os.write(2, b"after it")
     [
         (True, "pass", "after it"),
         (False, "pass", "a line\nand moreafter it"),
-        (True, "os.abort()", "a line\nand more"),
         (True, "raise ValueError('x')", "a line\nand moreTraceback .*ValueError: x\n"),
         (True, "raise KeyboardInterrupt", "Traceback .*KeyboardInterrupt\n"),
     ],

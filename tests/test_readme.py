@@ -104,6 +104,12 @@ def test_every_command_is_given_somewhere():
         assert content in (ROOT / file).read_text()
 
 
+def test_every_picture_is_there():
+    shown = set(re.findall(r"^!\[.+\]\((.*\.png)\)$", README, re.M))
+    kept = (ROOT / ".github" / "pictures").iterdir()
+    assert shown == {str(picture.relative_to(ROOT)) for picture in kept}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [it for it in COMMANDS if kind(it) == "tour"])
 def test_the_tour(command, place, capsys):

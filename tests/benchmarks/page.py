@@ -1,0 +1,65 @@
+"""What the page of a study costs, by how many trials it tells of.
+
+    python -m tests.benchmarks.page
+
+A small real study of the sample, to which trials are added that did not run.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState, create_trial
+
+from pneumo import tracking
+from pneumo.data.dataset import open_dataset
+from pneumo.study import Plan
+from pneumo.study_page import PAGE, RUNNING, StudyPage
+from tests.conftest import store_in
+from tests.studies import TINY, run_study
+
+EPOCHS = 10
+
+
+def add(study: optuna.Study, count: int) -> None:
+    """Trials with values of their own, every third of them pruned."""
+    rng, like = np.random.default_rng(count), study.best_trial
+    for _ in range(count):
+        curve = np.sort(rng.uniform(0.8, 1, EPOCHS))
+        pruned = {"state": TrialState.PRUNED} if rng.random() < 1 / 3 else {"value": curve[-1]}
+        study.add_trial(
+            create_trial(
+                params=like.params | {"dropout": rng.uniform(0, 0.5)},
+                distributions=like.distributions,
+                intermediate_values=dict(enumerate(map(float, curve), 1)),
+                user_attrs=like.user_attrs,
+                **pruned,
+            )
+        )
+
+
+def main() -> None:
+    """Prints a line for each number of trials."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    sample = open_dataset("sample", needs=("train", "test"))
+    with tempfile.TemporaryDirectory() as folder, store_in(Path(folder)):
+        name = run_study(sample).study.study_name
+        study = optuna.load_study(study_name=name, storage=os.environ["PNEUMO_STORAGE"])
+        run_id = study.user_attrs["run_id"]
+        with tracking.reopened(run_id):
+            page = StudyPage(study, Plan(TINY, sample, {}))
+            for trials in (10, 100, 1000):
+                add(study, trials - len(study.trials))
+                began = time.monotonic()
+                page.write(RUNNING)
+                took = time.monotonic() - began
+                size = Path(tracking.where_to_open(run_id, PAGE)).stat().st_size
+                print(f"{trials} trials: {took:.1f} s, {size / 1e6:.1f} MB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

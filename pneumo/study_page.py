@@ -83,7 +83,7 @@ class Duel:
     def gain(self) -> str:
         """The difference of AUC with its interval."""
         it = self.comparison
-        return f"{it.auc_difference:+.3f} ({it.low:+.3f} to {it.high:+.3f})"
+        return f"{it.auc_difference:+.4f} ({it.low:+.4f} to {it.high:+.4f})"
 
 
 @lru_cache(maxsize=1)

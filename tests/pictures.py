@@ -59,6 +59,7 @@ def _take_terminal(page: Page, outcome: Outcome, pictures: Path) -> None:
     )
     show(outcome)
     page.set_content(console.console.export_html())
+    page.add_style_tag(content="pre { white-space: pre-wrap; padding: 12px; }")
     page.locator("pre").screenshot(path=pictures / "terminal.png")
     _keep(pictures / "terminal.png", pictures / "terminal.png")
 

@@ -33,6 +33,13 @@ def run(*arguments: str) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
+def run_here(capsys, *arguments: str) -> tuple[int, str, str]:
+    """The same within this process, where TensorFlow need not be imported again."""
+    capsys.readouterr()
+    code = main(list(arguments))
+    return code, *capsys.readouterr()
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys\nfrom pneumo.__main__ import main\n"

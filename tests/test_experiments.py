@@ -47,7 +47,8 @@ def test_each_trains(name, sample):
     from pneumo.train import train
 
     # ImageNet's weights are not everywhere; test_train has what they change
-    config = load_experiment(name).base.override({"epochs": 1, "weights": "none"})
+    small = {"epochs": 1, "weights": "none", "image_size": 64}
+    config = load_experiment(name).base.override(small)
     images = sample.decode(config.image_size, 0)
     result = train(config, images)
     assert result.best_epoch == 1

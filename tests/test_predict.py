@@ -18,7 +18,7 @@ from pneumo.errors import Mistake
 from pneumo.explain import GradCam
 from pneumo.figures import overlay
 from tests.studies import tags
-from tests.test_command_line import run, start
+from tests.test_command_line import run, run_here, start
 
 HEADER = ["path", "probability", "label", "threshold", "model_version", "error"]
 MODEL = "models:/pneumonia-sample@challenger"
@@ -45,6 +45,11 @@ def out(tmp_path) -> Path:
 
 def predicted(images, out) -> tuple[int, str, str]:
     return run("predict", "--model", MODEL, "--images", str(images), "--out", str(out))
+
+
+def predicted_here(capsys, images, out) -> tuple[int, str, str]:
+    where = ["--images", str(images), "--out", str(out)]
+    return run_here(capsys, "predict", "--model", MODEL, *where)
 
 
 def test_files_of_a_folder_a_glob_and_one(few, tmp_path, monkeypatch):
@@ -106,28 +111,28 @@ def test_every_file_has_its_row(study, client, few, out):
 
 
 @pytest.mark.slow
-def test_what_is_there_is_continued(study, few, out):
-    assert predicted(few, out)[0] == 0
+def test_what_is_there_is_continued(study, few, out, capsys):
+    assert predicted_here(capsys, few, out)[0] == 0
     whole = out.read_text()
     lines = whole.splitlines(keepends=True)
     out.write_text("".join(lines[:100]) + lines[100][:30])  # as a killed process leaves
-    code, output, _ = predicted(few, out)
+    code, output, _ = predicted_here(capsys, few, out)
     assert code == 0
     assert out.read_text() == whole
     assert f"99 images were in {out} before" in output
     assert list(out.parent.glob("out.csv*")) == [out]
-    code, output, _ = predicted(few, out)
+    code, output, _ = predicted_here(capsys, few, out)
     assert code == 0
     assert f"148 images were in {out} before" in output
     assert out.read_text() == whole
 
 
 @pytest.mark.slow
-def test_each_image_is_explained(study, few, tmp_path):
+def test_each_image_is_explained(study, few, capsys):
     out = few / "scores.csv"  # within the images, as people do
     call = ["--model", MODEL, "--images", str(few), "--out", str(out)]
     folder = few / "scores_explained"
-    assert run("predict", *call)[0] == 0
+    assert run_here(capsys, "predict", *call)[0] == 0
     assert not folder.exists()
     code, output, errors = run("predict", *call, "--explain", "true")
     assert (code, errors) == (0, "")

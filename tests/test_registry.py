@@ -17,7 +17,7 @@ from tests.conftest import store_in
 from tests.handmade import register, run_of, write_images
 from tests.services import mlflow_server, postgresql
 from tests.studies import METRICS, predictions, tags, text
-from tests.test_command_line import run, start
+from tests.test_command_line import run, run_here, start
 
 pytestmark = pytest.mark.slow
 
@@ -267,19 +267,19 @@ def test_of_two_promoters_at_once_one_wins(client, images, runs, name):
     )
 
 
-def test_the_command(client, images, runs, name):
+def test_the_command(client, images, runs, name, capsys):
     register(runs["poor"], name)
     call = ["promote", "--model_name", name]
     code, output, errors = run(*call, "--data", str(images[1]), "--margin", "0")
     assert (code, errors) == (0, "")
     assert f"{name} version 1: promoted, as the first champion" in output
     register(runs["good"], name)
-    assert run(*call, "--data", str(images[1]))[0] == 0
-    code, output, _ = run(*call, "--data", str(images[1]), "--candidate", "1")
+    assert run_here(capsys, *call, "--data", str(images[1]))[0] == 0
+    code, output, _ = run_here(capsys, *call, "--data", str(images[1]), "--candidate", "1")
     assert code == 3
     assert f"{name} version 1: refused: its AUC may be " in output
     assert last_promotion(client, name).info.status == "FINISHED"
-    code, output, _ = run(*call, "--rollback", "TRUE")
+    code, output, _ = run_here(capsys, *call, "--rollback", "TRUE")
     assert code == 0
     assert f"{name} version 2: rolled back to version 1" in output
     assert aliases(client, name) == {"challenger": 2, "champion": 1, "previous": 2}

@@ -102,7 +102,7 @@ def test_the_page_and_its_stills(study):
     assert "Study night" in read
     assert "trials done 3 of 3" in read
     assert f"Trial {study.best_trial.number} again:" in read
-    columns = f"trial state validation AUC {' '.join(FIELDS)} epochs time"
+    columns = f"trial state validation AUC {' '.join(FIELDS).replace('_', ' ')} epochs time"
     assert columns in read
 
 
@@ -117,7 +117,7 @@ def test_the_best_is_held_against_the_baseline(study):
         for name in ("auc", "sensitivity", "specificity", "accuracy"):
             assert with_interval(values, name) in page_of(study)
     it = bootstrap.compare(*tables, thresholds)
-    assert f"{it.auc_difference:+.3f} ({it.low:+.3f} to {it.high:+.3f})" in page_of(study)
+    assert f"{it.auc_difference:+.4f} ({it.low:+.4f} to {it.high:+.4f})" in page_of(study)
 
 
 def test_every_trial_leads_to_its_run(study):
@@ -217,7 +217,7 @@ def test_the_baseline_may_be_the_best(study, plan):
     alone.add_trial(baseline)
     read = as_text(Report(alone, plan, RUNNING).page())
     assert "It is the baseline: nothing that was tried is better." in read
-    assert "above the baseline +0.000 (+0.000 to +0.000)" in read
+    assert "above the baseline +0.0000 (+0.0000 to +0.0000)" in read
 
 
 @pytest.mark.parametrize(

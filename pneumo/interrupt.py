@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Any, NoReturn, TypeVar
 
@@ -20,6 +20,7 @@ T = TypeVar("T")
 # After the terminal's own signal `mlflow run` sends another, which must not break into the
 # clean-up that the first has started.
 GRACE = 10  # seconds
+WAKE = 0.5  # seconds after which who waits for another thread looks for signals
 
 
 class _State:
@@ -74,7 +75,7 @@ def in_own_thread(work: Callable[[Callable[..., None]], T], hear: Callable[..., 
     try:
         result = thread.submit(work, tell)
         result.add_done_callback(lambda _: told.put(None))
-        while news := told.get():
+        while news := _next(told):
             check()
             hear(*news)
             heard.put(True)
@@ -85,6 +86,15 @@ def in_own_thread(work: Callable[[Callable[..., None]], T], hear: Callable[..., 
         raise
     thread.shutdown()
     return result.result()
+
+
+def _next(told: SimpleQueue) -> Any:
+    """What comes next. A signal that the system gave to another thread wakes nobody who waits."""
+    while True:
+        try:
+            return told.get(timeout=WAKE)
+        except Empty:
+            check()
 
 
 def leave(code: int) -> NoReturn:

@@ -1,15 +1,23 @@
 """A local HTTP server for what is downloaded, which can break off."""
 
 import re
+import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.asked.append((self.path, self.headers.get("Range")))
+        if self.path in self.server.leads:
+            self.send_response(302)
+            self.send_header("Location", self.server.leads[self.path])
+            self.end_headers()
+            return
         content = self.server.files.get(self.path)
         if content is None:
             self.send_error(404)
@@ -24,10 +32,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(206)
         else:
             self.send_response(200)
-        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Content-Length", str(len(content) - start + self.server.lie))
         self.end_headers()
         end = start + self.server.breaks_after.pop(0) if self.server.breaks_after else None
         self.wfile.write(content[start:end])
+        time.sleep(self.server.silence if end else 0)
 
     def log_message(self, *_):
         pass
@@ -37,17 +46,30 @@ class Server(ThreadingHTTPServer):
     """`files`: path → content. `breaks_after`: bytes after which the next answers break off.
 
     `asked` collects the path and the Range of each request; with `resumes` off, ranges are
-    ignored, as some servers do.
+    ignored, as some servers do. `silence`: seconds without a byte before one breaks off; `lie`:
+    bytes more than there are that each answer announces; `leads`: path → where it says to look.
     """
+
+    lie, silence = 0, 0
 
     def __init__(self, files: dict[str, bytes], breaks_after: list[int], resumes: bool) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files, self.breaks_after, self.resumes = files, breaks_after, resumes
-        self.asked = []
+        self.asked: list[tuple[str, str | None]] = []
+        self.leads: dict[str, str] = {}
+
+    scheme = "http"
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"{self.scheme}://127.0.0.1:{self.server_port}"
+
+    def encrypt(self, certificate: Path) -> None:
+        """From now on it speaks https alone; `certificate`: a file that holds its key, too."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        self.socket = context.wrap_socket(self.socket, server_side=True)
+        self.scheme = "https"
 
 
 @contextmanager

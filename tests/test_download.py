@@ -1,5 +1,7 @@
 import hashlib
+import subprocess
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +40,15 @@ def source(content, own_cache, monkeypatch):
         monkeypatch.setitem(SOURCES, "mendeley", Source(**{**known, **facts}))
 
     return set_source
+
+
+def certified(file: Path) -> Path:
+    """A certificate of this machine with its key, in one file, by OpenSSL."""
+    options = ["-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
+    options += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(file), "-out", "-"]
+    made = subprocess.run(["openssl", "req", "-x509", *options], capture_output=True, check=True)
+    file.write_bytes(file.read_bytes() + made.stdout)
+    return file
 
 
 def left(own_cache) -> list[str]:
@@ -102,6 +113,61 @@ def test_other_content_is_refused_and_does_not_stay(content, source, own_cache):
         f"2. see that its sha256 is {hashlib.sha256(content).hexdigest()}, "
         "3. give the file itself: data=PATH/xrays.zip"
     )
+
+
+def test_a_server_that_falls_silent_is_asked_again(sample, content, source, monkeypatch):
+    monkeypatch.setattr(download, "SILENCE", 0.5)
+    with serving({PATH: content}, breaks_after=[2 * CHUNK]) as server:
+        server.silence = 2
+        source(server.address)
+        assert open_dataset("mendeley").digest == sample.digest
+    assert server.asked == [(PATH, None), (PATH, f"bytes={2 * CHUNK}-")]
+
+
+def test_a_server_that_announces_more_than_there_is(content, source):
+    with serving({PATH: content}) as server:
+        server.lie = 1000
+        source(server.address)
+        with pytest.raises(Mistake, match=r"the connection failed \(ChunkedEncodingError\)"):
+            open_dataset("mendeley")
+
+
+def test_a_server_that_announces_less_than_there_is(content, source, own_cache):
+    with serving({PATH: content}) as server:
+        server.lie = -1000
+        source(server.address)
+        with pytest.raises(Mistake, match="what came has another sha256"):
+            open_dataset("mendeley")
+    assert left(own_cache) == []
+
+
+def test_a_server_that_sends_without_end(content, source, own_cache, monkeypatch):
+    monkeypatch.setattr(download, "MOST", CHUNK)
+    with serving({PATH: content}) as server:
+        source(server.address)
+        with pytest.raises(Mistake, match="the server sent more than 1,048,576 bytes"):
+            open_dataset("mendeley")
+    assert left(own_cache) == []
+
+
+def test_a_server_that_leads_out_of_https(content, source, own_cache, tmp_path, monkeypatch):
+    certificate = certified(tmp_path / "server.pem")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    with serving({PATH: content}) as open_to_all, serving({}) as server:
+        server.encrypt(certificate)
+        server.leads[PATH] = f"{open_to_all.address}{PATH}"
+        source(server.address)
+        with pytest.raises(Mistake, match="the server led from https to http://127.0.0.1:"):
+            open_dataset("mendeley")
+    assert left(own_cache) == []
+
+
+def test_a_server_that_leads_to_files_of_this_machine(content, source):
+    with serving({}) as server:
+        server.leads[PATH] = "file:///etc/passwd"
+        source(server.address)
+        with pytest.raises(Mistake, match=r"the connection failed \(InvalidSchema\)"):
+            open_dataset("mendeley")
 
 
 def test_a_server_without_the_file(source):

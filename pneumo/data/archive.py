@@ -1,10 +1,10 @@
 """Safe import of a `.zip` or `.tar.gz`."""
 
 import hashlib
-import shutil
+import stat
 import tarfile
+import unicodedata
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -13,6 +13,16 @@ from pneumo.data import cache
 from pneumo.errors import Mistake
 
 ENDINGS = (".zip", ".tar.gz", ".tgz")
+NESTED = (*ENDINGS, ".tar", ".7z", ".rar", ".gz")  # of what may be in one instead of images
+
+# What is larger is a bomb: images hardly shrink
+ALWAYS = 2**28  # bytes that any archive may have when unpacked
+MOST_TIMES = 100  # how many times its own size it may have then
+MOST_FILES = 1_000_000
+
+UNREADABLE = ("Cc", "Cs")  # in a name: control characters, and what stands for bytes of no UTF-8
+CHUNK = 2**20  # bytes
+ENCRYPTED = 0x1  # the bit in a zip's flags
 
 # name inside the archive, its bytes
 Member = tuple[str, IO[bytes]]
@@ -26,36 +36,89 @@ def unpacked(sha256: str) -> Path:
 def unpack(archive: Path) -> Path:
     """The folder that holds the archive's files, unpacked once and keyed by its content.
 
-    Raises `Mistake` if the file is no readable archive or holds anything but plain files
-    below its own top; nothing of such an archive stays on disk.
+    Raises `Mistake` if the file is no readable archive, holds anything but plain files below its
+    own top, each under a name of its own on every disk, or is a bomb; nothing of such an archive
+    stays on disk.
     """
     with archive.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     try:
         return cache.keep(f"archives/{digest}", lambda folder: _extract(archive, folder))
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
+    except Mistake:
+        raise
+    except Exception as error:  # a parser fed with strangers' files raises nearly anything
+        reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
         raise Mistake(
-            f"{archive} could not be unpacked ({error}); get the archive again, "
-            "or unpack it yourself and give the folder"
+            f"{archive} could not be unpacked ({reason}); get the archive again, or unpack it "
+            "yourself and give the folder"
         ) from None
 
 
 def _extract(archive: Path, folder: Path) -> None:
-    for name, source in _zip(archive) if archive.suffix == ".zip" else _tar(archive):
-        target = folder / _safe(name, archive)
+    members = _zip(archive) if archive.suffix.lower() == ".zip" else _tar(archive)
+    names: dict[str, str] = {}  # as a disk that knows no capitals sees them
+    left = max(ALWAYS, MOST_TIMES * archive.stat().st_size)
+    for name, source in members:
+        path = _safe(name, archive)
+        _require_new(path.as_posix(), names, archive)
+        target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        with source, target.open("wb") as file:
-            shutil.copyfileobj(source, file)
+        with source, target.open("xb") as file:
+            left -= _copy(source, file, left, archive)
+    if names and all(name.endswith(NESTED) for name in names):
+        raise Mistake(
+            f"{archive} holds another archive, '{min(names.values())}', and nothing else: unpack "
+            "it, and give what is in it"
+        )
+
+
+def _copy(source: IO[bytes], file: IO[bytes], most: int, archive: Path) -> int:
+    """Copies a member of at most so many bytes; returns how many it has."""
+    done = 0
+    while chunk := source.read(CHUNK):
+        done += len(chunk)
+        if done > most:
+            raise Mistake(
+                f"{archive} would become more than {MOST_TIMES} times as large when unpacked, as "
+                "no images do; nothing was unpacked: do not trust this file"
+            )
+        file.write(chunk)
+    return done
 
 
 def _safe(name: str, archive: Path) -> PurePosixPath:
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    if path.is_absolute() or ".." in path.parts or ":" in (*path.parts, "")[0]:
         raise Mistake(
-            f"{archive} holds '{name}', a path that leaves the archive; "
+            f"{archive} holds {_shown(name)}, a path that leaves the archive; "
             "nothing was unpacked: do not trust this file"
         )
+    if any(unicodedata.category(letter) in UNREADABLE for letter in name):
+        raise Mistake(
+            f"{archive} holds {_shown(name)}, a name that cannot be read; nothing was unpacked: "
+            "pack the files again under names in UTF-8"
+        )
     return path
+
+
+def _shown(name: str) -> str:
+    """A name in one short line, whatever is in it."""
+    return ascii(name) if len(name) <= 120 else f"{ascii(name[:120])}…"
+
+
+def _require_new(path: str, names: dict[str, str], archive: Path) -> None:
+    key = unicodedata.normalize("NFC", path).casefold()
+    if key in names:
+        raise Mistake(
+            f"{archive} holds {_shown(names[key])} and {_shown(path)}, which are one file on some "
+            "disks; nothing was unpacked: give each a name of its own"
+        )
+    if len(names) == MOST_FILES:
+        raise Mistake(
+            f"{archive} holds more than {MOST_FILES:,} files; nothing was unpacked: unpack it "
+            "yourself and give the folder"
+        )
+    names[key] = path
 
 
 def _tar(archive: Path) -> Iterator[Member]:
@@ -64,15 +127,27 @@ def _tar(archive: Path) -> Iterator[Member]:
             if member.isdir():
                 continue
             if not member.isfile():
-                raise Mistake(
-                    f"{archive} holds '{member.name}', a link or device; nothing was unpacked: "
-                    "pack plain files only"
-                )
+                raise _no_plain_file(member.name, archive)
             yield member.name, tar.extractfile(member)
 
 
 def _zip(archive: Path) -> Iterator[Member]:
     with zipfile.ZipFile(archive) as zipped:
         for member in zipped.infolist():
+            if member.flag_bits & ENCRYPTED:
+                raise Mistake(
+                    f"{archive} is protected by a password; nothing was unpacked: unpack it "
+                    "yourself and give the folder"
+                )
+            mode = member.external_attr >> 16
+            if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _no_plain_file(member.filename, archive)
             if not member.is_dir():
                 yield member.filename, zipped.open(member)
+
+
+def _no_plain_file(name: str, archive: Path) -> Mistake:
+    return Mistake(
+        f"{archive} holds {_shown(name)}, a link or device; nothing was unpacked: "
+        "pack plain files only"
+    )

@@ -4,6 +4,7 @@ import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pandas as pd
 import requests
@@ -42,6 +43,8 @@ SOURCES = {
 CHUNK = 2**20  # bytes
 ATTEMPTS = 4  # connections in a row that bring nothing
 FIRST_WAIT = 1.0  # seconds before the second of them; doubled for each further one
+SILENCE = 60  # seconds without a byte after which a connection is given up
+MOST = 2**32  # bytes: no data set here is larger, and a server may send without end
 
 
 def fetch(name: str) -> Path:
@@ -73,6 +76,9 @@ def _download(source: Source, file: Path) -> None:
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
         _receive_all(source, part)
+    except Mistake:
+        part.unlink(missing_ok=True)  # nothing can be built on it
+        raise
     except requests.HTTPError as error:
         raise _failure(source, f"the server answered {error.response.status_code}") from None
     except requests.RequestException as error:
@@ -110,7 +116,8 @@ def _receive_all(source: Source, part: Path) -> None:
 
 def _receive(source: Source, part: Path, done: int) -> None:
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
-    with requests.get(source.url, headers=headers, stream=True, timeout=60) as answer:
+    with requests.get(source.url, headers=headers, stream=True, timeout=SILENCE) as answer:
+        _require_same_scheme(source, answer)
         if answer.status_code == requests.codes.requested_range_not_satisfiable:
             return  # nothing is missing
         answer.raise_for_status()
@@ -120,6 +127,16 @@ def _receive(source: Source, part: Path, done: int) -> None:
         with part.open("ab" if goes_on else "wb") as file:
             for chunk in track(chunks, megabytes, f"Downloading {source.file_name}", "MB"):
                 file.write(chunk)
+                if file.tell() > MOST:
+                    raise _failure(source, f"the server sent more than {MOST:,} bytes")
+
+
+def _require_same_scheme(source: Source, answer: requests.Response) -> None:
+    """A server must not lead from https to what anybody on the way can change."""
+    wanted = urlsplit(source.url).scheme
+    for step in (*answer.history, answer):
+        if urlsplit(step.url).scheme != wanted:
+            raise _failure(source, f"the server led from {wanted} to {step.url}")
 
 
 def _size(part: Path) -> int:

@@ -1,0 +1,64 @@
+"""Inputs from strangers' disks, each given to a command of its own: what becomes of them.
+
+    python -m tests.benchmarks.bad_input
+
+The same cases as in `tests/test_bad_input.py`, but as processes, whose time and memory are taken.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.bad import Case
+from tests.conftest import ROOT, store_in
+from tests.test_bad_input import CASES
+
+MOST_SECONDS, MOST_MEBIBYTES = 30, 2048
+
+
+def given(case: Case) -> tuple[str, float, float]:
+    """What a command has done wrong with an input, its seconds and its MiB at most."""
+    with tempfile.TemporaryDirectory() as name, store_in(Path(name)):
+        arguments = case.make(Path(name))
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "pneumo", *arguments]
+        began = time.monotonic()
+        with open("output", "w+") as output, open("errors", "w+") as errors:
+            process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        took, mebibytes = time.monotonic() - began, used.ru_maxrss / 1024
+        said = Path("output").read_text(), Path("errors").read_text()
+        wrong = case.verdict(process.returncode, *said)
+        if case.refused:
+            print(f"  {said[1].strip()}")
+    if not wrong and (took > MOST_SECONDS or mebibytes > MOST_MEBIBYTES):
+        wrong = f"{took:.0f} s and {mebibytes:.0f} MiB"
+    return wrong, took, mebibytes
+
+
+def main() -> None:
+    """Prints a line for each input, and how many did as they should."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    counts, seconds, memory = Counter(), [], []
+    for case in CASES:
+        wrong, took, mebibytes = given(case)
+        seconds.append(took)
+        memory.append(mebibytes)
+        outcome = "misbehaved" if wrong else "refused" if case.refused else "handled"
+        counts[outcome] += 1
+        print(f"{outcome:10} {case.name}: {took:.1f} s, {mebibytes:.0f} MiB {wrong}", flush=True)
+    print(
+        f"inputs tried {len(CASES)}, refused with a clear message {counts['refused']}, handled "
+        f"{counts['handled']}, misbehaved {counts['misbehaved']}; at most {max(seconds):.0f} s and "
+        f"{max(memory):.0f} MiB"
+    )
+
+
+if __name__ == "__main__":
+    main()

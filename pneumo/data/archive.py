@@ -47,11 +47,16 @@ def unpack(archive: Path) -> Path:
     except Mistake:
         raise
     except Exception as error:  # a parser fed with strangers' files raises nearly anything
-        reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
         raise Mistake(
-            f"{archive} could not be unpacked ({reason}); get the archive again, or unpack it "
+            f"{archive} could not be unpacked ({_reason(error)}); get the archive again, or unpack it "
             "yourself and give the folder"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """Its first line, without the place in the cache that an error of the system names."""
+    said = getattr(error, "strerror", None) or str(error).partition("\n")[0].rstrip(":")
+    return said or type(error).__name__
 
 
 def _extract(archive: Path, folder: Path) -> None:

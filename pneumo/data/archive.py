@@ -48,8 +48,8 @@ def unpack(archive: Path) -> Path:
         raise
     except Exception as error:  # a parser fed with strangers' files raises nearly anything
         raise Mistake(
-            f"{archive} could not be unpacked ({_reason(error)}); get the archive again, or unpack it "
-            "yourself and give the folder"
+            f"{archive} could not be unpacked ({_reason(error)}); get the archive again, or "
+            "unpack it yourself and give the folder"
         ) from None
 
 

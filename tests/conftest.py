@@ -3,9 +3,12 @@
 import gc
 import os
 import shutil
+import sqlite3
+import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import cache as cache_result
 from pathlib import Path
 
 # `mlflow run -e test` hands its own run to its children: a test would attach to it
@@ -82,6 +85,28 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
+@cache_result
+def _empty_store() -> bytes:
+    """The file of an empty MLflow store, which takes MLflow seconds to make."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+        return (Path(folder) / "mlflow.db").read_bytes()
+
+
+def _begin_store(folder: Path) -> None:
+    """An empty store of the folder's own, if there is none."""
+    file = folder / "mlflow.db"
+    if not file.exists():
+        file.write_bytes(_empty_store())
+        with closing(sqlite3.connect(file)) as database:
+            place = "update experiments set artifact_location = ?"
+            database.execute(place, (f"{folder}/mlruns/0",))
+            database.commit()
+
+
 @contextmanager
 def store_in(folder: Path, tracking_uri: str = "") -> Iterator:
     """The folder as working directory, with an Optuna and an MLflow store; MLflow's client.
@@ -96,6 +121,8 @@ def store_in(folder: Path, tracking_uri: str = "") -> Iterator:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")
+        if not tracking_uri:
+            _begin_store(folder)
         mlflow.set_tracking_uri(tracking_uri or f"sqlite:///{folder}/mlflow.db")
         yield mlflow.MlflowClient()
         mlflow.set_tracking_uri(None)

@@ -6,12 +6,15 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 from pneumo.errors import Mistake
 
 DRAFT = ".draft"
+TRIES = 3  # to build what somebody deletes meanwhile
+FULL = errno.ENOSPC, errno.EDQUOT  # what a disk says that has no more room
 
 
 def place(name: str) -> Path:
@@ -26,37 +29,75 @@ def keep(
 
     What `whole(folder)` denies is built again. It is built beside its place and renamed, so that
     a killed or failed build leaves nothing that is later believed. Of several processes that ask
-    for the same folder at once, one builds and the others wait. Raises `Mistake` where the disk
-    is full.
+    for the same folder at once, one builds and the others wait. Whoever deletes the cache
+    meanwhile has it built again. Raises `Mistake` where the disk is full, or where what it is
+    built from was in the cache and has gone.
     """
     folder = place(name)
-    with lock(name) as held:
-        if not whole(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            draft = folder.with_name(f".{folder.name}{DRAFT}")
-            for left in (folder, draft):  # by a process that was killed, or a disk that failed
-                shutil.rmtree(left, ignore_errors=True)
-            draft.mkdir()
-            try:
-                build(draft)
-                draft.rename(folder)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise Mistake(
-                    f"the cache needs more disk than is free at {place('')} ({error.strerror} for "
-                    f"{name.partition('/')[0]}): free some, or set PNEUMO_CACHE to a larger disk"
-                ) from None
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
-        Path(held.lock_file).unlink(missing_ok=True)  # who waits for it will find the folder whole
-    return folder
+    for _ in range(TRIES):
+        with lock(name) as held:
+            if whole(folder) or _built(folder, build):
+                # Who waits for it will find the folder whole
+                Path(held.lock_file).unlink(missing_ok=True)
+                return folder
+    raise _deleted()
+
+
+def _built(folder: Path, build: Callable[[Path], None]) -> bool:
+    """Builds a folder in its place; False where somebody has deleted the cache meanwhile.
+
+    The lock is deleted with it, so that another process may build the same at the same time.
+    """
+    for left in (folder, *_drafts_of(folder)):  # by a process that was killed, or a bad disk
+        shutil.rmtree(left, ignore_errors=True)
+    token = uuid4().hex
+    draft = folder.with_name(f".{folder.name}.{token}{DRAFT}")
+    draft.mkdir(parents=True)
+    mark = draft / token  # a build may make its folder again, and then not all is in it
+    mark.touch()
+    try:
+        build(draft)
+        mark.unlink()
+        draft.rename(folder)
+    except OSError as error:
+        if error.errno in FULL:
+            raise _full(folder, error) from None
+        if not mark.is_file():
+            return False
+        if error.errno == errno.ENOENT and _is_ours(error.filename):
+            raise _deleted() from None
+        raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return True
+
+
+def _drafts_of(folder: Path) -> list[Path]:
+    return list(folder.parent.glob(f".{folder.name}.*{DRAFT}"))
+
+
+def _is_ours(path: str | None) -> bool:
+    return path is not None and Path(path).is_relative_to(place(""))
+
+
+def _deleted() -> Mistake:
+    return Mistake(
+        f"the cache at {place('')} was deleted while it was in use; give the same command again"
+    )
+
+
+def _full(folder: Path, error: OSError) -> Mistake:
+    what = folder.relative_to(place("")).parts[0]
+    return Mistake(
+        f"the cache needs more disk than is free at {place('')} ({error.strerror} for {what}): "
+        "free some, or set PNEUMO_CACHE to a larger disk"
+    )
 
 
 def sweep(name: str) -> None:
     """Removes what killed processes have left half-built in the folder `name` of the cache."""
     for draft in place(name).rglob(f".*{DRAFT}"):
-        folder = draft.with_name(draft.name.removeprefix(".").removesuffix(DRAFT))
+        folder = draft.with_name(draft.name[1:].rsplit(".", 2)[0])
         built = folder.relative_to(place("")).as_posix()
         with suppress(Timeout), lock(built, timeout=0):  # who builds holds the lock
             shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,132 @@
+"""Several processes on one cache, and a cache that is deleted while it is in use."""
+
+import shutil
+import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pneumo.data import archive, cache
+from pneumo.errors import Mistake
+from tests.handmade import write_images
+from tests.studies import LIMIT, SMALL, at_work, until
+from tests.test_command_line import run, start
+
+
+def test_a_cache_that_is_deleted_meanwhile_is_built_again(own_cache):
+    builds = []
+
+    def build(folder: Path) -> None:
+        builds.append(folder)
+        for name in ("a", "b"):
+            folder.mkdir(exist_ok=True)  # as a part of an archive would
+            (folder / name).write_text(name)
+            if len(builds) == 1 and name == "a":
+                shutil.rmtree(own_cache)
+
+    kept = cache.keep("things/1", build)
+    assert {it.name for it in kept.iterdir()} == {"a", "b"}
+    assert len(builds) == 2
+    assert [it.name for it in kept.parent.iterdir()] == ["1"]
+
+
+def test_a_cache_that_is_always_deleted_is_a_mistake(own_cache):
+    with pytest.raises(Mistake, match="was deleted while it was in use; give the same command"):
+        cache.keep("things/1", lambda _: shutil.rmtree(own_cache))
+
+
+def test_what_was_built_from_the_cache_has_gone(own_cache):
+    source = cache.keep("source", lambda folder: (folder / "a").touch())
+    shutil.rmtree(source)
+    with pytest.raises(Mistake, match="was deleted while it was in use; give the same command"):
+        cache.keep("things/1", lambda _: (source / "a").read_bytes())
+
+
+def test_a_file_of_somebody_else_that_is_missing_is_no_matter_of_the_cache(own_cache, tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing"):
+        cache.keep("things/1", lambda _: (tmp_path / "missing").read_bytes())
+
+
+def test_two_builders_that_have_lost_their_lock_spoil_nothing(own_cache):
+    """The lock is deleted with the cache: a second process then builds beside the first."""
+
+    def first(folder: Path) -> None:
+        if not own_cache.joinpath("things", "1").exists():
+            (folder / "half").touch()
+            shutil.rmtree(own_cache)
+            with ThreadPoolExecutor(1) as other:  # as another process would
+                other.submit(cache.keep, "things/1", lambda it: (it / "whole").touch()).result()
+            folder.mkdir(parents=True, exist_ok=True)
+
+    kept = cache.keep("things/1", first)
+    assert [it.name for it in kept.iterdir()] == ["whole"]
+    assert [it.name for it in kept.parent.iterdir()] == ["1"]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Path:
+    """An archive of a small data set."""
+    folder = tmp_path_factory.mktemp("packed")
+    write_images(folder / "halves")
+    with tarfile.open(folder / "A.tar.gz", "w:gz") as tar:
+        tar.add(folder / "halves", "halves")
+    return folder / "A.tar.gz"
+
+
+@contextmanager
+def seen(folder: Path):
+    """The inodes that come to be in a folder, hidden or not."""
+    found, over = set(), threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.001):
+            found.update(it.stat().st_ino for it in folder.glob("*") if it.is_dir())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_of_two_imports_at_once_one_unpacks(store, own_cache, packed):
+    call = ["prepare", "--data", str(packed), "--image_size", "32"]
+    sha256 = archive.hashlib.sha256(packed.read_bytes()).hexdigest()
+    with seen(own_cache / "archives") as folders:
+        with cache.lock(f"archives/{sha256}"):
+            both = [start(*call), start(*call)]
+            time.sleep(6)  # until both are waiting
+            assert not folders
+        ended = [(*process.communicate(timeout=LIMIT), process.returncode) for process in both]
+    for output, errors, code in ended:
+        assert (code, errors) == (0, "")
+        assert output.endswith("0 unreadable, 0 of unknown patients\n")
+    [unpacked] = (own_cache / "archives").iterdir()
+    assert folders == {unpacked.stat().st_ino}
+    assert {it.info.status for it in store.search_runs(["0"])} == {"FINISHED"}
+
+
+@pytest.mark.slow
+def test_a_cache_that_is_deleted_ends_a_study_in_one_line_and_the_next_run_works(
+    store, own_cache, packed
+):
+    flags = ["--data", str(packed), *SMALL, "--patience", "20"]
+    process = start("tune", *flags, "--trials", "2", "--epochs", "20")
+    until(lambda: at_work(store))
+    shutil.rmtree(own_cache, ignore_errors=True)
+    output, errors = process.communicate(timeout=LIMIT)
+    assert "trial   0  val AUC" in output  # which had its images; the next asks for them again
+    assert process.returncode == 1
+    assert errors.startswith("pneumo: 3 trials in a row failed alike (Mistake: the cache at ")
+    assert "was deleted while it was in use; give the same command again" in errors
+    assert errors.count("\n") == 1
+    assert "RUNNING" not in {it.info.status for it in store.search_runs(["0"])}
+    code, output, errors = run("train", *flags, "--epochs", "1")
+    assert (code, errors) == (0, "")

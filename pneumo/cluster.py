@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import mlflow
 import optuna
 
-from pneumo import interrupt
+from pneumo import interrupt, tracking
 from pneumo.console import StudyDisplay, say
 from pneumo.data.dataset import open_dataset
 from pneumo.errors import Mistake
@@ -34,6 +34,9 @@ from pneumo.study import (
 )
 
 PROJECT = Path(__file__).parent.parent
+
+# The variables that say where the stores are, and what opens them
+STORES = "PNEUMO_STORAGE", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", tracking.TOKEN
 
 
 def require() -> None:
@@ -52,7 +55,7 @@ def require() -> None:
         if not uri.startswith(wanted):
             raise Mistake(
                 f"launcher=ray needs {name} at a server that the whole cluster can reach, "
-                f"{wanted}://…: got {uri.partition('@')[2] or uri or 'none'}"
+                f"{wanted}://…: got {uri.rpartition('@')[2] or 'none'}"
             )
 
 
@@ -83,8 +86,9 @@ def launch(
         )
         weights = plan.base.weights if ":" in plan.base.as_text()["weights"] else ""
         cores = max(1, int(plan.experiment.resources.get("num_cpus", 1)))
-        stores = os.environ["PNEUMO_STORAGE"], mlflow.get_tracking_uri()
-        what = study.study_name, plan.dataset.source, weights, cores, *stores, news
+        stores = {name: os.environ[name] for name in STORES if name in os.environ}
+        stores["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
+        what = study.study_name, plan.dataset.source, weights, cores, stores, news
         crew = {task.remote(number, *what): number for number in range(workers)}
         try:
             with display_of(study, workers, then) as display:
@@ -165,13 +169,12 @@ def _work(
     data: str,
     weights: str,
     cores: int,
-    storage: str,
-    tracking_uri: str,
+    stores: Mapping[str, str],
     news: Any,
 ) -> None:
     """What a task does, on a node of the cluster."""
-    os.environ.update({**threads(cores), "PNEUMO_STORAGE": storage})
-    mlflow.set_tracking_uri(tracking_uri)
+    os.environ.update({**threads(cores), **stores})
+    mlflow.set_tracking_uri(stores["MLFLOW_TRACKING_URI"])
     interrupt.install()
 
     def open_study() -> tuple[optuna.Study, Plan]:

@@ -141,6 +141,11 @@ def open_storage(patience: float = 0) -> optuna.storages.RDBStorage:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # failed trials are told by their lines
     url = os.environ.get("PNEUMO_STORAGE") or "sqlite:///optuna.db"
+    if url.partition("?")[0].count("@") > 1 and not url.startswith("sqlite"):
+        raise Mistake(  # and show nothing of it: SQLAlchemy takes half the password for the host
+            "PNEUMO_STORAGE must name a database by a URL with one @; write those of a password "
+            "as %40"
+        )
     try:
         return _insist(lambda: _open(url), SQLAlchemyError, patience)
     except ArgumentError:

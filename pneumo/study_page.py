@@ -19,6 +19,7 @@ from pneumo import bootstrap, evaluate, graphs, pages, tracking
 from pneumo.bootstrap import Comparison
 from pneumo.console import say
 from pneumo.data.dataset import SAMPLE
+from pneumo.errors import in_words
 from pneumo.pages import with_interval
 from pneumo.search import base_value
 from pneumo.study import Goal, Plan, counted, last_value
@@ -54,8 +55,8 @@ class StudyPage:
         try:
             self._write(state)
         except Exception as error:  # whatever it is, trials are worth more than their page
-            reason = str(error).partition("\n")[0]
-            say(f"the study's page could not be written ({type(error).__name__}: {reason})")
+            reason = in_words(error).partition("\n")[0]
+            say(f"the study's page could not be written ({reason})")
         ended = time.monotonic()
         self._due = ended + max(INTERVAL, (ended - began) / SHARE)
 

@@ -12,6 +12,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -31,12 +32,13 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import ColSpec, Schema
 from mlflow.utils import name_utils
+from mlflow.utils.credentials import read_mlflow_creds
 from sqlalchemy import make_url
 
 from pneumo import figures
 from pneumo.config import RunConfig
 from pneumo.data.dataset import Dataset, Images
-from pneumo.errors import Mistake
+from pneumo.errors import Mistake, without_passwords
 from pneumo.evaluate import Evaluation
 
 if TYPE_CHECKING:  # what only tracks must not wait for TensorFlow
@@ -62,6 +64,9 @@ SIGNATURE = ModelSignature(
     ),
 )
 
+# What is stored of a model, below `artifacts/`
+FILES = {"keras": "model.keras", "settings": "settings.json"}
+
 MODEL_ID = "pneumo.model_id"  # tag of a run: the model that it has held against a split
 
 OF_SUBJECT = {
@@ -71,6 +76,8 @@ OF_SUBJECT = {
 
 # Optuna's states of trials that have ended, and how their runs end
 STATUSES = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+
+TOKEN = "MLFLOW_TRACKING_TOKEN"  # that MLflow shows a server in place of a password
 
 MOST = 50_000  # runs that MLflow gives at once
 
@@ -93,6 +100,22 @@ def set_up() -> None:
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*input example was not provided")
+    _take_password()
+
+
+def _take_password() -> None:
+    """Moves it from the address of MLflow's server to where MLflow looks for one, too.
+
+    The address is in MLflow's messages, in ours, and in links.
+    """
+    found = urlsplit(mlflow.get_tracking_uri())
+    who, _, host = found.netloc.rpartition("@")
+    if not who or found.scheme not in ("http", "https"):
+        return
+    if found.password is not None:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(found.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(found.password)
+    mlflow.set_tracking_uri(found._replace(netloc=host).geturl())
 
 
 def connect() -> None:
@@ -101,12 +124,25 @@ def connect() -> None:
     uri = mlflow.get_tracking_uri()
     if uri.startswith("http"):
         try:
-            requests.get(uri, timeout=30)
+            answer = requests.get(uri, timeout=30, auth=_who())
         except requests.RequestException as error:
             raise Mistake(
                 f"MLFLOW_TRACKING_URI must name a server that answers: {store()} does not "
                 f"({type(error).__name__}); start it, or correct the address"
             ) from None
+        if answer.status_code == HTTPStatus.UNAUTHORIZED and not os.environ.get(TOKEN):
+            raise Mistake(
+                f"MLflow's server at {store()} must be given a user and a password that it knows: "
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+
+
+def _who() -> tuple[bytes, bytes] | None:
+    """User and password, as MLflow sends them."""
+    found = read_mlflow_creds()
+    if not (found.username and found.password):
+        return None
+    return found.username.encode(), found.password.encode()
 
 
 def subject_tags(experiment: str, dataset: Dataset) -> dict[str, str]:
@@ -327,7 +363,7 @@ def _ending_by_exception(
 def _end_active_run(status: str, state: str, states: bool, trace: bool = False) -> None:
     try:
         if trace:
-            mlflow.log_text(traceback.format_exc(), "traceback.txt")
+            mlflow.log_text(without_passwords(traceback.format_exc()), "traceback.txt")
         if states:
             mlflow.set_tag("optuna.state", state)
     finally:
@@ -488,9 +524,9 @@ def log_model(
     file's bytes, MLflow loads the model again and runs it.
     """
     with tempfile.TemporaryDirectory() as folder:
-        file, settings_file = Path(folder) / "model.keras", Path(folder) / "settings.json"
-        model.save(file)
-        settings_file.write_text(json.dumps(settings))
+        files = {name: Path(folder) / file for name, file in FILES.items()}
+        model.save(files["keras"])
+        files["settings"].write_text(json.dumps(settings))
         # The flavour's own log_model knows no run but the active one
         return Model.log(
             artifact_path=None,
@@ -498,7 +534,7 @@ def log_model(
             name="model",
             run_id=run_id,
             python_model=str(PACKAGE / "serve.py"),
-            artifacts={"keras": str(file), "settings": str(settings_file)},
+            artifacts={name: str(file) for name, file in files.items()},
             code_paths=[str(PACKAGE)],
             signature=SIGNATURE,
             input_example=None if example is None else pd.DataFrame({"image": [example]}),
@@ -539,7 +575,8 @@ def commit(run: Run) -> dict[str, str]:
 
 def store() -> str:
     """Where runs are kept, without its password."""
-    return make_url(mlflow.get_tracking_uri()).render_as_string(hide_password=True)
+    address = make_url(mlflow.get_tracking_uri()).render_as_string(hide_password=True)
+    return without_passwords(address)
 
 
 def page(run: Run, file: str = "") -> str:

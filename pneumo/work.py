@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pneumo import tracking
+from pneumo.errors import in_words
 from pneumo.study import (
     FAILURES_IN_A_ROW,
     INTERRUPTED,
@@ -68,7 +69,7 @@ def search_trials(
             raise
         except Exception as error:  # of a store: those of a trial stay with it
             failures = failures + 1 if not work.ended else 1
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            reason = in_words(error).partition("\n")[0]
             if failures == FAILURES_IN_A_ROW:
                 raise StudyStopped(
                     f"a store of the study has failed {failures} times without a trial between "
@@ -173,7 +174,7 @@ def _objective(trial: optuna.Trial, plan: Plan, display: Display) -> float:
         trial.set_user_attr("error", INTERRUPTED)
         raise
     except Exception as error:
-        trial.set_user_attr("error", f"{type(error).__name__}: {error}")
+        trial.set_user_attr("error", in_words(error))
         raise
     trial.set_user_attr("run_id", done.run_id)
     trial.set_user_attr("model_uri", done.model_uri)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import zip_longest
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import h5py
 import keras
@@ -44,7 +44,12 @@ def _load(name: str, alpha: float, weights: str) -> list[np.ndarray]:
     if difference := _first_difference(network, Path(weights)):
         width = f" with alpha {alpha}" if facts.scalable else ""
         raise Mistake(f"{weights} does not fit {name}{width}: {difference}")
-    network.load_weights(weights)
+    try:
+        network.load_weights(weights)
+    except Exception as error:  # a parser fed with strangers' files raises nearly anything
+        raise Mistake(
+            f"{weights} cannot be read to its end as weights of {name} ({error}); get it again"
+        ) from None
     return network.get_weights()
 
 
@@ -70,7 +75,7 @@ def _first_difference(network: keras.Model, file: Path) -> str | None:
     expected = [(it.name, [tuple(w.shape) for w in it.weights]) for it in network.layers]
     try:
         found = _stored_layers(file)
-    except (OSError, KeyError):
+    except Exception:  # a parser fed with strangers' files raises nearly anything
         return (
             "it is no HDF5 file in the layout of Keras Applications, whose names end in no_top.h5 "
             "or notop.h5; get such a file"
@@ -83,13 +88,28 @@ def _first_difference(network: keras.Model, file: Path) -> str | None:
     return None
 
 
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
 def _stored_layers(file: Path) -> list[LayerShapes]:
     """The layers with weights in a file; a whole model holds them one level deeper."""
     with h5py.File(file) as stored:
         group = stored if "layer_names" in stored.attrs else stored["model_weights"]
-        names = [it.decode() if isinstance(it, bytes) else it for it in group.attrs["layer_names"]]
+        names = [_text(it) for it in group.attrs["layer_names"]]
         found = [
-            (name, [group[name][weight].shape for weight in group[name].attrs["weight_names"]])
+            (name, [_own(group, f"{name}/{_text(it)}") for it in group[name].attrs["weight_names"]])
             for name in names
         ]
     return [layer for layer in found if layer[1]]
+
+
+def _own(group: h5py.Group, path: str) -> tuple[int, ...]:
+    """The shape of weights. Raises `ValueError` where HDF5 would take them from another file."""
+    for part in PurePosixPath(path).parts:
+        if isinstance(group.get(part, getlink=True), h5py.ExternalLink):
+            raise ValueError
+        group = group[part]
+    if group.external or group.is_virtual:
+        raise ValueError
+    return group.shape

@@ -184,7 +184,7 @@ def roll_back(model_name: str) -> None:
 
 def _version_of(model_name: str, candidate: str) -> int:
     if candidate.isdecimal():
-        return registry.require_version(model_name, int(candidate))
+        return registry.require_version(model_name, candidate)
     if version := registry.holder(model_name, candidate):
         return version
     raise Mistake(

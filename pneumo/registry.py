@@ -1,23 +1,30 @@
 """Models in MLflow's registry: registered, found, crowned, rolled back."""
 
 import hashlib
+import importlib.util
 import json
 import re
+import tempfile
+import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.entities import Run
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
 from mlflow.models.model import ModelInfo
 
 from pneumo import tracking
 from pneumo.data import cache
 from pneumo.data.sample import example_file
 from pneumo.errors import Mistake
+
+if TYPE_CHECKING:  # what finds no model must not wait for TensorFlow
+    from pneumo.serve import PneumoniaModel
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 
@@ -42,7 +49,9 @@ ABOUT = (
 # The metrics that a version's description tells, and what it calls them
 TOLD = {"auc": "AUC", **{it: it for it in ("sensitivity", "specificity", "accuracy")}}
 
-VERSION = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<number>\d+))")
+ADDRESS = re.compile(
+    r"models:/((?P<id>m-[0-9a-f]+)|(?P<name>[^/@:]+)(@(?P<alias>[\w.-]+)|/(?P<number>[0-9]{1,9})))"
+)
 
 
 @dataclass(frozen=True)
@@ -50,15 +59,14 @@ class Stored:
     """A model in MLflow, loaded.
 
     `trial`: the Keras run that made it; `model_id`: MLflow's own; `name` and `version`: in the
-    registry, '' and 0 where it is not registered; `model`: a `serve.PneumoniaModel` with its
-    `keras_model` and `settings`.
+    registry, '' and 0 where it is not registered; `model`: with its `keras_model` and `settings`.
     """
 
     trial: Run
     model_id: str
     name: str
     version: int
-    model: mlflow.pyfunc.PythonModel
+    model: "PneumoniaModel"
 
     @property
     def title(self) -> str:
@@ -75,51 +83,130 @@ class Tampered(Mistake):
     """The files of a version are not those that were registered."""
 
 
-def load(model_uri: str) -> mlflow.pyfunc.PythonModel:
-    """The stored model as a `serve.PneumoniaModel`, with its `keras_model` and `settings`."""
-    return mlflow.pyfunc.load_model(model_uri).unwrap_python_model()
+def load(model_uri: str) -> "PneumoniaModel":
+    """The stored model, with its `keras_model` and `settings`. Raises `Mistake` as `find`."""
+    with _files(model_uri) as folder:
+        return _opened(folder, model_uri)
+
+
+@contextmanager
+def _files(model_uri: str) -> Iterator[Path]:
+    """The files of a stored model, as a copy that nobody changes after it has been looked at."""
+    with tempfile.TemporaryDirectory(prefix="pneumo-") as folder:
+        mlflow.artifacts.download_artifacts(model_uri, dst_path=folder)
+        yield Path(folder)
+
+
+def _opened(folder: Path, model_uri: str) -> "PneumoniaModel":
+    """The model that lies in a folder, as this package runs it.
+
+    MLflow would run what code and unpickle what pickles it finds there, and Python what bytecode:
+    here none of them is so much as read.
+    """
+    from pneumo.serve import PneumoniaModel
+
+    files = {name: folder / "artifacts" / file for name, file in tracking.FILES.items()}
+    if missing := [file.name for file in files.values() if not file.is_file()]:
+        raise _unusable(model_uri, f"it has no {missing[0]}")
+    if not zipfile.is_zipfile(files["keras"]):  # else Keras would say that there is no such file
+        raise _unusable(model_uri, f"{files['keras'].name} is no file of Keras 3")
+    model = PneumoniaModel()
+    try:
+        model.load_from(files["keras"], files["settings"])
+        wrong = next(_wrong(model), None)
+    except Exception as error:  # a parser fed with strangers' files raises nearly anything
+        reason = str(error).strip().partition(". ")[0] or type(error).__name__
+        raise _unusable(model_uri, f"its files cannot be loaded safely ({reason[:300]})") from None
+    if wrong:
+        raise _unusable(model_uri, wrong)
+    return model
+
+
+def _wrong(model: "PneumoniaModel") -> Iterator[str]:
+    """What of a model is not as pneumo makes it, in words."""
+    network, size = model.keras_model, model.keras_model.input_shape[1]
+    shapes = *network.input_shape, *network.output_shape
+    if type(size) is not int or shapes != (None, size, size, 1, None, 1):
+        yield f"it takes {network.input_shape} and gives {network.output_shape}"
+    if not {"backbone", "head"} <= {layer.name for layer in network.layers}:
+        yield "it has no backbone and head"
+    if not _are_settings(model.settings):
+        yield f"its {tracking.FILES['settings']} holds other than its settings"
+
+
+def _are_settings(found: Any) -> bool:
+    numbers = [found[name] for name in ("threshold", "temperature")]
+    return (
+        all(type(it) in (int, float) and 0 <= it < float("inf") for it in numbers)
+        and found["temperature"] > 0
+        and found["resize"] in ("squash", "pad")
+        and isinstance(found["val_uncalibrated"], dict)
+    )
+
+
+def _unusable(model_uri: str, why: str) -> Mistake:
+    return Mistake(
+        f"model must be one as pneumo makes them: of '{model_uri}' {why}; "
+        "do not use it, and get or train another"
+    )
 
 
 def find(model_uri: str) -> Stored:
     """The model at `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/m-…`.
 
-    Raises `Mistake` where there is none, or another's; `Tampered`, before anything of it is
-    loaded, where the files of a version have changed since it was registered.
+    Raises `Mistake` where there is none, or another's, or where it is broken; `Tampered`, before
+    anything of it is loaded, where the files of a version have changed since it was registered.
     """
     try:
-        version = _version(model_uri)
-        # An alias may move meanwhile
-        exact = f"models:/{version.name}/{version.version}" if version else model_uri
-        folder = mlflow.artifacts.download_artifacts(exact)
-        info = Model.load(folder)
-        trial = mlflow.get_run(info.run_id)
-        if version:
-            _require_unchanged(version, Path(folder))
-        model = load(folder)
+        exact, version, model_id, run_id = _located(model_uri)
+        trial = _trial(run_id, model_uri)
+        with _files(exact) as folder:
+            if version:
+                _require_unchanged(version, folder)
+            model = _opened(folder, model_uri)
     except (MlflowException, OSError) as error:
-        raise Mistake(
-            f"model must be models:/NAME@ALIAS, models:/NAME/VERSION or models:/m-… in "
-            f"{tracking.store()}: got '{model_uri}' ({error})".replace("\n", " ")
-        ) from None
-    if not hasattr(model, "settings"):
-        raise _anothers(model_uri)
+        raise Mistake(f"{_rule(model_uri)} ({error})") from None
     name, number = (version.name, int(version.version)) if version else ("", 0)
-    return Stored(trial, info.model_id, name, number, model)
+    return Stored(trial, model_id, name, number, model)
 
 
-def _version(model_uri: str) -> ModelVersion | None:
-    match, client = VERSION.fullmatch(model_uri), mlflow.MlflowClient()
+def _rule(model_uri: str) -> str:
+    return (
+        "model must be models:/NAME@ALIAS, models:/NAME/VERSION or models:/m-… in "
+        f"{tracking.store()}: got '{model_uri}'"
+    )
+
+
+def _located(model_uri: str) -> tuple[str, ModelVersion | None, str, str]:
+    """What an address names: by an exact one, its version if it has one, its id, its run's id."""
+    match, client = ADDRESS.fullmatch(model_uri), mlflow.MlflowClient()
     if not match:
-        return None
+        raise Mistake(f"{_rule(model_uri)}; MLflow's page of a model shows its address")
+    if match["id"]:
+        found = client.get_logged_model(match["id"])
+        return model_uri, None, found.model_id, found.source_run_id
     if match["number"]:
-        return client.get_model_version(match["name"], match["number"])
-    return client.get_model_version_by_alias(match["name"], match["alias"])
+        version = client.get_model_version(match["name"], match["number"])
+    else:  # which may move meanwhile
+        version = client.get_model_version_by_alias(match["name"], match["alias"])
+    if MODEL_DIGEST not in version.tags:
+        raise _anothers(model_uri)
+    exact = f"models:/{version.name}/{version.version}"
+    return exact, version, version.source.removeprefix("models:/"), version.run_id
+
+
+def _trial(run_id: str | None, model_uri: str) -> Run:
+    """The run that made a model, if it is one of pneumo's."""
+    run = mlflow.get_run(run_id) if run_id else None
+    if run is None or run.data.tags.get("pneumo.kind") != "trial":
+        raise _anothers(model_uri)
+    return run
 
 
 def require_as_registered(model_name: str, version: int) -> None:
     """Raises `Tampered` where the files of a version have changed since it was registered."""
-    folder = mlflow.artifacts.download_artifacts(f"models:/{model_name}/{version}")
-    _require_unchanged(mlflow.MlflowClient().get_model_version(model_name, version), Path(folder))
+    with _files(f"models:/{model_name}/{version}") as folder:
+        _require_unchanged(mlflow.MlflowClient().get_model_version(model_name, version), folder)
 
 
 def _anothers(model_uri: str) -> Mistake:
@@ -141,11 +228,28 @@ def digest(folder: Path) -> str:
     """16 hex digits that name the files of a stored model: weights, settings and code."""
     found = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
-        # MLflow adds its own note of the version to what it downloads, and Python its bytecode
-        if file.is_file() and file.name != "registered_model_meta" and file.suffix != ".pyc":
+        # MLflow adds its own note of the version to what it downloads
+        if file.is_file() and file.name != "registered_model_meta" and not _is_pythons_own(file):
             found.update(file.relative_to(folder).as_posix().encode() + b"\0")
             found.update(hashlib.sha256(file.read_bytes()).digest())
     return found.hexdigest()[:16]
+
+
+def _is_pythons_own(file: Path) -> bool:
+    """Whether it is bytecode as Python leaves it where a model has been served.
+
+    That lies in `__pycache__`, its source beside that, whose age it names. Python would run any
+    other without a look at a source.
+    """
+    if file.suffix != ".pyc" or file.parent.name != "__pycache__":
+        return False
+    try:
+        source = Path(importlib.util.source_from_cache(str(file)))
+    except ValueError:  # it is not named as Python names them
+        return False
+    with file.open("rb") as bytecode:
+        kind = bytecode.read(8)[4:]
+    return source.is_file() and kind == bytes(4)
 
 
 def test_evaluations(stored: Stored) -> int:
@@ -183,17 +287,19 @@ def tag(model_name: str, version: int, tags: dict[str, str]) -> None:
         client.set_model_version_tag(model_name, str(version), key, value)
 
 
-def register(run_id: str, model: mlflow.pyfunc.PythonModel, model_name: str) -> Stored:
+def register(run_id: str, model: "PneumoniaModel", model_name: str) -> Stored:
     """Makes `model` the newest version of `model_name` and its `challenger`.
 
     It is logged once more on `run_id`, its own trial, now with an input example, which costs
     seconds and so is not spent on models that are never registered.
     """
     info = tracking.log_model(run_id, model.keras_model, model.settings, example_file())
-    trial, folder = mlflow.get_run(run_id), mlflow.artifacts.download_artifacts(info.model_uri)
+    trial = mlflow.get_run(run_id)
+    with _files(info.model_uri) as folder:
+        made = digest(folder)
     tags = {key: trial.data.tags[key] for key in TOLD_BY_THE_TRIAL if key in trial.data.tags}
     tags |= {f"val_{name}": str(trial.data.metrics[f"val_{name}"]) for name in TOLD}
-    tags |= {MODEL_DIGEST: digest(Path(folder)), **tracking.commit(trial)}
+    tags |= {MODEL_DIGEST: made, **tracking.commit(trial)}
     version = _new_version(model_name, info, tags)
     describe(model_name, version)
     client = mlflow.MlflowClient()
@@ -265,27 +371,37 @@ def _links(version: ModelVersion) -> Iterator[tuple[str, str]]:
         yield "the last decision", tracking.page(client.get_run(tags[PROMOTION_RUN]))
 
 
+def require_name(model_name: str) -> None:
+    """Raises `Mistake` where a model could not be registered by that name, or not be found."""
+    if not re.fullmatch(r"[^/@:.\s][^/@:\x00-\x1f]*", model_name):
+        raise Mistake(f"model_name must be one without / @ and :, as lungs-2: got '{model_name}'")
+
+
 def holder(model_name: str, alias: str) -> int:
     """The version that has an alias; 0 where none has. Raises `Mistake` where there is no model."""
+    return int(_registered(model_name).aliases.get(alias, 0))
+
+
+def _registered(model_name: str) -> RegisteredModel:
     try:
-        aliases = mlflow.MlflowClient().get_registered_model(model_name).aliases
+        return mlflow.MlflowClient().get_registered_model(model_name)
     except MlflowException as error:
         raise Mistake(
             f"model_name must be a registered model in {tracking.store()}: got '{model_name}' "
-            f"({error})".replace("\n", " ")
+            f"({error})"
         ) from None
-    return int(aliases.get(alias, 0))
 
 
-def require_version(model_name: str, version: int) -> int:
+def require_version(model_name: str, version: str) -> int:
     """`version`, if there is one. Raises `Mistake` where there is none."""
-    found = mlflow.MlflowClient().search_model_versions(f"name = '{model_name}'")
+    quote = '"' if "'" in _registered(model_name).name else "'"
+    found = mlflow.MlflowClient().search_model_versions(f"name = {quote}{model_name}{quote}")
     numbers = sorted(int(it.version) for it in found)
-    if version not in numbers:
+    if version not in map(str, numbers):
         raise Mistake(
             f"{model_name} has the versions {', '.join(map(str, numbers)) or 'none'}: got {version}"
         )
-    return version
+    return int(version)
 
 
 def crown(model_name: str, version: int, champion: int) -> int:

@@ -30,13 +30,17 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
     """
 
     def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
-        """Loads the Keras file and its `settings`.
+        """Loads the files that MLflow has stored as artifacts."""
+        self.load_from(*(Path(context.artifacts[name]) for name in ("keras", "settings")))
+
+    def load_from(self, keras_file: Path, settings_file: Path) -> None:
+        """Loads the Keras file, of which nothing is run as code, and its `settings`.
 
         Those are `threshold` and `temperature`, from validation, `val_uncalibrated`, what
         `evaluate.calibration` gives there without it, and `resize`, as in `pixels.decode`.
         """
-        self.keras_model = keras.models.load_model(context.artifacts["keras"], compile=False)
-        self.settings = json.loads(Path(context.artifacts["settings"]).read_text())
+        self.keras_model = keras.models.load_model(keras_file, compile=False, safe_mode=True)
+        self.settings = json.loads(settings_file.read_text())
 
     def predict(
         self,
@@ -86,8 +90,8 @@ def file_bytes(value: Any) -> bytes:
     `dataframe_records`, and hands it over as it came in `inputs` and `instances`. No image file is
     ASCII throughout, so the two cannot be mistaken. Raises `UnreadableImage` for anything else.
     """
-    if isinstance(value, str):
-        value = value.encode()
+    if isinstance(value, str):  # which may hold what UTF-8 has no bytes for
+        value = value.encode(errors="replace")
     if not isinstance(value, bytes):
         raise UnreadableImage(f"no image file, but {type(value).__name__}")
     if value.isascii():

@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 from pneumo import cluster, launch, registry, tracking
 from pneumo.console import import_tensorflow, say, table
+from pneumo.errors import without_passwords
 from pneumo.pages import short
 from pneumo.study import (
     STORE_ERRORS,
@@ -69,6 +70,7 @@ def tune(
     Without a `name` the study is called after the experiment and its run. Raises `Mistake`
     where a study of that name asks something else, and `StudyStopped` where there is no winner.
     """
+    registry.require_name(model_name)
     goal = Goal(trials, time.time() + timeout if timeout else None, keep_models, trial_timeout)
     searching = partial(search, workers=workers, launcher=launcher)
     storage = open_storage()
@@ -110,7 +112,7 @@ def _search_and_crown(
             say(f"to continue, give the same command with -P study={study.study_name}")
         raise
     except STORE_ERRORS as error:
-        reason = str(error).partition("\n")[0]
+        reason = without_passwords(str(error)).partition("\n")[0]
         raise StudyStopped(
             f"a store of the study has failed ({reason}); what was finished is kept: see that it "
             f"answers, and give the same command with -P study={study.study_name}"

@@ -4,6 +4,8 @@ import pytest
 
 from pneumo.__main__ import main
 from tests.bad.archives import CASES as ARCHIVES
+from tests.bad.models import CASES as MODELS
+from tests.bad.models import RAN
 from tests.conftest import store_in
 
 CASES = [*ARCHIVES]
@@ -31,3 +33,14 @@ def test_it_is_refused_with_its_reason_or_handled(
     if "unpacked" in errors:
         assert set(cache.glob("archives/*")) == before
     assert not list(cache.rglob(".*.draft"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
+def test_a_model_is_refused_with_its_reason_or_handled(case, store, tmp_path, capsys):
+    arguments = case.make(tmp_path)
+    capsys.readouterr()
+    code = main(arguments)
+    assert case.verdict(code, *capsys.readouterr()) == ""
+    assert "RUNNING" not in {run.info.status for run in store.search_runs(["0"])}
+    assert not (tmp_path / RAN).exists()  # whatever came with the input did not run

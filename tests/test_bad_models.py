@@ -1,0 +1,73 @@
+"""What comes with a model runs where MLflow loads it, and never here."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import keras
+import mlflow
+import pytest
+
+from pneumo import registry
+from tests.bad import models as bad
+
+pytestmark = pytest.mark.slow
+
+PLANTED = {
+    "code": bad.first_line("serve.py"),
+    "bytecode of that age": bad.beside_its_source(0),
+    "bytecode that is never checked": bad.beside_its_source(1),
+}
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_what_lies_beside_a_model_is_not_run(store, tmp_path, what):
+    stored = bad.stores(tmp_path)
+    PLANTED[what](bad.files_of(tmp_path, stored.trial))
+    found = registry.find(stored.trial)
+    assert found.model.keras_model.input_shape == (None, 32, 32, 1)
+    assert not Path(bad.RAN).exists()
+    mlflow.pyfunc.load_model(stored.trial)
+    assert Path(bad.RAN).exists()  # else this test could not fail
+
+
+def test_a_pickle_is_not_opened(store, tmp_path):
+    stored = bad.stores(tmp_path)
+    bad.pickled("python_model.pkl")(bad.files_of(tmp_path, stored.foreign))
+    with pytest.raises(registry.Mistake, match="is another's"):
+        registry.find(f"models:/{stored.foreign}")
+    assert not Path(bad.RAN).exists()
+    with suppress(Exception):  # what it gives is no model
+        mlflow.pyfunc.load_model(f"models:/{stored.foreign}")
+    assert Path(bad.RAN).exists()
+
+
+def test_a_lambda_would_run_where_keras_is_told_to_trust_it(store, tmp_path):
+    stored = bad.stores(tmp_path)
+    place = bad.files_of(tmp_path, stored.trial)
+    bad.with_lambda(place)
+    Path(bad.RAN).unlink()
+    with pytest.raises(registry.Mistake, match="`Lambda` layer"):
+        registry.find(stored.trial)
+    assert not Path(bad.RAN).exists()
+    keras.models.load_model(place / "artifacts" / "model.keras", safe_mode=False)
+    assert Path(bad.RAN).exists()
+
+
+def test_bytecode_as_python_leaves_it_changes_no_digest(store, tmp_path):
+    stored = bad.stores(tmp_path)
+    place = bad.files_of(tmp_path, stored.version)
+    before = registry.digest(place)
+    bad.beside_its_source(0)(place)
+    assert registry.digest(place) == before
+    for spoil in (bad.beside_its_source(1), bad.without_a_source):
+        spoil(place)
+        changed = registry.digest(place)
+        assert changed != before
+        before = changed
+
+
+def test_a_model_that_is_evaluated_leaves_no_copy(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    registry.find(bad.stores(tmp_path).trial)
+    assert not list((tmp_path / "temporary").iterdir())

@@ -8,7 +8,9 @@ import mlflow
 import pytest
 
 from pneumo import registry
+from tests.bad import Case
 from tests.bad import models as bad
+from tests.test_command_line import run_here
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +53,15 @@ def test_a_lambda_would_run_where_keras_is_told_to_trust_it(store, tmp_path):
     assert not Path(bad.RAN).exists()
     keras.models.load_model(place / "artifacts" / "model.keras", safe_mode=False)
     assert Path(bad.RAN).exists()
+
+
+def test_addresses_that_name_no_model(store, tmp_path, capsys):
+    stored = bad.stores(tmp_path)
+    for address in bad.MORE_ADDRESSES:
+        case = Case(address, lambda _: [], bad.RULE)
+        done = run_here(capsys, *bad.predicts(stored, address))
+        assert case.verdict(*done) == "", address
+    assert store.search_runs(["0"], "tags.`pneumo.kind` = 'predict'") == []
 
 
 def test_bytecode_as_python_leaves_it_changes_no_digest(store, tmp_path):

@@ -325,16 +325,19 @@ SPOILED = [
 
 RULE = "must be models:/NAME@ALIAS, models:/NAME/VERSION or models:/m-… in "
 ADDRESSES = {
-    "none": "models:/",
-    "way out": "models:/../../../etc/passwd",
-    "way out below a version": "models:/pneumonia/1/../../..",
     "file": "/etc/passwd",
-    "run": "runs:/0/model",
-    "quotes": "models:/o'neill\" or 1=1; --/1",
     "lines": "models:/pneumonia\n\x1b[2Jpneumo: all is well\r\n@champion",
-    "huge version": f"models:/pneumonia/{'9' * 5000}",
-    "stage": "models:/pneumonia/latest",
 }
+MORE_ADDRESSES = [
+    "models:/",
+    "models:/../../../etc/passwd",
+    "models:/pneumonia/1/../../..",
+    "models:/o'neill\" or 1=1; --/1",
+    f"models:/pneumonia/{'9' * 5000}",
+    "models:/pneumonia/latest",
+    "runs:/0/model",
+    "http://127.0.0.1:1/model",
+]
 
 
 @lru_cache(maxsize=1)

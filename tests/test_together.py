@@ -23,7 +23,7 @@ def test_a_cache_that_is_deleted_meanwhile_is_built_again(own_cache):
     def build(folder: Path) -> None:
         builds.append(folder)
         for name in ("a", "b"):
-            folder.mkdir(exist_ok=True)  # as a part of an archive would
+            folder.mkdir(parents=True, exist_ok=True)  # as for each file of an archive
             (folder / name).write_text(name)
             if len(builds) == 1 and name == "a":
                 shutil.rmtree(own_cache)

@@ -1,6 +1,8 @@
 """Arguments to calls: one command for each entry point of MLproject."""
 
 import argparse
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,13 +11,19 @@ from typing import Any, NoReturn
 
 from pneumo import interrupt
 from pneumo.config import RunConfig
-from pneumo.errors import Mistake
+from pneumo.errors import Mistake, is_text, shown
 
 # Nothing here may import TensorFlow or MLflow before the arguments are known to be right.
 
 REFUSED = 3  # exit code: the gate has been closed to a candidate, which is a result
 
 DATA = "sample, mendeley (is downloaded), a folder, a .zip or a .tar.gz"
+
+MOST = 10**9  # of what is counted, and of seconds
+MOST_WORKERS = 1_000
+LONGEST_VALUE = 4_096  # characters, as many as a path may have
+LONGEST_FILE_NAME = 240  # bytes: a file system takes 255, and what goes with it is longer
+LONGEST_NAME = 60  # characters; files are named after studies and models
 
 INTERRUPTED = "interrupted; what was finished is kept"
 
@@ -27,7 +35,9 @@ class Parser(argparse.ArgumentParser):
         """Refuses what it does not know itself, so that the command's own help is named."""
         options, unknown = super().parse_known_args(*arguments)
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            self.error(f"unrecognized arguments: {shown(' '.join(unknown))}")
+        if lost := [name for name, value in vars(options).items() if value == []]:
+            self.error(f"argument --{lost[0]}: must not be '--'")  # of which argparse makes a list
         return options, unknown
 
     def error(self, message: str) -> NoReturn:
@@ -59,23 +69,24 @@ def _parser() -> Parser:
     command = _command(commands, "tune", tune, "search with Optuna, register the best model")
     _experiment(command, default="tune")
     _option(command, "trials", 20, "trials to complete or prune", _whole)
-    _option(command, "workers", 1, "processes that search at the same time", _whole)
+    _option(command, "workers", 1, "processes that search at the same time", _workers)
     _option(command, "launcher", "local", "of the workers: local, or ray for a cluster", _launcher)
-    _option(command, "study", "", "name of the study (default: made from the run's id)")
+    _option(command, "study", "", "name of the study (default: made from the run's id)", _name)
     _option(command, "timeout", "", "seconds after which no new trial starts", _whole)
     _option(command, "trial_timeout", "", "seconds that a trial may take, or it fails", _whole)
-    _option(command, "model_name", "", "registered model (default: pneumonia, or pneumonia-sample)")
+    what = "registered model (default: pneumonia, or pneumonia-sample)"
+    _option(command, "model_name", "", what, _name)
     _option(command, "keep_models", "all", "all, or of how many of the best trials", _kept)
 
     command = _command(commands, "worker", worker, "join a study that is running elsewhere")
-    command.add_argument("--study", required=True, metavar="VALUE", help="its name")
+    _required(command, "study", "its name", _name)
     _data(command, required=True)
-    _option(command, "workers", 1, "processes that search at the same time", _whole)
+    _option(command, "workers", 1, "processes that search at the same time", _workers)
     _option(command, "weights", "", "path of the study's file of weights, if it has one")
 
     command = _command(commands, "train", train, "one Keras run of one experiment")
     _experiment(command, default="cnn")
-    _option(command, "model_name", "", "registered model (default: do not register)")
+    _option(command, "model_name", "", "registered model (default: do not register)", _name)
 
     command = _command(commands, "evaluate", evaluate, "the evidence for one model on one split")
     _option(command, "model", "models:/pneumonia@challenger", "models:/NAME@ALIAS, or /VERSION")
@@ -90,8 +101,8 @@ def _parser() -> Parser:
     )
 
     command = _command(commands, "promote", promote, "make a version the champion, if it is fit")
-    _option(command, "model_name", "pneumonia", "registered model")
-    _option(command, "candidate", "challenger", "alias or number of the version")
+    _option(command, "model_name", "pneumonia", "registered model", _name)
+    _option(command, "candidate", "challenger", "alias or number of the version", _name)
     _option(command, "data", "", f"{DATA}; needed but for a rollback")
     _option(command, "split", "test", "test, val or train", _split)
     _option(command, "margin", 0.02, "by how much its AUC may be smaller, 0 to 1", _margin)
@@ -99,11 +110,8 @@ def _parser() -> Parser:
 
     command = _command(commands, "predict", predict, "score image files, to a CSV")
     _option(command, "model", "models:/pneumonia@champion", "models:/NAME@ALIAS, or /VERSION")
-    for name, what in (
-        ("images", "a file, a folder or a glob of image files"),
-        ("out", "the CSV; one that is there is continued"),
-    ):
-        command.add_argument(f"--{name}", required=True, metavar="VALUE", help=what)
+    _required(command, "images", "a file, a folder or a glob of image files")
+    _required(command, "out", "the CSV; one that is there is continued")
     _option(command, "explain", False, "true: heat maps, in a folder beside out", _truth)
 
     command = _command(commands, "explore", explore, "look at a data set before anyone trains")
@@ -133,7 +141,7 @@ def _experiment(command: Parser, default: str) -> None:
 
 def _data(command: Parser, required: bool = False) -> None:
     if required:
-        command.add_argument("--data", required=True, metavar="VALUE", help=DATA)
+        _required(command, "data", DATA)
     else:
         _option(command, "data", "sample", DATA)
 
@@ -143,41 +151,76 @@ def _fields(command: Parser, names: Any) -> None:
         _option(command, name, "", RunConfig.model_fields[name].description)
 
 
+def _required(command: Parser, name: str, what: str, kind: Any = str) -> None:
+    command.add_argument(
+        f"--{name}",
+        required=True,
+        metavar="VALUE",
+        type=lambda text: kind(_text(text)),
+        help=what,
+    )
+
+
 def _option(command: Parser, name: str, default: Any, what: str, kind: Any = str) -> None:
     # An empty value is one that was not given: MLproject has no other way to say so
-    shown = "" if default == "" else f" (default: {default})"
+    otherwise = "" if default == "" else f" (default: {default})"
     command.add_argument(
         f"--{name}",
         default=default,
         metavar="VALUE",
-        type=lambda text: kind(text) if text else default,
-        help=what + shown,
+        type=lambda text: kind(_text(text)) if text else default,
+        help=what + otherwise,
     )
 
 
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up: got '{text}'")
-    return int(text)
+def _text(text: str) -> str:
+    if text and len(text) <= LONGEST_VALUE and is_text(text):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"must be 1 to {LONGEST_VALUE} characters in UTF-8, no control characters: "
+        f"got '{shown(text)}'"
+    )
+
+
+def _name(text: str) -> str:
+    if len(text) > LONGEST_NAME or not re.fullmatch(r"\w[\w .-]*", text):
+        raise argparse.ArgumentTypeError(
+            f"must be a name of letters, digits, '_', '-', '.' and spaces, up to {LONGEST_NAME} "
+            f"characters: got '{shown(text)}'"
+        )
+    return text
+
+
+def _whole(text: str, most: int = MOST) -> int:
+    number = int(text) if text.isdecimal() and len(text) <= len(str(MOST)) else 0
+    if not 1 <= number <= most:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number from 1 to {most}: got '{shown(text)}'"
+        )
+    return number
+
+
+def _workers(text: str) -> int:
+    return _whole(text, MOST_WORKERS)
 
 
 def _split(text: str) -> str:
     if text not in ("test", "val", "train"):
-        raise argparse.ArgumentTypeError(f"must be test, val or train: got '{text}'")
+        raise argparse.ArgumentTypeError(f"must be test, val or train: got '{shown(text)}'")
     return text
 
 
 def _share(text: str) -> float:
     share = _number(text)
     if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"must be a share above 0, up to 1: got '{text}'")
+        raise argparse.ArgumentTypeError(f"must be a share above 0, up to 1: got '{shown(text)}'")
     return share
 
 
 def _margin(text: str) -> float:
     margin = _number(text)
     if not 0 <= margin <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1: got '{text}'")
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1: got '{shown(text)}'")
     return margin
 
 
@@ -191,13 +234,13 @@ def _number(text: str) -> float:
 
 def _truth(text: str) -> bool:
     if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"must be true or false: got '{text}'")
+        raise argparse.ArgumentTypeError(f"must be true or false: got '{shown(text)}'")
     return text.lower() == "true"
 
 
 def _launcher(text: str) -> str:
     if text not in ("local", "ray"):
-        raise argparse.ArgumentTypeError(f"must be local or ray: got '{text}'")
+        raise argparse.ArgumentTypeError(f"must be local or ray: got '{shown(text)}'")
     return text
 
 
@@ -232,10 +275,12 @@ def tune(options: argparse.Namespace) -> int:
     """A study, its table, its winner and the way to look at it."""
     from pneumo.data.dataset import SAMPLE, open_dataset
     from pneumo.experiment import load_experiment
+    from pneumo.search import require_fits
 
     experiment = load_experiment(options.experiment, searched=True)
     fixed = _overrides(options)
     base = experiment.base.override(fixed)  # a wrong value is said before the data is opened
+    require_fits(experiment, base, fixed)
     dataset = open_dataset(options.data, needs=("train", "test"))
     if options.workers == 1 and options.launcher == "local":
         _require_fit(base)
@@ -304,15 +349,14 @@ def train(options: argparse.Namespace) -> int:
     config = experiment.base.override(_overrides(options))
     dataset = open_dataset(options.data, ("train", "test") if experiment.afterwards else ("train",))
     _require_fit(config)
-    from pneumo import registry, tracking
+    from pneumo import intake, registry, tracking
     from pneumo.console import say, say_epoch
     from pneumo.trial import run_name, run_trial
 
     tracking.connect()
     tags = tracking.subject_tags(experiment.name, dataset)
     with tracking.command_run("train", experiment.name, tags) as run_id:
-        images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
-        tracking.log_data(images)
+        images = intake.take(dataset, config)
         name = run_name(config)
         trial = run_trial(config, dataset, [say_epoch], parent_id=run_id, name=name, tags=tags)
         for metric, value in trial.metrics.items():
@@ -373,9 +417,12 @@ def predict(options: argparse.Namespace) -> int:
     """Image files to a CSV of their probabilities."""
     from pneumo.data.index import explained, find_images
 
-    out = Path(options.out).expanduser()
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise Mistake(f"out must be a CSV file in a folder that is there: got '{options.out}'")
+    out = Path(os.path.expanduser(options.out))
+    too_long = len(os.fsencode(out.name)) > LONGEST_FILE_NAME
+    if too_long or os.path.isdir(out) or not os.path.isdir(out.absolute().parent):
+        raise Mistake(
+            f"out must be a CSV file in a folder that is there: got '{shown(options.out)}'"
+        )
     files = find_images(options.images, out)
     from pneumo.console import import_tensorflow
 
@@ -406,7 +453,7 @@ def explore(options: argparse.Namespace) -> int:
     """A data set looked at: counts, problems, figures."""
     from pneumo.data.dataset import open_dataset
 
-    dataset = open_dataset(options.data, needs=())
+    dataset = open_dataset(options.data, needs=(), in_conflict=True)
     from pneumo import explore as exploration
     from pneumo import tracking
 
@@ -421,13 +468,12 @@ def prepare(options: argparse.Namespace) -> int:
 
     config = RunConfig().override(_overrides(options))
     dataset = open_dataset(options.data, needs=())
-    from pneumo import tracking
+    from pneumo import intake, tracking
     from pneumo.console import say, table
 
     tracking.connect()
     with tracking.command_run("prepare", dataset.name, tracking.data_tags(dataset)):
-        images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
-        tracking.log_data(images)
+        images = intake.take(dataset, config)
     counts = images.counts()
     table(f"{dataset.name}, digest {dataset.digest}", list(counts), counts.to_numpy())
     say(images.summary())

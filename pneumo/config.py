@@ -1,6 +1,7 @@
 """Every knob of one Keras run."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydantic import (
 )
 
 from pneumo.backbones import BACKBONES
-from pneumo.errors import Mistake
+from pneumo.errors import Mistake, shown
 
 
 def _widths_from_text(value: Any) -> Any:
@@ -47,12 +48,14 @@ DenseWidths = Annotated[
 
 def _weights(value: str | Path) -> str:
     """`none` or `imagenet` in any case, or else the path of a file that is there."""
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError
     if str(value).lower() in ("none", "imagenet"):
         return str(value).lower()
-    path = Path(value).expanduser()
-    if not path.is_file():
+    path = os.path.expanduser(value)
+    if not os.path.isfile(path):  # which, unlike Path.is_file, takes any text
         raise ValueError
-    return str(path)
+    return path
 
 
 @lru_cache
@@ -143,7 +146,7 @@ class RunConfig(BaseModel):
 
     def _require(self, field: str, holds: bool, rule: str) -> None:
         if not holds:
-            got = getattr(self, field)
+            got = shown(getattr(self, field))
             raise ValueError(f"{field} must be {rule} with backbone {self.backbone}: got {got}")
 
     def override(self, values: Mapping[str, Any]) -> "RunConfig":
@@ -154,7 +157,7 @@ class RunConfig(BaseModel):
         try:
             return type(self)(**{**self.model_dump(), **values})
         except ValidationError as error:
-            raise Mistake(_in_one_line(error)) from None
+            raise Mistake(_in_one_line(error, values)) from None
 
     def as_text(self) -> dict[str, str]:
         """Every field as MLflow shows it, and as a flag takes it back.
@@ -168,12 +171,13 @@ class RunConfig(BaseModel):
         return text
 
 
-def _in_one_line(error: ValidationError) -> str:
+def _in_one_line(error: ValidationError, given: Mapping[str, Any]) -> str:
     first = error.errors()[0]
     if not first["loc"]:
         return first["msg"].removeprefix("Value error, ")
     name = first["loc"][0]
     field = RunConfig.model_fields.get(name)
     if field is None:
-        return f"'{name}' is no field of a run; the fields are: {', '.join(RunConfig.model_fields)}"
-    return f"{name} must be {field.description}: got '{first['input']}'"
+        fields = ", ".join(RunConfig.model_fields)
+        return f"'{shown(name)}' is no field of a run; the fields are: {fields}"
+    return f"{name} must be {field.description}: got '{shown(given.get(name, first['input']))}'"

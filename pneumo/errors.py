@@ -1,6 +1,12 @@
-"""The one exception that ends in a single line instead of a traceback."""
+"""The one exception that ends in a single line instead of a traceback, and what it may quote."""
 
 import re
+import unicodedata
+
+LONGEST = 1_500  # characters of a message
+QUOTED = 120  # characters of what a message quotes
+
+NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's names for control characters, surrogates, line ends
 
 IN_ADDRESS = re.compile(r"(?<=://)([^\s:@/\"'<>]*):[^\s@\"'<>]*@")
 AS_OPTION = re.compile(r"(?i)((?:password|passwd|pwd)=)[^&\s\"'<>]+")
@@ -9,13 +15,13 @@ AS_OPTION = re.compile(r"(?i)((?:password|passwd|pwd)=)[^&\s\"'<>]+")
 class Mistake(Exception):
     """Something only the user can put right; the command ends with exit code 2.
 
-    The message is one line: the rule, what was received, what to do next.
+    The message is one line: the rule, what was received, what to do next. Whatever a stranger's
+    name or value in it holds, it is printable, of bounded length and without passwords.
     """
 
     def __str__(self) -> str:
-        """What was received may be anything: it is shown in one line without any control."""
         line = re.sub(r"[^\S ]+", " ", without_passwords(super().__str__())).strip()
-        return "".join(it if it.isprintable() else "\N{REPLACEMENT CHARACTER}" for it in line)
+        return shown(line, LONGEST)
 
 
 def without_passwords(text: str) -> str:
@@ -29,3 +35,20 @@ def without_passwords(text: str) -> str:
 def in_words(error: Exception) -> str:
     """What an exception says, to be kept or shown."""
     return without_passwords(f"{type(error).__name__}: {error}")
+
+
+def shown(value: object, most: int = QUOTED) -> str:
+    """`value` as a message can quote it: what is not printable escaped, the middle cut out."""
+    text = "".join(map(_printable, str(value)))
+    return text if len(text) <= most else f"{text[: most - 41]}…{text[-40:]}"
+
+
+def is_text(value: str) -> bool:
+    """Whether `value` is text that can be printed in one line and stored anywhere as UTF-8."""
+    return not any(unicodedata.category(it) in NO_TEXT for it in value)
+
+
+def _printable(character: str) -> str:
+    if character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    return character.encode("unicode_escape").decode()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pneumo.config import RunConfig
-from pneumo.errors import Mistake
+from pneumo.errors import Mistake, shown
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 
@@ -43,7 +43,7 @@ def load_experiment(name: str, searched: bool = False) -> Experiment:
     names = experiment_names()
     if name not in names:
         raise Mistake(
-            f"experiment must be one of {', '.join(names)}: got '{name}'; "
+            f"experiment must be one of {', '.join(names)}: got '{shown(name)}'; "
             "to add one, copy the nearest file of experiments/"
         )
     module = importlib.import_module(f"experiments.{name}")

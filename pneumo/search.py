@@ -1,6 +1,6 @@
 """What a study suggests: the sampler, and a trial that some fields are kept out of."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,8 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from pneumo.config import RunConfig
+from pneumo.errors import Mistake
+from pneumo.experiment import Experiment
 
 # Set here though some are Optuna's defaults, which have changed between its versions
 SAMPLER = {"n_startup_trials": 8, "multivariate": True, "group": False, "constant_liar": True}
@@ -83,6 +85,53 @@ class Search:
             self.baseline[name] = value
             return value
         return getattr(self._trial, method)(name, *space, **options)
+
+
+class Ends(Search):
+    """A search in which nothing is searched, and `of` collects the ends of each suggestion's range.
+
+    `chosen`: a suggestion's name and the value that it then has instead of the base's.
+    """
+
+    def __init__(
+        self, base: RunConfig, fixed: Collection[str], chosen: tuple[str, Any] = ("", None)
+    ) -> None:
+        super().__init__(base, fixed)
+        self._chosen = chosen
+        self.of: dict[str, Iterable] = {}
+
+    def _suggest(self, method: str, name: str, space: tuple, options: dict) -> Any:
+        value = super()._suggest(method, name, space, options)
+        if name not in self.baseline:
+            return value
+        given = [*space, *(options[it] for it in ("choices", "low", "high") if it in options)]
+        self.of[name] = given[0] if method == "suggest_categorical" else _ends(*given[:2], options)
+        return self._chosen[1] if name == self._chosen[0] else value
+
+
+def _ends(low: float, high: float, options: dict) -> tuple[float, float]:
+    whole = isinstance(low, int) and isinstance(high, int)
+    return low, high - (high - low) % options.get("step", 1) if whole else high
+
+
+def require_fits(experiment: Experiment, base: RunConfig, fixed: Mapping[str, str]) -> None:
+    """Raises `Mistake` where a value of the search space is none that a run can have.
+
+    `base`: the experiment's own with what is `fixed`, which the space may contradict. Tried are
+    the ends of each range, and each choice, with the base's values for all others.
+    """
+    whole = Ends(base, fixed)
+    experiment.suggest(whole, base)
+    for name, values in whole.of.items():
+        for value in values:
+            try:
+                experiment.suggest(Ends(base, fixed, (name, value)), base)
+            except Mistake as mistake:
+                raise Mistake(
+                    f"experiments/{experiment.name}.py searches {name} as far as {value}, which "
+                    f"cannot be: {mistake}; give --{base_value(base, name)[0]} too, or change "
+                    "the range"
+                ) from None
 
 
 def base_value(base: RunConfig, name: str) -> tuple[str, Any]:

@@ -19,7 +19,7 @@ from sqlalchemy import event, make_url
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from pneumo import tracking
+from pneumo import intake, tracking
 from pneumo.config import RunConfig
 from pneumo.console import StudyDisplay, say
 from pneumo.data import cache
@@ -251,9 +251,7 @@ def begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: st
     """A new study, described in Optuna and in MLflow, with the baseline as its first trial."""
     say(f"study {name}")  # at once: a process that dies cannot say later what to continue
     say(tracking.how_to_look(run_id))
-    images = plan.dataset.decode(plan.base.image_size, plan.base.max_unreadable, plan.base.resize)
-    say(images.summary())
-    tracking.log_data(images)
+    say(intake.take(plan.dataset, plan.base).summary())
     baseline = plan.baseline()
     study = optuna.create_study(
         storage=storage,

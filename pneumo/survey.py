@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from joblib import cpu_count
-from PIL import Image
 from scipy.ndimage import laplace
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
@@ -17,6 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from pneumo import bootstrap
 from pneumo.data.dataset import Images
 from pneumo.data.index import CLASSES, tells_no_patient
+from pneumo.data.pixels import open_image
 from pneumo.parallel import in_batches
 
 SIDE = 224  # of the square at which intensity and sharpness are measured, so that they compare
@@ -68,7 +68,7 @@ def _header(file: Path) -> tuple[int, int, int, str]:
     """Bytes, width, height and colour; nothing of these but the first where it is no image."""
     size = file.stat().st_size
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             return size, *image.size, "grey" if image.mode in GREY else image.mode
     except Exception:  # the decoder has its reason already, as `Images.unreadable`
         return size, 0, 0, ""

@@ -1,14 +1,19 @@
 """Each input from strangers' disks, given to the command that takes it."""
 
+import mlflow
 import pytest
 
 from pneumo.__main__ import main
 from tests.bad.archives import CASES as ARCHIVES
+from tests.bad.configurations import CASES as CONFIGURATIONS
+from tests.bad.datasets import CASES as DATASETS
+from tests.bad.images import CASES as IMAGES
 from tests.bad.models import CASES as MODELS
 from tests.bad.models import RAN
+from tests.bad.xrays import prepare, xrays
 from tests.conftest import store_in
 
-CASES = [*ARCHIVES]
+CASES = [*ARCHIVES, *CONFIGURATIONS, *DATASETS, *IMAGES]
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +49,22 @@ def test_a_model_is_refused_with_its_reason_or_handled(case, store, tmp_path, ca
     assert case.verdict(code, *capsys.readouterr()) == ""
     assert "RUNNING" not in {run.info.status for run in store.search_runs(["0"])}
     assert not (tmp_path / RAN).exists()  # whatever came with the input did not run
+
+
+@pytest.mark.slow
+def test_what_stops_a_command_is_listed_and_counted_in_its_run(stores, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = xrays(tmp_path / "xrays")
+    files = sorted((data / "train" / "NORMAL").iterdir())[:5]
+    for file in files:
+        file.write_bytes(b"")
+    for command in (prepare(data), ["train", "--data", str(data)], ["tune", "--data", str(data)]):
+        assert main(command) == 2
+        [run] = stores.search_runs(["0"], max_results=1)  # the newest
+        assert run.info.status == "FAILED"
+        assert run.data.metrics == {"images": 47, "unreadable": 5}
+        table = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/data/unreadable.csv")
+        reason = "no image format that can be read: the file is empty"
+        assert table == "path,reason\n" + "".join(
+            f"{file.relative_to(data)},{reason}\n" for file in files
+        )

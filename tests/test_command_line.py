@@ -88,8 +88,11 @@ def mistakes(folder, tmp_path, monkeypatch):
             "train --experiment tune_mobilenet --weights words.txt",
             "words.txt does not fit mobilenet with alpha 0.25: it is no HDF5 file",
         ),
-        ("tune --trials 0", "--trials: must be a whole number from 1 up: got '0'"),
-        ("tune --keep_models 0", "--keep_models: must be a whole number from 1 up: got '0'"),
+        ("tune --trials 0", "--trials: must be a whole number from 1 to 1000000000: got '0'"),
+        (
+            "tune --keep_models 0",
+            "--keep_models: must be a whole number from 1 to 1000000000: got '0'",
+        ),
         ("promote", "promote needs data to decide on: give --data, or --rollback true"),
         ("promote --rollback maybe", "--rollback: must be true or false: got 'maybe'"),
         ("promote --data sample --margin 2", "--margin: must be a number from 0 to 1: got '2'"),
@@ -108,7 +111,10 @@ def mistakes(folder, tmp_path, monkeypatch):
             "launcher=ray needs Ray, which is an extra: free its line",
         ),
         ("tune --launcher sun", "--launcher: must be local or ray: got 'sun'"),
-        ("tune --timeout soon", "--timeout: must be a whole number from 1 up: got 'soon'"),
+        (
+            "tune --timeout soon",
+            "--timeout: must be a whole number from 1 to 1000000000: got 'soon'",
+        ),
         (
             "tune --dropot 0.4",
             "unrecognized arguments: --dropot 0.4; see python -m pneumo tune --help",

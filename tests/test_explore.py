@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pneumo import explore, survey
-from pneumo.data.dataset import open_dataset
+from pneumo.data.dataset import Dataset, open_dataset
 from tests.studies import files, tags, text
 from tests.test_command_line import run
 
@@ -23,8 +23,12 @@ ARTIFACTS = {
 CONSTANT = {"pixels": 9216.0, "aspect": 1.0, "colour": "grey"}
 
 
+def opened(data) -> Dataset:
+    return open_dataset(str(data), needs=(), in_conflict=True)
+
+
 def described(data) -> pd.DataFrame:
-    return survey.describe_files(open_dataset(str(data), needs=()).decode(survey.SIDE, 1))
+    return survey.describe_files(opened(data).decode(survey.SIDE, 1))
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +195,7 @@ def test_the_run(store, wrong):
     assert tags(made) == {
         "pneumo.kind": "explore",
         "pneumo.data": "xrays",
-        "pneumo.data_digest": open_dataset(str(wrong)).digest,
+        "pneumo.data_digest": opened(wrong).digest,
         "pneumo.synthetic": "false",
         "pneumo.patients": "unknown",
     }

@@ -1,3 +1,4 @@
+import os
 import shutil
 import tarfile
 import zipfile
@@ -142,3 +143,14 @@ def test_the_real_data(real_archive):
     unpacked = open_dataset(str(dataset.base.parent))
     assert unpacked.digest == dataset.digest
     assert unpacked.rows.equals(rows)
+
+
+def test_a_name_may_be_all_patient(folder):
+    (folder / "train" / "NORMAL" / "IM-0115").write_bytes(b"1")
+    assert index.tells_no_patient(index.build_index(folder)).sum() == 0
+
+
+def test_images_to_predict_have_names_that_a_csv_can_hold(tmp_path):
+    (tmp_path / os.fsdecode(b"K\xf6ln.png")).write_bytes(b"1")
+    with pytest.raises(Mistake, match=r"K\\udcf6ln.png'; rename them"):
+        index.find_images(str(tmp_path), tmp_path / "out.csv")

@@ -23,6 +23,12 @@ def test_grey_pixels_stay_as_they_are():
     assert np.array_equal(decoded, RAMP)
 
 
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_no_white_is_made_up(mode):
+    with pytest.raises(UnreadableImage, match="32 bits a pixel, whose white is not known"):
+        decode(file_of(Image.fromarray(RAMP).convert(mode), "TIFF"), 64)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA"])
 def test_colour_becomes_grey(mode):
     assert np.array_equal(decode(file_of(Image.fromarray(RAMP).convert(mode)), 64), RAMP)
@@ -62,7 +68,7 @@ def test_squashed_or_padded_to_the_square():
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"", "no image format that can be read"),
+        (b"", "the file is empty"),
         (b"This is text.", "no image format that can be read"),
         (file_of(Image.fromarray(RAMP), "JPEG")[:400], "truncated"),
     ],
@@ -121,3 +127,23 @@ def test_an_unreadable_image_is_left_out_and_named_up_to_a_limit(folder, own_cac
     assert not any((split.rows["path"] == path).any() for split in splits)
     with pytest.raises(Mistake, match=f"1 of 546 images cannot be read.*the first is {path}"):
         dataset.decode(32, max_unreadable=0.001)
+
+
+def test_a_class_of_which_no_image_can_be_read_is_refused_when_it_is_asked_for(folder, own_cache):
+    for file in (folder / "test" / "NORMAL").iterdir():
+        file.write_bytes(b"")
+    images = open_dataset(str(folder)).decode(32, max_unreadable=1)
+    assert len(images.split("train").rows) > 0
+    with pytest.raises(Mistake, match="test must hold images of NORMAL that can be read, and has"):
+        images.split("test")
+
+
+def test_what_the_disk_does_not_give_is_not_kept_as_unreadable(folder, own_cache):
+    dataset = open_dataset(str(folder))
+    away = folder.rename(folder.with_name("away"))
+    with pytest.raises(
+        Mistake, match=r"cannot be read from the disk \(No such file or directory\)"
+    ):
+        dataset.decode(32, 1)
+    away.rename(folder)
+    assert dataset.decode(32, 0).unreadable == {}

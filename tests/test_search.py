@@ -4,8 +4,9 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FixedTrial
 
 from pneumo.config import RunConfig
-from pneumo.experiment import load_experiment
-from pneumo.search import ReseededTPE, Search, base_value, trial_seed
+from pneumo.errors import Mistake
+from pneumo.experiment import Experiment, experiment_names, load_experiment
+from pneumo.search import ReseededTPE, Search, base_value, require_fits, trial_seed
 
 TUNE = load_experiment("tune")
 VALUES = {
@@ -109,3 +110,49 @@ def test_seeds_of_trials_are_their_own_and_lasting():
     seeds = {trial_seed(study, number) for study in range(10) for number in range(100)}
     assert len(seeds) == 1000
     assert trial_seed(0, 0) == 2968811710
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_the_spaces_of_our_own_experiments_fit(name):
+    experiment = load_experiment(name)
+    if experiment.suggest:
+        require_fits(experiment, experiment.base, {})
+
+
+def searching(**space) -> Experiment:
+    """An experiment that searches one field, as `field=(method, *arguments, options)`."""
+    [(name, (method, *given, options))] = space.items()
+
+    def suggest(trial, base):
+        return base.override({name: getattr(trial, method)(name, *given, **options)})
+
+    return Experiment("mine", RunConfig(), suggest)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"unfreeze_depth": ("suggest_int", 0, 3, {"step": 2})},  # which ends at 2
+        {"dropout": ("suggest_float", {"low": 0.0, "high": 0.9})},
+        {"batch_size": ("suggest_categorical", {"choices": [16, 32]})},
+    ],
+)
+def test_a_space_that_fits_is_let_through(space):
+    require_fits(searching(**space), RunConfig(), {})
+
+
+@pytest.mark.parametrize(
+    ("space", "value"),
+    [
+        ({"unfreeze_depth": ("suggest_int", 0, 3, {})}, "3"),
+        ({"dropout": ("suggest_float", -0.1, 0.5, {})}, "-0.1"),
+        ({"dropout": ("suggest_float", {"low": 0.0, "high": 0.95})}, "0.95"),
+        ({"batch_size": ("suggest_categorical", [16, 0, 32], {})}, "0"),
+        ({"backbone": ("suggest_categorical", ["cnn", "vgg"], {})}, "vgg"),
+    ],
+)
+def test_a_space_with_a_value_that_no_run_can_have_is_refused(space, value):
+    [name] = space
+    with pytest.raises(Mistake, match=f"mine.py searches {name} as far as {value}, which cannot"):
+        require_fits(searching(**space), RunConfig(), {})
+    require_fits(searching(**space), RunConfig(), {name: "what is fixed is not searched"})

@@ -177,7 +177,7 @@ def test_what_cannot_be_read_gets_its_error_and_the_others_their_answer(address,
     bad = {
         "truncated": whole[: len(whole) // 2],
         "no image format that can be read": b"This is a text, and no picture at all.",
-        "exceeds limit": huge_png(),
+        "more pixels than any radiograph": huge_png(),
     }
     files = [base64.b64encode(it).decode() for it in bad.values()]
     answer = post(address, records([*files, encoded[1], ""]))

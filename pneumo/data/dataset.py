@@ -1,16 +1,17 @@
 """From what the user named to images that are ready to train on."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from pneumo.data import archive, index, pixels
+from pneumo.data import archive, conflicts, index, pixels
 from pneumo.data.download import SOURCES, fetch, require_whole
 from pneumo.data.sample import make_sample
 from pneumo.data.split import cut_validation
-from pneumo.errors import Mistake
+from pneumo.errors import Mistake, shown
 
 SAMPLE = "sample"
 
@@ -97,14 +98,9 @@ class Dataset:
         """
         made_by = pixels.made_by(size, resize)
         decoded, unreadable = pixels.load(self.base, self.rows, size, resize)
-        if len(unreadable) > max_unreadable * len(self.rows):
-            path, why = next(iter(unreadable.items()))
-            raise Mistake(
-                f"{len(unreadable)} of {len(self.rows)} images cannot be read, more than the share "
-                f"max_unreadable={max_unreadable}; the first is {path} ({why}): "
-                "mend or remove them, or allow more"
-            )
-        return Images(self, decoded, unreadable, made_by)
+        images = Images(self, decoded, unreadable, made_by)
+        images.require_readable(max_unreadable)
+        return images
 
 
 @dataclass(frozen=True)
@@ -116,10 +112,30 @@ class Images:
     unreadable: dict[str, str]
     made_by: str
 
+    def require_readable(self, share: float) -> None:
+        """Raises `Mistake` where more than this share of the images cannot be read."""
+        count, total = len(self.unreadable), len(self.dataset.rows)
+        if count > share * total:
+            path, why = next(iter(self.unreadable.items()))
+            raise Mistake(
+                f"{count} of {total} images cannot be read, more than the share "
+                f"max_unreadable={share}; the first is {path} ({shown(why)}): "
+                "mend or remove them (explore lists them all), or allow more"
+            )
+
     def split(self, name: str) -> Split:
-        """The readable images of `train`, `val` or `test`."""
+        """The readable images of `train`, `val` or `test`.
+
+        Raises `Mistake` where there are none of a class.
+        """
         rows = self.dataset.rows
         chosen = self._readable & (rows["split"] == name).to_numpy()
+        for label, class_name in enumerate(index.CLASSES):
+            if not (chosen & (rows["label"] == label)).any():
+                raise Mistake(
+                    f"{name} must hold images of {class_name} that can be read, and has none "
+                    f"({len(self.unreadable)} cannot be read); mend or replace them"
+                )
         positions = np.flatnonzero(chosen)
         return Split(rows[chosen].reset_index(drop=True), self.pixels, positions, self.made_by)
 
@@ -146,11 +162,13 @@ class Images:
         return ~self.dataset.rows["path"].isin(self.unreadable).to_numpy()
 
 
-def open_dataset(data: str, needs: tuple[str, ...] = ("train",)) -> Dataset:
+def open_dataset(
+    data: str, needs: tuple[str, ...] = ("train",), in_conflict: bool = False
+) -> Dataset:
     """The data set that `data` names: `sample`, one of `SOURCES`, a folder, `.zip` or `.tar.gz`.
 
-    Raises `Mistake` where there is none, where a split in `needs` is not there, or where a
-    split lacks a class.
+    Raises `Mistake` where there is none, where a split in `needs` is not there, where a split
+    lacks a class, or, unless it may be `in_conflict`, where images contradict each other.
     """
     name, root = _locate(data)
     base = index.find_base(root)
@@ -159,8 +177,10 @@ def open_dataset(data: str, needs: tuple[str, ...] = ("train",)) -> Dataset:
         require_whole(rows, SOURCES[data])
     for split in sorted({*needs, *rows["split"]}):
         _require_both_classes(rows, split, base)
+    if not in_conflict:
+        conflicts.require_none(base, rows)
     return Dataset(
-        source=data if data == name else str(Path(data).expanduser().absolute()),
+        source=data if data == name else str(Path(os.path.expanduser(data)).absolute()),
         name=name,
         digest=index.digest(rows),
         synthetic=data == SAMPLE,
@@ -175,16 +195,16 @@ def _locate(data: str) -> tuple[str, Path]:
         return data, make_sample()
     if data in SOURCES:
         return data, fetch(data)
-    path = Path(data).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(data))
+    if os.path.isdir(path):  # which, unlike Path.is_dir, takes any text
         return path.resolve().name, path
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise Mistake(
-            f"data must be {KINDS}: there is no '{data}' here; "
+            f"data must be {KINDS}: there is no '{shown(data)}' here; "
             "check the path (in a project run from a Git address it must be absolute)"
         )
     if not path.name.lower().endswith(archive.ENDINGS):
-        raise Mistake(f"data must be {KINDS}: got the file '{data}'")
+        raise Mistake(f"data must be {KINDS}: got the file '{shown(data)}'")
     return path.name, archive.unpack(path)
 
 

@@ -2,15 +2,17 @@
 
 import glob
 import hashlib
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 from joblib import cpu_count
 
-from pneumo.errors import Mistake
+from pneumo.data.pixels import read
+from pneumo.errors import Mistake, is_text, shown
 
 CLASSES = ("NORMAL", "PNEUMONIA")  # a label is a position in this tuple
 
@@ -32,13 +34,16 @@ def build_index(root: Path) -> pd.DataFrame:
     `subtype` (`bacteria`, `virus`, `IM`, `NORMAL2-IM`; '' where the name does not tell),
     `patient` (from `patients.csv` where that names the image, else from the file name),
     `split` (`train` or `test`, as published), `sha256` of the file. Raises `Mistake` where
-    there is no image, or a `patients.csv` that does not fit the images.
+    there is no image, a folder beside those, a name that is no text, a file that the disk does not
+    give, or a `patients.csv` that does not fit the images.
     """
     base = find_base(root)
+    _require_known_folders(base)
     files = {file.relative_to(base).as_posix(): file for file in _files(base)}
     if not files:
         raise Mistake(f"{base} has the folders of a data set but no image in them; fill them")
     paths = sorted(files)
+    _require_text(paths)
     patients = _listed_patients(base, paths)
     with ThreadPoolExecutor(cpu_count()) as threads:
         digests = threads.map(_sha256, [files[path] for path in paths])
@@ -55,16 +60,24 @@ def _listed_patients(base: Path, paths: list[str]) -> dict[str, str]:
     if not file.is_file():
         return {}
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-        rows = list(zip(table["path"], table["patient"], strict=True))
-    except (ValueError, KeyError) as error:
-        raise Mistake(f"{file} must be a CSV with columns path and patient ({error})") from None
+        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except ValueError as error:
+        raise Mistake(
+            f"{file} must be a CSV with columns path and patient, in UTF-8: it cannot be read "
+            f"({str(error).strip()}); save it as such"
+        ) from None
+    if missing := {"path", "patient"} - set(table):
+        raise Mistake(
+            f"{file} must be a CSV with columns path and patient, and has no {min(missing)}: "
+            f"its first line is '{shown(','.join(table))}'; mend that"
+        )
+    rows = list(zip(table["path"], table["patient"], strict=True))
     listed = dict(rows)
     if len(listed) < len(rows) or not all(listed.values()):
         raise Mistake(f"{file} must name each image once, with a patient; mend it")
     if strangers := sorted(listed.keys() - set(paths)):
         raise Mistake(
-            f"{file} names '{strangers[0]}', which is no image here; "
+            f"{file} names '{shown(strangers[0])}', which is no image here; "
             f"paths start at its own folder, as {paths[0]}"
         )
     return listed
@@ -75,18 +88,49 @@ def find_base(root: Path) -> Path:
 
     Kaggle's archive holds a second full copy one level deeper, hence the shallowest.
     """
+    at_top = [root / folder / name for folder in FOLDERS for name in CLASSES]
+    below = (folder for name in CLASSES for folder in root.rglob(name))  # which follows no links
     bases = {
         folder.parents[1]
-        for name in CLASSES
-        for folder in root.rglob(name)
+        for folder in (*at_top, *below)
         if folder.is_dir() and folder.parent.name in FOLDERS and not _is_junk(folder, root)
     }
     if not bases:
         raise Mistake(
             f"{root} holds no data set: a data set has folders train/NORMAL, train/PNEUMONIA, "
-            "test/NORMAL and test/PNEUMONIA; give a folder or archive that does"
+            f"test/NORMAL and test/PNEUMONIA, and here is {_folders(root)}; rename them, or give "
+            "a folder or archive that does"
         )
     return min(bases, key=lambda base: (len(base.parts), base))
+
+
+def _folders(root: Path, most: int = 6) -> str:
+    """The folders in a folder and in those, as a message names them."""
+    found = [it for pattern in ("*", "*/*") for it in root.glob(pattern) if it.is_dir()]
+    names = sorted(it.relative_to(root).as_posix() for it in found if not _is_junk(it, root))
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more]) or "no folder"
+
+
+def _require_known_folders(base: Path) -> None:
+    splits = [base / name for name in FOLDERS if (base / name).is_dir()]
+    unknown = [it for split in splits for it in split.iterdir() if it.name not in CLASSES]
+    others = (it for it in base.iterdir() if it.name not in FOLDERS)
+    unknown += [it for it in others if any((it / name).is_dir() for name in CLASSES)]
+    names = [it.relative_to(base).as_posix() for it in unknown if it.is_dir()]
+    if names := sorted(it for it in names if not _is_junk(base / it, base)):
+        raise Mistake(
+            f"{base} must hold no classes but NORMAL and PNEUMONIA, in no folders but train, val "
+            f"and test: found {', '.join(names[:6])}; rename it, or move it elsewhere"
+        )
+
+
+def _require_text(paths: Iterable[str]) -> None:
+    if odd := [path for path in paths if not is_text(path)]:
+        raise Mistake(
+            f"file names must be UTF-8 without control characters, and {len(odd)} are not, the "
+            f"first '{shown(odd[0])}'; rename them, as with convmv -r -f latin1 -t utf8 --notest"
+        )
 
 
 def digest(rows: pd.DataFrame) -> str:
@@ -99,7 +143,8 @@ def digest(rows: pd.DataFrame) -> str:
 
 def tells_no_patient(rows: pd.DataFrame) -> pd.Series:
     """Whether an image's name tells no patient, and so counts as one of its own: bool."""
-    return rows["patient"] == rows["path"].str.rpartition("/")[2]
+    names = rows["path"].str.rpartition("/")[2]
+    return (rows["patient"] == names) & ~names.str.match(PATIENT)  # a name may be all patient
 
 
 def census(root: Path) -> dict[str, int]:
@@ -130,7 +175,7 @@ def find_images(images: str, out: Path) -> list[str]:
     where there are none.
     """
     # A name may hold what is special in a glob
-    named = [images] if Path(images).exists() else glob.iglob(images, recursive=True)
+    named = [images] if os.path.exists(images) else glob.iglob(images, recursive=True)
     found = {file for place in map(Path, named) for file in _files_at(place)}
     written = out.resolve(), explained(out).resolve()
     files = sorted(
@@ -140,8 +185,10 @@ def find_images(images: str, out: Path) -> list[str]:
     )
     if not files:
         raise Mistake(
-            f"images must be a file, a folder or a glob of image files: '{images}' names none"
+            "images must be a file, a folder or a glob of image files: "
+            f"'{shown(images)}' names none"
         )
+    _require_text(files)
     return files
 
 
@@ -163,7 +210,7 @@ def _is_junk(path: Path, root: Path) -> bool:
 
 
 def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(read(file)).hexdigest()
 
 
 def _row(path: str, listed_patient: str | None) -> tuple[str, int, str, str, str]:

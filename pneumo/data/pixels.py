@@ -4,8 +4,11 @@ import hashlib
 import io
 import json
 import os
+import re
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -14,8 +17,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pneumo.console import track
 from pneumo.data import cache
+from pneumo.errors import Mistake
 
-DECODER = 1  # raised with every change of what `decode` returns: old caches are then not used
+DECODER = 2  # raised with every change of what `decode` returns: old caches are then not used
+
+# Pillow knows more, such as EPS, which it has another program run for it
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+SMALLEST = 8  # pixels of a side, below which nothing can be seen
+
+QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as `warnings.filters` has it
 
 
 class UnreadableImage(ValueError):
@@ -29,17 +40,52 @@ def decode(data: bytes, size: int, resize: str = "squash") -> np.ndarray:
     the image in the middle of black. Raises `UnreadableImage`.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        image = open_image(io.BytesIO(data))
+        _require_pixels(image)
+        if image.format == "PNG":  # whose checksums Pillow else passes over
+            open_image(io.BytesIO(data)).verify()
         image.draft("L", (size, size))  # JPEG only: decodes fewer pixels, and grey at once
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         to_square = ImageOps.pad if resize == "pad" else Image.Image.resize
         return np.asarray(to_square(image.convert("L"), (size, size), Image.Resampling.BILINEAR))
+    except UnreadableImage:
+        raise
     except UnidentifiedImageError:
-        raise UnreadableImage("no image format that can be read") from None
+        raise UnreadableImage(_what_else(data)) from None
+    except Image.DecompressionBombError:
+        raise UnreadableImage("it has more pixels than any radiograph; scale it down") from None
     except Exception as error:  # a parser fed with strangers' files raises nearly anything
         raise UnreadableImage(str(error) or type(error).__name__) from error
+
+
+def open_image(file: Path | BinaryIO) -> Image.Image:
+    """An image whose pixels are not decoded yet.
+
+    From then on Pillow's warnings are not shown: what they are about is read nevertheless, or
+    refused with its reason.
+    """
+    if QUIET not in warnings.filters:  # `warnings.catch_warnings` is not for threads
+        warnings.filterwarnings("ignore", module=QUIET[3].pattern)
+    return Image.open(file, formats=FORMATS)
+
+
+def _require_pixels(image: Image.Image) -> None:
+    if min(image.size) < SMALLEST:
+        width, height = image.size
+        raise UnreadableImage(f"{width} × {height} pixels, too few for a radiograph")
+    if image.mode in ("I", "F"):  # which Pillow would clip at 255
+        raise UnreadableImage("32 bits a pixel, whose white is not known; save it with 8 or 16")
+
+
+def _what_else(data: bytes) -> str:
+    what = "no image format that can be read"
+    if not data:
+        return f"{what}: the file is empty"
+    if data[128:132] == b"DICM":
+        return f"{what}: DICOM; convert it to PNG, with dcmj2pnm --write-png or with pydicom"
+    return what
 
 
 def made_by(size: int, resize: str) -> str:
@@ -59,7 +105,8 @@ def load(
 
     Returns a read-only memory map, uint8, shape (rows, size, size), in the order of `rows`,
     and path → reason for the unreadable files, whose places in the map hold nothing. Kept
-    in the cache under the files' content, the size and `resize`, wherever the files lie.
+    in the cache under the files' content, the size and `resize`, wherever the files lie. Raises
+    `Mistake` where the disk does not give a file.
     """
     key = digest(rows, made_by(size, resize))
     files = [base / path for path in rows["path"]]
@@ -78,7 +125,7 @@ def _fill(folder: Path, files: list[Path], size: int, resize: str) -> None:
 
     def fill(position: int) -> str | None:
         try:
-            pixels[position] = decode(files[position].read_bytes(), size, resize)
+            pixels[position] = decode(read(files[position]), size, resize)
         except UnreadableImage as error:
             return str(error)
         return None
@@ -89,3 +136,13 @@ def _fill(folder: Path, files: list[Path], size: int, resize: str) -> None:
     pixels.flush()
     unreadable = {position: why for position, why in enumerate(reasons) if why}
     (folder / "unreadable.json").write_text(json.dumps(unreadable))
+
+
+def read(file: Path) -> bytes:
+    """A file's bytes. Raises `Mistake` where the disk does not give them."""
+    try:
+        return file.read_bytes()
+    except OSError as error:  # no fault of the image: what is kept of it must not say so
+        raise Mistake(
+            f"{file} cannot be read from the disk ({error.strerror}): see that it can, or remove it"
+        ) from None

@@ -1,0 +1,113 @@
+"""A data set in which one file is no plain image."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.bad import Case
+from tests.bad.xrays import prepare, xrays
+
+GREY = Image.fromarray(np.tile(np.arange(96, dtype=np.uint8) * 2, (96, 1)))
+
+
+def file_of(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format=kind, **options)
+    return file.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A part of a PNG file."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A PNG file of some bytes that claims to be of that size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lying on its side
+    return file_of(GREY, "JPEG", exif=exif)
+
+
+def with_torn_exif() -> bytes:
+    return file_of(GREY, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01\x12")
+
+
+def transparent_palette() -> bytes:
+    return file_of(GREY.convert("P"), "PNG", transparency=bytes(range(96)))
+
+
+def animated() -> bytes:
+    frames = [GREY.rotate(angle) for angle in (90, 180)]
+    return file_of(GREY, "GIF", save_all=True, append_images=frames)
+
+
+JPEG = file_of(GREY, "JPEG")
+PNG = file_of(GREY, "PNG")
+
+UNREADABLE = {
+    "truncated JPEG": (JPEG[:600], "truncated"),
+    "JPEG of which the header alone is there": (JPEG[:20], "no image format|truncated"),
+    "PNG with a byte changed": (PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:], "broken|bad|CRC"),
+    "empty file": (b"", "the file is empty"),
+    "decompression bomb": (claiming(30_000, 30_000), "more pixels than any radiograph"),
+    "file that claims 120 megapixels": (claiming(12_000, 10_000), "truncated|broken"),
+    "one pixel": (file_of(Image.new("L", (1, 1)), "PNG"), "1 × 1 pixels, too few"),
+    "line of pixels": (file_of(Image.new("L", (9_000, 1)), "PNG"), "9000 × 1 pixels, too few"),
+    "floating point TIFF": (file_of(GREY.convert("F"), "TIFF"), "32 bits a pixel"),
+    "DICOM": (bytes(128) + b"DICM" + bytes(400), r"DICOM; convert it .* dcmj2pnm .* pydicom"),
+    "text": (b"The patient was not there.\n", "no image format that can be read"),
+    "page of an error": (b"<!DOCTYPE html><title>404</title>", "no image format that can be read"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image format"),
+    "JPEG of a comment alone": (b"\xff\xd8\xff\xfe\x00\x06\x1b[2J", "no image format"),
+}
+
+READABLE = {
+    "PNG that is called .jpeg": PNG,
+    "16-bit PNG": file_of(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 256), "PNG"),
+    "CMYK JPEG": file_of(GREY.convert("CMYK"), "JPEG"),
+    "palette with transparency": transparent_palette(),
+    "animated GIF": animated(),
+    "photograph lying on its side": turned(),
+    "torn EXIF": with_torn_exif(),
+    "120 megapixels": file_of(Image.new("1", (12_000, 10_000)), "PNG"),
+}
+
+
+def holding(content: bytes, *flags: str) -> Callable[[Path], list[str]]:
+    """What makes a data set of 53 images, that one among them."""
+
+    def make(folder: Path) -> list[str]:
+        data = xrays(folder / "xrays")
+        (data / "train" / "NORMAL" / "IM-9999-0001.jpeg").write_bytes(content)
+        return prepare(data, *flags)
+
+    return make
+
+
+def refused(what: str) -> Case:
+    content, why = UNREADABLE[what]
+    says = rf"1 of 53 images .* is train/NORMAL/IM-9999-0001.jpeg \(.*({why}).*\): mend or remove"
+    return Case(what, holding(content), says)
+
+
+CASES: list[Case] = [
+    *map(refused, UNREADABLE),
+    *(Case(it, holding(READABLE[it]), "images, 0 unreadable", False) for it in READABLE),
+    Case(
+        "unreadable image that is tolerated",
+        holding(b"", "--max_unreadable", "0.1"),
+        "images, 1 unreadable",
+        refused=False,
+    ),
+]

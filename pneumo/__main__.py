@@ -418,8 +418,11 @@ def predict(options: argparse.Namespace) -> int:
     from pneumo.data.index import explained, find_images
 
     out = Path(os.path.expanduser(options.out))
-    too_long = len(os.fsencode(out.name)) > LONGEST_FILE_NAME
-    if too_long or os.path.isdir(out) or not os.path.isdir(out.absolute().parent):
+    if len(os.fsencode(out.name)) > LONGEST_FILE_NAME:
+        raise Mistake(
+            f"out must have a name of up to {LONGEST_FILE_NAME} bytes: got '{shown(out.name)}'"
+        )
+    if os.path.isdir(out) or not os.path.isdir(out.absolute().parent):
         raise Mistake(
             f"out must be a CSV file in a folder that is there: got '{shown(options.out)}'"
         )

@@ -22,7 +22,7 @@ def require_none(base: Path, rows: pd.DataFrame) -> None:
             first, second = (shown(path) for path in pairs[0])
             raise Mistake(
                 f"no image may be {where} ({why}), and {len(pairs)} {_are(pairs)}, the first as "
-                f"{first} and {second}; remove one of each two: explore lists them all, in "
+                f"{first} and {second}; remove one of each pair: explore lists them all, in "
                 "duplicates.csv"
             )
 

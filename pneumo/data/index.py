@@ -4,7 +4,7 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -98,8 +98,8 @@ def find_base(root: Path) -> Path:
     if not bases:
         raise Mistake(
             f"{root} holds no data set: a data set has folders train/NORMAL, train/PNEUMONIA, "
-            f"test/NORMAL and test/PNEUMONIA, and here is {_folders(root)}; rename them, or give "
-            "a folder or archive that does"
+            f"test/NORMAL and test/PNEUMONIA, and here is {_folders(root)}; give a folder or "
+            "archive that does, or rename what is here"
         )
     return min(bases, key=lambda base: (len(base.parts), base))
 
@@ -125,11 +125,12 @@ def _require_known_folders(base: Path) -> None:
         )
 
 
-def _require_text(paths: Iterable[str]) -> None:
+def _require_text(paths: Collection[str]) -> None:
     if odd := [path for path in paths if not is_text(path)]:
         raise Mistake(
-            f"file names must be UTF-8 without control characters, and {len(odd)} are not, the "
-            f"first '{shown(odd[0])}'; rename them, as with convmv -r -f latin1 -t utf8 --notest"
+            f"file names must be UTF-8 without control characters: got {len(odd)} of {len(paths)} "
+            f"that are not, the first '{shown(odd[0])}'; rename them, as with "
+            "convmv -r -f latin1 -t utf8 --notest FOLDER"
         )
 
 

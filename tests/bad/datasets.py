@@ -148,7 +148,7 @@ def named(data: str) -> Callable[[Path], list[str]]:
 
 BOTH_LABELS = (
     r"no image may be under both labels .*, and 2 are, the first as train/NORMAL/(\S+) and "
-    r"train/PNEUMONIA/\1; remove one of each two: explore lists them all"
+    r"train/PNEUMONIA/\1; remove one of each pair: explore lists them all"
 )
 
 CASES: list[Case] = [
@@ -174,9 +174,11 @@ CASES: list[Case] = [
     ),
     Case("SICK for PNEUMONIA", spoiled(sick), "found train/SICK; rename it"),
     Case("a third class", spoiled(third_class), "found train/COVID; rename it, or move it"),
-    Case("classes in lower case", spoiled(lower_case), "here is .*test/normal.* rename them"),
+    Case("classes in lower case", spoiled(lower_case), "here is .*test/normal.* rename what"),
     Case("another split", spoiled(other_split), "found validation; rename it"),
-    Case("no folder at all", lambda folder: prepare(folder), "and here is no folder; rename them"),
+    Case(
+        "no folder at all", lambda folder: prepare(folder), "and here is no folder; give a folder"
+    ),
     Case("a name in Latin 1", spoiled(undecodable_name), r"train/NORMAL/K\\udcf6ln.png'; rename"),
     Case("a name with an escape", spoiled(name_with_an_escape), r"/a\\n\\x1b\[2Jb.png'; rename"),
     Case("links in a loop", spoiled(looping_links), CLEAN, refused=False),

@@ -41,7 +41,7 @@ def decode(data: bytes, size: int, resize: str = "squash") -> np.ndarray:
     """
     try:
         image = open_image(io.BytesIO(data))
-        _require_pixels(image)
+        _require_plain(image)
         if image.format == "PNG":  # whose checksums Pillow else passes over
             open_image(io.BytesIO(data)).verify()
         image.draft("L", (size, size))  # JPEG only: decodes fewer pixels, and grey at once
@@ -71,12 +71,15 @@ def open_image(file: Path | BinaryIO) -> Image.Image:
     return Image.open(file, formats=FORMATS)
 
 
-def _require_pixels(image: Image.Image) -> None:
+def _require_plain(image: Image.Image) -> None:
     if min(image.size) < SMALLEST:
         width, height = image.size
         raise UnreadableImage(f"{width} × {height} pixels, too few for a radiograph")
     if image.mode in ("I", "F"):  # which Pillow would clip at 255
         raise UnreadableImage("32 bits a pixel, whose white is not known; save it with 8 or 16")
+    if image.format == "TIFF" and image.info.get("compression") != "raw":
+        # Pillow gives it to a library that writes to standard error what it thinks of it
+        raise UnreadableImage("a compressed TIFF; save it uncompressed, or as PNG")
 
 
 def _what_else(data: bytes) -> str:

@@ -65,6 +65,10 @@ UNREADABLE = {
     "one pixel": (file_of(Image.new("L", (1, 1)), "PNG"), "1 × 1 pixels, too few"),
     "line of pixels": (file_of(Image.new("L", (9_000, 1)), "PNG"), "9000 × 1 pixels, too few"),
     "floating point TIFF": (file_of(GREY.convert("F"), "TIFF"), "32 bits a pixel"),
+    "compressed TIFF": (
+        file_of(GREY, "TIFF", compression="tiff_lzw"),
+        "a compressed TIFF; save it",
+    ),
     "DICOM": (bytes(128) + b"DICM" + bytes(400), r"DICOM; convert it .* dcmj2pnm .* pydicom"),
     "text": (b"The patient was not there.\n", "no image format that can be read"),
     "page of an error": (b"<!DOCTYPE html><title>404</title>", "no image format that can be read"),
@@ -75,6 +79,7 @@ UNREADABLE = {
 READABLE = {
     "PNG that is called .jpeg": PNG,
     "16-bit PNG": file_of(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 256), "PNG"),
+    "TIFF": file_of(GREY, "TIFF"),
     "CMYK JPEG": file_of(GREY.convert("CMYK"), "JPEG"),
     "palette with transparency": transparent_palette(),
     "animated GIF": animated(),

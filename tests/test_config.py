@@ -95,3 +95,9 @@ def test_weights_are_shown_by_name_and_content(tmp_path):
 def test_an_unknown_field_is_refused_with_the_known_ones():
     with pytest.raises(Mistake, match="'dropot' is no field of a run; the fields are: backbone, "):
         RunConfig().override({"dropot": "0.4"})
+
+
+@pytest.mark.parametrize("value", [None, 7, ["a"]])
+def test_weights_of_another_type_are_refused(value):
+    with pytest.raises(Mistake, match="weights must be none "):
+        RunConfig().override({"weights": value})

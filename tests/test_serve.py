@@ -219,7 +219,6 @@ KINDS = {
     "CMYK": lambda image: file_of(image.convert("CMYK"), "JPEG", quality=95),
     "palette": lambda image: file_of(image.convert("P")),
     "two colours": lambda image: file_of(image.convert("1")),
-    "one pixel": lambda image: file_of(image.resize((1, 1))),
     "turned": lambda image: _turned(image),
 }
 

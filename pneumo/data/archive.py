@@ -5,7 +5,8 @@ import stat
 import tarfile
 import unicodedata
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -24,8 +25,8 @@ UNREADABLE = ("Cc", "Cs")  # in a name: control characters, and what stands for 
 CHUNK = 2**20  # bytes
 ENCRYPTED = 0x1  # the bit in a zip's flags
 
-# name inside the archive, its bytes
-Member = tuple[str, IO[bytes]]
+# name inside the archive, and what opens it
+Member = tuple[str, Callable[[], IO[bytes]]]
 
 
 def unpacked(sha256: str) -> Path:
@@ -63,12 +64,12 @@ def _extract(archive: Path, folder: Path) -> None:
     members = _zip(archive) if archive.suffix.lower() == ".zip" else _tar(archive)
     names: dict[str, str] = {}  # as a disk that knows no capitals sees them
     left = max(ALWAYS, MOST_TIMES * archive.stat().st_size)
-    for name, source in members:
+    for name, opened in members:
         path = _safe(name, archive)
         _require_new(path.as_posix(), names, archive)
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        with source, target.open("xb") as file:
+        with opened() as source, target.open("xb") as file:
             left -= _copy(source, file, left, archive)
     if names and all(name.endswith(NESTED) for name in names):
         raise Mistake(
@@ -133,7 +134,7 @@ def _tar(archive: Path) -> Iterator[Member]:
                 continue
             if not member.isfile():
                 raise _no_plain_file(member.name, archive)
-            yield member.name, tar.extractfile(member)
+            yield member.name, partial(tar.extractfile, member)
 
 
 def _zip(archive: Path) -> Iterator[Member]:
@@ -148,7 +149,7 @@ def _zip(archive: Path) -> Iterator[Member]:
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _no_plain_file(member.filename, archive)
             if not member.is_dir():
-                yield member.filename, zipped.open(member)
+                yield member.filename, partial(zipped.open, member)
 
 
 def _no_plain_file(name: str, archive: Path) -> Mistake:

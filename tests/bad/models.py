@@ -325,15 +325,18 @@ SPOILED = [
 
 RULE = "must be models:/NAME@ALIAS, models:/NAME/VERSION or models:/m-… in "
 ADDRESSES = {
-    "file": "/etc/passwd",
-    "lines": "models:/pneumonia\n\x1b[2Jpneumo: all is well\r\n@champion",
+    "file": ("/etc/passwd", RULE),
+    "lines": (
+        "models:/pneumonia\n\x1b[2Jpneumo: all is well\r\n@champion",
+        "--model: must be .* no control characters",
+    ),
 }
 MORE_ADDRESSES = [
     "models:/",
     "models:/../../../etc/passwd",
     "models:/pneumonia/1/../../..",
     "models:/o'neill\" or 1=1; --/1",
-    f"models:/pneumonia/{'9' * 5000}",
+    f"models:/pneumonia/{'9' * 3000}",
     "models:/pneumonia/latest",
     "runs:/0/model",
     "http://127.0.0.1:1/model",
@@ -417,17 +420,17 @@ CASES: list[Case] = [
         refused=False,
     ),
     *(
-        Case(f"address, {name}", _named(predicts, address), RULE)
-        for name, address in ADDRESSES.items()
+        Case(f"address, {name}", _named(predicts, address), says)
+        for name, (address, says) in ADDRESSES.items()
     ),
     Case(
         "name with quotes",
-        _named(promotes, "o'neill\" or 1=1; --\n"),
-        "must be a registered model in ",
+        _named(promotes, "o'neill\" or 1=1; --"),
+        "model_name: must be a name of letters, digits",
     ),
     Case(
         "candidate that is no number of a version",
-        lambda folder: [*promotes(stores(folder), "pneumonia"), "--candidate", "9" * 5000],
+        lambda folder: [*promotes(stores(folder), "pneumonia"), "--candidate", "9" * 50],
         "pneumonia has the versions 1: got 9",
     ),
     *(

@@ -123,9 +123,10 @@ def store_in(folder: Path, tracking_uri: str = "") -> Iterator:
         patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")
         if not tracking_uri:
             _begin_store(folder)
+        before = os.environ.get("MLFLOW_TRACKING_URI")  # where MLflow itself puts it
         mlflow.set_tracking_uri(tracking_uri or f"sqlite:///{folder}/mlflow.db")
         yield mlflow.MlflowClient()
-        mlflow.set_tracking_uri(None)
+        mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture

@@ -87,8 +87,8 @@ def test_every_file_has_its_row(study, client, few, out):
     assert [path for path, *_ in found] == find_images(str(few), out)
     by_name = {Path(path).name: values for path, *values in found}
     reason = "no image format that can be read"
-    for name in ("notes.txt", "empty.png"):
-        assert by_name.pop(name) == ["", "", "", "1", reason]
+    for name, why in (("notes.txt", reason), ("empty.png", f"{reason}: the file is empty")):
+        assert by_name.pop(name) == ["", "", "", "1", why]
     # as the study has found them
     run_id = study.study.user_attrs["run_id"]
     stored = pd.read_csv(f"{client.get_run(run_id).info.artifact_uri}/test/predictions.csv")

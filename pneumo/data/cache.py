@@ -40,7 +40,7 @@ def keep(
                 # Who waits for it will find the folder whole
                 Path(held.lock_file).unlink(missing_ok=True)
                 return folder
-    raise _deleted()
+    raise deleted()
 
 
 def _built(folder: Path, build: Callable[[Path], None]) -> bool:
@@ -64,8 +64,8 @@ def _built(folder: Path, build: Callable[[Path], None]) -> bool:
             raise _full(folder, error) from None
         if not mark.is_file():
             return False
-        if error.errno == errno.ENOENT and _is_ours(error.filename):
-            raise _deleted() from None
+        if error.errno == errno.ENOENT and is_ours(error.filename):
+            raise deleted() from None
         raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -76,11 +76,13 @@ def _drafts_of(folder: Path) -> list[Path]:
     return list(folder.parent.glob(f".{folder.name}.*{DRAFT}"))
 
 
-def _is_ours(path: str | None) -> bool:
+def is_ours(path: str | Path | None) -> bool:
+    """Whether something lies in the cache."""
     return path is not None and Path(path).is_relative_to(place(""))
 
 
-def _deleted() -> Mistake:
+def deleted() -> Mistake:
+    """What to say where something that was in the cache has gone."""
     return Mistake(
         f"the cache at {place('')} was deleted while it was in use; give the same command again"
     )

@@ -1,5 +1,6 @@
 """Every image decoded once, into a memory-mapped array of grey pixels."""
 
+import errno
 import hashlib
 import io
 import json
@@ -146,6 +147,8 @@ def read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:  # no fault of the image: what is kept of it must not say so
+        if error.errno == errno.ENOENT and cache.is_ours(file):
+            raise cache.deleted() from None
         raise Mistake(
             f"{file} cannot be read from the disk ({error.strerror}): see that it can, or remove it"
         ) from None

@@ -64,11 +64,9 @@ def launch(
 ) -> None:
     """Searches a study in so many tasks of the cluster until its goal is reached.
 
-    Calls `then` after each trial.
-
     Each has the resources that the experiment asks for. A task that dies loses the trial that it
-    was at, and Ray starts it again, a few times. Raises what `launch.launch` raises, and `Mistake`
-    where there is no cluster.
+    was at, and Ray starts it again, a few times. `then` is called after each trial. Raises what
+    `launch.launch` raises, and `Mistake` where there is no cluster.
     """
     import ray
     from ray.util.queue import Queue

@@ -14,6 +14,6 @@ def take(dataset: Dataset, config: RunConfig) -> Images:
     tracking.log_data(images)
     if unreadable := len(images.unreadable):
         readable = len(dataset.rows) - unreadable
-        tracking.log_predictions({"images": readable, "unreadable": unreadable})
+        tracking.log_counts({"images": readable, "unreadable": unreadable})
     images.require_readable(config.max_unreadable)
     return images

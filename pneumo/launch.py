@@ -105,11 +105,9 @@ def launch(
 ) -> None:
     """Searches a study in that many processes until its goal is reached, and waits for them.
 
-    Calls `then` after each trial.
-
-    A worker that dies, or is ended because its trial takes longer than the goal's `trial_timeout`,
-    loses that trial and is replaced. Raises `StudyStopped` where one stops the study, or three die
-    without a trial done, `Mistake` where one finds one.
+    `then` is called after each trial. A worker that dies, or is ended because its trial takes
+    longer than the goal's `trial_timeout`, loses that trial and is replaced. Raises `StudyStopped`
+    where one stops the study, or three die without a trial done, `Mistake` where one finds one.
     """
     losses = Losses(study)
     # A stored model that was loaded here has put its own copy of the package before this one

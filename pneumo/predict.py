@@ -44,7 +44,7 @@ def predict(stored: Stored, files: Sequence[str], out: Path) -> Counter[str]:
             counts["images"] += 1
             counts["positive"] += row[HEADER.index("label")] == 1
             counts["unreadable"] += row[HEADER.index("error")] is not None
-    tracking.log_predictions(counts)
+    tracking.log_counts(counts)
     return counts
 
 

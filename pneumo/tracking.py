@@ -551,8 +551,8 @@ def log_decision(reasons: list[str], figures: Mapping[str, float]) -> None:
     mlflow.log_dict({"promoted": not reasons, "reasons": reasons, **figures}, "promotion.json")
 
 
-def log_predictions(counts: Mapping[str, int]) -> None:
-    """How many images a batch held, by what became of them, as metrics of the active run."""
+def log_counts(counts: Mapping[str, int]) -> None:
+    """How many images there were, by what became of them, as metrics of the active run."""
     mlflow.log_metrics(dict(counts))
 
 

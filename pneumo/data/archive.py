@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from pneumo.data import cache
-from pneumo.errors import Mistake
+from pneumo.errors import Mistake, is_text, shown
 
 ENDINGS = (".zip", ".tar.gz", ".tgz")
 NESTED = (*ENDINGS, ".tar", ".7z", ".rar", ".gz")  # of what may be in one instead of images
@@ -21,7 +21,6 @@ ALWAYS = 2**28  # bytes that any archive may have when unpacked
 MOST_TIMES = 100  # how many times its own size it may have then
 MOST_FILES = 1_000_000
 
-UNREADABLE = ("Cc", "Cs")  # in a name: control characters, and what stands for bytes of no UTF-8
 CHUNK = 2**20  # bytes
 ENCRYPTED = 0x1  # the bit in a zip's flags
 
@@ -96,28 +95,23 @@ def _safe(name: str, archive: Path) -> PurePosixPath:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in (*path.parts, "")[0]:
         raise Mistake(
-            f"{archive} holds {_shown(name)}, a path that leaves the archive; "
+            f"{archive} holds '{shown(name)}', a path that leaves the archive; "
             "nothing was unpacked: do not trust this file"
         )
-    if any(unicodedata.category(letter) in UNREADABLE for letter in name):
+    if not is_text(name):
         raise Mistake(
-            f"{archive} holds {_shown(name)}, a name that cannot be read; nothing was unpacked: "
+            f"{archive} holds '{shown(name)}', a name that cannot be read; nothing was unpacked: "
             "pack the files again under names in UTF-8"
         )
     return path
-
-
-def _shown(name: str) -> str:
-    """A name in one short line, whatever is in it."""
-    return ascii(name) if len(name) <= 120 else f"{ascii(name[:120])}…"
 
 
 def _require_new(path: str, names: dict[str, str], archive: Path) -> None:
     key = unicodedata.normalize("NFC", path).casefold()
     if key in names:
         raise Mistake(
-            f"{archive} holds {_shown(names[key])} and {_shown(path)}, which are one file on some "
-            "disks; nothing was unpacked: give each a name of its own"
+            f"{archive} holds '{shown(names[key])}' and '{shown(path)}', which are one file on "
+            "some disks; nothing was unpacked: give each a name of its own"
         )
     if len(names) == MOST_FILES:
         raise Mistake(
@@ -154,6 +148,6 @@ def _zip(archive: Path) -> Iterator[Member]:
 
 def _no_plain_file(name: str, archive: Path) -> Mistake:
     return Mistake(
-        f"{archive} holds {_shown(name)}, a link or device; nothing was unpacked: "
+        f"{archive} holds '{shown(name)}', a link or device; nothing was unpacked: "
         "pack plain files only"
     )

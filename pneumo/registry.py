@@ -371,12 +371,6 @@ def _links(version: ModelVersion) -> Iterator[tuple[str, str]]:
         yield "the last decision", tracking.page(client.get_run(tags[PROMOTION_RUN]))
 
 
-def require_name(model_name: str) -> None:
-    """Raises `Mistake` where a model could not be registered by that name, or not be found."""
-    if not re.fullmatch(r"[^/@:.\s][^/@:\x00-\x1f]*", model_name):
-        raise Mistake(f"model_name must be one without / @ and :, as lungs-2: got '{model_name}'")
-
-
 def holder(model_name: str, alias: str) -> int:
     """The version that has an alias; 0 where none has. Raises `Mistake` where there is no model."""
     return int(_registered(model_name).aliases.get(alias, 0))

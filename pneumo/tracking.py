@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import socket
 import tempfile
 import traceback
@@ -66,6 +67,8 @@ SIGNATURE = ModelSignature(
 
 # What is stored of a model, below `artifacts/`
 FILES = {"keras": "model.keras", "settings": "settings.json"}
+
+SOURCE = "mlflow.source.name"  # tag of a run: the file or the address that it was made by
 
 MODEL_ID = "pneumo.model_id"  # tag of a run: the model that it has held against a split
 
@@ -173,10 +176,22 @@ def command_run(
     """
     tags = {"pneumo.kind": kind, **tags}
     run = mlflow.start_run(nested=True, tags=tags, log_system_metrics=system_metrics)
+    _hide_token(run)
     if about:
         name_run(run, f"{kind} {about}")
     with _ending_by_exception(run) as run_id:
         yield run_id
+
+
+def _hide_token(run: Run) -> None:
+    """Takes from a run what lets somebody in where `mlflow run https://TOKEN@HOST/…` made it.
+
+    MLflow keeps that address as it was given; from that of a clone's remote it takes the token.
+    """
+    source = run.data.tags.get(SOURCE, "")
+    public = re.sub(r"(https?://)[^/@]*@", r"\1", source)
+    if public != source:
+        mlflow.set_tag(SOURCE, public)
 
 
 def name_run(run: Run, name: str) -> None:

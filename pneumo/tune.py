@@ -70,7 +70,6 @@ def tune(
     Without a `name` the study is called after the experiment and its run. Raises `Mistake`
     where a study of that name asks something else, and `StudyStopped` where there is no winner.
     """
-    registry.require_name(model_name)
     goal = Goal(trials, time.time() + timeout if timeout else None, keep_models, trial_timeout)
     searching = partial(search, workers=workers, launcher=launcher)
     storage = open_storage()

@@ -141,6 +141,24 @@ def test_a_study_writes_no_password_anywhere(database, tmp_path, own_cache, monk
         assert any(known in content for content in found), where
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://ghp_4711@host/x.git#y", "https://host/x.git#y"),
+        ("http://me:a1%40b@host/x", "http://host/x"),
+        ("https://host/a@b", "https://host/a@b"),
+        ("ssh://git@host/x", "ssh://git@host/x"),
+        ("/here/it@is", "/here/it@is"),
+    ],
+)
+def test_a_run_that_is_called_by_a_git_address(store, monkeypatch, given, kept):
+    run = store.create_run("0", tags={"mlflow.source.name": given})
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)  # as `mlflow run` does
+    with tracking.command_run("train", "", {}):
+        pass
+    assert store.get_run(run.info.run_id).data.tags["mlflow.source.name"] == kept
+
+
 @pytest.mark.slow
 def test_a_wrong_password_is_told_without_it(database, store, monkeypatch, capsys):
     with psycopg.connect(database) as own:  # the right one is asked for

@@ -1,4 +1,7 @@
-"""Whatever a request holds in place of an image gets its reason, and the others their answer."""
+"""Whatever a request holds in place of an image gets its reason, and the others their answer.
+
+PNEUMO_FUZZ multiplies the number of examples.
+"""
 
 import base64
 import io
@@ -9,15 +12,14 @@ from contextlib import suppress
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from pneumo.data.pixels import UnreadableImage
 from pneumo.serve import COLUMNS, PneumoniaModel, file_bytes
 from tests.handmade import SIDE, looking
-
-EXAMPLES = 150  # some seconds of them
+from tests.test_fuzz import examples
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA", "JPEG2000")
 
@@ -89,14 +91,14 @@ def require_answers(model, values: list, good: int) -> None:
 
 
 @given(VALUES)
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
+@examples(150)
 def test_a_value_is_bytes_or_unreadable(value):
     with suppress(UnreadableImage):
         assert type(file_bytes(value)) is bytes
 
 
 @given(st.lists(VALUES, max_size=20), st.data())
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
+@examples(150)
 def test_each_value_gets_its_answer_and_the_others_theirs(model, values, data):
     place = data.draw(st.integers(0, len(values)))
     require_answers(model, [*values[:place], FILES[0], *values[place:]], place)

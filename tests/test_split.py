@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pandas as pd
 import pytest
 
@@ -9,7 +11,7 @@ from pneumo.errors import Mistake
 def rows_of(patients: dict[str, tuple[int, int]], split: str = "train") -> pd.DataFrame:
     """An index of patients: name → label and number of images."""
     rows = [
-        (f"{split}/{label}/{name}-{image}", label, "", name, split, "")
+        (f"{split}/{label}/{name}-{image}", label, "", name, split, f"{label}{name}-{image}")
         for name, (label, images) in patients.items()
         for image in range(images)
     ]
@@ -49,6 +51,19 @@ def test_a_patient_with_images_of_both_classes_is_on_one_side():
     healthy = {f"p{number}": (0, 2) for number in range(5, 20)}
     cut = cut_validation(pd.concat([rows_of(sick), rows_of(healthy)], ignore_index=True))
     assert cut.groupby("patient")["split"].nunique().max() == 1
+
+
+def test_patients_who_share_a_file_are_on_one_side():
+    rows = rows_of({f"p{number:02}": (number % 2, 2) for number in range(40)})
+    parted = cut_validation(rows).drop_duplicates("patient").set_index("patient")["split"]
+    chain = [*parted[parted == "train"].index[:2], *parted[parted == "val"].index[:2]]
+    assert set(parted[chain]) == {"train", "val"}
+    for one, other in pairwise(chain):  # the second image of each is the first of the next
+        first, second = (rows[rows["patient"] == name].index for name in (other, one))
+        rows.loc[first[0], "sha256"] = rows.loc[second[1], "sha256"]
+    cut = cut_validation(rows).set_index("patient")["split"]
+    assert len(set(cut[chain])) == 1
+    assert set(cut) == {"train", "val"}
 
 
 def test_one_patient_cannot_be_cut():

@@ -15,9 +15,11 @@ def cut_validation(rows: pd.DataFrame) -> pd.DataFrame:
 
     Test stays as it was published. Who is cut depends on the patients' names alone, never
     on a seed: all runs on the same data share one split and can be compared. A patient with
-    images of both classes counts as pneumonia. Raises `Mistake` if a class has one patient.
+    images of both classes counts as pneumonia; patients who share a file, byte for byte, count as
+    one. Raises `Mistake` if a class has one patient.
     """
     train = rows[rows["split"] == "train"]
+    train = train.assign(patient=_who(train))
     label_of_patient = train.groupby("patient")["label"].max()
     chosen: list[str] = []
     for label, patients in label_of_patient.groupby(label_of_patient):
@@ -28,5 +30,16 @@ def cut_validation(rows: pd.DataFrame) -> pd.DataFrame:
                 f"validation: got {len(names)}; add images or check their names"
             )
         chosen += names[: max(1, round(VALIDATION_SHARE * len(names)))]
-    is_val = (rows["split"] == "train") & rows["patient"].isin(chosen)
+    is_val = rows.index.isin(train.index[train["patient"].isin(chosen)])
     return rows.assign(split=rows["split"].mask(is_val, "val"))
+
+
+def _who(rows: pd.DataFrame) -> pd.Series:
+    """Of each row the first name of its patient and of those who are tied to that by a file."""
+    names = rows["patient"]
+    while True:
+        tied = names.groupby(rows["sha256"]).transform("min")
+        tied = tied.groupby(rows["patient"]).transform("min")
+        if tied.equals(names):
+            return names
+        names = tied

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.bad import Case
 from tests.conftest import ROOT, store_in
-from tests.test_bad_input import CASES
+from tests.test_bad_input import CASES, MODELS
 
 MOST_SECONDS, MOST_MEBIBYTES = 30, 2048
 
@@ -46,7 +46,8 @@ def main() -> None:
     """Prints a line for each input, and how many did as they should."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     counts, seconds, memory = Counter(), [], []
-    for case in CASES:
+    cases = [*CASES, *MODELS]
+    for case in cases:
         wrong, took, mebibytes = given(case)
         seconds.append(took)
         memory.append(mebibytes)
@@ -54,7 +55,7 @@ def main() -> None:
         counts[outcome] += 1
         print(f"{outcome:10} {case.name}: {took:.1f} s, {mebibytes:.0f} MiB {wrong}", flush=True)
     print(
-        f"inputs tried {len(CASES)}, refused with a clear message {counts['refused']}, handled "
+        f"inputs tried {len(cases)}, refused with a clear message {counts['refused']}, handled "
         f"{counts['handled']}, misbehaved {counts['misbehaved']}; at most {max(seconds):.0f} s and "
         f"{max(memory):.0f} MiB"
     )

@@ -20,12 +20,14 @@ from pneumo.console import track
 from pneumo.data import cache
 from pneumo.errors import Mistake
 
-DECODER = 2  # raised with every change of what `decode` returns: old caches are then not used
+DECODER = 3  # raised with every change of what `decode` returns: old caches are then not used
 
 # Pillow knows more, such as EPS, which it has another program run for it
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 SMALLEST = 8  # pixels of a side, below which nothing can be seen
+
+FEWEST_BITS = 14  # of 16 that are used: detectors give 10 to 12, which would be all but black
 
 QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as `warnings.filters` has it
 
@@ -48,7 +50,7 @@ def decode(data: bytes, size: int, resize: str = "squash") -> np.ndarray:
         image.draft("L", (size, size))  # JPEG only: decodes fewer pixels, and grey at once
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = Image.fromarray(_upper_half(np.asarray(image)))
         to_square = ImageOps.pad if resize == "pad" else Image.Image.resize
         return np.asarray(to_square(image.convert("L"), (size, size), Image.Resampling.BILINEAR))
     except UnreadableImage:
@@ -81,6 +83,17 @@ def _require_plain(image: Image.Image) -> None:
     if image.format == "TIFF" and image.info.get("compression") != "raw":
         # Pillow gives it to a library that writes to standard error what it thinks of it
         raise UnreadableImage("a compressed TIFF; save it uncompressed, or as PNG")
+
+
+def _upper_half(pixels: np.ndarray) -> np.ndarray:
+    """16 bits as 8. Raises `UnreadableImage` where white is not at their end."""
+    bits = int(pixels.max()).bit_length()
+    if bits < FEWEST_BITS:
+        raise UnreadableImage(
+            f"16 bits a pixel of which {bits} are used, and white is not known; "
+            "stretch the values to 0 to 65535, or save it with 8 bits"
+        )
+    return (pixels >> 8).astype(np.uint8)
 
 
 def _what_else(data: bytes) -> str:

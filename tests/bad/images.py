@@ -64,6 +64,10 @@ UNREADABLE = {
     "file that claims 120 megapixels": (claiming(12_000, 10_000), "truncated|broken"),
     "one pixel": (file_of(Image.new("L", (1, 1)), "PNG"), "1 × 1 pixels, too few"),
     "line of pixels": (file_of(Image.new("L", (9_000, 1)), "PNG"), "9000 × 1 pixels, too few"),
+    "12 bits in 16, as of a detector": (
+        file_of(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 16), "PNG"),
+        "16 bits a pixel of which 12 are used, .*; stretch the values",
+    ),
     "floating point TIFF": (file_of(GREY.convert("F"), "TIFF"), "32 bits a pixel"),
     "compressed TIFF": (
         file_of(GREY, "TIFF", compression="tiff_lzw"),

@@ -1,7 +1,7 @@
 """The files of `experiments/`: one question each."""
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,14 @@ from pneumo.errors import Mistake, shown
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 
+# What a file may hold, by the field of `Experiment` that it gives
+OPTIONAL = {
+    "afterwards": "afterwards",
+    "resources": "RESOURCES",
+    "queue": "QUEUE",
+    "prune": "PRUNE",
+}
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -19,7 +27,10 @@ class Experiment:
     `suggest(trial, base)` gives the config of an Optuna trial. `afterwards(stored, images)` is what
     `train` does in the end with the trained model, a `registry.Stored`, beyond what it does anyway;
     the data must then have a test split. `resources`: what one of its trials takes of a Ray
-    cluster, as `num_cpus` and `num_gpus`. `question`: what it asks, the first line of its note.
+    cluster, as `num_cpus` and `num_gpus`. `queue`: what a study tries first, after the baseline, as
+    suggestions' names and values, one trial each; the same ones again are tried with another seed.
+    `prune`: whether bad trials end early; a question about all of them needs them whole.
+    `question`: what it asks, the first line of its note.
     """
 
     name: str
@@ -27,6 +38,8 @@ class Experiment:
     suggest: Callable[[Any, RunConfig], RunConfig] | None
     afterwards: Callable[[Any, Any], None] | None = None
     resources: Mapping[str, float] = field(default_factory=lambda: {"num_cpus": 1})
+    queue: Sequence[Mapping[str, Any]] = ()
+    prune: bool = True
     question: str = ""
 
 
@@ -53,7 +66,6 @@ def load_experiment(name: str, searched: bool = False) -> Experiment:
             f"a study needs suggest(trial, base) in experiments/{name}.py, and there is none; "
             f"train it instead: python -m pneumo train --experiment {name}"
         )
-    optional = {"afterwards": "afterwards", "resources": "RESOURCES"}
-    given = {field: getattr(module, it) for field, it in optional.items() if hasattr(module, it)}
+    given = {field: getattr(module, it) for field, it in OPTIONAL.items() if hasattr(module, it)}
     question = (module.__doc__ or "").partition("\n")[0]
     return Experiment(name, module.BASE, suggest, question=question, **given)

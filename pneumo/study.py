@@ -13,7 +13,7 @@ import mlflow
 import optuna
 from mlflow.exceptions import MlflowException
 from optuna.exceptions import StorageInternalError
-from optuna.pruners import MedianPruner
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event, make_url
 from sqlalchemy.engine import Dialect
@@ -98,6 +98,10 @@ class Plan:
         """What suggests a trial's values."""
         return ReseededTPE(self.base.seed)
 
+    def pruner(self) -> BasePruner:
+        """What ends bad trials early."""
+        return MedianPruner(**PRUNER) if self.experiment.prune else NopPruner()
+
     def suggest(self, trial: optuna.Trial) -> RunConfig:
         """The config of a trial, with a seed of its own and the fixed fields as they are."""
         config = self.experiment.suggest(Search(self.base, self.fixed, trial), self.base)
@@ -120,6 +124,25 @@ class Plan:
                 f"and cannot in {', '.join(different)}; change one of the two"
             )
         return search.baseline
+
+    def asked(self) -> list[dict[str, Any]]:
+        """The suggestions that a study begins with: the baseline, and what its experiment queues.
+
+        What is queued without a value has the baseline's; a fixed field leaves that, too. Raises
+        `Mistake` as `baseline`, and for a name that is not suggested.
+        """
+        baseline, queue = self.baseline(), self.experiment.queue
+        whole = Search(self.base, ())
+        self.experiment.suggest(whole, self.base)
+        for name in {name for values in queue for name in values} - whole.baseline.keys():
+            raise Mistake(
+                f"QUEUE in experiments/{self.experiment.name}.py must hold what its suggest "
+                f"suggests, {', '.join(whole.baseline)}: got '{name}'"
+            )
+        return [
+            baseline,
+            *({name: it.get(name, baseline[name]) for name in baseline} for it in queue),
+        ]
 
 
 class _Storage(optuna.storages.RDBStorage):
@@ -222,7 +245,7 @@ def load(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.S
 
 def _existing(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.Study:
     return optuna.load_study(
-        storage=storage, study_name=name, sampler=plan.sampler(), pruner=MedianPruner(**PRUNER)
+        storage=storage, study_name=name, sampler=plan.sampler(), pruner=plan.pruner()
     )
 
 
@@ -252,37 +275,42 @@ def begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: st
     say(f"study {name}")  # at once: a process that dies cannot say later what to continue
     say(tracking.how_to_look(run_id))
     say(intake.take(plan.dataset, plan.base).summary())
-    baseline = plan.baseline()
+    asked = plan.asked()
     study = optuna.create_study(
         storage=storage,
         study_name=name,
         direction="maximize",
         sampler=plan.sampler(),
-        pruner=MedianPruner(**PRUNER),
+        pruner=plan.pruner(),
     )
     for fact, value in {**plan.facts(), "run_id": run_id}.items():
         study.set_user_attr(fact, value)
-    study.enqueue_trial(baseline)
+    for suggestions in asked:
+        study.enqueue_trial(suggestions)
     mlflow.set_tag("pneumo.study", name)
     tracking.name_run(mlflow.active_run(), f"study {name}")
     settings = {
         "sampler": {"name": "TPESampler", **SAMPLER},
-        "pruner": {"name": "MedianPruner", **PRUNER},
+        "pruner": {"name": "MedianPruner", **PRUNER} if plan.experiment.prune else {},
         "base": plan.base.as_text(),
-        "baseline": baseline,
+        "baseline": asked[0],
     }
     mlflow.log_dict(plan.facts() | settings, "study.json")
     return study
 
 
 def take_over(study: optuna.Study, plan: Plan) -> None:
-    """Ends what dead processes left running, and asks again for a baseline that was lost."""
+    """Ends what dead processes left running, and asks again for what was lost of what was asked."""
     end_dead(study)
     settle(study)
-    baseline = plan.baseline()
-    trials = study.get_trials(deepcopy=False, states=(*COUNTED, TrialState.WAITING))
-    if not any(it.state == TrialState.WAITING or it.params == baseline for it in trials):
-        study.enqueue_trial(baseline)
+    alive = (*COUNTED, TrialState.WAITING, TrialState.RUNNING)
+    trials = study.get_trials(deepcopy=False, states=alive)
+    there = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
+    for suggestions in plan.asked():
+        if suggestions in there:
+            there.remove(suggestions)
+        else:
+            study.enqueue_trial(suggestions)
     say(f"continuing study {study.study_name}: {counted(study)} trials are done")
 
 

@@ -410,6 +410,34 @@ def test_a_lost_baseline_is_asked_for_again(store, sample):
     assert BASE.override({**params[1], "seed": 0}) == BASE
 
 
+def test_what_an_experiment_queues_is_tried_first(store, sample):
+    twice = {"dropout": 0.25, "unfreeze_depth": 1, "learning_rate": 0.002}
+    queueing = Experiment("tiny", BASE, TINY.suggest, queue=[twice, twice], prune=False)
+    plan = Plan(queueing, sample, {"unfreeze_depth": "0"})
+
+    def run() -> optuna.Study:
+        return tune(plan, trials=3, model_name="pneumonia-sample", name="queue").study
+
+    fields = plan.baseline() | {"dropout": 0.25, "learning_rate": 0.002}
+    study = run()
+    assert [trial.params for trial in study.trials] == [plan.baseline(), fields, fields]
+    first, second = (trial.user_attrs["config"]["seed"] for trial in study.trials[1:])
+    assert first != second
+    told = json.loads(text(study.user_attrs["run_id"], "study.json"))
+    assert told["pruner"] == {}
+    with sqlite3.connect("optuna.db") as database:  # as if the last had been interrupted
+        database.execute("UPDATE trials SET state = 'FAIL' WHERE number = 2")
+    again = run().trials
+    assert [trial.state.name for trial in again] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
+    assert again[3].params == fields
+
+
+def test_a_queue_of_what_is_not_suggested_is_refused(sample):
+    plan = Plan(Experiment("odd", BASE, TINY.suggest, queue=[{"dropuot": 0.1}]), sample, {})
+    with pytest.raises(Mistake, match="QUEUE in experiments/odd.py .* dropout, .*: got 'dropuot'"):
+        plan.asked()
+
+
 def test_a_baseline_outside_the_search_space_is_refused(store, sample):
     wide = Experiment("wide", BASE.override({"dense_widths": "32-32-32"}), TINY.suggest)
     with pytest.raises(Mistake, match="experiments/wide.py must be able to give BASE.*dense_w"):

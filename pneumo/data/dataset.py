@@ -1,13 +1,15 @@
 """From what the user named to images that are ready to train on."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from pneumo.data import archive, conflicts, index, pixels
+from pneumo.data import archive, cache, conflicts, index, pixels
 from pneumo.data.download import SOURCES, fetch, require_whole
 from pneumo.data.sample import make_sample
 from pneumo.data.split import cut_validation
@@ -171,14 +173,15 @@ def open_dataset(
     lacks a class, or, unless it may be `in_conflict`, where images contradict each other.
     """
     name, root = _locate(data)
-    base = index.find_base(root)
-    rows = index.build_index(base)
-    if data in SOURCES:
-        require_whole(rows, SOURCES[data])
-    for split in sorted({*needs, *rows["split"]}):
-        _require_both_classes(rows, split, base)
-    if not in_conflict:
-        conflicts.require_none(base, rows)
+    with _called(root, data):
+        base = index.find_base(root)
+        rows = index.build_index(base)
+        if data in SOURCES:
+            require_whole(rows, SOURCES[data])
+        for split in sorted({*needs, *rows["split"]}):
+            _require_both_classes(rows, split, base)
+        if not in_conflict:
+            conflicts.require_none(base, rows)
     return Dataset(
         source=data if data == name else str(Path(os.path.expanduser(data)).absolute()),
         name=name,
@@ -206,6 +209,16 @@ def _locate(data: str) -> tuple[str, Path]:
     if not path.name.lower().endswith(archive.ENDINGS):
         raise Mistake(f"data must be {KINDS}: got the file '{shown(data)}'")
     return path.name, archive.unpack(path)
+
+
+@contextmanager
+def _called(root: Path, data: str) -> Iterator[None]:
+    """What was unpacked is called by its archive: nobody knows the cache's folders."""
+    try:
+        yield
+    except Mistake as mistake:
+        called = shown(data) if cache.is_ours(root) else str(root)
+        raise Mistake(str(mistake).replace(str(root), called)) from None
 
 
 def _require_both_classes(rows: pd.DataFrame, split: str, base: Path) -> None:

@@ -177,7 +177,7 @@ CASES = [
     Case("zip, cut off", _changed(lambda it: it[: len(it) // 2]), "could not be unpacked"),
     Case("zip, a byte wrong", _changed(lambda it: it[:300] + b"\0\1\2" + it[303:]), "CRC-32"),
     Case("zip, empty file", _changed(lambda it: b""), "could not be unpacked"),
-    Case("zip, nothing in it", _empty, "holds no data set"),
+    Case("zip, nothing in it", _empty, r"empty\.zip holds no data set"),
     Case("zip, a tar in it", _nested, "another archive, 'inner.tar.gz'.*give what is in it"),
     Case(
         "tar, cut off", _changed(lambda it: it[: len(it) // 2], "a.tar.gz"), "could not be unpacked"

@@ -31,12 +31,6 @@ CASES: list[Case] = [
         "train",
         f"--dense_widths={'8-' * 999}8",
     ),
-    case(
-        "a NUL byte",
-        rf"--experiment: {TEXT}.*got 'a\\x00b'",
-        "train",
-        "--experiment=a\0b",
-    ),
     case("a newline", rf"{TEXT}.*got 'a\\nb'", "tune", "--study", "a\nb"),
     case("a surrogate", rf"{TEXT}.*got '\\udcff'", "explore", "--data", "\udcff"),
     case("a novel", rf"{TEXT}.*got 'x+…x+'", "train", "--resize", "x" * 10_000),

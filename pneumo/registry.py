@@ -210,7 +210,10 @@ def require_as_registered(model_name: str, version: int) -> None:
 
 
 def _anothers(model_uri: str) -> Mistake:
-    return Mistake(f"model must be one that pneumo made: '{model_uri}' is another's")
+    return Mistake(
+        f"model must be one that pneumo made: '{model_uri}' is another's; give the address of one "
+        "that train or tune has left, as MLflow's page of it shows it"
+    )
 
 
 def _require_unchanged(version: ModelVersion, folder: Path) -> None:

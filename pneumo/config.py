@@ -64,6 +64,15 @@ def _file_name_and_hash(path: str) -> str:
         return f"{Path(path).name}:{hashlib.file_digest(file, 'sha256').hexdigest()[:8]}"
 
 
+# What messages call the objectives
+SCORES = {"val_auc": "val AUC", "val_blurred_auc": "blurred val AUC"}
+
+
+def spelled_out(objective: str) -> str:
+    """What a page calls an objective."""
+    return SCORES[objective].replace("val", "validation")
+
+
 class RunConfig(BaseModel):
     """One Keras run, complete: the same config, data and machine give the same metrics.
 
@@ -117,8 +126,10 @@ class RunConfig(BaseModel):
     seed: int = Field(
         0, ge=0, lt=2**32, description="seed of weights, order and augmentation, 0 to 2**32 - 1"
     )
-    objective: Literal["val_auc"] = Field(
-        "val_auc", description="what chooses the epoch and the trial: val_auc"
+    objective: Literal["val_auc", "val_blurred_auc"] = Field(
+        "val_auc",
+        description="what chooses the epoch and the trial: val_auc, or val_blurred_auc (that of "
+        "validation images made smooth)",
     )
     feature_cache: Literal["on", "off"] = Field(
         "on",

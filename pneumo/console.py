@@ -17,6 +17,7 @@ from rich.progress import track as rich_track
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 
+from pneumo.config import SCORES
 from pneumo.parallel import gpus
 
 T = TypeVar("T")
@@ -101,7 +102,7 @@ class StudyDisplay:
     `done` and `best`, the best trial's number and score, are what it begins with; after
     `deadline`, seconds since 1970, no trial starts. How long it will take is told from the trials
     that end while it is shown. On a terminal only those that failed get a line of their own.
-    `then` is called after each trial.
+    `then` is called after each trial. `objective`: the metric of an epoch that is shown.
     """
 
     def __init__(
@@ -112,8 +113,10 @@ class StudyDisplay:
         best: tuple[int, float] | None = None,
         deadline: float | None = None,
         then: Callable[[], None] = lambda: None,
+        objective: str = "val_auc",
     ) -> None:
         self._then = then
+        self._objective = objective
         self._trials, self._done, self._best, self._deadline = trials, done, best, deadline
         names = [f"worker {number}" for number in range(workers)] if workers > 1 else ["now"]
         self._work = {name: (name, "", "starting") for name in names}
@@ -140,7 +143,8 @@ class StudyDisplay:
         self, trial: int, epoch: int, metrics: Mapping[str, float], worker: int | None = None
     ) -> None:
         """Shows how far the trial at work has come, here or in a worker, counted from 0."""
-        self._row(worker, f"val AUC {metrics['val_auc']:.4f}", f"trial {trial}, epoch {epoch}")
+        score = self._scored(metrics[self._objective])
+        self._row(worker, score, f"trial {trial}, epoch {epoch}")
 
     def trial(
         self,
@@ -179,7 +183,7 @@ class StudyDisplay:
         # As wide whatever is said beside it, for which there is room in 80 columns
         bar = ProgressBar(self._trials, self._done, width=min(30, max(4, console.width - 48)))
         above.add_row(bar, f"{self._done} of {self._trials} trials{self._left()}")
-        columns = (Column(min_width=width, no_wrap=True) for width in (0, len("val AUC 0.0000"), 0))
+        columns = (Column(min_width=width, no_wrap=True) for width in (0, len(self._scored(0)), 0))
         below = Table.grid(*columns, padding=(0, 2))
         for row in self._rows():
             below.add_row(*row)
@@ -188,10 +192,13 @@ class StudyDisplay:
     def _rows(self) -> Iterator[tuple[str, str, str]]:
         if self._best:
             number, score = self._best
-            yield "best", f"val AUC {score:.4f}", f"trial {number}"
+            yield "best", self._scored(score), f"trial {number}"
         else:
             yield "best", "none yet", ""
         yield from list(self._work.values())
+
+    def _scored(self, value: float) -> str:
+        return f"{SCORES[self._objective]} {value:.4f}"
 
     def _left(self) -> str:
         """How long the rest takes, if what has been seen goes on; '' where that is not known."""

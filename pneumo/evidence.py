@@ -266,7 +266,8 @@ def _selection(trial: Run) -> str:
     tags = trial.data.tags
     chosen = (
         f"Within its run, the epoch with the greatest {trial.data.params['objective']}; the "
-        "threshold (Youden's) and the temperature come from validation, too."
+        "temperature comes from validation, too, and the threshold (Youden's) from its images "
+        "changed as if they came from elsewhere."
     )
     if "pneumo.study" not in tags:
         return (

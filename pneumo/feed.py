@@ -12,6 +12,7 @@ from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
 from pneumo.data.dataset import Images, Split
 from pneumo.features import Features, View, view_of
+from pneumo.perturb import Ends, perturbed
 
 
 class Source(Protocol):
@@ -25,6 +26,9 @@ class Source(Protocol):
     fitting: Split
     val: np.ndarray
     val_labels: np.ndarray
+
+    def perturbed(self, ends: Ends) -> np.ndarray:
+        """As `val`, of the images that `perturb.perturbed` changes; made when first asked for."""
 
     def begin(self, epoch: int) -> None:
         """Makes the variation of an epoch, from 0, the one that `batch` gives."""
@@ -44,8 +48,12 @@ class Pixels:
         self.depth = BACKBONES[config.backbone].blocks
         self.fitting, val = images.split("train"), images.split("val")
         self.val, self.val_labels = val.images, val.labels
-        self._config, self._shared = config, shared
+        self._val, self._config, self._shared = val, config, shared
         self._chances = np.zeros((0, 3), np.float32)
+
+    def perturbed(self, ends: Ends) -> np.ndarray:
+        """As `Source.perturbed`."""
+        return perturbed(self._val, ends).images
 
     def begin(self, epoch: int) -> None:
         """As `Source.begin`."""
@@ -74,8 +82,12 @@ class Stored:
         self.depth = depth
         self.fitting, val = images.split("train"), images.split("val")
         self.val, self.val_labels = features.of(View(val), depth), val.labels
-        self._features, self._strength = features, config.augment_strength
+        self._val, self._features, self._strength = val, features, config.augment_strength
         self._now = self.val
+
+    def perturbed(self, ends: Ends) -> np.ndarray:
+        """As `Source.perturbed`."""
+        return self._features.of(View(perturbed(self._val, ends)), self.depth)
 
     def begin(self, epoch: int) -> None:
         """As `Source.begin`; computes the view if this is the first epoch that needs it."""

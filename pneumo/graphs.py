@@ -1,8 +1,7 @@
 """Optuna's plots of a study: interactive ones for its page, stills for MLflow's artifact pane."""
 
 import warnings
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import optuna
@@ -11,9 +10,9 @@ from matplotlib import pyplot as plt
 from optuna.trial import FrozenTrial, TrialState
 from plotly.offline import get_plotlyjs
 
+from pneumo.config import spelled_out
 from pneumo.figures import BLUE, GREY, ORANGE, STYLE, png
 
-OBJECTIVE = {"target_name": "validation AUC"}
 LAYOUT = {
     "template": "plotly_white",
     "title": None,  # the page has headings
@@ -29,7 +28,8 @@ LAYOUT = {
 class Graph:
     """A plot, which has the same name in both of Optuna's modules.
 
-    `complete`: the least number of complete trials that it needs; `width`: pixels of the
+    `scored`: whether it names the score; `complete`: the least number of complete trials that it
+    needs; `width`: pixels of the
     interactive one for each parameter that was searched, below which it scrolls; `height`, too;
     `size`: of the still, in inches.
     """
@@ -37,7 +37,7 @@ class Graph:
     plot: str
     title: str
     caption: str
-    options: dict[str, Any] = field(default_factory=lambda: OBJECTIVE)
+    scored: bool = True
     complete: int = 1
     width: int = 0
     height: int = 400
@@ -75,11 +75,11 @@ GRAPHS = {
     "intermediate_values": Graph(
         "plot_intermediate_values",
         "Epoch by epoch",
-        "Validation AUC after each epoch; grey are the trials that were pruned.",
-        options={},
+        "The score after each epoch; grey are the trials that were pruned.",
+        scored=False,
     ),
     "timeline": Graph(
-        "plot_timeline", "Who worked when", "Each trial from its start to its end.", options={}
+        "plot_timeline", "Who worked when", "Each trial from its start to its end.", scored=False
     ),
 }
 
@@ -108,9 +108,14 @@ def _complete(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
+def _options(study: optuna.Study, graph: Graph) -> dict[str, str]:
+    objective = study.best_trial.user_attrs["config"]["objective"]
+    return {"target_name": spelled_out(objective)} if graph.scored else {}
+
+
 def _interactive(study: optuna.Study, name: str, graph: Graph) -> Markup:
     complete = {f"Trial{trial.number}" for trial in _complete(study)}
-    figure = getattr(optuna.visualization, graph.plot)(study, **graph.options)
+    figure = getattr(optuna.visualization, graph.plot)(study, **_options(study, graph))
     figure.update_layout(**LAYOUT, height=graph.height)
     if name == "intermediate_values":
         figure.update_layout(showlegend=False)  # a hundred names
@@ -129,7 +134,7 @@ def _interactive(study: optuna.Study, name: str, graph: Graph) -> Markup:
 def _still(study: optuna.Study, graph: Graph) -> bytes:
     with plt.rc_context({**STYLE, "savefig.bbox": "tight"}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is experimental, and of values that are all alike
-        axes = getattr(optuna.visualization.matplotlib, graph.plot)(study, **graph.options)
+        axes = getattr(optuna.visualization.matplotlib, graph.plot)(study, **_options(study, graph))
         figure = np.ravel(axes)[0].figure
         try:
             figure.set_size_inches(graph.size)

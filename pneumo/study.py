@@ -43,6 +43,8 @@ T = TypeVar("T")
 # What the two stores of a study raise when they fail
 STORE_ERRORS = (MlflowException, StorageInternalError, SQLAlchemyError)
 
+OWN = ("epochs", "seed", "objective")  # fields that a study keeps beside those fixed by hand
+
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 FAILURES_IN_A_ROW = 3
 INTERRUPTED = "interrupted"  # the error of a trial that a person ended
@@ -72,7 +74,7 @@ class Plan:
     def of(cls, study: optuna.Study, dataset: Dataset, weights: str = "") -> "Plan":
         """What a study was begun with. `weights`: where its file of weights lies here, if any."""
         facts = study.user_attrs
-        fixed = {**facts["fixed"], "epochs": str(facts["epochs"]), "seed": str(facts["seed"])}
+        fixed = {**facts["fixed"], **{name: str(facts[name]) for name in OWN}}
         if weights:
             fixed["weights"] = weights
         elif ":" in fixed.get("weights", ""):
@@ -85,7 +87,7 @@ class Plan:
     def facts(self) -> dict[str, Any]:
         """What makes a study this one and no other."""
         base = self.base
-        own = {"epochs": base.epochs, "seed": base.seed}
+        own = {name: getattr(base, name) for name in OWN}
         text = base.as_text()  # names a file of weights by its content, wherever it lies
         return {
             "experiment": self.experiment.name,
@@ -368,7 +370,8 @@ def display_of(
 ) -> StudyDisplay:
     """What shows how far the study comes, from where it is, and calls `then` after each trial."""
     goal, done, best = Goal.of(study), counted(study), best_so_far(study)
-    return StudyDisplay(goal.trials, workers, done, best, goal.deadline, then)
+    objective = study.user_attrs["objective"]
+    return StudyDisplay(goal.trials, workers, done, best, goal.deadline, then, objective)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pneumo import bootstrap, evaluate, graphs, pages, tracking
 from pneumo.bootstrap import Comparison
+from pneumo.config import spelled_out
 from pneumo.console import say
 from pneumo.data.dataset import SAMPLE
 from pneumo.errors import in_words
@@ -143,6 +144,7 @@ class Report:
             script=graphs.script(),
             times=list(_shares(self._trials)),
             fields=self._fields(),
+            score=self._score,
             trials=list(self._rows()),
         )
 
@@ -181,7 +183,7 @@ class Report:
             return
         yield (
             f"The best is trial {self._best.number} ({self._best.user_attrs['name']}), "
-            f"validation AUC {self._duel.auc if self._duel else f'{self._best.value:.3f}'}."
+            f"{', '.join(self._reached())}."
         )
         if not self._duel:
             yield "The baseline has no result to hold it against."
@@ -195,6 +197,16 @@ class Report:
                 f"On test, asked for trial {self._winner['trial']} alone: AUC "
                 f"{with_interval(self._winner['test_metrics'], 'auc')}."
             )
+
+    def _reached(self) -> Iterator[str]:
+        if self._score != "validation AUC" or not self._duel:
+            yield f"{self._score} {self._best.value:.3f}"
+        if self._duel:
+            yield f"validation AUC {self._duel.auc}"
+
+    @property
+    def _score(self) -> str:
+        return spelled_out(self._plan.base.objective)
 
     def _done(self) -> str:
         return f"{counted(self._study)} of {self._goal.trials}"

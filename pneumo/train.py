@@ -10,7 +10,7 @@ import tensorflow as tf
 from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
-from pneumo import features, interrupt, models
+from pneumo import features, interrupt, models, perturb
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
 from pneumo.console import say
@@ -18,8 +18,8 @@ from pneumo.data.dataset import Images
 from pneumo.features import Features
 from pneumo.feed import Feed, Pixels, Source, Stored
 
-# Called after each epoch with its number, from 1, and the metrics `loss`, `auc`, `val_loss`
-# and `val_auc`; an exception that it raises ends the training and reaches the caller.
+# Called after each epoch with its number, from 1, and the metrics `loss`, `auc`, `val_loss`,
+# `val_auc` and the objective; an exception that it raises ends the training and reaches the caller.
 EpochCallback = Callable[[int, Mapping[str, float]], None]
 
 Pairs = Iterable[tuple[tf.Tensor, keras.Variable]]  # gradients and what they are of
@@ -33,12 +33,16 @@ class TrainingDiverged(ArithmeticError):
 class Result:
     """A trained model with the weights of its best epoch, the first of equals.
 
-    `val_logits`: of those weights for the validation images in their order, float64.
+    `score`: of that epoch by the objective; `val_logits`, `perturbed_logits`: of those weights for
+    the validation images in their order, as they are and as all of `perturb.EACH` change them in
+    turn, float64.
     """
 
     model: keras.Model
     best_epoch: int
+    score: float
     val_logits: np.ndarray
+    perturbed_logits: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,10 @@ def _fit(config: RunConfig, images: Images, deepest: int, tell: Callable[..., No
             _fit_phase(config, phase, model, source_of(phase), history, tell)
             for phase in phases(config)
         ]
-    best = max(ended, key=lambda phase: phase.score)  # the first of equals
-    model.set_weights(best.weights)
-    return Result(model, best.epoch + 1, history[best.epoch])
+        best = max(ended, key=lambda phase: phase.score)  # the first of equals
+        model.set_weights(best.weights)
+        changed = models.logits(best.part, best.source.perturbed(perturb.EACH))
+    return Result(model, best.epoch + 1, float(best.score), history[best.epoch], changed)
 
 
 @contextmanager
@@ -113,7 +118,8 @@ def _sources(
 
 
 def _fit_on_disk(images: Images, store: Features) -> bool:
-    needed = store.bytes_needed(*(len(images.split(name).labels) for name in ("train", "val")))
+    train, val = (len(images.split(name).labels) for name in ("train", "val"))
+    needed = store.bytes_needed(train, 3 * val)  # as they are, perturbed and perhaps blurred
     if needed <= (allowed := features.budget()):
         return True
     say(
@@ -126,11 +132,16 @@ def _fit_on_disk(images: Images, store: Features) -> bool:
 
 @dataclass(frozen=True)
 class _Ended:
-    """A phase that has ended: its best epoch, from 0, with that one's weights of the model."""
+    """A phase that has ended: its best epoch, from 0, with that one's weights of the model.
+
+    `part`, `source`: what was fitted, and on what.
+    """
 
     score: float
     epoch: int
     weights: list[np.ndarray]
+    part: keras.Model
+    source: Source
 
 
 def _fit_phase(
@@ -155,11 +166,11 @@ def _fit_phase(
         epochs=phase.until,
         class_weight=class_weights(source.fitting.labels),
         # Each needs what the ones before it do
-        callbacks=[feed, _Validation(source, history), _Telling(tell), stopping],
+        callbacks=[feed, _Validation(source, config.objective, history), _Telling(tell), stopping],
         shuffle=False,  # `Feed` does it
         verbose=0,
     )
-    return _Ended(stopping.best, stopping.best_epoch, model.get_weights())
+    return _Ended(stopping.best, stopping.best_epoch, model.get_weights(), part, source)
 
 
 class OneDeviceAdam(keras.optimizers.Adam):
@@ -191,14 +202,14 @@ def class_weights(labels: np.ndarray) -> dict[int, float]:
 
 
 class _Validation(keras.callbacks.Callback):
-    """Adds exact `val_loss` and `val_auc` to an epoch's metrics, and keeps the logits.
+    """Adds exact `val_loss`, `val_auc` and the objective to an epoch's metrics; keeps the logits.
 
     Keras' own AUC approximates with 200 thresholds, too coarse where models score 0.99.
     """
 
-    def __init__(self, source: Source, history: list[np.ndarray]) -> None:
+    def __init__(self, source: Source, objective: str, history: list[np.ndarray]) -> None:
         super().__init__()
-        self._source, self._history = source, history
+        self._source, self._objective, self._history = source, objective, history
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         labels, logits = self._source.val_labels, models.logits(self.model, self._source.val)
@@ -208,6 +219,9 @@ class _Validation(keras.callbacks.Callback):
             )
         logs["val_loss"] = log_loss(labels, expit(logits))
         logs["val_auc"] = roc_auc_score(labels, logits)
+        if self._objective == "val_blurred_auc":
+            blurred = models.logits(self.model, self._source.perturbed(perturb.BLURRED))
+            logs["val_blurred_auc"] = roc_auc_score(labels, blurred)
         self._history.append(logits)
 
 

@@ -39,7 +39,8 @@ def run_trial(
 ) -> Trial:
     """Trains, evaluates on validation and stores all of it in a run (`run`: see `keras_run`).
 
-    `callbacks`, `deepest`: see `train`. The temperature and the threshold come from validation.
+    `callbacks`, `deepest`: see `train`. The temperature comes from validation, the threshold from
+    validation as `perturb.EACH` changes it: that of images as they are suits no others.
     Raises what `train` raises, the run then ended.
     """
     clock = [time.monotonic()]
@@ -50,8 +51,9 @@ def run_trial(
         val = images.split("val")
         divisor = temperature(val.labels, result.val_logits)
         probabilities = expit(result.val_logits / divisor)
-        threshold = youden_threshold(val.labels, probabilities)
+        threshold = youden_threshold(val.labels, expit(result.perturbed_logits / divisor))
         evaluation = evaluate(val, probabilities, threshold)
+        evaluation.metrics.setdefault(config.objective.removeprefix("val_"), result.score)
         tracking.log_evaluation("val", evaluation)
         clock.append(time.monotonic())
         settings = {

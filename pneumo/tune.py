@@ -9,6 +9,7 @@ import optuna
 from optuna.trial import TrialState
 
 from pneumo import cluster, launch, registry, tracking
+from pneumo.config import SCORES
 from pneumo.console import import_tensorflow, say, table
 from pneumo.errors import without_passwords
 from pneumo.pages import short
@@ -188,10 +189,11 @@ def show(outcome: Outcome) -> None:
                 *(short(config.get(name, "")) for name in SHOWN),
             )
         )
-    table(f"Study {outcome.study.study_name}", ("trial", "state", "val AUC", *SHOWN), rows)
+    score = SCORES[outcome.study.user_attrs["objective"]]
+    table(f"Study {outcome.study.study_name}", ("trial", "state", score, *SHOWN), rows)
     test = outcome.test_metrics
     say(
-        f"best: trial {best}, val AUC {outcome.study.best_value:.4f}; "
+        f"best: trial {best}, {score} {outcome.study.best_value:.4f}; "
         f"test AUC {test['auc']:.4f} ({test['auc_low']:.4f} to {test['auc_high']:.4f}), "
         f"accuracy {test['accuracy']:.1%} at threshold {test['threshold']:.3f}"
     )

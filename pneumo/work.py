@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pneumo import tracking
+from pneumo.config import SCORES
 from pneumo.errors import in_words
 from pneumo.study import (
     FAILURES_IN_A_ROW,
@@ -196,6 +197,7 @@ def _line(trial: FrozenTrial) -> str:
     if trial.state == TrialState.FAIL:
         return f"trial {trial.number:3d}  failed: {trial.user_attrs.get('error', 'see its run')}"
     state = "pruned" if trial.state == TrialState.PRUNED else ""
-    score = f"val AUC {last_value(trial):.4f} {state:6}"
+    objective = trial.user_attrs["config"]["objective"]
+    score = f"{SCORES[objective]} {last_value(trial):.4f} {state:6}"
     took = f"{trial.duration.seconds:4d} s"
     return f"trial {trial.number:3d}  {score}  {took}  {trial.user_attrs['name']}"

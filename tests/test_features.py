@@ -22,6 +22,7 @@ from pneumo.data.dataset import Images, Split, open_dataset
 from pneumo.errors import Mistake
 from pneumo.experiment import Experiment
 from pneumo.features import ARRAY, FACTS, Features, Frozen, View, make_room
+from pneumo.perturb import EACH, perturbed
 from pneumo.study import Plan
 from pneumo.train import train
 from pneumo.tune import tune
@@ -160,8 +161,9 @@ def test_a_view_is_computed_when_an_epoch_first_needs_it(config, images, own_cac
         [(depth, 0.0, 0), (depth, 0.0, 0)],
         [(depth, 0.0, 0), (depth, 0.0, 0), (depth, 0.5, 1)],
     ]
-    train(config, images)
-    assert [it for it in stored(own_cache) if it[0] == depth] == seen[-1]
+    train(config, images)  # which comes to its end, and asks for validation perturbed
+    there = [it for it in stored(own_cache) if it[0] == depth]
+    assert there == [(depth, 0.0, 0), *seen[-1]]
 
 
 def test_another_run_computes_nothing_again(config, images, own_cache, monkeypatch):
@@ -210,6 +212,8 @@ def test_stored_or_not_training_is_the_same(config, images, backbone, depth):
     # the whole model, put together again, is what was trained above the cut
     whole = models.probabilities(on.model, images.split("val").images)
     assert whole == pytest.approx(expit(on.val_logits), abs=1e-5)
+    whole = models.probabilities(on.model, perturbed(images.split("val"), EACH).images)
+    assert whole == pytest.approx(expit(on.perturbed_logits), abs=1e-5)
 
 
 def test_what_does_not_fit_on_the_disk_trains_the_same_without(

@@ -18,14 +18,17 @@ import optuna
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
 
 from pneumo import models, registry
 from pneumo.config import RunConfig
 from pneumo.console import StudyDisplay
 from pneumo.data.pixels import decode
 from pneumo.errors import Mistake
-from pneumo.evaluate import score
+from pneumo.evaluate import score, youden_threshold
 from pneumo.experiment import Experiment, load_experiment
+from pneumo.perturb import BLURRED, EACH, perturbed
 from pneumo.study import Goal, Plan, StudyStopped, open_storage
 from pneumo.tune import tune
 from pneumo.work import search_trials
@@ -154,6 +157,7 @@ def test_optuna_agrees_with_mlflow(study, client):
         "fixed": {},
         "epochs": 2,
         "seed": 0,
+        "objective": "val_auc",
         "data_digest": study.study.user_attrs["data_digest"],
         "run_id": study.study.user_attrs["run_id"],
     }
@@ -430,6 +434,39 @@ def test_what_an_experiment_queues_is_tried_first(store, sample):
     again = run().trials
     assert [trial.state.name for trial in again] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
     assert again[3].params == fields
+
+
+def test_blurred_images_choose_the_trial_where_asked_to(store, sample):
+    outcome = run_study(sample, fixed={"objective": "val_blurred_auc"}, name="elsewhere")
+    assert outcome.study.user_attrs["objective"] == "val_blurred_auc"
+    val = sample.decode(BASE.image_size, 0).split("val")
+    for trial, run in zip(outcome.study.trials, children(store, outcome), strict=True):
+        assert run.data.metrics["val_blurred_auc"] == trial.value
+        assert set(METRICS) | {"blurred_auc"} == {
+            name.removeprefix("val_") for name in run.data.metrics if name.startswith("val_")
+        }
+        assert {name for name in run.data.metrics if name.startswith("epoch/")} == {
+            *EPOCH,
+            "epoch/val_blurred_auc",
+        }
+        model = registry.load(trial.user_attrs["model_uri"])
+        logits = models.logits(model.keras_model, perturbed(val, BLURRED).images)
+        assert roc_auc_score(val.labels, logits) == pytest.approx(trial.value, abs=1e-6)
+    page = text(outcome.study.user_attrs["run_id"], "study/study.html")
+    assert "blurred validation AUC" in page
+    with pytest.raises(Mistake, match="begun with objective val_blurred_auc: got val_auc"):
+        run_study(sample, name="elsewhere")
+
+
+def test_the_threshold_is_that_of_perturbed_images(study, client, sample):
+    trial = study.study.best_trial
+    val = sample.decode(BASE.image_size, 0).split("val")
+    model = registry.load(trial.user_attrs["model_uri"])
+    logits = models.logits(model.keras_model, perturbed(val, EACH).images)
+    expected = youden_threshold(val.labels, expit(logits / model.settings["temperature"]))
+    assert model.settings["threshold"] == pytest.approx(expected, abs=1e-6)
+    stored = client.get_run(trial.user_attrs["run_id"]).data.metrics["val_threshold"]
+    assert stored == model.settings["threshold"]
 
 
 def test_a_queue_of_what_is_not_suggested_is_refused(sample):

@@ -11,6 +11,7 @@ from pneumo import models
 from pneumo.config import RunConfig
 from pneumo.features import VIEWS
 from pneumo.feed import Feed, Pixels
+from pneumo.perturb import BLURRED, EACH, perturbed
 from pneumo.train import Phase, TrainingDiverged, class_weights, phases, train
 from tests.weights import SMALL
 
@@ -41,9 +42,26 @@ def test_the_weights_kept_are_those_of_the_best_epoch(images):
     assert models.probabilities(result.model, val.images) == pytest.approx(
         expit(result.val_logits), abs=1e-9
     )
+    changed = perturbed(val, EACH).images
+    assert models.probabilities(result.model, changed) == pytest.approx(
+        expit(result.perturbed_logits), abs=1e-9
+    )
     best = told[result.best_epoch - 1][1]
     assert set(best) == {"loss", "auc", "val_loss", "val_auc"}
     assert best["val_loss"] == pytest.approx(log_loss(val.labels, expit(result.val_logits)))
+
+
+def test_blurred_images_may_choose_the_epoch(images):
+    result, told = fit(
+        images, learning_rate=0.01, epochs=5, patience=9, objective="val_blurred_auc"
+    )
+    aucs = [metrics["val_blurred_auc"] for _, metrics in told]
+    assert aucs != [metrics["val_auc"] for _, metrics in told]
+    assert result.best_epoch == 1 + int(np.argmax(aucs))
+    assert result.score == max(aucs)
+    val = images.split("val")
+    blurred = models.logits(result.model, perturbed(val, BLURRED).images)
+    assert roc_auc_score(val.labels, blurred) == pytest.approx(max(aucs), abs=1e-6)
 
 
 def test_patience_ends_the_training(images):

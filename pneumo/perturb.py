@@ -1,0 +1,116 @@
+"""Images as another machine or another archive might have given them: fixed, slight changes.
+
+What a model makes of validation images that are changed like this says more about images from
+elsewhere than what it makes of those as they are: see `experiments/criterion.py`.
+"""
+
+import hashlib
+import io
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from joblib import Parallel, cpu_count, delayed
+from PIL import Image, ImageFilter
+from scipy.ndimage import gaussian_filter
+
+from pneumo.data import cache
+from pneumo.data.dataset import Split
+
+FILE = "pixels.npy"
+
+PERTURBER = 1  # raised with every change of what `perturbed` gives: old caches are then not used
+
+Operation = Callable[[Image.Image, float], Image.Image]
+Ends = tuple[tuple[str, float], ...]  # names and amounts, as `perturb` takes them
+
+
+def _blur(image: Image.Image, amount: float) -> Image.Image:
+    return Image.fromarray(gaussian_filter(np.asarray(image), amount * image.width))
+
+
+def _sharpen(image: Image.Image, amount: float) -> Image.Image:
+    radius = image.width / 64
+    return image.filter(ImageFilter.UnsharpMask(radius, percent=int(100 * amount), threshold=0))
+
+
+def _gamma(image: Image.Image, amount: float) -> Image.Image:
+    return image.point([round(255 * (value / 255) ** amount) for value in range(256)])
+
+
+def _contrast(image: Image.Image, amount: float) -> Image.Image:
+    mean = np.asarray(image).mean()
+    return image.point([round(mean + (value - mean) * amount) for value in range(256)])
+
+
+def _noise(image: Image.Image, amount: float) -> Image.Image:
+    pixels = np.ascontiguousarray(image)
+    noise = np.random.default_rng(zlib.crc32(pixels)).normal(0, amount, pixels.shape)
+    return Image.fromarray(np.clip(np.round(pixels + noise), 0, 255).astype(np.uint8))
+
+
+def _resample(image: Image.Image, amount: float) -> Image.Image:
+    side = round(amount * image.width)
+    small = image.resize((side, side), Image.Resampling.BILINEAR)
+    return small.resize(image.size, Image.Resampling.BILINEAR)
+
+
+def _jpeg(image: Image.Image, amount: float) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=int(amount))
+    return Image.open(file)
+
+
+def _crop(image: Image.Image, amount: float) -> Image.Image:
+    margin = amount * image.width
+    box = (margin, margin, image.width - margin, image.height - margin)
+    return image.resize(image.size, Image.Resampling.BILINEAR, box=box)
+
+
+# Each operation with its slightest and its strongest use; those that go both ways from ineffective
+# have one on either side
+PERTURBATIONS: dict[str, tuple[Operation, float, float]] = {
+    "blur": (_blur, 0.005, 0.01),  # standard deviation, of the side
+    "sharpen": (_sharpen, 0.5, 1.5),  # share of the unsharp mask, of 1/64 of the side
+    "gamma": (_gamma, 0.67, 1.5),  # exponent: below 1 lighter, above 1 darker
+    "contrast": (_contrast, 0.7, 1.3),  # factor of the distance from the image's mean
+    "noise": (_noise, 4.0, 8.0),  # standard deviation, of 255 grey levels
+    "resample": (_resample, 0.7, 0.5),  # side of the small image between, of the side
+    "jpeg": (_jpeg, 50, 20),  # quality
+    "crop": (_crop, 0.03, 0.08),  # margin that goes on each side, of the side
+}
+
+
+# What is done to the images of a split, in turn: all there is, or what makes them smooth
+EACH = tuple((name, amount) for name, (_, *ends) in PERTURBATIONS.items() for amount in ends)
+BLURRED = (("blur", PERTURBATIONS["blur"][2]),)
+
+
+def perturb(image: np.ndarray, name: str, amount: float) -> np.ndarray:
+    """An image, changed by the operation of that name; the same each time.
+
+    `image`: uint8, shape (size, size), as is what returns; `amount`: see `PERTURBATIONS`.
+    """
+    return np.asarray(PERTURBATIONS[name][0](Image.fromarray(image), amount))
+
+
+def perturbed(split: Split, ends: Ends) -> Split:
+    """The images of a split, each changed by one of `ends`, which take turns.
+
+    Kept in the cache: all runs on the same data and at the same size need the same ones.
+    """
+    made_by = f"{split.made_by} perturbed {PERTURBER} {ends}"
+    key = hashlib.sha256(f"{split.digest} {made_by}".encode()).hexdigest()
+
+    def fill(draft: Path) -> None:
+        images = split.pixels[split.positions]
+        threads = Parallel(cpu_count(), prefer="threads", batch_size=64)
+        changed = threads(
+            delayed(perturb)(image, *ends[place % len(ends)]) for place, image in enumerate(images)
+        )
+        np.save(draft / FILE, np.stack(changed))
+
+    pixels = np.load(cache.keep(f"perturbed/{key}", fill) / FILE, mmap_mode="r")
+    return replace(split, pixels=pixels, positions=np.arange(len(pixels)), made_by=made_by)

@@ -1,0 +1,89 @@
+"""Perturbations, on images whose change is known."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import laplace
+
+from pneumo.perturb import BLURRED, EACH, PERTURBATIONS, perturb, perturbed
+
+SIDE = 64
+RAMP = np.tile(np.linspace(0, 255, SIDE), (SIDE, 1)).astype(np.uint8)
+DISC = np.hypot(*np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]) < 0.5
+DISC = np.where(DISC, 200, 50).astype(np.uint8)
+NOTHING = {"blur": 0, "sharpen": 0, "gamma": 1, "contrast": 1, "noise": 0, "resample": 1, "crop": 0}
+
+
+def sharpness(image: np.ndarray) -> float:
+    return laplace(image.astype(float)).var()
+
+
+@pytest.mark.parametrize(("name", "amount"), EACH)
+def test_an_image_changes_and_always_alike(name, amount):
+    before = DISC.copy()
+    changed = perturb(DISC, name, amount)
+    assert (changed.dtype, changed.shape) == (np.uint8, DISC.shape)
+    assert (before == DISC).all()
+    assert (changed != DISC).any()
+    assert (perturb(DISC, name, amount) == changed).all()
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_what_changes_nothing(name):
+    for image in (RAMP, DISC):
+        assert (perturb(image, name, NOTHING[name]) == image).all()
+
+
+@pytest.mark.parametrize("name", ["blur", "sharpen", "noise", "resample", "jpeg", "crop"])
+def test_the_stronger_end_changes_more(name):
+    _, slight, strong = PERTURBATIONS[name]
+    less, more = (
+        np.abs(perturb(DISC, name, it).astype(int) - DISC).mean() for it in (slight, strong)
+    )
+    assert 0 < less < more
+
+
+def test_sharpness_goes_where_it_should():
+    for name in ("blur", "resample"):
+        assert sharpness(perturb(DISC, name, PERTURBATIONS[name][1])) < sharpness(DISC)
+    assert sharpness(perturb(DISC, "sharpen", 1.5)) > sharpness(DISC)
+
+
+def test_greys_follow_their_formulas():
+    assert (perturb(RAMP, "gamma", 1.5) == np.round(255 * (RAMP / 255) ** 1.5)).all()
+    mean = RAMP.mean()
+    assert (perturb(RAMP, "contrast", 0.7) == np.round(mean + (RAMP - mean) * 0.7)).all()
+    stronger = perturb(RAMP, "contrast", 1.3)
+    assert (stronger.min(), stronger.max()) == (0, 255)  # what goes beyond black is black
+
+
+def test_noise_has_its_size_and_is_each_images_own():
+    noise = [perturb(np.full_like(RAMP, it), "noise", 8).astype(float) - it for it in (120, 128)]
+    assert [it.std() for it in noise] == pytest.approx([8, 8], rel=0.05)
+    assert (noise[0] != noise[1]).any()
+
+
+def test_a_crop_is_the_middle():
+    middle = np.zeros((100, 100), np.uint8)
+    middle[8:92, 8:92] = 255
+    assert (perturb(middle, "crop", 0.08) > 200).all()
+    assert (perturb(middle, "crop", 0.03)[:2] == 0).all()
+
+
+def test_the_images_of_a_split_are_changed_in_turn_and_kept(sample, own_cache):
+    val = sample.decode(32, 0).split("val")
+    changed = perturbed(val, EACH)
+    assert changed.rows is val.rows
+    for place, image in enumerate(val.images):
+        expected = perturb(image[..., 0], *EACH[place % len(EACH)])
+        assert (changed.images[place, ..., 0] == expected).all()
+    assert len({changed.digest, val.digest}) == 2
+    [kept] = own_cache.glob("perturbed/*/pixels.npy")
+    state = kept.stat()
+    assert perturbed(val, EACH).digest == changed.digest
+    assert [it.stat() for it in own_cache.glob("perturbed/*/pixels.npy")] == [state]
+    assert perturbed(val, BLURRED).digest != changed.digest
+    assert (
+        perturbed(val, BLURRED).images[1, ..., 0] == perturb(val.images[1, ..., 0], "blur", 0.01)
+    ).all()
+    assert perturbed(sample.decode(48, 0).split("val"), EACH).digest != changed.digest
+    assert len(list(own_cache.glob("perturbed/*"))) == 3

@@ -9,6 +9,7 @@ from optuna.trial import FixedTrial
 from pneumo.errors import Mistake
 from pneumo.experiment import FOLDER, experiment_names, load_experiment
 from pneumo.search import Search
+from pneumo.study import Plan
 
 NAMES = experiment_names()
 STUDIES = [name for name in NAMES if load_experiment(name).suggest]
@@ -16,10 +17,10 @@ STUDIES = [name for name in NAMES if load_experiment(name).suggest]
 
 def test_the_experiments_that_there_are():
     assert NAMES == [
-        *("cnn", "published_cnn", "published_transfer"),
+        *("cnn", "criterion", "published_cnn", "published_transfer"),
         *("tune", "tune_cnn", "tune_mobilenet", "tune_resnet"),
     ]
-    assert STUDIES == ["tune", "tune_cnn", "tune_mobilenet", "tune_resnet"]
+    assert STUDIES == ["criterion", "tune", "tune_cnn", "tune_mobilenet", "tune_resnet"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -38,7 +39,17 @@ def test_the_baseline_lies_in_the_search_space(name):
     # FixedTrial warns of a value out of range, and a warning is an error here
     assert experiment.suggest(FixedTrial(search.baseline), experiment.base) == experiment.base
     fields = {"dropout", "dense_widths", "augment_strength", "unfreeze_depth", "learning_rate"}
-    assert {name.rstrip("_0123456789") for name in search.baseline} == fields
+    assert {name.rstrip("_0123456789") for name in search.baseline} >= fields
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_what_is_queued_lies_in_the_search_space(name, sample):
+    experiment = load_experiment(name)
+    plan = Plan(experiment, sample, {})
+    asked = plan.asked()
+    assert len(asked) == 1 + len(experiment.queue)
+    for suggestions in asked:
+        experiment.suggest(FixedTrial(suggestions), experiment.base)  # which warns of others
 
 
 @pytest.mark.slow
@@ -64,7 +75,7 @@ def test_a_file_says_what_a_trial_takes_of_a_cluster(monkeypatch):
 
 
 def test_an_unknown_experiment_is_refused_with_the_known_ones():
-    with pytest.raises(Mistake, match="one of cnn, published_cnn, .*: got 'tine'; to add one"):
+    with pytest.raises(Mistake, match="one of cnn, criterion, .*: got 'tine'; to add one"):
         load_experiment("tine")
 
 

@@ -1,0 +1,351 @@
+"""Which figure of validation ranks trials as test does, and which threshold carries over.
+
+    python -m tests.benchmarks.criterion --data ARCHIVE --study NAME …
+
+Where the studies were searched, after them. Every trial is held against test, which is counted on
+its model; what the models said is kept in `criterion/`, so that each is asked once. Two tables for
+each study and two for all trials:
+
+- a criterion's rank correlation with AUC on test (Spearman) and the interval of that; the interval
+  of what it is above that of `val_auc`; what the trial that it chooses has less on test than the
+  best; the same on average over studies of 20 of the trials; and what it costs, in passes over
+  validation;
+- of each way to choose a threshold the mean, median and greatest |accuracy on validation −
+  accuracy on test|, and the mean accuracy on test.
+
+Intervals are 95 %, of draws with replacement of settings, each with its seeds, and test's patients.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+from scipy.ndimage import laplace
+from scipy.special import expit
+from scipy.stats import rankdata, spearmanr
+from sklearn.metrics import log_loss, roc_auc_score
+
+from pneumo import bootstrap, models, perturb, registry, tracking
+from pneumo.console import track
+from pneumo.data.dataset import Dataset, Split, open_dataset
+from pneumo.evaluate import temperature, threshold_for, youden_threshold
+from pneumo.study import open_storage
+
+KEPT = Path("criterion")
+CLEAN, TEST, SHARPNESS = "clean", "test", "sharpness"
+VERSIONS = {f"{name} {amount:g}": (name, amount) for name, amount in perturb.EACH}
+DRAWS = 1000
+STUDY = 20  # trials
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a model says: float64 logits of test and of each version of validation.
+
+    `setting`: its suggestions, which trials with other seeds share; `sharpness` of the images.
+    """
+
+    setting: str
+    logits: dict[str, np.ndarray]
+    sharpness: np.ndarray
+
+
+def trials_of(study: optuna.Study, dataset: Dataset) -> list[Trial]:
+    """All complete ones."""
+    KEPT.mkdir(exist_ok=True)
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    shown = track(complete, len(complete), f"Asking the models of {study.study_name}")
+    return [_asked(study.study_name, trial, dataset) for trial in shown]
+
+
+def _asked(study: str, trial: FrozenTrial, dataset: Dataset) -> Trial:
+    file = KEPT / f"{study}-{trial.number}.npz"
+    if not file.exists():
+        stored = registry.find(trial.user_attrs["model_uri"])
+        registry.count_test_evaluation(stored)
+        network = stored.model.keras_model
+        images = dataset.decode(network.input_shape[1], 0.01, stored.model.settings["resize"])
+        np.savez(file, **_logits(network, images.split("val"), images.split("test")))
+    with np.load(file) as found:
+        logits = dict(found)
+    sharpness = logits.pop(SHARPNESS)
+    return Trial(f"{study} {sorted(trial.params.items())}", logits, sharpness)
+
+
+def _logits(network: keras.Model, val: Split, test: Split) -> dict[str, np.ndarray]:
+    def of(images: np.ndarray) -> np.ndarray:
+        return models.logits(network, images)
+
+    found = {CLEAN: of(val.images), TEST: of(test.images)}
+    for version, end in VERSIONS.items():
+        changed = [perturb.perturb(image[..., 0], *end) for image in val.images]
+        found[version] = of(np.stack(changed)[..., np.newaxis])
+    edges = laplace(val.images[..., 0].astype(np.float32), axes=(1, 2))
+    return {**found, SHARPNESS: edges.var(axis=(1, 2))}
+
+
+def in_turn(trial: Trial) -> np.ndarray:
+    """As `perturb.perturbed` changes the images: each in one version, which take turns."""
+    table = np.stack([trial.logits[version] for version in VERSIONS])
+    places = np.arange(table.shape[1])
+    return table[places % len(table), places]
+
+
+def partial_auc(labels: np.ndarray, logits: np.ndarray) -> float:
+    """The area where at least 95 % of the sick are found."""
+    return roc_auc_score(1 - labels, -logits, max_fpr=0.05)
+
+
+def criteria(trial: Trial, rows: pd.DataFrame) -> dict[str, tuple[float, int]]:
+    """Of one trial: the more the better, and the passes over validation that it costs."""
+    labels, clean = rows["label"].to_numpy(), trial.logits[CLEAN]
+    divisor = temperature(labels, clean)
+    versions = {name: trial.logits[name] for name in VERSIONS}
+    every = [clean, *versions.values()]
+
+    def auc(logits: np.ndarray) -> float:
+        return roc_auc_score(labels, logits)
+
+    def fit(logits: np.ndarray) -> float:
+        return -log_loss(labels, expit(logits))
+
+    def one_class(changed: np.ndarray) -> list[float]:
+        return [auc(np.where(labels == label, changed, clean)) for label in (0, 1)]
+
+    def pooled(score: Callable[[np.ndarray, np.ndarray], float]) -> float:
+        return score(np.tile(labels, len(every)), np.concatenate(every))
+
+    aucs, fits = [auc(it) for it in every], [fit(it / divisor) for it in every]
+    apart = [value for it in versions.values() for value in one_class(it)]
+    return {
+        "val_auc": (aucs[0], 1),
+        "AUC, all versions in turn": (auc(in_turn(trial)), 1),
+        "log loss": (fit(clean), 1),
+        "log loss, calibrated": (fits[0], 1),
+        "partial AUC": (partial_auc(labels, clean), 1),
+        "AUC, smoother half of the normal": (_half(trial, labels, 0), 1),
+        "AUC, sharper half of the sick": (_half(trial, labels, 1), 1),
+        "AUC, worse of two series of normal": (min(_series(rows, clean)), 1),
+        **{f"AUC, {name}": (auc(it), 1) for name, it in versions.items()},
+        **{f"log loss, {name}": (fit(it / divisor), 1) for name, it in versions.items()},
+        **{f"AUC, one class {name}": (min(one_class(it)), 2) for name, it in versions.items()},
+        "AUC, mean of all versions": (np.mean(aucs), len(every)),
+        "AUC, worst of all versions": (min(aucs), len(every)),
+        "AUC, all versions pooled": (pooled(roc_auc_score), len(every)),
+        "partial AUC, all versions pooled": (pooled(partial_auc), len(every)),
+        "log loss, mean of all versions": (np.mean(fits), len(every)),
+        "log loss, worst of all versions": (min(fits), len(every)),
+        "AUC, one class changed, mean": (np.mean(apart), len(every)),
+        "AUC, one class changed, worst": (min(apart), len(every)),
+    }
+
+
+def _half(trial: Trial, labels: np.ndarray, label: int) -> float:
+    """AUC with the half of a class that looks the most like the other one."""
+    among = labels == label
+    sharp = trial.sharpness > np.median(trial.sharpness[among])
+    chosen = ~among | (sharp == bool(label))
+    return roc_auc_score(labels[chosen], trial.logits[CLEAN][chosen])
+
+
+def _series(rows: pd.DataFrame, logits: np.ndarray) -> Iterator[float]:
+    """AUC with the normal images of each of the two that their names tell."""
+    labels, normal2 = rows["label"], rows["patient"].str.startswith("NORMAL2")
+    for series in (normal2, ~normal2):
+        chosen = (labels == 1) | series
+        yield roc_auc_score(labels[chosen], logits[chosen])
+
+
+def of_seeds(trials: list[Trial], table: pd.DataFrame) -> pd.DataFrame:
+    """What needs trials of the same setting with other seeds; without them it is unknown."""
+    settings = pd.Series([it.setting for it in trials])
+    several = settings.groupby(settings).transform("size") > 1
+    agreement = [
+        np.mean(
+            [
+                spearmanr(it.logits[CLEAN], other.logits[CLEAN]).statistic
+                for other in trials
+                if other is not it and other.setting == it.setting
+            ]
+        )
+        if known
+        else np.nan
+        for it, known in zip(trials, several, strict=True)
+    ]
+    mean = table["val_auc"].groupby(settings).transform("mean").where(several)
+    return pd.DataFrame({"agreement of seeds": agreement, "val_auc, mean of seeds": mean})
+
+
+def correlation(values: np.ndarray, truth: np.ndarray) -> float:
+    """Spearman's, over the trials whose values are known."""
+    known = np.isfinite(values)
+    return np.corrcoef(rankdata(values[known]), rankdata(truth[known]))[0, 1]
+
+
+def draws(settings: np.ndarray) -> Iterator[np.ndarray]:
+    """Places of trials: settings drawn with replacement, each with its seeds."""
+    rng, names = np.random.default_rng(0), np.unique(settings)
+    places = {name: np.flatnonzero(settings == name) for name in names}
+    for _ in range(DRAWS):
+        yield np.concatenate([places[name] for name in rng.choice(names, len(names))])
+
+
+def regret(values: np.ndarray, truth: np.ndarray) -> float:
+    """What the trial that is chosen has less than the best one."""
+    return truth.max() - truth[np.argmax(np.where(np.isfinite(values), values, -np.inf))]
+
+
+def regret_of_studies(values: np.ndarray, truth: np.ndarray) -> float:
+    """The same on average over studies of some of the trials."""
+    rng, size = np.random.default_rng(0), min(STUDY, len(values))
+    chosen = [rng.choice(len(values), size, replace=False) for _ in range(DRAWS)]
+    return float(np.mean([regret(values[it], truth[it]) for it in chosen]))
+
+
+def ranking(
+    table: pd.DataFrame, costs: dict[str, int], settings: np.ndarray, truth: np.ndarray
+) -> pd.DataFrame:
+    """How each criterion, a column of `table`, ranks.
+
+    `truth`: AUC on test, shape (trials, 1 + draws), of all patients and in each draw of them.
+    """
+    drawn = list(enumerate(draws(settings), start=1))
+    whole, found = truth[:, 0], []
+
+    def of_draws(name: str) -> np.ndarray:
+        values = table[name].to_numpy()
+        return np.array([correlation(values[it], truth[it, draw]) for draw, it in drawn])
+
+    plain = of_draws("val_auc")
+    for name in table:
+        values, these = table[name].to_numpy(), of_draws(name)
+        low, high = np.percentile(these, bootstrap.LEVELS)
+        gain_low, gain_high = np.percentile(these - plain, bootstrap.LEVELS)
+        found.append(
+            {
+                "criterion": name,
+                "rho": f"{correlation(values, whole):.3f} ({low:.3f} to {high:.3f})",
+                "above val_auc": f"{gain_low:+.3f} to {gain_high:+.3f}",
+                "regret": f"{regret(values, whole):.4f}",
+                f"of {STUDY}": f"{regret_of_studies(values, whole):.4f}",
+                "passes": costs.get(name, "trials"),
+            }
+        )
+    return pd.DataFrame(found).sort_values("rho", ascending=False)
+
+
+def greatest_accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    order = np.argsort(-probabilities)
+    return float(probabilities[order][np.argmax(np.cumsum(2 * labels[order] - 1))])
+
+
+def equal_rates(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Where sensitivity and specificity are the nearest."""
+    order = np.argsort(-probabilities)
+    found = np.cumsum(labels[order]) / labels.sum()
+    spared = 1 - np.cumsum(1 - labels[order]) / (1 - labels).sum()
+    return float(probabilities[order][np.argmin(np.abs(found - spared))])
+
+
+def of_patient_samples(rows: pd.DataFrame, probabilities: np.ndarray) -> float:
+    labels = rows["label"].to_numpy()
+    found = [
+        youden_threshold(np.repeat(labels, count), np.repeat(probabilities, count))
+        for count in bootstrap.draw_patients(rows, 200)
+    ]
+    return float(np.median(found))
+
+
+def thresholds(trial: Trial, rows: pd.DataFrame, divisor: float) -> dict[str, float]:
+    """By each way to choose one."""
+    labels = rows["label"].to_numpy()
+    clean, changed = expit(trial.logits[CLEAN] / divisor), expit(in_turn(trial) / divisor)
+    versions = [clean, *(expit(trial.logits[name] / divisor) for name in VERSIONS)]
+    many, pooled = np.tile(labels, len(versions)), np.concatenate(versions)
+    each = [youden_threshold(labels, it) for it in versions]
+    return {
+        "Youden": each[0],
+        "Youden, versions in turn": youden_threshold(labels, changed),
+        "Youden, median of patient samples": of_patient_samples(rows, clean),
+        "greatest accuracy": greatest_accuracy(labels, clean),
+        "equal rates": equal_rates(labels, clean),
+        "equal rates, versions in turn": equal_rates(labels, changed),
+        "0.5": 0.5,
+        "the share of the sick": float(labels.mean()),
+        "sensitivity 95 %": threshold_for(0.95, labels, clean),
+        "sensitivity 90 %": threshold_for(0.90, labels, clean),
+        "Youden, all versions pooled": youden_threshold(many, pooled),
+        "equal rates, all versions pooled": equal_rates(many, pooled),
+        "Youden, median of all versions": float(np.median(each)),
+    }
+
+
+def carried_over(trials: list[Trial], val: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
+    """How far accuracy on test is from that on validation, for each way to choose a threshold."""
+    accuracies: dict[str, list[tuple[float, float]]] = {}
+    for trial in trials:
+        divisor = temperature(val["label"].to_numpy(), trial.logits[CLEAN])
+        for name, threshold in thresholds(trial, val, divisor).items():
+            both = [
+                float(((expit(trial.logits[it] / divisor) >= threshold) == rows["label"]).mean())
+                for it, rows in ((CLEAN, val), (TEST, test))
+            ]
+            accuracies.setdefault(name, []).append(tuple(both))
+    found = []
+    for name, pairs in accuracies.items():
+        on_val, on_test = np.array(pairs).T
+        gap = np.abs(on_val - on_test)
+        values = {"mean gap": gap.mean(), "median": np.median(gap), "greatest": gap.max()}
+        found.append({"threshold": name, **values, "accuracy on test": on_test.mean()})
+    return pd.DataFrame(found).sort_values("mean gap").round(4)
+
+
+def report(trials: list[Trial], val: pd.DataFrame, test: pd.DataFrame) -> None:
+    """Prints both tables."""
+    drawn = np.vstack([np.ones(len(test), int), bootstrap.draw_patients(test, DRAWS)])
+    rows = (test.assign(probability=it.logits[TEST]) for it in trials)
+    truth = np.stack([bootstrap.auc(it, drawn) for it in rows])
+    found = [criteria(it, val) for it in trials]
+    table = pd.DataFrame([{name: value for name, (value, _) in it.items()} for it in found])
+    table = table.join(of_seeds(trials, table))
+    costs = {name: cost for name, (_, cost) in found[0].items()}
+    settings = np.array([it.setting for it in trials])
+    whole = truth[:, 0]
+    print(f"\n{len(trials)} trials, AUC on test {whole.min():.3f} to {whole.max():.3f}")
+    print(ranking(table, costs, settings, truth).to_string(index=False))
+    print(carried_over(trials, val, test).to_string(index=False))
+
+
+def main() -> None:
+    """Prints the tables of each study, and of all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--study", required=True, nargs="+")
+    parser.add_argument("--above", type=float, default=0, help="leave out trials of less val_auc")
+    options = parser.parse_args()
+    tracking.set_up()
+    dataset = open_dataset(options.data, needs=("train", "test"))
+    images = dataset.decode(64, 0.01)
+    val, test = images.split("val").rows, images.split("test").rows
+    storage, every = open_storage(), []
+    for name in options.study:
+        trials = trials_of(optuna.load_study(storage=storage, study_name=name), dataset)
+        good = [
+            it for it in trials if roc_auc_score(val["label"], it.logits[CLEAN]) >= options.above
+        ]
+        print(f"\n{name}")
+        report(good, val, test)
+        every += good
+    if len(options.study) > 1:
+        print("\nall")
+        report(every, val, test)
+
+
+if __name__ == "__main__":
+    main()

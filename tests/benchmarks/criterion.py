@@ -272,6 +272,7 @@ def thresholds(trial: Trial, rows: pd.DataFrame, divisor: float) -> dict[str, fl
     return {
         "Youden": each[0],
         "Youden, versions in turn": youden_threshold(labels, changed),
+        "Youden, blurred": youden_threshold(labels, expit(trial.logits["blur 0.01"] / divisor)),
         "Youden, median of patient samples": of_patient_samples(rows, clean),
         "greatest accuracy": greatest_accuracy(labels, clean),
         "equal rates": equal_rates(labels, clean),

@@ -4,6 +4,7 @@ Command   mlflow run . -e tune -P experiment=criterion -P trials=73 -P study=cri
           and the same with -P study=criterion-cnn -P backbone=cnn -P alpha=1 -P weights=none
           -P unfreeze_depth=2, then where their stores are
           python -m tests.benchmarks.criterion --data PATH --study criterion criterion-cnn
+          and again with --above 0.9 and --above 0.95
 Expected  validation AUC ranks poorly among the good trials, as in a sketch of 12 settings (0.66);
           AUC on blurred validation better (0.75), since test's normal images are the smoother ones;
           a threshold from changed images carries over better than one from images as they are

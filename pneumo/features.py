@@ -243,9 +243,10 @@ def budget() -> int:
 def _sizes() -> dict[Path, int]:
     """The bytes of all stored features, those used the longest ago first."""
     found = []
-    for facts in cache.place(FOLDER).rglob(f"*/{FACTS}"):
+    for folder in cache.folders(FOLDER):
+        if not (folder / FACTS).is_file():  # a run's, or a draft that somebody is at work on
+            continue
         with suppress(FileNotFoundError):  # another process may make room, too
-            folder = facts.parent
             size = (folder / ARRAY).stat().st_size
             found.append((folder.stat().st_mtime_ns, folder, size))
     return {folder: size for _, folder, size in sorted(found)}

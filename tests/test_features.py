@@ -274,6 +274,25 @@ def test_what_was_used_the_longest_ago_makes_room(own_cache, monkeypatch):
     assert not in_run.exists()
 
 
+def test_what_another_run_takes_away_meanwhile_is_passed_over(own_cache, monkeypatch):
+    place = own_cache / "features"
+    stored, run = put(place / "1", 30, 1), place / "run-2"
+    put(run / "3", 10, 2)
+    scan = os.scandir
+
+    def scan_late(folder):
+        if str(folder) == str(run):
+            run.rename(own_cache / "gone")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scan_late)
+    assert features._sizes() == {stored: 30}
+    assert not run.exists()
+    (own_cache / "gone").rename(run)
+    cache.sweep("features")
+    assert not run.exists()
+
+
 def test_using_is_what_counts(config, images, own_cache):
     store, view = of(config), View(images.split("val"))
     store.of(view, 0)

@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -96,9 +96,17 @@ def _full(folder: Path, error: OSError) -> Mistake:
     )
 
 
+def folders(name: str) -> Iterator[Path]:
+    """All folders below the folder `name` of the cache, which other processes make and remove."""
+    for folder, below, _ in os.walk(place(name)):  # unlike `rglob` it passes over what has gone
+        yield from (Path(folder, it) for it in below)
+
+
 def sweep(name: str) -> None:
     """Removes what killed processes have left half-built in the folder `name` of the cache."""
-    for draft in place(name).rglob(f".*{DRAFT}"):
+    for draft in folders(name):
+        if not draft.name.endswith(DRAFT):
+            continue
         folder = draft.with_name(draft.name[1:].rsplit(".", 2)[0])
         built = folder.relative_to(place("")).as_posix()
         with suppress(Timeout), lock(built, timeout=0):  # who builds holds the lock

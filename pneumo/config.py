@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -108,10 +109,20 @@ class RunConfig(BaseModel):
     augment_strength: float = Field(
         0.5, ge=0, le=1, description="strength of the augmentation, 0 (none) to 1"
     )
+    acquisition_strength: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="strength of variations in sharpness and gamma, as between machines, 0 to 1",
+    )
     unfreeze_depth: int = Field(
         2, ge=0, description="blocks of the backbone that train, from its top; 0 is the head alone"
     )
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's step, above 0, up to 1")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant",
+        description="learning_rate within a phase: constant, or cosine (falls to 0 at its end)",
+    )
     head_epochs: int = Field(
         1, ge=0, le=1000, description="epochs of the head alone before pretrained blocks train too"
     )
@@ -122,6 +133,9 @@ class RunConfig(BaseModel):
     epochs: int = Field(10, ge=1, le=1000, description="passes over the data at most, 1 to 1000")
     patience: int = Field(
         3, ge=1, le=1000, description="epochs without a better objective before stopping, 1 to 1000"
+    )
+    members: int = Field(
+        1, ge=1, le=20, description="networks of one model, whose logits are averaged, 1 to 20"
     )
     seed: int = Field(
         0, ge=0, lt=2**32, description="seed of weights, order and augmentation, 0 to 2**32 - 1"
@@ -180,6 +194,11 @@ class RunConfig(BaseModel):
         if self.weights not in ("none", "imagenet"):
             text["weights"] = _file_name_and_hash(self.weights)
         return text
+
+
+def derived_seed(seed: int, number: int) -> int:
+    """Seed `number` from `seed`, of 32 bits: unlike those of other numbers and other seeds."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def _in_one_line(error: ValidationError, given: Mapping[str, Any]) -> str:

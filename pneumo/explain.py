@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras import layers
 
 from pneumo import interrupt
+from pneumo.models import members_of
 from pneumo.parallel import BATCH
 
 # Cells of a side at most, about as many as the last maps of MobileNet have. What single places of
@@ -25,14 +26,7 @@ class GradCam:
     """
 
     def __init__(self, model: keras.Model) -> None:
-        network = model.get_layer("backbone")
-        maps = next(
-            layer.output
-            for layer in reversed(network.layers)
-            if len(layer.output.shape) == 4 and not isinstance(layer, layers.MaxPooling2D)
-        )
-        self._below = keras.Model(network.input, maps)
-        self._above = keras.Model(maps, model.get_layer("head")(network.output))
+        self._members = [_around_last_maps(member) for member in members_of(model)]
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """The heat maps: float32, shape (n, size, size), 0 to 1 where an image speaks the most.
@@ -47,13 +41,30 @@ class GradCam:
         return np.concatenate(found)
 
     def _maps(self, images: np.ndarray) -> np.ndarray:
-        maps = self._below(images, training=False)
-        with tf.GradientTape() as tape:
-            tape.watch(maps)
-            logits = self._above(maps, training=False)
-        spoken = tf.reduce_sum(maps * tape.gradient(logits, maps), axis=-1, keepdims=True)
+        spoken = tf.reduce_mean([_spoken(images, *member) for member in self._members], axis=0)
         cells = [min(side, GRID) for side in spoken.shape[1:3]]
         heat = tf.nn.relu(tf.image.resize(spoken, cells, "area"))
         heat = tf.image.resize(heat, images.shape[1:3])[..., 0].numpy()
         most = heat.max(axis=(1, 2), keepdims=True)
         return np.divide(heat, most, out=np.zeros_like(heat), where=most > 0)
+
+
+def _around_last_maps(model: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """The parts of a model below and above the last maps that nothing has pooled."""
+    network = model.get_layer("backbone")
+    maps = next(
+        layer.output
+        for layer in reversed(network.layers)
+        if len(layer.output.shape) == 4 and not isinstance(layer, layers.MaxPooling2D)
+    )
+    head = model.get_layer("head")
+    return keras.Model(network.input, maps), keras.Model(maps, head(network.output))
+
+
+def _spoken(images: np.ndarray, below: keras.Model, above: keras.Model) -> tf.Tensor:
+    """What each place adds to the logits: float32, shape (n, side, side, 1)."""
+    maps = below(images, training=False)
+    with tf.GradientTape() as tape:
+        tape.watch(maps)
+        logits = above(maps, training=False)
+    return tf.reduce_sum(maps * tape.gradient(logits, maps), axis=-1, keepdims=True)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pneumo.augment import augment, chances
+from pneumo.augment import CHANCES, Strengths, augment, chances
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
 from pneumo.data.dataset import Images, Split
@@ -48,8 +48,9 @@ class Pixels:
         self.depth = BACKBONES[config.backbone].blocks
         self.fitting, val = images.split("train"), images.split("val")
         self.val, self.val_labels = val.images, val.labels
-        self._val, self._config, self._shared = val, config, shared
-        self._chances = np.zeros((0, 3), np.float32)
+        self._val, self._seed, self._shared = val, config.seed, shared
+        self._strengths = Strengths.of(config)
+        self._chances = np.zeros((0, CHANCES), np.float32)
 
     def perturbed(self, ends: Ends) -> np.ndarray:
         """As `Source.perturbed`."""
@@ -58,17 +59,17 @@ class Pixels:
     def begin(self, epoch: int) -> None:
         """As `Source.begin`."""
         if self._shared:
-            view = view_of(self.fitting, epoch, self._config.augment_strength)
+            view = view_of(self.fitting, epoch, self._strengths)
             self._chances = view.chances
         else:
-            seed = (self._config.seed, epoch, 1)  # without the 1 it would be that of the order
+            seed = (self._seed, epoch, 1)  # without the 1 it would be that of the order
             self._chances = chances(len(self.fitting.labels), *seed)
 
     def batch(self, at: tf.Tensor) -> tf.Tensor:
         """As `Source.batch`."""
         pixels, chance = tf.numpy_function(self._read, [at], [tf.uint8, tf.float32])
         pixels = tf.ensure_shape(pixels, (None, *self.val.shape[1:]))
-        return augment(pixels, self._config.augment_strength, tf.ensure_shape(chance, (None, 3)))
+        return augment(pixels, self._strengths, tf.ensure_shape(chance, (None, CHANCES)))
 
     def _read(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         pixels = self.fitting.pixels[self.fitting.positions[at]]
@@ -82,7 +83,7 @@ class Stored:
         self.depth = depth
         self.fitting, val = images.split("train"), images.split("val")
         self.val, self.val_labels = features.of(View(val), depth), val.labels
-        self._val, self._features, self._strength = val, features, config.augment_strength
+        self._val, self._features, self._strengths = val, features, Strengths.of(config)
         self._now = self.val
 
     def perturbed(self, ends: Ends) -> np.ndarray:
@@ -91,7 +92,7 @@ class Stored:
 
     def begin(self, epoch: int) -> None:
         """As `Source.begin`; computes the view if this is the first epoch that needs it."""
-        view = view_of(self.fitting, epoch, self._strength)
+        view = view_of(self.fitting, epoch, self._strengths)
         self._now = self._features.of(view, self.depth)
 
     def batch(self, at: tf.Tensor) -> tf.Tensor:
@@ -107,6 +108,7 @@ class Feed(keras.callbacks.Callback):
         super().__init__()
         self._source, self._config = source, config
         self._order = np.arange(len(source.fitting.labels))
+        self.steps = math.ceil(len(self._order) / config.batch_size)  # of an epoch
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """As `keras.callbacks.Callback.on_epoch_begin`."""
@@ -125,5 +127,5 @@ class Feed(keras.callbacks.Callback):
             at = tf.ensure_shape(at, (None,))
             return self._source.batch(at), tf.gather(labels, at)
 
-        steps = tf.data.Dataset.range(math.ceil(len(labels) / size))
+        steps = tf.data.Dataset.range(self.steps)
         return steps.map(read, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)

@@ -1,6 +1,7 @@
 """From a config to a Keras model: backbone, dense head, and which blocks train."""
 
 import re
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -71,6 +72,28 @@ def _head(features: int, config: RunConfig) -> keras.Model:
         head.add(layers.Dropout(config.dropout))
     head.add(layers.Dense(1, name="logit"))
     return head
+
+
+def average(members: Sequence[keras.Model], name: str) -> keras.Model:
+    """A model whose logit is the mean of its members'; of a single one, that member itself.
+
+    `members`: as `build` gives them, of one input size.
+    """
+    if len(members) == 1:
+        return members[0]
+    named = [
+        keras.Model(member.inputs[0], member.outputs[0], name=f"member_{number}")
+        for number, member in enumerate(members, start=1)
+    ]
+    [like] = members[0].inputs
+    pixels = keras.Input(like.shape[1:], dtype=like.dtype, name="pixels")
+    return keras.Model(pixels, layers.Average()([member(pixels) for member in named]), name=name)
+
+
+def members_of(model: keras.Model) -> list[keras.Model]:
+    """The members of a model that `average` gives; of any other, itself."""
+    found = [layer for layer in model.layers if layer.name.startswith("member_")]
+    return found or [model]
 
 
 class Trained(keras.Model):

@@ -3,12 +3,11 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from pneumo.config import RunConfig
+from pneumo.config import RunConfig, derived_seed
 from pneumo.errors import Mistake
 from pneumo.experiment import Experiment
 
@@ -28,7 +27,7 @@ class ReseededTPE(BaseSampler):
         self._tpe = self._fresh(0)
 
     def _fresh(self, number: int) -> TPESampler:
-        return TPESampler(seed=trial_seed(self._seed, number), **SAMPLER)
+        return TPESampler(seed=derived_seed(self._seed, number), **SAMPLER)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """As `optuna.samplers.BaseSampler.before_trial`."""
@@ -147,8 +146,3 @@ def base_value(base: RunConfig, name: str) -> tuple[str, Any]:
         raise KeyError(f"a suggestion must be named after a field of RunConfig: got '{name}'")
     widths = getattr(base, field)
     return field, widths[int(position) - 1] if int(position) <= len(widths) else 0
-
-
-def trial_seed(study_seed: int, number: int) -> int:
-    """A seed of 32 bits for trial `number`, unlike those of other trials and other studies."""
-    return int(np.random.SeedSequence([study_seed, number]).generate_state(1)[0])

@@ -48,11 +48,16 @@ def as_published(model: keras.Model) -> keras.Model:
 
     The model itself would refuse them, or, called past that, cast them to whole numbers.
     """
-    network = model.get_layer("backbone")
-    pixels = keras.Input(model.input_shape[1:], dtype="float32")
+    twins = [_behind_float_input(member) for member in models.members_of(model)]
+    return models.average(twins, model.name)
+
+
+def _behind_float_input(member: keras.Model) -> keras.Model:
+    network = member.get_layer("backbone")
+    pixels = keras.Input(member.input_shape[1:], dtype="float32")
     twin = keras.models.clone_model(network, input_tensors=pixels)
     twin.set_weights(network.get_weights())
-    return keras.Model(pixels, model.get_layer("head")(twin.output))
+    return keras.Model(pixels, member.get_layer("head")(twin.output))
 
 
 def _show(evaluations: dict[str, Evaluation]) -> None:

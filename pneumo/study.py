@@ -20,13 +20,13 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pneumo import intake, tracking
-from pneumo.config import RunConfig
+from pneumo.config import RunConfig, derived_seed
 from pneumo.console import StudyDisplay, say
 from pneumo.data import cache
 from pneumo.data.dataset import Dataset
 from pneumo.errors import Mistake
 from pneumo.experiment import Experiment, load_experiment
-from pneumo.search import SAMPLER, ReseededTPE, Search, trial_seed
+from pneumo.search import SAMPLER, ReseededTPE, Search
 
 # Nothing here needs TensorFlow: a process that lets others search does without.
 
@@ -108,7 +108,7 @@ class Plan:
         """The config of a trial, with a seed of its own and the fixed fields as they are."""
         config = self.experiment.suggest(Search(self.base, self.fixed, trial), self.base)
         kept = {field: getattr(self.base, field) for field in self.fixed}
-        kept["seed"] = trial_seed(self.base.seed, trial.number)
+        kept["seed"] = derived_seed(self.base.seed, trial.number)
         return config.model_copy(update=kept)
 
     def baseline(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """One fit of one model. Knows neither MLflow nor Optuna."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,20 +8,25 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.optimizers.schedules import CosineDecay, LearningRateSchedule
 from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pneumo import features, interrupt, models, perturb
 from pneumo.backbones import BACKBONES
-from pneumo.config import RunConfig
+from pneumo.config import RunConfig, derived_seed
 from pneumo.console import say
 from pneumo.data.dataset import Images
 from pneumo.features import Features
 from pneumo.feed import Feed, Pixels, Source, Stored
 
-# Called after each epoch with its number, from 1, and the metrics `loss`, `auc`, `val_loss`,
-# `val_auc` and the objective; an exception that it raises ends the training and reaches the caller.
+# Called after each epoch with its number, from 1 and through all members, and the metrics `loss`,
+# `auc`, `val_loss`, `val_auc` and the objective; an exception that it raises ends the training and
+# reaches the caller.
 EpochCallback = Callable[[int, Mapping[str, float]], None]
+
+# After each epoch: the logits of validation as it is, and as the objective scores it
+History = list[tuple[np.ndarray, np.ndarray]]
 
 Pairs = Iterable[tuple[tf.Tensor, keras.Variable]]  # gradients and what they are of
 
@@ -31,15 +37,15 @@ class TrainingDiverged(ArithmeticError):
 
 @dataclass(frozen=True)
 class Result:
-    """A trained model with the weights of its best epoch, the first of equals.
+    """A trained model, each of its members with the weights of its best epoch, the first of equals.
 
-    `score`: of that epoch by the objective; `val_logits`, `perturbed_logits`: of those weights for
-    the validation images in their order, as they are and as all of `perturb.EACH` change them in
-    turn, float64.
+    `best_epochs`: of each member, from 1; `score`: of the model by the objective; `val_logits`,
+    `perturbed_logits`: what it says of the validation images in their order, as they are and as all
+    of `perturb.EACH` change them in turn, float64.
     """
 
     model: keras.Model
-    best_epoch: int
+    best_epochs: tuple[int, ...]
     score: float
     val_logits: np.ndarray
     perturbed_logits: np.ndarray
@@ -74,13 +80,17 @@ def train(
 ) -> Result:
     """Fits the model of `config` on `train`, and keeps the weights that do best on `val`.
 
-    A phase ends after `patience` epochs without a better objective. The classes weigh the same,
-    whatever their share: probabilities are those of a world with as many normal as sick.
+    Several members are fitted one after the other, each from its own seed; epochs are counted
+    through all of them. A phase ends after `patience` epochs without a better objective. The
+    classes weigh the same, whatever their share: probabilities are those of a world with as many
+    normal as sick.
     `deepest`: the greatest `unfreeze_depth` among the runs that share stored features with this
     one. Raises `TrainingDiverged` when the loss is not finite, and whatever a callback raises.
     """
+    epochs = itertools.count(1)
 
-    def hear(epoch: int, metrics: Mapping[str, float]) -> None:
+    def hear(metrics: Mapping[str, float]) -> None:
+        epoch = next(epochs)
         for callback in callbacks:
             callback(epoch, metrics)
 
@@ -88,8 +98,40 @@ def train(
 
 
 def _fit(config: RunConfig, images: Images, deepest: int, tell: Callable[..., None]) -> Result:
+    members = [
+        _fit_member(config.model_copy(update={"seed": seed}), images, deepest, tell)
+        for seed in member_seeds(config)
+    ]
+    said = [np.mean(logits, axis=0) for logits in zip(*(it.logits for it in members), strict=True)]
+    val, scored, changed = said
+    score = float(roc_auc_score(images.split("val").labels, scored))
+    model = models.average([member.model for member in members], config.backbone)
+    return Result(model, tuple(member.best_epoch for member in members), score, val, changed)
+
+
+def member_seeds(config: RunConfig) -> list[int]:
+    """The seeds of a config's members: its own, and others that no other config's members have."""
+    others = (derived_seed(config.seed, number) for number in range(1, config.members))
+    return [config.seed, *others]
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A fitted member: its best epoch, from 1, and the logits of those weights, float64.
+
+    `logits`: of validation as it is, as the objective scores it, and as in `perturbed_logits`.
+    """
+
+    model: keras.Model
+    best_epoch: int
+    logits: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _fit_member(
+    config: RunConfig, images: Images, deepest: int, tell: Callable[..., None]
+) -> _Member:
     keras.utils.clear_session()  # what a previous model left behind would stay in memory
-    history: list[np.ndarray] = []  # the logits on validation after each epoch
+    history: History = []
     with _sources(config, images, deepest) as source_of:
         model = models.build(config)
         ended = [
@@ -99,7 +141,7 @@ def _fit(config: RunConfig, images: Images, deepest: int, tell: Callable[..., No
         best = max(ended, key=lambda phase: phase.score)  # the first of equals
         model.set_weights(best.weights)
         changed = models.logits(best.part, best.source.perturbed(perturb.EACH))
-    return Result(model, best.epoch + 1, float(best.score), history[best.epoch], changed)
+    return _Member(model, best.epoch + 1, (*history[best.epoch], changed))
 
 
 @contextmanager
@@ -149,14 +191,17 @@ def _fit_phase(
     phase: Phase,
     model: keras.Model,
     source: Source,
-    history: list[np.ndarray],
+    history: History,
     tell: Callable[..., None],
 ) -> _Ended:
     models.unfreeze(model, phase.unfreeze_depth)
     # The statistics of random weights are those of nothing: MobileNet would not learn with them
     part = models.Trained(model, source.depth, fixed_statistics=config.weights != "none")
-    compile_part(part, phase.learning_rate)
     feed = Feed(source, config)
+    steps = (phase.until - len(history)) * feed.steps
+    falling = config.schedule == "cosine"
+    rate = CosineDecay(phase.learning_rate, steps) if falling else phase.learning_rate
+    compile_part(part, rate)
     stopping = keras.callbacks.EarlyStopping(
         config.objective, mode="max", patience=config.patience, restore_best_weights=True
     )
@@ -182,7 +227,7 @@ class OneDeviceAdam(keras.optimizers.Adam):
         return grads_and_vars
 
 
-def compile_part(model: keras.Model, learning_rate: float) -> None:
+def compile_part(model: keras.Model, learning_rate: float | LearningRateSchedule) -> None:
     """Makes a model that gives one logit ready for `fit`."""
     model.compile(
         optimizer=OneDeviceAdam(learning_rate),
@@ -207,7 +252,7 @@ class _Validation(keras.callbacks.Callback):
     Keras' own AUC approximates with 200 thresholds, too coarse where models score 0.99.
     """
 
-    def __init__(self, source: Source, objective: str, history: list[np.ndarray]) -> None:
+    def __init__(self, source: Source, objective: str, history: History) -> None:
         super().__init__()
         self._source, self._objective, self._history = source, objective, history
 
@@ -219,10 +264,11 @@ class _Validation(keras.callbacks.Callback):
             )
         logs["val_loss"] = log_loss(labels, expit(logits))
         logs["val_auc"] = roc_auc_score(labels, logits)
+        scored = logits
         if self._objective == "val_blurred_auc":
-            blurred = models.logits(self.model, self._source.perturbed(perturb.BLURRED))
-            logs["val_blurred_auc"] = roc_auc_score(labels, blurred)
-        self._history.append(logits)
+            scored = models.logits(self.model, self._source.perturbed(perturb.BLURRED))
+            logs["val_blurred_auc"] = roc_auc_score(labels, scored)
+        self._history.append((logits, scored))
 
 
 class _Telling(keras.callbacks.Callback):
@@ -236,4 +282,4 @@ class _Telling(keras.callbacks.Callback):
         self._tell()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        self._tell(epoch + 1, {name: float(value) for name, value in logs.items()})
+        self._tell({name: float(value) for name, value in logs.items()})

@@ -94,13 +94,25 @@ def test_every_backbone_and_no_matter_which_blocks_train(backbone, maps):
     model = models.build(RunConfig(backbone=backbone, image_size=64, unfreeze_depth=0))
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 1), np.uint8)
     grad_cam = GradCam(model)
-    assert grad_cam._below.output.name == model.get_layer("backbone").get_layer(maps).output.name
+    [(below, _)] = grad_cam._members
+    assert below.output.name == model.get_layer("backbone").get_layer(maps).output.name
     found = grad_cam(images)
     assert found.shape == (3, 64, 64)
     assert np.isfinite(found).all()
     assert found.max() == 1
     models.unfreeze(model, models.BACKBONES[backbone].blocks)
     assert (GradCam(model)(images) == found).all()
+
+
+def test_of_members_it_shows_what_their_mean_says():
+    image = np.zeros((1, GRID, GRID, 1), np.uint8)
+    image[0, 1, 1], image[0, 5, 5] = 100, 200
+    first, second = (handmade(GRID, False, np.array(it)) for it in ([2.0, 0.0], [-1.0, 0.0]))
+    [alone] = GradCam(first)(image)
+    [found] = GradCam(models.average([first, second], "cnn"))(image)
+    assert found == pytest.approx(alone, abs=1e-6)  # half as much, which the scale takes out
+    [found] = GradCam(models.average([first, second, second], "cnn"))(image)
+    assert not found.any()  # as much speaks against it as for it
 
 
 RADIUS, SIDE = 14, 96  # pixels

@@ -3,10 +3,10 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FixedTrial
 
-from pneumo.config import RunConfig
+from pneumo.config import RunConfig, derived_seed
 from pneumo.errors import Mistake
 from pneumo.experiment import Experiment, experiment_names, load_experiment
-from pneumo.search import ReseededTPE, Search, base_value, require_fits, trial_seed
+from pneumo.search import ReseededTPE, Search, base_value, require_fits
 
 TUNE = load_experiment("tune")
 VALUES = {
@@ -107,9 +107,9 @@ def test_the_search_learns():
 
 
 def test_seeds_of_trials_are_their_own_and_lasting():
-    seeds = {trial_seed(study, number) for study in range(10) for number in range(100)}
+    seeds = {derived_seed(study, number) for study in range(10) for number in range(100)}
     assert len(seeds) == 1000
-    assert trial_seed(0, 0) == 2968811710
+    assert derived_seed(0, 0) == 2968811710
 
 
 @pytest.mark.parametrize("name", experiment_names())

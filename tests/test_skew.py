@@ -9,9 +9,10 @@ from tests.studies import EVIDENCE, INTERVALS, METRICS, files, predictions, tags
 from tests.test_command_line import run
 
 
-@pytest.fixture(scope="module")
-def model():
-    return models.build(RunConfig(image_size=32))
+@pytest.fixture(scope="module", params=[1, 2])
+def model(request):
+    members = [models.build(RunConfig(image_size=32, seed=seed)) for seed in range(request.param)]
+    return models.average(members, "cnn")
 
 
 def test_the_twin_is_the_model_until_its_pixels_are_divided(model):

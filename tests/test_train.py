@@ -8,7 +8,7 @@ from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pneumo import models
-from pneumo.config import RunConfig
+from pneumo.config import RunConfig, derived_seed
 from pneumo.features import VIEWS
 from pneumo.feed import Feed, Pixels
 from pneumo.perturb import BLURRED, EACH, perturbed
@@ -34,8 +34,8 @@ def test_the_weights_kept_are_those_of_the_best_epoch(images):
     result, told = fit(images, learning_rate=0.01, epochs=5, patience=9)
     aucs = [metrics["val_auc"] for _, metrics in told]
     assert [epoch for epoch, _ in told] == [1, 2, 3, 4, 5]
-    assert result.best_epoch == 1 + int(np.argmax(aucs))
-    assert result.best_epoch < 5  # else there would be nothing to restore
+    assert result.best_epochs == (1 + int(np.argmax(aucs)),)
+    assert result.best_epochs[0] < 5  # else there would be nothing to restore
     val = images.split("val")
     assert roc_auc_score(val.labels, result.val_logits) == max(aucs)
     # and evaluation sees the images as they are, although training varies them fully
@@ -46,7 +46,7 @@ def test_the_weights_kept_are_those_of_the_best_epoch(images):
     assert models.probabilities(result.model, changed) == pytest.approx(
         expit(result.perturbed_logits), abs=1e-9
     )
-    best = told[result.best_epoch - 1][1]
+    best = told[result.best_epochs[0] - 1][1]
     assert set(best) == {"loss", "auc", "val_loss", "val_auc"}
     assert best["val_loss"] == pytest.approx(log_loss(val.labels, expit(result.val_logits)))
 
@@ -57,11 +57,45 @@ def test_blurred_images_may_choose_the_epoch(images):
     )
     aucs = [metrics["val_blurred_auc"] for _, metrics in told]
     assert aucs != [metrics["val_auc"] for _, metrics in told]
-    assert result.best_epoch == 1 + int(np.argmax(aucs))
+    assert result.best_epochs == (1 + int(np.argmax(aucs)),)
     assert result.score == max(aucs)
     val = images.split("val")
     blurred = models.logits(result.model, perturbed(val, BLURRED).images)
     assert roc_auc_score(val.labels, blurred) == pytest.approx(max(aucs), abs=1e-6)
+
+
+def test_members_are_fitted_one_by_one_and_averaged(images, tmp_path):
+    fields = {"members": 2, "learning_rate": 0.01, "epochs": 3, "objective": "val_blurred_auc"}
+    result, told = fit(images, **fields)
+    seeds = [CONFIG.seed, derived_seed(CONFIG.seed, 1)]
+    alone = [fit(images, **fields | {"members": 1, "seed": seed}) for seed in seeds]
+    assert result.best_epochs == tuple(it.best_epochs[0] for it, _ in alone)
+    assert told == list(enumerate((metrics for _, its in alone for _, metrics in its), start=1))
+    assert [epoch for epoch, _ in told] == [1, 2, 3, 4, 5, 6]
+    for said in ("val_logits", "perturbed_logits"):
+        first, second = (getattr(it, said) for it, _ in alone)
+        assert not np.array_equal(first, second)
+        assert np.array_equal(getattr(result, said), (first + second) / 2)
+    val = images.split("val")
+    result.model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert models.logits(loaded, val.images) == pytest.approx(result.val_logits, abs=1e-5)
+    blurred = models.logits(loaded, perturbed(val, BLURRED).images)
+    assert result.score == pytest.approx(roc_auc_score(val.labels, blurred), abs=1e-6)
+
+
+def test_a_cosine_ends_each_phase_at_rest(images, weights, monkeypatch):
+    rates = []
+
+    class Noting(keras.callbacks.EarlyStopping):
+        def on_epoch_end(self, epoch, logs):
+            super().on_epoch_end(epoch, logs)
+            rates.append(float(self.model.optimizer.learning_rate))
+
+    monkeypatch.setattr(keras.callbacks, "EarlyStopping", Noting)
+    config = small(weights, epochs=4, head_epochs=2, learning_rate=0.01, fine_tuning_factor=0.1)
+    train(config.override({"schedule": "cosine"}), images)
+    assert rates == pytest.approx([0.005, 0, 0.0005, 0], abs=1e-7)
 
 
 def test_patience_ends_the_training(images):
@@ -152,8 +186,8 @@ def test_the_best_epoch_may_lie_in_the_first_phase(images, weights):
     epochs = []
     config = small(weights, epochs=4, head_epochs=3, learning_rate=0.01, fine_tuning_factor=1)
     result = train(config, images, [lambda _, metrics: epochs.append(metrics["val_auc"])])
-    assert result.best_epoch == 1 + int(np.argmax(epochs))
-    assert result.best_epoch <= 3
+    assert result.best_epochs == (1 + int(np.argmax(epochs)),)
+    assert result.best_epochs[0] <= 3
     backbone = models.build(config).get_layer("backbone")
     assert moved(backbone, result.model.get_layer("backbone")) == []
     assert models.probabilities(result.model, images.split("val").images) == pytest.approx(

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from pneumo import models
-from pneumo.augment import augment, chances
+from pneumo.augment import CHANCES, Strengths, augment, chances
 from pneumo.data.dataset import open_dataset
 from pneumo.data.pixels import decode
 from pneumo.features import VIEWS, Frozen
@@ -125,7 +125,7 @@ def above_the_cut(
     model = models.build(config)
     network = Frozen(model.get_layer("backbone"), config.backbone)
     frozen = network.compiled(network.pixels, depth, 0)
-    neutral = np.zeros((count, 3), np.float32)
+    neutral = np.zeros((count, CHANCES), np.float32)
     inputs = outputs(frozen, images, neutral)
     part = models.Trained(model, depth, fixed_statistics=True)
     compile_part(part, config.learning_rate)
@@ -148,7 +148,7 @@ def measure(options: argparse.Namespace) -> Costs:
             return list(read)
 
     images, chance = np.stack(decode_all())[..., np.newaxis], chances(count, 0)
-    vary = tf.function(lambda images, chance: augment(images, 0.5, chance))
+    vary = tf.function(lambda images, chance: augment(images, Strengths(0.5), chance))
     cuts = [above_the_cut(options, images, depth) for depth in range(DEPTH[1] + 1)]
     frozen, trained, predicted = (list(costs) for costs in zip(*cuts, strict=True))
     whole = models.build(config_of(options))

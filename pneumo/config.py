@@ -109,11 +109,17 @@ class RunConfig(BaseModel):
     augment_strength: float = Field(
         0.5, ge=0, le=1, description="strength of the augmentation, 0 (none) to 1"
     )
-    acquisition_strength: float = Field(
+    crop: float = Field(
         0.0,
         ge=0,
-        le=1,
-        description="strength of variations in sharpness and gamma, as between machines, 0 to 1",
+        le=0.9,
+        description="share of the side that random crops of training images leave out at most, "
+        "0 to 0.9",
+    )
+    mirror: Literal["off", "on"] = Field(
+        "off",
+        description="on (half of the training images are mirrored, and a model gives the mean of "
+        "an image and its mirror image) or off",
     )
     unfreeze_depth: int = Field(
         2, ge=0, description="blocks of the backbone that train, from its top; 0 is the head alone"

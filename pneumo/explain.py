@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras import layers
 
 from pneumo import interrupt
-from pneumo.models import members_of
+from pneumo.models import is_mirrored, members_of
 from pneumo.parallel import BATCH
 
 # Cells of a side at most, about as many as the last maps of MobileNet have. What single places of
@@ -27,6 +27,7 @@ class GradCam:
 
     def __init__(self, model: keras.Model) -> None:
         self._members = [_around_last_maps(member) for member in members_of(model)]
+        self._mirrored = is_mirrored(model)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """The heat maps: float32, shape (n, size, size), 0 to 1 where an image speaks the most.
@@ -41,12 +42,17 @@ class GradCam:
         return np.concatenate(found)
 
     def _maps(self, images: np.ndarray) -> np.ndarray:
-        spoken = tf.reduce_mean([_spoken(images, *member) for member in self._members], axis=0)
+        spoken = self._spoken(images)
+        if self._mirrored:
+            spoken += self._spoken(images[:, :, ::-1])[:, :, ::-1]
         cells = [min(side, GRID) for side in spoken.shape[1:3]]
         heat = tf.nn.relu(tf.image.resize(spoken, cells, "area"))
         heat = tf.image.resize(heat, images.shape[1:3])[..., 0].numpy()
         most = heat.max(axis=(1, 2), keepdims=True)
         return np.divide(heat, most, out=np.zeros_like(heat), where=most > 0)
+
+    def _spoken(self, images: np.ndarray) -> tf.Tensor:
+        return tf.add_n([_spoken(images, *member) for member in self._members])
 
 
 def _around_last_maps(model: keras.Model) -> tuple[keras.Model, keras.Model]:

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from pneumo import models
-from pneumo.augment import AUGMENTATION, CHANCES, Strengths, augment, chances
+from pneumo.augment import AUGMENTATION, CHANCES, Variation, augment, chances
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
 from pneumo.data import cache
@@ -43,28 +43,28 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class View:
-    """A split in one version, the same for all runs: as it is, or varied with some strengths.
+    """A split in one version, the same for all runs: as it is, or varied.
 
-    `number` tells versions of the same strengths apart; 0 is the images as they are.
+    `number` tells those that vary alike apart; 0 is the images as they are.
     """
 
     split: Split
-    strengths: Strengths = Strengths()
+    variation: Variation = Variation()
     number: int = 0
 
     @property
     def chances(self) -> np.ndarray:
         """How each image is varied, as `augment.chances` gives it; 0 is not at all."""
         count = len(self.split.labels)
-        if not any(self.strengths):
+        if not any(self.variation):
             return np.zeros((count, CHANCES), np.float32)
         return chances(count, self.number)
 
 
-def view_of(split: Split, epoch: int, strengths: Strengths) -> View:
+def view_of(split: Split, epoch: int, variation: Variation) -> View:
     """What an epoch, from 0, trains on where features are shared."""
     number = epoch % VIEWS
-    return View(split, strengths, number) if number and any(strengths) else View(split)
+    return View(split, variation, number) if number and any(variation) else View(split)
 
 
 class Frozen:
@@ -76,7 +76,7 @@ class Frozen:
         self.cuts = models.cuts(network, name)
         self.pixels = len(self._blocks)  # the depth of the cut below all blocks
         self._digests: dict[int, str] = {}
-        self._functions: dict[tuple[int, int, Strengths], Callable[..., tf.Tensor]] = {}
+        self._functions: dict[tuple[int, int, Variation], Callable[..., tf.Tensor]] = {}
 
     def digest(self, depth: int) -> str:
         """64 hex digits that name the weights below a cut."""
@@ -89,24 +89,24 @@ class Frozen:
             self._digests[depth] = digest.hexdigest()
         return self._digests[depth]
 
-    def compiled(self, lower: int, upper: int, strengths: Strengths) -> Callable[..., tf.Tensor]:
+    def compiled(self, lower: int, upper: int, variation: Variation) -> Callable[..., tf.Tensor]:
         """Augmentation and the blocks between two cuts, as in inference, compiled.
 
         With weights as constants TensorFlow would fold batch normalisation into convolutions,
         which is faster; but the rounding that this changes grows in fine-tuning until it shows in
         the probabilities. As it is, training with and without the store is the same to the bit.
         """
-        if (lower, upper, strengths) not in self._functions:
+        if (lower, upper, variation) not in self._functions:
             part = models.between(self._network, self._name, lower, upper)
-            self._functions[lower, upper, strengths] = tf.function(
-                lambda inputs, chance: part(augment(inputs, strengths, chance), training=False),
+            self._functions[lower, upper, variation] = tf.function(
+                lambda inputs, chance: part(augment(inputs, variation, chance), training=False),
                 [
                     tf.TensorSpec(part.input.shape, part.input.dtype),
                     tf.TensorSpec((None, CHANCES), tf.float32),
                 ],
                 jit_compile=False,  # XLA makes the convolutions several times slower on a CPU
             )
-        return self._functions[lower, upper, strengths]
+        return self._functions[lower, upper, variation]
 
 
 @functools.lru_cache(maxsize=1)  # all trials of a study share the network and what is compiled
@@ -145,7 +145,7 @@ class Features:
     def bytes_needed(self, train: int, val: int) -> int:
         """The disk space of a whole run on `train` and `val` images, whatever is there already."""
         config = self._config
-        views = min(VIEWS, config.epochs) if any(Strengths.of(config)) else 1
+        views = min(VIEWS, config.epochs) if any(Variation.of(config)) else 1
         depths = {0, config.unfreeze_depth, self._deepest}
         return sum((train * views + val) * self._bytes(depth) for depth in depths)
 
@@ -158,7 +158,7 @@ class Features:
             "alpha": self._config.alpha,
             "weights": self._frozen.digest(depth),
             "depth": depth,
-            **view.strengths._asdict(),
+            **view.variation._asdict(),
             "view": view.number,
             "augmentation": AUGMENTATION,
         }
@@ -195,10 +195,10 @@ class Features:
         chance, lower = view.chances, self._nearest(view, depth)
         if lower == self._frozen.pixels:
             inputs, positions = view.split.pixels[..., np.newaxis], view.split.positions
-            compute = self._frozen.compiled(lower, depth, view.strengths)
+            compute = self._frozen.compiled(lower, depth, view.variation)
         else:
             inputs, positions = self.of(view, lower), np.arange(len(chance))
-            compute = self._frozen.compiled(lower, depth, Strengths())  # it is in there already
+            compute = self._frozen.compiled(lower, depth, Variation())  # it is in there already
 
         def step(positions: np.ndarray, chance: np.ndarray) -> np.ndarray:
             return compute(inputs[positions], chance).numpy()

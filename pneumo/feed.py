@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pneumo.augment import CHANCES, Strengths, augment, chances
+from pneumo.augment import CHANCES, Variation, augment, chances
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
 from pneumo.data.dataset import Images, Split
@@ -49,7 +49,7 @@ class Pixels:
         self.fitting, val = images.split("train"), images.split("val")
         self.val, self.val_labels = val.images, val.labels
         self._val, self._seed, self._shared = val, config.seed, shared
-        self._strengths = Strengths.of(config)
+        self._variation = Variation.of(config)
         self._chances = np.zeros((0, CHANCES), np.float32)
 
     def perturbed(self, ends: Ends) -> np.ndarray:
@@ -59,7 +59,7 @@ class Pixels:
     def begin(self, epoch: int) -> None:
         """As `Source.begin`."""
         if self._shared:
-            view = view_of(self.fitting, epoch, self._strengths)
+            view = view_of(self.fitting, epoch, self._variation)
             self._chances = view.chances
         else:
             seed = (self._seed, epoch, 1)  # without the 1 it would be that of the order
@@ -69,7 +69,7 @@ class Pixels:
         """As `Source.batch`."""
         pixels, chance = tf.numpy_function(self._read, [at], [tf.uint8, tf.float32])
         pixels = tf.ensure_shape(pixels, (None, *self.val.shape[1:]))
-        return augment(pixels, self._strengths, tf.ensure_shape(chance, (None, CHANCES)))
+        return augment(pixels, self._variation, tf.ensure_shape(chance, (None, CHANCES)))
 
     def _read(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         pixels = self.fitting.pixels[self.fitting.positions[at]]
@@ -83,7 +83,7 @@ class Stored:
         self.depth = depth
         self.fitting, val = images.split("train"), images.split("val")
         self.val, self.val_labels = features.of(View(val), depth), val.labels
-        self._val, self._features, self._strengths = val, features, Strengths.of(config)
+        self._val, self._features, self._variation = val, features, Variation.of(config)
         self._now = self.val
 
     def perturbed(self, ends: Ends) -> np.ndarray:
@@ -92,7 +92,7 @@ class Stored:
 
     def begin(self, epoch: int) -> None:
         """As `Source.begin`; computes the view if this is the first epoch that needs it."""
-        view = view_of(self.fitting, epoch, self._strengths)
+        view = view_of(self.fitting, epoch, self._variation)
         self._now = self._features.of(view, self.depth)
 
     def batch(self, at: tf.Tensor) -> tf.Tensor:

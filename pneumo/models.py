@@ -13,6 +13,8 @@ from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
 from pneumo.pretrained import pretrained
 
+MEMBER, MIRROR = "member_", "mirror"  # layers of a model that averages: the first, numbered
+
 BATCH = 64  # images per step of inference: with fewer, small parts take longer
 
 
@@ -74,26 +76,37 @@ def _head(features: int, config: RunConfig) -> keras.Model:
     return head
 
 
-def average(members: Sequence[keras.Model], name: str) -> keras.Model:
+def average(members: Sequence[keras.Model], mirror: bool = False) -> keras.Model:
     """A model whose logit is the mean of its members'; of a single one, that member itself.
 
-    `members`: as `build` gives them, of one input size.
+    `members`: as `build` gives them, of one input size. With `mirror` each is asked of the image
+    and of its mirror image.
     """
-    if len(members) == 1:
+    if len(members) == 1 and not mirror:
         return members[0]
     named = [
-        keras.Model(member.inputs[0], member.outputs[0], name=f"member_{number}")
+        keras.Model(member.inputs[0], member.outputs[0], name=f"{MEMBER}{number}")
         for number, member in enumerate(members, start=1)
     ]
     [like] = members[0].inputs
     pixels = keras.Input(like.shape[1:], dtype=like.dtype, name="pixels")
-    return keras.Model(pixels, layers.Average()([member(pixels) for member in named]), name=name)
+    views = [pixels]
+    if mirror:
+        mirrored = keras.ops.flip(pixels, axis=2)
+        views.append(keras.Model(pixels, mirrored, name=MIRROR)(pixels))
+    logits = [member(view) for member in named for view in views]
+    return keras.Model(pixels, layers.Average()(logits), name=members[0].name)
 
 
 def members_of(model: keras.Model) -> list[keras.Model]:
     """The members of a model that `average` gives; of any other, itself."""
-    found = [layer for layer in model.layers if layer.name.startswith("member_")]
+    found = [layer for layer in model.layers if layer.name.startswith(MEMBER)]
     return found or [model]
+
+
+def is_mirrored(model: keras.Model) -> bool:
+    """Whether `average` has made a model that asks of mirror images, too."""
+    return any(layer.name == MIRROR for layer in model.layers)
 
 
 class Trained(keras.Model):

@@ -49,7 +49,7 @@ def as_published(model: keras.Model) -> keras.Model:
     The model itself would refuse them, or, called past that, cast them to whole numbers.
     """
     twins = [_behind_float_input(member) for member in models.members_of(model)]
-    return models.average(twins, model.name)
+    return models.average(twins, models.is_mirrored(model))
 
 
 def _behind_float_input(member: keras.Model) -> keras.Model:

@@ -16,7 +16,7 @@ from pneumo import features, interrupt, models, perturb
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig, derived_seed
 from pneumo.console import say
-from pneumo.data.dataset import Images
+from pneumo.data.dataset import Images, Split
 from pneumo.features import Features
 from pneumo.feed import Feed, Pixels, Source, Stored
 
@@ -103,10 +103,20 @@ def _fit(config: RunConfig, images: Images, deepest: int, tell: Callable[..., No
         for seed in member_seeds(config)
     ]
     said = [np.mean(logits, axis=0) for logits in zip(*(it.logits for it in members), strict=True)]
+    model = models.average([member.model for member in members], config.mirror == "on")
+    if config.mirror == "on":  # which no member was
+        judged = _judged(config, images.split("val"))
+        said = [models.logits(model, split.images) for split in judged]
     val, scored, changed = said
     score = float(roc_auc_score(images.split("val").labels, scored))
-    model = models.average([member.model for member in members], config.backbone)
     return Result(model, tuple(member.best_epoch for member in members), score, val, changed)
+
+
+def _judged(config: RunConfig, val: Split) -> tuple[Split, Split, Split]:
+    """Validation as it is, as the objective scores it, and as in `perturbed_logits`."""
+    blurred = config.objective == "val_blurred_auc"
+    scored = perturb.perturbed(val, perturb.BLURRED) if blurred else val
+    return val, scored, perturb.perturbed(val, perturb.EACH)
 
 
 def member_seeds(config: RunConfig) -> list[int]:
@@ -119,7 +129,7 @@ def member_seeds(config: RunConfig) -> list[int]:
 class _Member:
     """A fitted member: its best epoch, from 1, and the logits of those weights, float64.
 
-    `logits`: of validation as it is, as the objective scores it, and as in `perturbed_logits`.
+    `logits`: of the images that `_judged` names.
     """
 
     model: keras.Model

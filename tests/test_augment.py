@@ -2,19 +2,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pneumo.augment import CHANCES, Strengths, augment, chances
+from pneumo.augment import CHANCES, Variation, augment, chances
 
 
 def images(count: int = 4) -> tf.Tensor:
     return tf.constant(np.random.default_rng(0).integers(0, 256, (count, 33, 33, 1), np.uint8))
 
 
-def varied(batch, *strengths, seed=(1, 2)) -> np.ndarray:
-    return augment(batch, Strengths(*strengths), tf.constant(chances(len(batch), *seed))).numpy()
+def varied(batch, *variation, seed=(1, 2)) -> np.ndarray:
+    return augment(batch, Variation(*variation), tf.constant(chances(len(batch), *seed))).numpy()
 
 
 def test_strength_0_is_exactly_the_identity():
-    assert np.array_equal(varied(images(), 0, 0), images().numpy())
+    assert np.array_equal(varied(images(), 0, 0, False), images().numpy())
 
 
 def test_uint8_in_and_out_each_image_its_own_way():
@@ -25,16 +25,20 @@ def test_uint8_in_and_out_each_image_its_own_way():
 
 
 def test_an_image_varies_as_its_own_chance_says_whatever_the_batch():
-    whole = varied(images(), 1, 1)
+    whole = varied(images(), 1, 0.5, True)
     chance = tf.constant(chances(4, 1, 2))
     for at in ([2], [3, 0]):
-        part = augment(tf.gather(images(), at), Strengths(1, 1), tf.gather(chance, at)).numpy()
+        part = augment(
+            tf.gather(images(), at), Variation(1, 0.5, True), tf.gather(chance, at)
+        ).numpy()
         assert np.array_equal(part, whole[at])
 
 
 def test_no_chance_changes_nothing():
     neutral = tf.zeros([4, CHANCES])
-    assert np.array_equal(augment(images(), Strengths(1, 1), neutral).numpy(), images().numpy())
+    assert np.array_equal(
+        augment(images(), Variation(1, 0, True), neutral).numpy(), images().numpy()
+    )
 
 
 def test_the_seed_decides():
@@ -62,33 +66,43 @@ def test_the_centre_stays_and_the_rest_turns_by_36_degrees_at_most():
         assert abs(np.degrees(np.arctan2(y[outer].mean(), x[outer].mean()))) <= 36 + 2
 
 
-@pytest.mark.parametrize("strength", [0.25, 1.0])
-def test_detail_goes_or_doubles_and_the_rest_stays(strength):
-    stripes = np.full((1, 128, 128, 1), 100, np.uint8)
-    stripes[:, :, ::2] = 140
-    smooth = np.full((1, 128, 128, 1), 120, np.uint8)
-    detail, gamma = np.array([-1, 0, 1], np.float32), np.zeros(3, np.float32)
-    chance = tf.constant(np.stack([gamma, gamma, gamma, detail, gamma], axis=1))
-    batch = tf.constant(np.repeat(stripes, 3, axis=0))
-    result = augment(batch, Strengths(0, strength), chance).numpy()
-    inner = result[:, 8:-8, 8:-8]
-    assert np.ptp(inner, axis=(1, 2, 3)) == pytest.approx(
-        [40 * (1 - strength), 40, 40 * (1 + strength)], abs=2
-    )
-    assert inner.mean(axis=(1, 2, 3)) == pytest.approx([120] * 3, abs=0.5)
-    batch = tf.constant(np.repeat(smooth, 3, axis=0))
-    assert np.array_equal(augment(batch, Strengths(0, strength), chance), batch)
+def seen(variation: Variation, **chance: float) -> np.ndarray:
+    """What is left of an image whose pixels say where they are: columns, then rows."""
+    place = {"size": 3, "x": 4, "y": 5, "side": 6}
+    drawn = np.zeros((2, CHANCES), np.float32)
+    for name, value in chance.items():
+        drawn[:, place[name]] = value
+    ramp = np.arange(101, dtype=np.uint8)
+    columns = np.broadcast_to(2 * ramp, (101, 101))
+    batch = tf.constant(np.stack([columns, columns.T])[..., np.newaxis])
+    columns, rows = augment(batch, variation, tf.constant(drawn)).numpy()[..., 0] / 2.0
+    assert np.ptp(columns, axis=0).max() == np.ptp(rows, axis=1).max() == 0
+    return np.stack([columns[0], rows[:, 0]])
 
 
-def test_gamma_bends_the_greys_between_black_and_white():
-    ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, np.newaxis, np.newaxis], (256, 256, 1))
-    batch = tf.constant(np.stack([ramp, ramp]))
-    chance = np.zeros((2, CHANCES), np.float32)
-    chance[:, 4] = -1, 1
-    lighter, darker = augment(batch, Strengths(0, 1), tf.constant(chance)).numpy()[:, :, 0, 0]
-    greys = np.arange(256) / 255
-    assert lighter == pytest.approx(255 * greys ** (1 / 1.65), abs=0.51)
-    assert darker == pytest.approx(255 * greys**1.65, abs=0.51)
+@pytest.mark.parametrize(
+    ("chance", "columns", "rows"),
+    [
+        ({"size": -1}, (0, 100), (0, 100)),
+        ({"size": 1}, (20, 80), (20, 80)),
+        ({"size": 1, "x": -1}, (0, 60), (20, 80)),
+        ({"size": 0, "x": 1, "y": 1}, (20, 100), (20, 100)),
+        ({"size": 0, "y": -0.5}, (10, 90), (5, 85)),
+    ],
+)
+def test_a_crop_lies_within_the_image_where_chance_puts_it(chance, columns, rows):
+    found = seen(Variation(0, 0.4), **chance)
+    assert found[0] == pytest.approx(np.linspace(*columns, 101), abs=0.5)
+    assert found[1] == pytest.approx(np.linspace(*rows, 101), abs=0.5)
+
+
+def test_half_of_the_images_are_mirrored_and_nothing_else_happens_to_them():
+    batch = tf.repeat(images(1), 400, axis=0)
+    result = varied(batch, 0, 0, True)
+    mirrored = (result == batch.numpy()[:, :, ::-1]).all(axis=(1, 2, 3))
+    same = (result == batch.numpy()).all(axis=(1, 2, 3))
+    assert (mirrored ^ same).all()
+    assert 170 < mirrored.sum() < 230
 
 
 @pytest.mark.parametrize("strength", [0.25, 1.0])

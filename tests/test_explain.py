@@ -109,10 +109,22 @@ def test_of_members_it_shows_what_their_mean_says():
     image[0, 1, 1], image[0, 5, 5] = 100, 200
     first, second = (handmade(GRID, False, np.array(it)) for it in ([2.0, 0.0], [-1.0, 0.0]))
     [alone] = GradCam(first)(image)
-    [found] = GradCam(models.average([first, second], "cnn"))(image)
+    [found] = GradCam(models.average([first, second]))(image)
     assert found == pytest.approx(alone, abs=1e-6)  # half as much, which the scale takes out
-    [found] = GradCam(models.average([first, second, second], "cnn"))(image)
+    [found] = GradCam(models.average([first, second, second]))(image)
     assert not found.any()  # as much speaks against it as for it
+
+
+def test_of_a_mirrored_model_it_shows_what_both_images_say():
+    image = np.zeros((1, GRID, GRID, 1), np.uint8)
+    image[0, 1, 1], image[0, 5, 5] = 100, 200
+    kernel = np.zeros((GRID, GRID, 2))
+    kernel[:, : GRID // 2, 0] = 1.0  # the left alone speaks
+    model = handmade(GRID, True, kernel.ravel())
+    [left], [right] = GradCam(model)(image), GradCam(model)(image[:, :, ::-1])
+    assert (left[1, 1], left[5, 5], right[5, 2]) == (1, 0, 1)
+    [found] = GradCam(models.average([model], mirror=True))(image)
+    assert found == pytest.approx(image[0, ..., 0] / 200, abs=1e-6)
 
 
 RADIUS, SIDE = 14, 96  # pixels

@@ -14,7 +14,7 @@ from filelock import FileLock
 from scipy.special import expit
 
 from pneumo import features, feed, models
-from pneumo.augment import Strengths, augment, chances
+from pneumo.augment import Variation, augment, chances
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
 from pneumo.data import cache, pixels
@@ -50,7 +50,7 @@ def of(config: RunConfig, deepest: int = 0) -> Features:
 def stored(folder: Path) -> list[tuple[int, float, int]]:
     """Depth, strength and view of all that is stored."""
     found = [json.loads(file.read_text()) for file in folder.rglob(FACTS)]
-    return sorted((facts["depth"], facts["augment"], facts["view"]) for facts in found)
+    return sorted((facts["depth"], facts["strength"], facts["view"]) for facts in found)
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
@@ -59,8 +59,8 @@ def test_what_is_stored_is_what_the_network_gives(config, images, depth, deepest
     split, store = images.split("train"), of(config, deepest)
     backbone = models.backbone(config)
     lower = models.between(backbone, "mobilenet", BACKBONES["mobilenet"].blocks, depth)
-    varied = augment(split.images, Strengths(0.5), chances(len(split.labels), 1)).numpy()
-    for view, inputs in ((View(split), split.images), (View(split, Strengths(0.5), 1), varied)):
+    varied = augment(split.images, Variation(0.5), chances(len(split.labels), 1)).numpy()
+    for view, inputs in ((View(split), split.images), (View(split, Variation(0.5), 1), varied)):
         found = store.of(view, depth)
         assert (found.dtype, found.flags.writeable) == (np.float32, False)
         assert found == pytest.approx(lower.predict(inputs, verbose=0), abs=1e-5)
@@ -88,12 +88,13 @@ def name(config: RunConfig, split: Split, depth: int = 1, **view) -> str:
 
 def test_the_key_changes_with_each_ingredient(config, images, sample, monkeypatch):
     split = images.split("train")
-    first = {"strengths": Strengths(0.5), "number": 0}
+    first = {"variation": Variation(0.5), "number": 0}
     names = [name(config, split, **first)]
     names.append(name(config, split, 0, **first))
-    names.append(name(config, split, strengths=Strengths(0.75), number=0))
-    names.append(name(config, split, strengths=Strengths(0.5, 0.5), number=0))
-    names.append(name(config, split, strengths=Strengths(0.5), number=1))
+    names.append(name(config, split, variation=Variation(0.75), number=0))
+    names.append(name(config, split, variation=Variation(0.5, 0.5), number=0))
+    names.append(name(config, split, variation=Variation(0.5, 0, True), number=0))
+    names.append(name(config, split, variation=Variation(0.5), number=1))
     names.append(name(config, images.split("val"), **first))
     names.append(name(config, replace(split, rows=split.rows[::-1]), **first))
     names.append(name(config.override({"image_size": 64}), split, **first))
@@ -110,7 +111,7 @@ def test_the_key_changes_with_each_ingredient(config, images, sample, monkeypatc
     monkeypatch.undo()
     monkeypatch.setitem(BACKBONES, "mobilenet", replace(BACKBONES["mobilenet"], offset=-0.5))
     names.append(name(config, split, **first))
-    assert len(set(names)) == len(names) == 15
+    assert len(set(names)) == len(names) == 16
 
 
 def test_the_key_changes_with_nothing_else(config, images, tmp_path, weights):

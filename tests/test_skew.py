@@ -9,10 +9,11 @@ from tests.studies import EVIDENCE, INTERVALS, METRICS, files, predictions, tags
 from tests.test_command_line import run
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[(1, False), (2, True)])
 def model(request):
-    members = [models.build(RunConfig(image_size=32, seed=seed)) for seed in range(request.param)]
-    return models.average(members, "cnn")
+    count, mirror = request.param
+    members = [models.build(RunConfig(image_size=32, seed=seed)) for seed in range(count)]
+    return models.average(members, mirror)
 
 
 def test_the_twin_is_the_model_until_its_pixels_are_divided(model):

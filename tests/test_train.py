@@ -84,6 +84,25 @@ def test_members_are_fitted_one_by_one_and_averaged(images, tmp_path):
     assert result.score == pytest.approx(roc_auc_score(val.labels, blurred), abs=1e-6)
 
 
+def test_a_mirrored_model_is_judged_as_it_is_used(images, tmp_path):
+    result, told = fit(images, mirror="on", learning_rate=0.01, objective="val_blurred_auc")
+    result.model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    val = images.split("val")
+    mirrored = val.images[:, :, ::-1]
+    found = models.logits(loaded, val.images)
+    assert found == pytest.approx(result.val_logits, abs=1e-5)
+    assert found == pytest.approx(models.logits(loaded, mirrored), abs=1e-5)
+    [member] = models.members_of(loaded)
+    one, other = (models.logits(member, it) for it in (val.images, mirrored))
+    assert not np.allclose(one, other)
+    assert found == pytest.approx((one + other) / 2, abs=1e-5)
+    changed = models.logits(loaded, perturbed(val, EACH).images)
+    assert changed == pytest.approx(result.perturbed_logits, abs=1e-5)
+    blurred = models.logits(loaded, perturbed(val, BLURRED).images)
+    assert result.score == pytest.approx(roc_auc_score(val.labels, blurred), abs=1e-6)
+
+
 def test_a_cosine_ends_each_phase_at_rest(images, weights, monkeypatch):
     rates = []
 

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from pneumo import models
-from pneumo.augment import CHANCES, Strengths, augment, chances
+from pneumo.augment import CHANCES, Variation, augment, chances
 from pneumo.data.dataset import open_dataset
 from pneumo.data.pixels import decode
 from pneumo.features import VIEWS, Frozen
@@ -148,7 +148,7 @@ def measure(options: argparse.Namespace) -> Costs:
             return list(read)
 
     images, chance = np.stack(decode_all())[..., np.newaxis], chances(count, 0)
-    vary = tf.function(lambda images, chance: augment(images, Strengths(0.5), chance))
+    vary = tf.function(lambda images, chance: augment(images, Variation(0.5), chance))
     cuts = [above_the_cut(options, images, depth) for depth in range(DEPTH[1] + 1)]
     frozen, trained, predicted = (list(costs) for costs in zip(*cuts, strict=True))
     whole = models.build(config_of(options))

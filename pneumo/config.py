@@ -151,6 +151,11 @@ class RunConfig(BaseModel):
         description="what chooses the epoch and the trial: val_auc, or val_blurred_auc (that of "
         "validation images made smooth)",
     )
+    threshold_rule: Literal["youden", "midpoint"] = Field(
+        "youden",
+        description="the threshold on perturbed validation images: youden (most sensitivity + "
+        "specificity), or midpoint (midway between the mean logits of the classes)",
+    )
     feature_cache: Literal["on", "off"] = Field(
         "on",
         description="on (the frozen blocks run once and what they give is kept) or off (they run "

@@ -107,6 +107,15 @@ def youden_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return float(thresholds[1:][np.argmax((true_positives - false_positives)[1:])])
 
 
+def midpoint_threshold(labels: np.ndarray, logits: np.ndarray) -> float:
+    """The probability midway between the classes: of the mean of their mean logits.
+
+    That is where Youden's would be if the logits of both were normal and equally spread (Fisher,
+    1936), and it stands on all images, not on the few that lie where the classes meet.
+    """
+    return float(expit((logits[labels == 0].mean() + logits[labels == 1].mean()) / 2))
+
+
 def threshold_for(sensitivity: float, labels: np.ndarray, probabilities: np.ndarray) -> float:
     """The highest threshold that finds at least that share, 0 to 1, of the sick images."""
     _, found, thresholds = metrics.roc_curve(labels, probabilities, drop_intermediate=False)

@@ -11,7 +11,13 @@ from scipy.special import expit
 from pneumo import tracking
 from pneumo.config import RunConfig
 from pneumo.data.dataset import Dataset
-from pneumo.evaluate import calibration, evaluate, temperature, youden_threshold
+from pneumo.evaluate import (
+    calibration,
+    evaluate,
+    midpoint_threshold,
+    temperature,
+    youden_threshold,
+)
 from pneumo.train import EpochCallback, train
 
 PARTS = ("training", "evaluation", "storing the model")  # of a trial, one after the other
@@ -51,7 +57,7 @@ def run_trial(
         val = images.split("val")
         divisor = temperature(val.labels, result.val_logits)
         probabilities = expit(result.val_logits / divisor)
-        threshold = youden_threshold(val.labels, expit(result.perturbed_logits / divisor))
+        threshold = _threshold(config, val.labels, result.perturbed_logits / divisor)
         evaluation = evaluate(val, probabilities, threshold)
         evaluation.metrics.setdefault(config.objective.removeprefix("val_"), result.score)
         tracking.log_evaluation("val", evaluation)
@@ -66,6 +72,12 @@ def run_trial(
         clock.append(time.monotonic())
     seconds = dict(zip(PARTS, map(float, np.diff(clock)), strict=True))
     return Trial(run_id, model_uri, evaluation.metrics, seconds)
+
+
+def _threshold(config: RunConfig, labels: np.ndarray, logits: np.ndarray) -> float:
+    if config.threshold_rule == "midpoint":
+        return midpoint_threshold(labels, logits)
+    return youden_threshold(labels, expit(logits))
 
 
 def run_name(config: RunConfig) -> str:

@@ -77,7 +77,7 @@ def mistakes(folder, tmp_path, monkeypatch):
         ("prepare --data xrays", "must hold images in test/NORMAL, and has none; add them"),
         (
             "tune --experiment tine",
-            "experiment must be one of cnn, criterion, ",
+            "experiment must be one of best, cnn, criterion, ",
         ),
         ("tune --experiment cnn", "a study needs suggest(trial, base) in experiments/cnn.py"),
         ("train --dropout 1.5", "dropout must be share of units dropped in the head, 0 to 0.9"),

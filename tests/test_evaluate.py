@@ -65,6 +65,11 @@ def test_youdens_threshold():
     assert threshold == max(sorted(gains, reverse=True), key=gains.get) == 0.5
 
 
+def test_midway_between_the_classes():
+    labels, logits = np.array([0, 0, 1, 1, 1]), np.array([-4.0, -2.0, 0.0, 3.0, 9.0])
+    assert module.midpoint_threshold(labels, logits) == pytest.approx(expit(0.5))
+
+
 def test_youdens_threshold_of_useless_scores_is_a_number():
     assert module.youden_threshold(LABELS, np.full(10, 0.4)) == 0.4
     assert np.isfinite(module.youden_threshold(LABELS, 1 - SCORES))

@@ -67,7 +67,7 @@ def flags_of(command: str, folder: Path) -> list[str]:
         flags += SMALL
     if entry == "tune":
         flags += ["--trials", "1"]
-    if re.search("mobilenet|transfer", command):
+    if re.search("mobilenet|transfer|experiment=best", command):
         flags += [*WITHOUT_IMAGENET, "--unfreeze_depth", "0"]
     return flags
 

@@ -25,9 +25,10 @@ BASE = RunConfig(
     unfreeze_depth=13,
     learning_rate=1e-3,
     schedule="cosine",
+    head_epochs=0,
     fine_tuning_factor=1.0,
-    epochs=25,
-    patience=25,
+    epochs=20,
+    patience=20,
     members=3,
     threshold_rule="midpoint",
 )

@@ -127,7 +127,8 @@ class RunConfig(BaseModel):
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's step, above 0, up to 1")
     schedule: Literal["constant", "cosine"] = Field(
         "constant",
-        description="learning_rate within a phase: constant, or cosine (falls to 0 at its end)",
+        description="learning_rate within a phase: constant, or cosine (rises for a tenth of it "
+        "and falls to 0 at its end)",
     )
     head_epochs: int = Field(
         1, ge=0, le=1000, description="epochs of the head alone before pretrained blocks train too"

@@ -209,9 +209,8 @@ def _fit_phase(
     part = models.Trained(model, source.depth, fixed_statistics=config.weights != "none")
     feed = Feed(source, config)
     steps = (phase.until - len(history)) * feed.steps
-    falling = config.schedule == "cosine"
-    rate = CosineDecay(phase.learning_rate, steps) if falling else phase.learning_rate
-    compile_part(part, rate)
+    cosine = config.schedule == "cosine"
+    compile_part(part, _cosine(phase.learning_rate, steps) if cosine else phase.learning_rate)
     stopping = keras.callbacks.EarlyStopping(
         config.objective, mode="max", patience=config.patience, restore_best_weights=True
     )
@@ -226,6 +225,16 @@ def _fit_phase(
         verbose=0,
     )
     return _Ended(stopping.best, stopping.best_epoch, model.get_weights(), part, source)
+
+
+def _cosine(rate: float, steps: int) -> CosineDecay:
+    """Up to `rate` in a tenth of the steps, and down to 0 in the others.
+
+    Adam's first steps are as long as its rate, whatever the gradients: at the full rate they would
+    undo what pretrained blocks have learned.
+    """
+    rising = steps // 10
+    return CosineDecay(0.0, steps - rising, warmup_target=rate, warmup_steps=rising)
 
 
 class OneDeviceAdam(keras.optimizers.Adam):

@@ -124,11 +124,14 @@ def _opened(folder: Path, model_uri: str) -> "PneumoniaModel":
 
 def _wrong(model: "PneumoniaModel") -> Iterator[str]:
     """What of a model is not as pneumo makes it, in words."""
+    from pneumo.models import members_of  # TensorFlow, which takes long, only now
+
     network, size = model.keras_model, model.keras_model.input_shape[1]
     shapes = *network.input_shape, *network.output_shape
     if type(size) is not int or shapes != (None, size, size, 1, None, 1):
         yield f"it takes {network.input_shape} and gives {network.output_shape}"
-    if not {"backbone", "head"} <= {layer.name for layer in network.layers}:
+    parts = [{layer.name for layer in member.layers} for member in members_of(network)]
+    if not all({"backbone", "head"} <= names for names in parts):
         yield "it has no backbone and head"
     if not _are_settings(model.settings):
         yield f"its {tracking.FILES['settings']} holds other than its settings"

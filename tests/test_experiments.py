@@ -58,11 +58,11 @@ def test_each_trains(name, sample):
     from pneumo.train import train
 
     # ImageNet's weights are not everywhere; test_train has what they change
-    small = {"epochs": 1, "weights": "none", "image_size": 64}
+    small = {"epochs": 1, "weights": "none", "image_size": 64, "members": 1}
     config = load_experiment(name).base.override(small)
     images = sample.decode(config.image_size, 0)
     result = train(config, images)
-    assert result.best_epochs == (1,) * config.members
+    assert result.best_epochs == (1,)
     assert result.val_logits.shape == (len(images.split("val").rows),)
 
 

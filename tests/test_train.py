@@ -8,6 +8,7 @@ from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pneumo import models
+from pneumo import train as train_module
 from pneumo.config import RunConfig, derived_seed
 from pneumo.features import VIEWS
 from pneumo.feed import Feed, Pixels
@@ -114,7 +115,16 @@ def test_a_cosine_ends_each_phase_at_rest(images, weights, monkeypatch):
     monkeypatch.setattr(keras.callbacks, "EarlyStopping", Noting)
     config = small(weights, epochs=4, head_epochs=2, learning_rate=0.01, fine_tuning_factor=0.1)
     train(config.override({"schedule": "cosine"}), images)
-    assert rates == pytest.approx([0.005, 0, 0.0005, 0], abs=1e-7)
+    assert rates[1::2] == pytest.approx([0, 0], abs=1e-7)
+    assert 0.005 < rates[0] < 0.006
+    assert rates[2] == pytest.approx(rates[0] / 10)
+
+
+def test_a_cosine_rises_before_it_falls():
+    rate = train_module._cosine(0.01, 100)
+    found = [float(rate(step)) for step in (0, 5, 10, 55, 100)]
+    assert found == pytest.approx([0, 0.005, 0.01, 0.005, 0], abs=1e-8)
+    assert float(train_module._cosine(0.01, 9)(0)) == pytest.approx(0.01)  # too short to rise
 
 
 def test_patience_ends_the_training(images):

@@ -19,7 +19,7 @@ BASE = RunConfig(
     image_size=160,
     dropout=0.25,
     dense_widths=(),
-    augment_strength=0.25,
+    augment_strength=0.5,
     crop=0.4,
     mirror="on",
     unfreeze_depth=13,
@@ -29,7 +29,7 @@ BASE = RunConfig(
     fine_tuning_factor=1.0,
     epochs=20,
     patience=20,
-    members=3,
+    members=2,
     threshold_rule="midpoint",
 )
 

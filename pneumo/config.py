@@ -7,7 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -210,6 +209,8 @@ class RunConfig(BaseModel):
 
 def derived_seed(seed: int, number: int) -> int:
     """Seed `number` from `seed`, of 32 bits: unlike those of other numbers and other seeds."""
+    import numpy as np  # only now: --help need not wait for it
+
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 

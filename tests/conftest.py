@@ -15,6 +15,8 @@ from pathlib import Path
 for variable in [name for name in os.environ if name.startswith("MLFLOW_")]:
     del os.environ[variable]
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+# OpenMP's threads spin while they wait: beside another process of tests they take ten times as long
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 

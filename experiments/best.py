@@ -61,8 +61,8 @@ BASE = RunConfig(
     schedule="cosine",
     head_epochs=0,
     fine_tuning_factor=1.0,
-    epochs=20,
-    patience=20,
+    epochs=16,
+    patience=16,
     members=2,
     threshold_rule="midpoint",
 )

@@ -16,8 +16,12 @@ ZOOM = 0.2  # ± share of the side
 ROTATION = math.radians(36)  # ± radians
 CONTRAST = 0.4  # ± share of the distance from the image's mean
 
-# What varies an image: zoom, rotation, contrast; the size of its crop, and where it is; mirroring
-CHANCES = 7
+# What a crop's sides are to each other, at most. Where images were squashed, how much tells classes
+# apart: normal and sick children were X-rayed in other formats
+RATIO = 4 / 3
+
+# What varies an image: zoom, rotation, contrast; a crop's size, place and ratio; mirroring
+CHANCES = 8
 
 AUGMENTATION = 1  # raised with every change of what `augment` returns: stored features then expire
 
@@ -55,15 +59,16 @@ def augment(images: tf.Tensor, variation: Variation, chance: tf.Tensor) -> tf.Te
     """
     if not any(variation):
         return images
-    zoom, rotation, contrast, size, x, y, side = tf.unstack(chance, axis=1)
+    zoom, rotation, contrast, size, x, y, ratio, side = tf.unstack(chance, axis=1)
     strength, crop, mirror = variation
     height, width = images.shape[1:3]
     window = 1 - crop * (size + 1) / 2  # side of what is left
     room = (1 - window) / 2
+    stretch = tf.exp(math.log(RATIO) / 2 * ratio) if crop else 1.0
     moved = tf.raw_ops.ImageProjectiveTransformV3(
         images=tf.cast(images, tf.float32),
         transforms=_affine(
-            window * (1 + ZOOM * strength * zoom),
+            [window * (1 + ZOOM * strength * zoom) * it for it in (stretch, 1 / stretch)],
             ROTATION * strength * rotation,
             (width - 1) * (0.5 + room * x),
             (height - 1) * (0.5 + room * y),
@@ -81,7 +86,7 @@ def augment(images: tf.Tensor, variation: Variation, chance: tf.Tensor) -> tf.Te
 
 
 def _affine(
-    scale: tf.Tensor,
+    scales: list[tf.Tensor],
     angle: tf.Tensor,
     x: tf.Tensor,
     y: tf.Tensor,
@@ -90,11 +95,12 @@ def _affine(
 ) -> tf.Tensor:
     """The eight numbers of each projective transform: what is seen in the middle lies at (x, y).
 
-    `side`: -1 mirrors left and right, 1 does not.
+    `scales`: across and down; `side`: -1 mirrors left and right, 1 does not.
     """
-    cos, sin = scale * tf.cos(angle), scale * tf.sin(angle)
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    width, height = side * scales[0], scales[1]
+    across, down = (width * cos, -height * sin), (width * sin, height * cos)
     middle_y, middle_x = ((length - 1) / 2 for length in size)
-    across, down = (side * cos, -sin), (side * sin, cos)
     zero = tf.zeros_like(cos)
     left = x - across[0] * middle_x - across[1] * middle_y
     top = y - down[0] * middle_x - down[1] * middle_y

@@ -112,8 +112,8 @@ class RunConfig(BaseModel):
         0.0,
         ge=0,
         le=0.9,
-        description="share of the side that random crops of training images leave out at most, "
-        "0 to 0.9",
+        description="share of the side that random crops of training images, with sides of up to "
+        "4 to 3, leave out at most, 0 to 0.9",
     )
     mirror: Literal["off", "on"] = Field(
         "off",

@@ -68,7 +68,7 @@ def test_the_centre_stays_and_the_rest_turns_by_36_degrees_at_most():
 
 def seen(variation: Variation, **chance: float) -> np.ndarray:
     """What is left of an image whose pixels say where they are: columns, then rows."""
-    place = {"size": 3, "x": 4, "y": 5, "side": 6}
+    place = {"size": 3, "x": 4, "y": 5, "ratio": 6}
     drawn = np.zeros((2, CHANCES), np.float32)
     for name, value in chance.items():
         drawn[:, place[name]] = value
@@ -88,6 +88,7 @@ def seen(variation: Variation, **chance: float) -> np.ndarray:
         ({"size": 1, "x": -1}, (0, 60), (20, 80)),
         ({"size": 0, "x": 1, "y": 1}, (20, 100), (20, 100)),
         ({"size": 0, "y": -0.5}, (10, 90), (5, 85)),
+        ({"size": 1, "ratio": 1}, (50 - 30 * 2 / 3**0.5, 50 + 30 * 2 / 3**0.5), (24.02, 75.98)),
     ],
 )
 def test_a_crop_lies_within_the_image_where_chance_puts_it(chance, columns, rows):

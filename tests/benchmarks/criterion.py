@@ -34,7 +34,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from pneumo import bootstrap, models, perturb, registry, tracking
 from pneumo.console import track
 from pneumo.data.dataset import Dataset, Split, open_dataset
-from pneumo.evaluate import temperature, threshold_for, youden_threshold
+from pneumo.evaluate import midpoint_threshold, temperature, threshold_for, youden_threshold
 from pneumo.study import open_storage
 
 KEPT = Path("criterion")
@@ -274,6 +274,8 @@ def thresholds(trial: Trial, rows: pd.DataFrame, divisor: float) -> dict[str, fl
         "Youden, versions in turn": youden_threshold(labels, changed),
         "Youden, blurred": youden_threshold(labels, expit(trial.logits["blur 0.01"] / divisor)),
         "Youden, median of patient samples": of_patient_samples(rows, clean),
+        "midpoint": midpoint_threshold(labels, trial.logits[CLEAN] / divisor),
+        "midpoint, versions in turn": midpoint_threshold(labels, in_turn(trial) / divisor),
         "greatest accuracy": greatest_accuracy(labels, clean),
         "equal rates": equal_rates(labels, clean),
         "equal rates, versions in turn": equal_rates(labels, changed),

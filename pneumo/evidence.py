@@ -43,6 +43,7 @@ SEEN = {
     "val": "The model, its threshold and its temperature were chosen on these images",
 }
 
+THRESHOLD_RULES = {"youden": "Youden's", "midpoint": "midway between the classes"}
 
 CAPTIONS = {
     "roc.png": "ROC curve; the band holds 95 % of samples of patients",
@@ -263,11 +264,14 @@ def _subgroup_rows(subgroups: Mapping[str, Mapping[str, float]]) -> Iterator[tup
 
 
 def _selection(trial: Run) -> str:
-    tags = trial.data.tags
+    tags, params = trial.data.tags, trial.data.params
+    members = params.get("members", "1")
+    rule = THRESHOLD_RULES[params.get("threshold_rule", "youden")]
     chosen = (
-        f"Within its run, the epoch with the greatest {trial.data.params['objective']}; the "
-        "temperature comes from validation, too, and the threshold (Youden's) from its images "
-        "changed as if they came from elsewhere."
+        f"Within its run, the epoch with the greatest {params['objective']}"
+        f"{'' if members == '1' else f' of each of its {members} members'}; the temperature comes "
+        f"from validation, too, and the threshold ({rule}) from its images changed as if they came "
+        "from elsewhere."
     )
     if "pneumo.study" not in tags:
         return (

@@ -84,6 +84,8 @@ TOKEN = "MLFLOW_TRACKING_TOKEN"  # that MLflow shows a server in place of a pass
 
 MOST = 50_000  # runs that MLflow gives at once
 
+TAKEN = "/gkpj)"  # how SQLAlchemy's errors end where something is there that may be there once
+
 # The input contexts that MLflow's UI knows
 CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
 
@@ -415,10 +417,20 @@ def log_data(images: Images) -> None:
         }
         source = CodeDatasetSource({"pneumo.data": dataset.name})
         described = MetaDataset(source, name=f"{dataset.name}/{split}", digest=dataset.digest)
-        mlflow.log_input(described, context=CONTEXTS[split], tags=tags)
+        _log_input(described, context=CONTEXTS[split], tags=tags)
     if images.unreadable:
         table = pd.DataFrame(images.unreadable.items(), columns=["path", "reason"])
         mlflow.log_text(table.to_csv(index=False), "data/unreadable.csv")
+
+
+def _log_input(described: MetaDataset, **how: Any) -> None:
+    try:
+        mlflow.log_input(described, **how)
+    except MlflowException as error:
+        if TAKEN not in str(error):
+            raise
+        # Another process has described the same data at that moment: now it is found
+        mlflow.log_input(described, **how)
 
 
 def log_epoch(epoch: int, metrics: Mapping[str, float]) -> None:

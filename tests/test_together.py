@@ -6,10 +6,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
+import mlflow
 import pytest
 
+from pneumo import tracking
 from pneumo.data import archive, cache
 from pneumo.errors import Mistake
 from tests.handmade import write_images
@@ -111,6 +115,24 @@ def test_of_two_imports_at_once_one_unpacks(store, own_cache, packed):
     [unpacked] = (own_cache / "archives").iterdir()
     assert folders == {unpacked.stat().st_ino}
     assert {it.info.status for it in store.search_runs(["0"])} == {"FINISHED"}
+
+
+def test_two_commands_may_tell_of_the_same_data_at_once(store, sample):
+    images, together = sample.decode(32, 0), Barrier(2)
+
+    def tell(digest: str) -> str:
+        with mlflow.start_run() as run:
+            together.wait()
+            tracking.log_data(replace(images, dataset=replace(sample, digest=digest)))
+        return run.info.run_id
+
+    with ThreadPoolExecutor(2) as threads:
+        for digest in map(str, range(8)):  # without care, 7 of 10 end in an error
+            for run_id in threads.map(tell, [digest] * 2):
+                inputs = store.get_run(run_id).inputs.dataset_inputs
+                assert {(it.dataset.name, it.dataset.digest) for it in inputs} == {
+                    (f"sample/{split}", digest) for split in ("train", "val", "test")
+                }
 
 
 @pytest.mark.slow

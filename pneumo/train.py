@@ -100,27 +100,17 @@ def train(
 def _fit(config: RunConfig, images: Images, deepest: int, tell: Callable[..., None]) -> Result:
     members = [
         _fit_member(config.model_copy(update={"seed": seed}), images, deepest, tell)
-        for seed in member_seeds(config)
+        for seed in _member_seeds(config)
     ]
-    said = [np.mean(logits, axis=0) for logits in zip(*(it.logits for it in members), strict=True)]
+    said = zip(*(member.logits for member in members), strict=True)
+    val, scored, changed = (np.mean(logits, axis=0) for logits in said)
     model = models.average([member.model for member in members], config.mirror == "on")
-    if config.mirror == "on":  # which no member was
-        judged = _judged(config, images.split("val"))
-        said = [models.logits(model, split.images) for split in judged]
-    val, scored, changed = said
     score = float(roc_auc_score(images.split("val").labels, scored))
     return Result(model, tuple(member.best_epoch for member in members), score, val, changed)
 
 
-def _judged(config: RunConfig, val: Split) -> tuple[Split, Split, Split]:
-    """Validation as it is, as the objective scores it, and as in `perturbed_logits`."""
-    blurred = config.objective == "val_blurred_auc"
-    scored = perturb.perturbed(val, perturb.BLURRED) if blurred else val
-    return val, scored, perturb.perturbed(val, perturb.EACH)
-
-
-def member_seeds(config: RunConfig) -> list[int]:
-    """The seeds of a config's members: its own, and others that no other config's members have."""
+def _member_seeds(config: RunConfig) -> list[int]:
+    """The config's own, and others that follow from it."""
     others = (derived_seed(config.seed, number) for number in range(1, config.members))
     return [config.seed, *others]
 
@@ -129,7 +119,7 @@ def member_seeds(config: RunConfig) -> list[int]:
 class _Member:
     """A fitted member: its best epoch, from 1, and the logits of those weights, float64.
 
-    `logits`: of the images that `_judged` names.
+    `logits`: of validation as it is, as the objective scores it, and as in `perturbed_logits`.
     """
 
     model: keras.Model
@@ -150,8 +140,24 @@ def _fit_member(
         ]
         best = max(ended, key=lambda phase: phase.score)  # the first of equals
         model.set_weights(best.weights)
-        changed = models.logits(best.part, best.source.perturbed(perturb.EACH))
-    return _Member(model, best.epoch + 1, (*history[best.epoch], changed))
+        if config.mirror == "on":
+            said = _mirrored_logits(config, model, images.split("val"))
+        else:
+            changed = models.logits(best.part, best.source.perturbed(perturb.EACH))
+            said = (*history[best.epoch], changed)
+    return _Member(model, best.epoch + 1, said)
+
+
+def _mirrored_logits(
+    config: RunConfig, member: keras.Model, val: Split
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `_Member.logits`, each the mean of an image and its mirror image."""
+    mirrored = models.average([member], mirror=True)
+    as_is = scored = models.logits(mirrored, val.images)
+    if config.objective == "val_blurred_auc":
+        scored = models.logits(mirrored, perturb.perturbed(val, perturb.BLURRED).images)
+    changed = models.logits(mirrored, perturb.perturbed(val, perturb.EACH).images)
+    return as_is, scored, changed
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def above_the_cut(
     config = config_of(options).override({"unfreeze_depth": depth})
     model = models.build(config)
     network = Frozen(model.get_layer("backbone"), config.backbone)
-    frozen = network.compiled(network.pixels, depth, 0)
+    frozen = network.compiled(network.pixels, depth, Variation())
     neutral = np.zeros((count, CHANCES), np.float32)
     inputs = outputs(frozen, images, neutral)
     part = models.Trained(model, depth, fixed_statistics=True)

@@ -141,7 +141,7 @@ class RunConfig(BaseModel):
         3, ge=1, le=1000, description="epochs without a better objective before stopping, 1 to 1000"
     )
     members: int = Field(
-        1, ge=1, le=20, description="networks of one model, whose logits are averaged, 1 to 20"
+        1, ge=1, le=20, description="number of networks whose logits one model averages, 1 to 20"
     )
     seed: int = Field(
         0, ge=0, lt=2**32, description="seed of weights, order and augmentation, 0 to 2**32 - 1"

@@ -137,7 +137,8 @@ def _follow(crew: dict[Any, int], news: Any, display: StudyDisplay) -> None:
     import ray
 
     while crew:
-        ended, _ = ray.wait(list(crew), timeout=0.5)
+        interrupt.check()
+        ended, _ = ray.wait(list(crew), timeout=interrupt.WAKE)
         for number, said in news.get_nowait_batch(news.qsize()):
             hear(said, display, number)
         for task in ended:

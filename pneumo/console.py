@@ -17,6 +17,7 @@ from rich.progress import track as rich_track
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 
+from pneumo import interrupt
 from pneumo.config import SCORES
 from pneumo.parallel import gpus
 
@@ -69,7 +70,10 @@ def track(items: Iterable[T], total: int, what: str, unit: str = "images") -> It
     """`items`, with a progress bar on a terminal and one line before them elsewhere."""
     if not _draws():
         say(f"{what}: {total} {unit}")
-    yield from rich_track(items, what, total, console=console, transient=True, disable=not _draws())
+    shown = {"console": console, "transient": True, "disable": not _draws()}
+    for item in rich_track(items, what, total, **shown):
+        interrupt.check()
+        yield item
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

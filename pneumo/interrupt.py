@@ -1,8 +1,9 @@
-"""Ctrl-C and SIGTERM, heard at once.
+"""Ctrl-C and SIGTERM, heard where nothing is broken by it.
 
-An exception out of a signal handler comes up wherever the main thread is: in a destructor or in a
-function that TensorFlow traces it can be lost, and a compiled function of a large network lets
-nothing in for half a minute. Training therefore has a thread of its own, and the main one waits.
+An exception out of a signal handler comes up wherever the main thread is: amid what it says to a
+database it leaves that locked, and in a destructor or in a function that TensorFlow traces it can
+be lost. A signal is therefore kept for the next `check`, and training, of which a compiled function
+lets nothing in for half a minute, has a thread of its own, for which the main one waits.
 """
 
 import os
@@ -17,10 +18,13 @@ from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
+SIGNALS = signal.SIGINT, signal.SIGTERM
+
 # After the terminal's own signal `mlflow run` sends another, which must not break into the
 # clean-up that the first has started.
 GRACE = 10  # seconds
-WAKE = 0.5  # seconds after which who waits for another thread looks for signals
+LIMIT = 3  # seconds after which a signal that no `check` has heard breaks in wherever it is
+WAKE = 0.5  # seconds after which who waits looks for signals
 
 
 class _State:
@@ -31,23 +35,38 @@ class _State:
 
 
 def install() -> None:
-    """Makes both signals a `KeyboardInterrupt`."""
+    """Makes both signals a `KeyboardInterrupt`: of the next `check`, or after `LIMIT` seconds."""
+    signal.alarm(0)
     _State.asked, _State.deaf_until = False, 0.0
-    for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signal.SIGALRM, _break_in)
+    for number in SIGNALS:
         signal.signal(number, _handle)
+
+
+def ignore() -> None:
+    """From now on nothing is heard."""
+    for number in (*SIGNALS, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _handle(*_: object) -> None:
     if time.monotonic() < _State.deaf_until:
         return
     _State.deaf_until = time.monotonic() + GRACE
+    if _State.asked:  # who asks again is not to wait
+        raise KeyboardInterrupt
     _State.asked = True
+    signal.alarm(LIMIT)
+
+
+def _break_in(*_: object) -> None:
     raise KeyboardInterrupt
 
 
 def check() -> None:
-    """Raises `KeyboardInterrupt` if a signal has come, so that a lost one comes up again."""
+    """Raises `KeyboardInterrupt` if a signal has come, again where that was lost before."""
     if _State.asked:
+        signal.alarm(0)
         raise KeyboardInterrupt
 
 
@@ -89,12 +108,12 @@ def in_own_thread(work: Callable[[Callable[..., None]], T], hear: Callable[..., 
 
 
 def _next(told: SimpleQueue) -> Any:
-    """What comes next. A signal that the system gave to another thread wakes nobody who waits."""
     while True:
+        check()
         try:
             return told.get(timeout=WAKE)
-        except Empty:
-            check()
+        except Empty:  # a signal wakes nobody who waits
+            continue
 
 
 def leave(code: int) -> NoReturn:

@@ -129,7 +129,8 @@ def launch(
 def _deaths(crew: dict[int, Worker], display: StudyDisplay) -> Iterator[int]:
     """Passes on what workers say until all of them have ended; yields the number of each dead."""
     while crew:
-        speaking = wait([worker.pipe for worker in crew.values()])
+        interrupt.check()
+        speaking = wait([worker.pipe for worker in crew.values()], timeout=interrupt.WAKE)
         for number in [it for it, worker in crew.items() if worker.pipe in speaking]:
             if not _heard(crew[number], display):
                 display.leave(number)
@@ -218,8 +219,7 @@ def _work(
     try:  # no `suppress`, in whose own code a signal would be lost to it
         with hung.open("w") as file:
             code = work(lambda: (join(name, plan), plan), Telling(partial(_tell, pipe)), file)
-        for number in (signal.SIGINT, signal.SIGTERM):  # it is leaving already
-            signal.signal(number, signal.SIG_IGN)
+        interrupt.ignore()  # it is leaving already
     except KeyboardInterrupt:
         pass
     interrupt.leave(code)

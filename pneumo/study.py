@@ -19,7 +19,7 @@ from sqlalchemy import event, make_url
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from pneumo import intake, tracking
+from pneumo import intake, interrupt, tracking
 from pneumo.config import RunConfig, derived_seed
 from pneumo.console import StudyDisplay, say
 from pneumo.data import cache
@@ -346,6 +346,7 @@ def await_others(study: optuna.Study) -> None:
     if running(study):
         say("waiting for the trials that still run elsewhere")
     while running(study):
+        interrupt.check()
         time.sleep(2)
         end_dead(study)
         with warnings.catch_warnings():

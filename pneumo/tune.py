@@ -21,6 +21,7 @@ from pneumo.study import (
     await_others,
     begin,
     display_of,
+    end_dead,
     evict,
     last_value,
     load,
@@ -107,6 +108,8 @@ def _search_and_crown(
         return outcome
     except (KeyboardInterrupt, StudyStopped) as end:
         if not end.__cause__:  # else it is a store that failed, and need not be asked again
+            end_dead(study)  # a worker that has had to be killed
+            settle(study)
             page.write(STOPPED)
         if isinstance(end, KeyboardInterrupt):
             say(f"to continue, give the same command with -P study={study.study_name}")

@@ -10,7 +10,7 @@ from typing import IO, Protocol
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import tracking
+from pneumo import interrupt, tracking
 from pneumo.config import SCORES
 from pneumo.errors import in_words
 from pneumo.study import (
@@ -122,6 +122,7 @@ class _Work:
             evict(study, keep, at_most=1)  # those beyond have gone before
         if self._goal.reached(study) or repeated_failure(study):
             study.stop()
+        interrupt.check()  # the next trial would be lost
 
     def _objective(self, trial: optuna.Trial) -> float:
         limit = self._goal.trial_timeout if self._hung else None

@@ -20,6 +20,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
+# Else what fails in there would not say with which values
+pytest.register_assert_rewrite("tests.services", "tests.studies")
+
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 

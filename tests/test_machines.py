@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_worker_joins_from_elsewhere_and_leaves(shared, tmp_path, monkeypatch):
-    driver = start("tune", "--trials", "6", "--study", "joined", "--epochs", "25", *SMALL)
+    driver = start("tune", "--trials", "4", "--study", "joined", "--epochs", "25", *SMALL)
     until(lambda: at_work(shared))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -52,7 +52,7 @@ def test_a_worker_joins_from_elsewhere_and_leaves(shared, tmp_path, monkeypatch)
     assert (driver.returncode, errors) == (0, "")
     trials = require_whole(shared, "joined")
     assert [trial.state.name for trial in trials].count("FAIL") == 1
-    assert counted(trials) == 6
+    assert counted(trials) == 4
     workers = "tags.`pneumo.study` = 'joined' and tags.`pneumo.kind` = 'worker'"
     [joined] = shared.search_runs(["0"], workers)
     assert joined.info.status == "KILLED"

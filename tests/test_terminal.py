@@ -1,5 +1,6 @@
 """What a person sees of a study, on real terminals and in a log."""
 
+import gc
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from functools import cache
 
 import pytest
 
+from pneumo.console import uncollected
 from pneumo.tune import SHOWN
 from tests.conftest import ROOT
 from tests.terminal import Seen, watch
@@ -216,3 +218,16 @@ def test_why_a_gpu_that_is_asked_for_is_not_found_is_told(monkeypatch):
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0
     assert "failed call to cuInit" in process.stderr
+
+
+def test_a_first_import_makes_nothing_that_collections_go_through():
+    frozen = gc.get_freeze_count()
+    with uncollected("gc"):  # that is here, and garbage must not stay
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
+    with pytest.raises(ImportError), uncollected("one that is not here"):
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > frozen
+    gc.unfreeze()

@@ -137,8 +137,8 @@ def _follow(crew: dict[Any, int], news: Any, display: StudyDisplay) -> None:
     import ray
 
     while crew:
-        interrupt.check()
         ended, _ = ray.wait(list(crew), timeout=interrupt.WAKE)
+        interrupt.check()
         for number, said in news.get_nowait_batch(news.qsize()):
             hear(said, display, number)
         for task in ended:

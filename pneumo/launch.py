@@ -129,8 +129,8 @@ def launch(
 def _deaths(crew: dict[int, Worker], display: StudyDisplay) -> Iterator[int]:
     """Passes on what workers say until all of them have ended; yields the number of each dead."""
     while crew:
-        interrupt.check()
         speaking = wait([worker.pipe for worker in crew.values()], timeout=interrupt.WAKE)
+        interrupt.check()  # a worker that has heard the same signal is not to be replaced
         for number in [it for it, worker in crew.items() if worker.pipe in speaking]:
             if not _heard(crew[number], display):
                 display.leave(number)

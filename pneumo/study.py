@@ -26,7 +26,7 @@ from pneumo.data import cache
 from pneumo.data.dataset import Dataset
 from pneumo.errors import Mistake
 from pneumo.experiment import Experiment, load_experiment
-from pneumo.search import SAMPLER, ReseededTPE, Search
+from pneumo.search import SAMPLER, ReseededTPE, Search, base_value
 
 # Nothing here needs TensorFlow: a process that lets others search does without.
 
@@ -126,6 +126,10 @@ class Plan:
                 f"and cannot in {', '.join(different)}; change one of the two"
             )
         return search.baseline
+
+    def searched(self) -> list[str]:
+        """The fields of a run that are searched, in the order in which they are suggested."""
+        return list(dict.fromkeys(base_value(self.base, name)[0] for name in self.baseline()))
 
     def asked(self) -> list[dict[str, Any]]:
         """The suggestions that a study begins with: the baseline, and what its experiment queues.

@@ -22,7 +22,6 @@ from pneumo.console import say
 from pneumo.data.dataset import SAMPLE
 from pneumo.errors import in_words
 from pneumo.pages import with_interval
-from pneumo.search import base_value
 from pneumo.study import Goal, Plan, counted, last_value
 
 INTERVAL = 60  # seconds, at least, between two pages of a study that runs
@@ -143,7 +142,7 @@ class Report:
             drawn=graphs.interactive(self._study),
             script=graphs.script(),
             times=list(_shares(self._trials)),
-            fields=self._fields(),
+            fields=self._plan.searched(),
             score=self._score,
             trials=list(self._rows()),
         )
@@ -168,7 +167,7 @@ class Report:
         return (
             f"{experiment.question or 'Which values are the best?'} Experiment {experiment.name} "
             f"on {self._plan.dataset.name}: {self._goal.trials} trials of at most "
-            f"{self._plan.base.epochs} epochs over {', '.join(self._fields())}"
+            f"{self._plan.base.epochs} epochs over {', '.join(self._plan.searched())}"
             f"{kept if fixed else ''}."
         )
 
@@ -264,12 +263,6 @@ class Report:
             **changed,
         )
 
-    def _fields(self) -> list[str]:
-        """The fields of a run that were searched."""
-        return list(
-            dict.fromkeys(base_value(self._plan.base, name)[0] for name in self._plan.baseline())
-        )
-
     def _rows(self) -> Iterator[dict[str, Any]]:
         runs = tracking.trial_runs(self._study.user_attrs["run_id"])
         for trial in self._trials:
@@ -281,7 +274,7 @@ class Report:
                 "state": trial.state.name.lower(),
                 "best": trial == self._best,
                 "value": f"{last_value(trial):.4f}" if scored else "",
-                "fields": [pages.short(config.get(name, "")) for name in self._fields()],
+                "fields": [pages.short(config.get(name, "")) for name in self._plan.searched()],
                 "epochs": trial.last_step or "",
                 "took": timedelta(seconds=round(_seconds(trial))) if _seconds(trial) else "",
                 "error": trial.user_attrs.get("error", ""),

@@ -31,18 +31,16 @@ from pneumo.study import (
 )
 from pneumo.study_page import DONE, PAGE, STOPPED, StudyPage
 
-# The columns of the table at a study's end
-SHOWN = ("dense_widths", "dropout", "augment_strength", "unfreeze_depth", "learning_rate")
-
 
 @dataclass(frozen=True)
 class Outcome:
     """A finished study: its trials, the version its winner became, how that does on test.
 
-    `findings`: see `evidence.examine`.
+    `searched`: see `Plan.searched`; `findings`: see `evidence.examine`.
     """
 
     study: optuna.Study
+    searched: list[str]
     model_name: str
     version: int
     test_metrics: dict[str, float]
@@ -174,7 +172,7 @@ def _crown(study: optuna.Study, plan: Plan, model_name: str) -> Outcome:
             registry.describe(followed["model_name"], followed["version"])
         study.set_user_attr("winner", winner)
     found = (winner[name] for name in ("model_name", "version", "test_metrics", "findings"))
-    return Outcome(study, *found)
+    return Outcome(study, plan.searched(), *found)
 
 
 def show(outcome: Outcome) -> None:
@@ -189,11 +187,12 @@ def show(outcome: Outcome) -> None:
                 f"{trial.number}{' best' if trial.number == best else ''}",
                 trial.state.name,
                 "" if failed else f"{last_value(trial):.4f}",
-                *(short(config.get(name, "")) for name in SHOWN),
+                *(short(config.get(name, "")) for name in outcome.searched),
             )
         )
     score = SCORES[outcome.study.user_attrs["objective"]]
-    table(f"Study {outcome.study.study_name}", ("trial", "state", score, *SHOWN), rows)
+    columns = "trial", "state", score, *outcome.searched
+    table(f"Study {outcome.study.study_name}", columns, rows)
     test = outcome.test_metrics
     say(
         f"best: trial {best}, {score} {outcome.study.best_value:.4f}; "

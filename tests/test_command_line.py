@@ -306,7 +306,7 @@ def test_what_a_dead_process_left_running_is_ended_by_the_next(store):
     assert {run.info.status for run in runs_of(store)} == {"RUNNING"}
     flags = ["--study", "night", "--epochs", "1000", "--image_size", "32", "--patience", "1000"]
     process = start("tune", *flags)
-    while len(runs_of(store)) < 4:
+    while len(runs_of(store)) < 4 or "dropout" not in runs_of(store)[3].data.params:
         time.sleep(0.2)
         assert process.poll() is None, process.stderr.read()
     study, dead, resume, trial = runs_of(store)

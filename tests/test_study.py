@@ -30,7 +30,7 @@ from pneumo.evaluate import score, youden_threshold
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.perturb import BLURRED, EACH, perturbed
 from pneumo.study import Goal, Plan, StudyStopped, open_storage
-from pneumo.tune import tune
+from pneumo.tune import show, tune
 from pneumo.work import search_trials
 from tests.conftest import store_in
 from tests.studies import (
@@ -323,7 +323,7 @@ def test_how_images_become_square_goes_with_the_model(store, sample):
     assert abs(other - expected) > 1e-3  # so that the test can tell
 
 
-def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample):
+def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample, capsys):
     # three widths, where the search has two dimensions for them
     outcome = run_study(sample, trials=3, fixed={"dropout": "0.1", "dense_widths": "48-24-12"})
     for run in children(store, outcome):
@@ -331,6 +331,12 @@ def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample):
         assert run.data.params["dense_widths"] == "48-24-12"
     for trial in outcome.study.trials:
         assert set(trial.params) == {"augment_strength", "unfreeze_depth", "learning_rate"}
+    capsys.readouterr()
+    show(outcome)
+    title, head, *_ = capsys.readouterr().out.splitlines()
+    assert title.strip() == f"Study {outcome.study.study_name}"
+    columns = ["trial", "state", "val", "AUC", "augment_strength", "unfreeze_depth"]
+    assert head.split() == [*columns, "learning_rate"]
 
 
 def test_three_and_three_trials_equal_six_in_one_go(store, sample):

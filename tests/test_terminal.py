@@ -9,7 +9,6 @@ from functools import cache
 import pytest
 
 from pneumo.console import uncollected
-from pneumo.tune import SHOWN
 from tests.conftest import ROOT
 from tests.terminal import Seen, watch
 
@@ -162,13 +161,14 @@ def test_a_worker_writes_nothing_itself():
     assert seen.errors == f"{['a line ' * 40, 'Decoding: 1 images', '[it]']}\n"
 
 
-TABLE = f"""
+TABLE = """
 from pneumo.console import table
+fields = "dense_widths", "dropout", "augment_strength", "unfreeze_depth", "learning_rate"
 rows = [
     ("1003 best", "COMPLETE", "0.9877", "256-128-64", "0.254", "0.25", "2", "0.000338"),
     ("7", "FAIL", *[""] * 6),
 ]
-table("Study night", ("trial", "state", "val AUC", *{SHOWN}), rows)
+table("Study night", ("trial", "state", "val AUC", *fields), rows)
 """
 
 

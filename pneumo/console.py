@@ -256,7 +256,8 @@ def quiet_if_well(well: Callable[[], bool]) -> Iterator[None]:
 def uncollected(module: str) -> Iterator[None]:
     """For the first import of a large module: no collection, now or later, goes through it.
 
-    With TensorFlow's million objects that is a third of what a command's start and end take.
+    Those of TensorFlow take 2.6 s from start to end instead of 3.9 s on two cores: time python -c
+    "import tensorflow", and with gc.disable() before it and gc.freeze() after it.
     """
     if module in sys.modules:  # what is garbage by now must not stay
         yield

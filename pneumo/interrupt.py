@@ -123,5 +123,5 @@ def leave(code: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    gc.freeze()  # else Python's last collection would take half a second to find nothing
+    gc.freeze()  # else Python's last collection would go through all modules, to find nothing
     sys.exit(code)

@@ -95,6 +95,7 @@ class _Work:
         self._goal = Goal.of(self._study)
         if self._goal.reached(self._study):
             return
+        interrupt.check()  # a trial would begin and be lost
         self._study.optimize(
             self._objective,
             callbacks=[self._trial_ended],
@@ -122,7 +123,7 @@ class _Work:
             evict(study, keep, at_most=1)  # those beyond have gone before
         if self._goal.reached(study) or repeated_failure(study):
             study.stop()
-        interrupt.check()  # the next trial would be lost
+        interrupt.check()  # so would the next one
 
     def _objective(self, trial: optuna.Trial) -> float:
         limit = self._goal.trial_timeout if self._hung else None

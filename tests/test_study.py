@@ -21,7 +21,7 @@ from PIL import Image
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from pneumo import models, registry
+from pneumo import interrupt, models, registry
 from pneumo.config import RunConfig
 from pneumo.console import StudyDisplay
 from pneumo.data.pixels import decode
@@ -29,7 +29,7 @@ from pneumo.errors import Mistake
 from pneumo.evaluate import score, youden_threshold
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.perturb import BLURRED, EACH, perturbed
-from pneumo.study import Goal, Plan, StudyStopped, open_storage
+from pneumo.study import Goal, Plan, StudyStopped, begin, open_storage
 from pneumo.tune import show, tune
 from pneumo.work import search_trials
 from tests.conftest import store_in
@@ -337,6 +337,17 @@ def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample, ca
     assert title.strip() == f"Study {outcome.study.study_name}"
     columns = ["trial", "state", "val", "AUC", "augment_strength", "unfreeze_depth"]
     assert head.split() == [*columns, "learning_rate"]
+
+
+def test_who_has_heard_an_interrupt_begins_no_trial(store, sample, monkeypatch):
+    plan = Plan(TINY, sample, {})
+    with mlflow.start_run() as parent:
+        study = begin(open_storage(), "night", plan, parent.info.run_id)
+        Goal(1).set(study)
+        monkeypatch.setattr(interrupt._State, "asked", True)
+        with pytest.raises(KeyboardInterrupt):
+            search_trials(study, plan, StudyDisplay(1))
+    assert [trial.state.name for trial in study.trials] == ["WAITING"]
 
 
 def test_three_and_three_trials_equal_six_in_one_go(store, sample):

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from pneumo import interrupt
 from pneumo.config import RunConfig
-from pneumo.errors import Mistake, is_text, shown
+from pneumo.errors import Mistake, is_text, reason_for, shown
 
 # Nothing here may import TensorFlow or MLflow before the arguments are known to be right.
 
@@ -24,6 +24,9 @@ MOST_WORKERS = 1_000
 LONGEST_VALUE = 4_096  # characters, as many as a path may have
 LONGEST_FILE_NAME = 240  # bytes: a file system takes 255, and what goes with it is longer
 LONGEST_NAME = 60  # characters; files are named after studies and models
+
+# The kind of a command's run, if its name is another
+KINDS = {"tune": "study"}
 
 INTERRUPTED = "interrupted; what was finished is kept"
 
@@ -51,15 +54,30 @@ def main(argv: list[str] | None = None) -> int:
     0 done, 2 the user's mistake, 3 a promotion refused, 1 anything else.
     """
     interrupt.install()
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        options = _parser().parse_args(argv)
+        options = _parser().parse_args(arguments)
         return options.command(options)
     except Mistake as mistake:
         print(f"pneumo: {mistake}", file=sys.stderr)
+        _end_unused_run(arguments, str(mistake))
         return 2
     except KeyboardInterrupt:
         print(f"pneumo: {INTERRUPTED}", file=sys.stderr)
+        _end_unused_run(arguments, INTERRUPTED)
         return 1
+    except Exception as error:
+        _end_unused_run(arguments, reason_for(error))
+        raise
+
+
+def _end_unused_run(arguments: list[str], reason: str) -> None:
+    """Store in the run that `mlflow run` has made why the command failed, if it used none."""
+    if "MLFLOW_RUN_ID" in os.environ:  # MLflow removes it when the run is used
+        from pneumo import tracking
+
+        command = next(iter(arguments), "")
+        tracking.end_unused_run(KINDS.get(command, command), reason)
 
 
 def _parser() -> Parser:
@@ -74,7 +92,7 @@ def _parser() -> Parser:
     _option(command, "study", "", "name of the study (default: made from the run's id)", _name)
     _option(command, "timeout", "", "seconds after which no new trial starts", _whole)
     _option(command, "trial_timeout", "", "seconds that a trial may take, or it fails", _whole)
-    what = "registered model (default: pneumonia, or pneumonia-sample)"
+    what = "registered model (default: the study's own, pneumonia or pneumonia-sample)"
     _option(command, "model_name", "", what, _name)
     _option(command, "keep_models", "all", "all, or of how many of the best trials", _kept)
 
@@ -273,7 +291,7 @@ def _require_fit(config: RunConfig) -> None:
 
 def tune(options: argparse.Namespace) -> int:
     """A study, its table, its winner and the way to look at it."""
-    from pneumo.data.dataset import SAMPLE, open_dataset
+    from pneumo.data.dataset import open_dataset
     from pneumo.experiment import load_experiment
     from pneumo.search import require_fits
 
@@ -291,12 +309,11 @@ def tune(options: argparse.Namespace) -> int:
     if options.launcher == "ray":
         cluster.require()
     tracking.connect()
-    default_name = "pneumonia-sample" if options.data == SAMPLE else "pneumonia"
     try:
         outcome = studies.tune(
             Plan(experiment, dataset, fixed),
             trials=options.trials,
-            model_name=options.model_name or default_name,
+            model_name=options.model_name,
             name=options.study,
             timeout=options.timeout or None,
             keep_models=None if options.keep_models == "all" else options.keep_models,
@@ -331,7 +348,8 @@ def worker(options: argparse.Namespace) -> int:
     tags = tracking.subject_tags(plan.experiment.name, dataset) | tracking.process_tags()
     tags |= {"pneumo.study": options.study, "mlflow.parentRunId": study.user_attrs["run_id"]}
     try:
-        with tracking.command_run("worker", f"of {options.study}", tags):
+        with tracking.command_run("worker", f"of {options.study}", tags) as run_id:
+            studies.warn_of_other_commit(study, run_id)
             say(f"joined study {options.study}: {done} trials are done")
             tune.search(study, plan, options.workers)
     except studies.StudyStopped as reason:

@@ -157,6 +157,8 @@ def _dismiss(crew: list[Any]) -> None:
 
     for task in crew:
         ray.cancel(task)
+    if crew:
+        say(f"waiting for {len(crew)} workers to end their trials, {PATIENCE} s at most")
     _, slow = ray.wait(crew, num_returns=len(crew), timeout=PATIENCE) if crew else ([], [])
     for task in slow:
         ray.cancel(task, force=True)

@@ -37,6 +37,11 @@ def in_words(error: Exception) -> str:
     return without_passwords(f"{type(error).__name__}: {error}")
 
 
+def reason_for(error: Exception) -> str:
+    """Return one line that says why a command failed, to be stored with its run."""
+    return str(error) if isinstance(error, Mistake) else shown(in_words(error), LONGEST)
+
+
 def shown(value: object, most: int = QUOTED) -> str:
     """`value` as a message can quote it: what is not printable escaped, the middle cut out."""
     text = "".join(map(_printable, str(value)))

@@ -119,7 +119,7 @@ def _examine(
     numbers["shortcuts"] = shortcuts.check(
         stored.model.keras_model, split.images, evaluation.predictions
     )
-    findings = list(_findings(numbers, images, trial, split_name))
+    findings = numbers["findings"] = list(_findings(numbers, images, trial, split_name))
     pictures = _pictures(stored, split, evaluation, logits)
     page = _page(stored, images, split_name, evaluation, numbers, findings, pictures)
     files = {
@@ -129,6 +129,14 @@ def _examine(
     }
     tracking.log_evaluation(split_name, evaluation, files)
     return Evidence(evaluation, numbers, findings)
+
+
+def read(run: Run, split_name: str) -> tuple[dict[str, float], list[str]]:
+    """Return the metrics and the findings of an evaluation that a run has logged."""
+    numbers = tracking.read_metrics(run.info.run_id, split_name)
+    # JSON has no NaN
+    metrics = {name: math.nan if it is None else it for name, it in numbers["at_threshold"].items()}
+    return metrics, numbers["findings"]
 
 
 def external(dataset: Dataset, trial: Run) -> bool:

@@ -22,6 +22,7 @@ from pneumo import interrupt, tracking
 from pneumo.console import StudyDisplay, import_tensorflow, say, say_to
 from pneumo.errors import Mistake
 from pneumo.parallel import gpus
+from pneumo.process import ProcessId
 from pneumo.study import (
     FAILURES_IN_A_ROW,
     Goal,
@@ -58,6 +59,7 @@ class Worker:
             target=_work, args=(study.study_name, plan, *where, theirs), name=f"worker {number}"
         )
         self.process.start()
+        self._id = ProcessId.from_pid(self.process.pid)  # while there is such a process
         theirs.close()  # so that its death is the end of the pipe
 
     def has_died(self) -> bool:
@@ -72,8 +74,11 @@ class Worker:
     def _tell_of(self, trace: str) -> None:
         """Its trial was beyond the limit."""
         said = f"not done after {Goal.of(self._study).trial_timeout} s, the limit"
-        process = [tracking.this_process()[0], self.process.pid]
-        late = [it for it in running(self._study) if it.user_attrs.get("process") == process]
+        late = [
+            trial
+            for trial in running(self._study)
+            if tuple(trial.user_attrs.get("process", ())) == self._id
+        ]
         end_dead(self._study)
         settle(self._study)  # it has a run now, if it had none
         for trial in late:
@@ -174,6 +179,8 @@ def _dismiss(crew: list[Worker]) -> None:
     """Ends workers that are still at work, each after it has ended its trial."""
     for worker in crew:
         worker.process.terminate()
+    if any(worker.process.is_alive() for worker in crew):
+        say(f"waiting for {len(crew)} workers to end their trials, {PATIENCE} s at most")
     for worker in crew:
         worker.process.join(PATIENCE)
         worker.process.kill()

@@ -16,7 +16,6 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
-from mlflow.models.model import ModelInfo
 
 from pneumo import tracking
 from pneumo.data import cache
@@ -195,7 +194,7 @@ def _located(model_uri: str) -> tuple[str, ModelVersion | None, str, str]:
     if MODEL_DIGEST not in version.tags:
         raise _anothers(model_uri)
     exact = f"models:/{version.name}/{version.version}"
-    return exact, version, version.source.removeprefix("models:/"), version.run_id
+    return exact, version, _model_id(version), version.run_id
 
 
 def _trial(run_id: str | None, model_uri: str) -> Run:
@@ -294,40 +293,69 @@ def tag(model_name: str, version: int, tags: dict[str, str]) -> None:
 
 
 def register(run_id: str, model: "PneumoniaModel", model_name: str) -> Stored:
-    """Makes `model` the newest version of `model_name` and its `challenger`.
+    """Make a trial's model the newest version of a registered model, and its `challenger`.
 
-    It is logged once more on `run_id`, its own trial, now with an input example, which costs
-    seconds and so is not spent on models that are never registered.
+    The model is logged once more on its trial's run, now with an input example. That takes
+    seconds, so models that are never registered are spared it.
+
+    Args:
+        run_id: Id of the trial's run.
+        model: The trial's model.
+        model_name: Name of the registered model, which is created if there is none.
     """
     info = tracking.log_model(run_id, model.keras_model, model.settings, example_file())
-    trial = mlflow.get_run(run_id)
     with _files(info.model_uri) as folder:
-        made = digest(folder)
-    tags = {key: trial.data.tags[key] for key in TOLD_BY_THE_TRIAL if key in trial.data.tags}
-    tags |= {f"val_{name}": str(trial.data.metrics[f"val_{name}"]) for name in TOLD}
-    tags |= {MODEL_DIGEST: made, **tracking.commit(trial)}
-    version = _new_version(model_name, info, tags)
-    describe(model_name, version)
+        files_digest = digest(folder)
+    version = _add_version(model_name, mlflow.get_run(run_id), info.model_id, files_digest)
+    return _challenger(version, model)
+
+
+def register_once(run_id: str, model: "PneumoniaModel", model_name: str) -> Stored:
+    """Make a trial's model the `challenger`, in a new version only if it has none yet.
+
+    A model that has a version under another name is not logged again: both versions then share
+    its files, and its evaluations. See `register` for the arguments.
+    """
+    versions = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
+    if named := [version for version in versions if version.name == model_name]:
+        return _challenger(named[0], model)
+    if not versions:
+        return register(run_id, model, model_name)
+    model_id, files_digest = _model_id(versions[0]), versions[0].tags[MODEL_DIGEST]
+    version = _add_version(model_name, mlflow.get_run(run_id), model_id, files_digest)
+    return _challenger(version, model)
+
+
+def _challenger(version: ModelVersion, model: "PneumoniaModel") -> Stored:
     client = mlflow.MlflowClient()
-    client.update_registered_model(model_name, ABOUT)
-    client.set_registered_model_alias(model_name, CHALLENGER, str(version))
-    return Stored(trial, info.model_id, model_name, version, model)
+    client.update_registered_model(version.name, ABOUT)
+    client.set_registered_model_alias(version.name, CHALLENGER, version.version)
+    trial = client.get_run(version.run_id)
+    return Stored(trial, _model_id(version), version.name, int(version.version), model)
 
 
-def _new_version(model_name: str, info: ModelInfo, tags: dict[str, str]) -> int:
-    """As `mlflow.register_model`, which also talks about it on standard error."""
+def _model_id(version: ModelVersion) -> str:
+    return version.source.removeprefix("models:/")
+
+
+def _add_version(model_name: str, trial: Run, model_id: str, files_digest: str) -> ModelVersion:
+    """Do what `mlflow.register_model` does, without its messages on standard error."""
     client = mlflow.MlflowClient()
     try:
         client.create_registered_model(model_name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    made = client.create_model_version(
-        model_name, info.model_uri, tags=tags, model_id=info.model_id
-    )
-    listed = json.dumps([{"name": made.name, "version": made.version}])
-    client.set_logged_model_tags(info.model_id, {VERSIONS: listed})
-    return int(made.version)
+    tags = {key: trial.data.tags[key] for key in TOLD_BY_THE_TRIAL if key in trial.data.tags}
+    tags |= {f"val_{name}": str(trial.data.metrics[f"val_{name}"]) for name in TOLD}
+    tags |= {MODEL_DIGEST: files_digest, **tracking.commit(trial)}
+    source = f"models:/{model_id}"
+    version = client.create_model_version(model_name, source, tags=tags, model_id=model_id)
+    listed = json.loads(client.get_logged_model(model_id).tags.get(VERSIONS, "[]"))
+    listed.append({"name": version.name, "version": version.version})
+    client.set_logged_model_tags(model_id, {VERSIONS: json.dumps(listed)})
+    describe(model_name, int(version.version))
+    return version
 
 
 def describe(model_name: str, version: int) -> None:

@@ -1,17 +1,25 @@
 """A study in Optuna: what it searches, how it begins, how it is taken up again."""
 
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import mlflow
 import optuna
 from mlflow.exceptions import MlflowException
+from optuna.distributions import (
+    BaseDistribution,
+    check_distribution_compatibility,
+    distribution_to_json,
+    json_to_distribution,
+)
 from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.trial import FrozenTrial, TrialState
@@ -26,6 +34,7 @@ from pneumo.data import cache
 from pneumo.data.dataset import Dataset
 from pneumo.errors import Mistake
 from pneumo.experiment import Experiment, load_experiment
+from pneumo.process import ProcessId
 from pneumo.search import SAMPLER, ReseededTPE, Search, base_value
 
 # Nothing here needs TensorFlow: a process that lets others search does without.
@@ -94,7 +103,14 @@ class Plan:
             "fixed": {field: text[field] for field in self.fixed if field not in own},
             **own,
             "data_digest": self.dataset.digest,
+            "base": text,
         }
+
+    def search_space(self) -> dict[str, BaseDistribution]:
+        """Return the distribution of each suggestion, by its name."""
+        trial = optuna.trial.FixedTrial(self.baseline())
+        self.experiment.suggest(Search(self.base, self.fixed, trial), self.base)
+        return trial.distributions
 
     def sampler(self) -> ReseededTPE:
         """What suggests a trial's values."""
@@ -169,7 +185,7 @@ def open_storage(patience: float = 0) -> optuna.storages.RDBStorage:
     `patience` seconds.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # failed trials are told by their lines
-    url = os.environ.get("PNEUMO_STORAGE") or "sqlite:///optuna.db"
+    url = _storage_url()
     if url.partition("?")[0].count("@") > 1 and not url.startswith("sqlite"):
         raise Mistake(  # and show nothing of it: SQLAlchemy takes half the password for the host
             "PNEUMO_STORAGE must name a database by a URL with one @; write those of a password "
@@ -185,13 +201,29 @@ def open_storage(patience: float = 0) -> optuna.storages.RDBStorage:
         reason = str(error.__cause__ or error).partition("\n")[0]
         raise Mistake(
             "PNEUMO_STORAGE must name a database that can be opened: "
-            f"got {make_url(url).render_as_string(hide_password=True)} ({reason}); "
+            f"got {storage_address()} ({reason}); "
             "start it, or correct the URL"
         ) from None
 
 
+def _storage_url() -> str:
+    return os.environ.get("PNEUMO_STORAGE") or "sqlite:///optuna.db"
+
+
+def storage_address() -> str:
+    """Return the URL of Optuna's database, with the file's whole path and without a password."""
+    url = make_url(_storage_url())
+    if _serves_one_machine() and url.database and not url.database.startswith((":", "file:")):
+        url = url.set(database=os.path.abspath(url.database))
+    return url.render_as_string(hide_password=True)
+
+
+def _serves_one_machine() -> bool:
+    return _storage_url().startswith("sqlite")
+
+
 def _open(url: str) -> optuna.storages.RDBStorage:
-    if url.startswith("sqlite"):  # of one machine, where a process that has died is known
+    if _serves_one_machine():  # where a process that has died is known
         wait_for_lock = {"timeout": 60}  # seconds
         return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": wait_for_lock})
     with warnings.catch_warnings():
@@ -213,14 +245,18 @@ def _connect(dialect: Dialect, _: Any, args: Any, options: Any) -> Any:
 
 
 def _insist(call: Callable[[], T], failure: type[Exception], patience: float) -> T:
-    """What `call` returns, which is tried each second for `patience` seconds."""
-    deadline = time.monotonic() + patience
+    """Return what `call` returns, which is tried each second for `patience` seconds."""
+    start = time.monotonic()
+    announced = False
     while True:
         try:
             return call()
         except failure:
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= start + patience:
                 raise
+        if not announced:
+            say(f"waiting for Optuna's database at {storage_address()}, {patience:.0f} s at most")
+            announced = True
         time.sleep(1)
 
 
@@ -235,18 +271,46 @@ def load(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.S
     """The study of that name, if it asks what `plan` asks and its run is in this store."""
     study = _existing(storage, name, plan)
     for fact, value in plan.facts().items():
-        begun_with = study.user_attrs.get(fact)
-        if begun_with != value:
-            raise Mistake(
-                f"study '{name}' was begun with {fact} {begun_with}: got {value}; "
-                "give what it was begun with, or another name"
-            )
+        _require_same(name, fact, study.user_attrs.get(fact), value)
+    _require_same_search_space(study, plan)
     if not tracking.exists(study.user_attrs["run_id"]):
         raise Mistake(
             f"study '{name}' has its runs in another MLflow store than this one; "
             "set MLFLOW_TRACKING_URI to where it was begun"
         )
     return study
+
+
+def _require_same(name: str, fact: str, begun_with: Any, value: Any) -> None:
+    if begun_with == value:
+        return
+    if fact == "base" and begun_with:  # the one field that differs says more than all of them
+        field = next(it for it in value if begun_with.get(it) != value[it])
+        fact, begun_with, value = f"{field} of BASE", begun_with.get(field), value[field]
+    raise Mistake(
+        f"study '{name}' was begun with {fact} {begun_with}: got {value}; "
+        "give what it was begun with, or another name"
+    )
+
+
+def _require_same_search_space(study: optuna.Study, plan: Plan) -> None:
+    """Raise `Mistake` unless a study's search space differs in ranges at most.
+
+    Optuna takes changed ranges of numbers; trials of different choices, scales or hyperparameters
+    are no common study.
+    """
+    space = plan.search_space()
+    begun = {
+        suggestion: json_to_distribution(text)
+        for suggestion, text in study.user_attrs.get("search_space", {}).items()
+    }
+    _require_same(study.study_name, "search space", sorted(begun), sorted(space))
+    for suggestion, distribution in space.items():
+        try:
+            check_distribution_compatibility(begun[suggestion], distribution)
+        except ValueError:
+            fact = f"search space {suggestion}"
+            _require_same(study.study_name, fact, begun[suggestion], distribution)
 
 
 def _existing(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.Study:
@@ -276,8 +340,37 @@ def join(name: str, plan: Plan) -> optuna.Study:
     return _existing(open_storage(OUTAGE), name, plan)
 
 
+def require_new(name: str) -> None:
+    """Raise `Mistake` if MLflow has a study of that name, which Optuna's database does not have."""
+    if run_id := tracking.find_study(name):
+        raise Mistake(
+            f"study '{name}' must be in both stores: MLflow at {tracking.store()} has it (run "
+            f"{run_id}), and Optuna's database at {storage_address()} does not; set "
+            "PNEUMO_STORAGE to the database that it was begun in, or give another name"
+        )
+
+
+def how_to_continue(name: str) -> str:
+    """Return the words that say how to resume a study from where this process was started."""
+    return f"give the same command with {_storage_setting()}{tracking.as_option('study', name)}"
+
+
+def _storage_setting() -> str:
+    """Return the setting without which the next command would not find Optuna's database.
+
+    MLflow fetches a project from a Git address into a new temporary folder for each command. A
+    relative path means another file in each of them.
+    """
+    is_relative = storage_address() != _storage_url()
+    in_clone = Path.cwd().is_relative_to(Path(tempfile.gettempdir()).resolve())
+    if _serves_one_machine() and is_relative and in_clone:
+        return f"PNEUMO_STORAGE={storage_address()} and "
+    return ""
+
+
 def begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: str) -> optuna.Study:
     """A new study, described in Optuna and in MLflow, with the baseline as its first trial."""
+    tracking.name_run(mlflow.active_run(), f"study {name}")
     say(f"study {name}")  # at once: a process that dies cannot say later what to continue
     say(tracking.how_to_look(run_id))
     say(intake.take(plan.dataset, plan.base).summary())
@@ -289,12 +382,12 @@ def begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: st
         sampler=plan.sampler(),
         pruner=plan.pruner(),
     )
-    for fact, value in {**plan.facts(), "run_id": run_id}.items():
+    space = {name: distribution_to_json(it) for name, it in plan.search_space().items()}
+    for fact, value in {**plan.facts(), "search_space": space, "run_id": run_id}.items():
         study.set_user_attr(fact, value)
     for suggestions in asked:
         study.enqueue_trial(suggestions)
     mlflow.set_tag("pneumo.study", name)
-    tracking.name_run(mlflow.active_run(), f"study {name}")
     settings = {
         "sampler": {"name": "TPESampler", **SAMPLER},
         "pruner": {"name": "MedianPruner", **PRUNER} if plan.experiment.prune else {},
@@ -303,6 +396,21 @@ def begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: st
     }
     mlflow.log_dict(plan.facts() | settings, "study.json")
     return study
+
+
+def warn_of_other_commit(study: optuna.Study, run_id: str) -> None:
+    """Print a warning if the run of a worker or a resume comes from another commit than the study.
+
+    Neither the experiment's file nor the package need then be those that the study began with.
+    """
+    begun, here = (
+        tracking.commit_of(mlflow.get_run(it)) for it in (study.user_attrs["run_id"], run_id)
+    )
+    if begun and here and begun != here:
+        say(
+            f"warning: study {study.study_name} was begun at commit {begun[:8]}, and this is "
+            f"{here[:8]}: its trials may not be comparable"
+        )
 
 
 def take_over(study: optuna.Study, plan: Plan) -> None:
@@ -326,36 +434,67 @@ def running(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def end_dead(study: optuna.Study) -> None:
-    """Ends as failed, in Optuna, the trials of this machine's dead processes and of none."""
-    for trial in filter(_is_dead, running(study)):
+    """End as failed, in Optuna, the trials whose process is dead or never claimed them."""
+    for trial in filter(_has_no_process, running(study)):
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
-def _is_dead(trial: FrozenTrial) -> bool:
+def _has_no_process(trial: FrozenTrial) -> bool:
     if process := trial.user_attrs.get("process"):
-        return tracking.process_is_gone(*process)
+        return is_dead(ProcessId.from_values(process))
     return (datetime.now() - trial.datetime_start).total_seconds() > UNCLAIMED
+
+
+def is_dead(process: ProcessId) -> bool:
+    """Return whether a process that worked on a study has certainly ended.
+
+    SQLite serves one machine: a process that does not run here runs nowhere. On other databases
+    that is known only of processes of this boot of this machine, in this container. The heartbeat
+    ends the trials of all others.
+    """
+    if _serves_one_machine():
+        return not process.is_running()
+    here = ProcessId.current()
+    same_machine = bool(here.boot_id) and process.machine == here.machine
+    return same_machine and not process.is_running()
 
 
 def settle(study: optuna.Study) -> None:
     """Makes MLflow say of each trial that has ended what Optuna says of it."""
     trials = study.get_trials(deepcopy=False)
     ended = {trial.number: trial.state.name for trial in trials if trial.state.is_finished()}
-    tracking.settle(study.user_attrs["run_id"], ended)
+    tracking.settle(study.user_attrs["run_id"], ended, is_dead)
 
 
 def await_others(study: optuna.Study) -> None:
-    """Waits until no trial runs; one whose process has died or fallen silent is ended."""
-    end_dead(study)
-    if running(study):
-        say("waiting for the trials that still run elsewhere")
-    while running(study):
-        interrupt.check()
-        time.sleep(2)
+    """Wait until no trial is running. Trials of dead or silent processes are ended."""
+    announced: set[int] = set()
+    while True:
         end_dead(study)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(study)
+        left = running(study)
+        if not left:
+            return
+        for trial in left:
+            if trial.number not in announced:
+                say(f"waiting for trial {trial.number}, {_owner(trial)}")
+        announced |= {trial.number for trial in left}
+        interrupt.check()
+        time.sleep(2)
+
+
+def _owner(trial: FrozenTrial) -> str:
+    """Return who runs a trial, and when it ends at the latest if nobody does."""
+    process = trial.user_attrs.get("process")
+    if not process:
+        return f"which no process has claimed: it fails {UNCLAIMED} s after its start"
+    process = ProcessId.from_values(process)
+    owner = f"which process {process.pid} on {process.host} is running"
+    if _serves_one_machine():
+        return owner
+    return f"{owner}: it fails if that is silent for {GRACE} s"
 
 
 def counted(study: optuna.Study) -> int:
@@ -434,11 +573,11 @@ def repeated_failure(study: optuna.Study) -> str | None:
     return errors[-1] if alike and not kinds & {"", INTERRUPTED} else None
 
 
-def last_value(trial: FrozenTrial) -> float:
-    """A trial's score; of a pruned one, the last that it reported."""
+def last_value(trial: FrozenTrial) -> float | None:
+    """Return a trial's score, or the last that it reported if it is not complete, or None."""
     if trial.state == TrialState.COMPLETE:
         return trial.value
-    return trial.intermediate_values[trial.last_step]
+    return trial.intermediate_values.get(trial.last_step)
 
 
 def evict(study: optuna.Study, keep: int, at_most: int | None = None) -> None:

@@ -22,7 +22,7 @@ from pneumo.console import say
 from pneumo.data.dataset import SAMPLE
 from pneumo.errors import in_words
 from pneumo.pages import with_interval
-from pneumo.study import Goal, Plan, counted, last_value
+from pneumo.study import Goal, Plan, counted, how_to_continue, last_value
 
 INTERVAL = 60  # seconds, at least, between two pages of a study that runs
 SHARE = 0.05  # of the time, at most, that goes into them
@@ -216,8 +216,8 @@ class Report:
             return
         if self._state == STOPPED:
             yield (
-                "It was stopped before its end: to continue, give the same command with "
-                f"-P study={self._study.study_name}."
+                "It was stopped before its end: to continue, "
+                f"{how_to_continue(self._study.study_name)}."
             )
             return
         for name in self._wanting_room():

@@ -6,12 +6,12 @@ import json
 import logging
 import os
 import re
-import socket
+import shlex
 import tempfile
 import traceback
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -26,6 +26,7 @@ import requests
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Run, RunStatus, ViewType
+from mlflow.environment_variables import MLFLOW_RUN_ID
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
@@ -39,8 +40,9 @@ from sqlalchemy import make_url
 from pneumo import figures
 from pneumo.config import RunConfig
 from pneumo.data.dataset import Dataset, Images
-from pneumo.errors import Mistake, without_passwords
+from pneumo.errors import Mistake, reason_for, without_passwords
 from pneumo.evaluate import Evaluation
+from pneumo.process import ProcessId
 
 if TYPE_CHECKING:  # what only tracks must not wait for TensorFlow
     import keras
@@ -70,6 +72,10 @@ FILES = {"keras": "model.keras", "settings": "settings.json"}
 
 SOURCE = "mlflow.source.name"  # tag of a run: the file or the address that it was made by
 
+REASON = "pneumo.reason"  # tag of a run: why it failed, or why a candidate was not promoted
+
+PROCESS = "pneumo.process"  # tag of a run: the `ProcessId` of the process that works on it
+
 MODEL_ID = "pneumo.model_id"  # tag of a run: the model that it has held against a split
 
 OF_SUBJECT = {
@@ -85,6 +91,9 @@ TOKEN = "MLFLOW_TRACKING_TOKEN"  # that MLflow shows a server in place of a pass
 MOST = 50_000  # runs that MLflow gives at once
 
 TAKEN = "/gkpj)"  # how SQLAlchemy's errors end where something is there that may be there once
+
+# Whether `mlflow run` has started this process, and made the run that MLFLOW_RUN_ID then names
+IS_PROJECT_RUN = MLFLOW_RUN_ID.name in os.environ
 
 # The input contexts that MLflow's UI knows
 CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
@@ -182,7 +191,26 @@ def command_run(
     if about:
         name_run(run, f"{kind} {about}")
     with _ending_by_exception(run) as run_id:
-        yield run_id
+        try:
+            yield run_id
+        except Exception as error:
+            with suppress(MlflowException):
+                mlflow.set_tag(REASON, reason_for(error))
+            raise
+
+
+def end_unused_run(kind: str, reason: str) -> None:
+    """End the run that `mlflow run` has made for a command that failed before it used that run.
+
+    A server that does not answer is not waited for.
+    """
+    os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    set_up()
+    with suppress(MlflowException):
+        run = mlflow.start_run(tags={"pneumo.kind": kind, REASON: reason})
+        _hide_token(run)
+        name_run(run, f"{kind}, failed")
+        mlflow.end_run("FAILED")
 
 
 def _hide_token(run: Run) -> None:
@@ -212,6 +240,17 @@ def reopened(run_id: str) -> Iterator[None]:
         yield
 
 
+def find_study(name: str) -> str:
+    """Return the id of the run of a study, or '' if this store has none of that name."""
+    found = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=f"tags.`pneumo.kind` = 'study' and tags.`pneumo.study` = '{name}'",
+        max_results=1,
+        output_format="list",
+    )
+    return found[0].info.run_id if found else ""
+
+
 def exists(run_id: str) -> bool:
     """Whether the run is in this store."""
     try:
@@ -221,36 +260,33 @@ def exists(run_id: str) -> bool:
     return True
 
 
-def this_process() -> tuple[str, int]:
-    """What names this process: host and process id."""
-    return socket.gethostname(), os.getpid()
-
-
 def process_tags() -> dict[str, str]:
-    """The tags by which a later process knows whether this one still lives."""
-    host, pid = this_process()
-    return {"pneumo.host": host, "pneumo.pid": str(pid)}
+    """Return the tags by which a later process finds out whether this one still runs."""
+    process = ProcessId.current()
+    return {
+        "pneumo.host": process.host,
+        "pneumo.pid": str(process.pid),
+        PROCESS: process.to_json(),
+    }
 
 
-def process_is_gone(host: str, pid: int) -> bool:
-    """Whether a process has died. Of other machines that cannot be known: False."""
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(pid, 0)  # signal 0 only asks
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # it lives, and is somebody else's
-        return False
-    return False
+def _process_of(run: Run) -> ProcessId:
+    return ProcessId.from_values(json.loads(run.data.tags.get(PROCESS, "[]")))
 
 
-def settle(study_run_id: str, ended: Mapping[int, str]) -> None:
-    """Makes the runs below a study's say what has become of what they stand for.
+def settle(
+    study_run_id: str, ended: Mapping[int, str], is_dead: Callable[[ProcessId], bool]
+) -> None:
+    """Bring the runs below a study's run in line with Optuna.
 
-    `ended`: number → Optuna's state of each trial that has ended. Of two runs of one trial, as an
-    answer that got lost makes them, the emptier goes; a failed trial without a run gets one.
-    Workers of this machine that have died are ended: FAILED.
+    Of two runs of one trial, as a lost answer of the server makes them, the one with fewer params
+    is deleted. A failed trial without a run gets one. Runs of workers and of resumed studies whose
+    process is dead end as FAILED.
+
+    Args:
+        study_run_id: Id of the study's run.
+        ended: Number of each finished trial, and its Optuna state.
+        is_dead: Called with the process of each worker's run that has not ended.
     """
     client, runs = mlflow.MlflowClient(), defaultdict(list)
     study = client.get_run(study_run_id)
@@ -258,7 +294,7 @@ def settle(study_run_id: str, ended: Mapping[int, str]) -> None:
         tags = run.data.tags
         if number := tags.get("optuna.trial_number"):
             runs[int(number)].append(run)
-        elif not _ended(run) and process_is_gone(_host(run), int(tags.get("pneumo.pid", 0))):
+        elif not _ended(run) and is_dead(_process_of(run)):
             client.set_terminated(run.info.run_id, "FAILED")
     for number, state in ended.items():
         found = [run for run in runs[number] if run.info.lifecycle_stage == "active"]
@@ -299,15 +335,12 @@ def end_silent(study_run_id: str, number: int) -> None:
         if trial.data.tags.get("optuna.trial_number") == str(number):
             _end_trial(trial, "FAIL")
             running.remove(trial)
-            machine = [run for run in running if _host(run) == _host(trial)]
-            if all(run.data.tags["pneumo.kind"] == "worker" for run in machine):
-                for run in machine:
+            machine = _process_of(trial).machine
+            others = [run for run in running if _process_of(run).machine == machine]
+            if all(run.data.tags["pneumo.kind"] == "worker" for run in others):
+                for run in others:
                     client.set_terminated(run.info.run_id, "FAILED")
             return
-
-
-def _host(run: Run) -> str:
-    return run.data.tags.get("pneumo.host", "")
 
 
 def log_hang(study_run_id: str, number: int, trace: str) -> None:
@@ -319,12 +352,17 @@ def log_hang(study_run_id: str, number: int, trace: str) -> None:
 
 
 def _below(study: Run, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
-    """The trials, the workers and the later processes of a study."""
-    return mlflow.MlflowClient().search_runs(
-        [study.info.experiment_id],
-        f"tags.`mlflow.parentRunId` = '{study.info.run_id}'",
+    """Return the runs of a study's trials, workers and resumes.
+
+    A worker's run may lie in another MLflow experiment than the study's: whoever starts the
+    worker chooses it.
+    """
+    return mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=f"tags.`mlflow.parentRunId` = '{study.info.run_id}'",
         run_view_type=view,
         max_results=MOST,
+        output_format="list",
     )
 
 
@@ -511,6 +549,11 @@ def read_predictions(run_id: str, split: str) -> pd.DataFrame:
     return pd.read_csv(io.StringIO(text), keep_default_na=False)
 
 
+def read_metrics(run_id: str, split: str) -> dict[str, Any]:
+    """Return all that an evaluation has stored in `metrics.json` of a run."""
+    return mlflow.artifacts.load_dict(f"runs:/{run_id}/{split}/metrics.json")
+
+
 def threshold(run_id: str) -> float:
     """The threshold that a Keras run has chosen on validation."""
     return mlflow.get_run(run_id).data.metrics["val_threshold"]
@@ -573,7 +616,7 @@ def log_decision(reasons: list[str], figures: Mapping[str, float]) -> None:
     """A promotion in the active run: promoted where there are no `reasons` against it."""
     outcome = f"not promoted: {'; '.join(reasons)}" if reasons else "promoted"
     tags = {"pneumo.promoted": str(not reasons).lower(), "mlflow.note.content": outcome}
-    mlflow.set_tags(tags | ({"pneumo.reason": "; ".join(reasons)} if reasons else {}))
+    mlflow.set_tags(tags | ({REASON: "; ".join(reasons)} if reasons else {}))
     mlflow.log_metrics(dict(figures))
     mlflow.log_dict({"promoted": not reasons, "reasons": reasons, **figures}, "promotion.json")
 
@@ -594,10 +637,21 @@ def delete_model(model_uri: str) -> None:
     client.delete_logged_model(model_id)
 
 
+def commit_of(run: Run) -> str:
+    """Return the Git commit that a run's code came from, '' if it is not known."""
+    return run.data.tags.get("mlflow.source.git.commit", "")
+
+
 def commit(run: Run) -> dict[str, str]:
     """The commit that a run's code came from, as a tag; nothing where that is not known."""
-    found = run.data.tags.get("mlflow.source.git.commit")
+    found = commit_of(run)
     return {"pneumo.git_commit": found} if found else {}
+
+
+def as_option(name: str, value: str) -> str:
+    """Return a parameter as the command that started this process takes it."""
+    value = shlex.quote(value)
+    return f"-P {name}={value}" if IS_PROJECT_RUN else f"--{name} {value}"
 
 
 def store() -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import mlflow
 import optuna
 from optuna.trial import TrialState
 
@@ -23,11 +24,14 @@ from pneumo.study import (
     display_of,
     end_dead,
     evict,
+    how_to_continue,
     last_value,
     load,
     open_storage,
+    require_new,
     settle,
     take_over,
+    warn_of_other_commit,
 )
 from pneumo.study_page import DONE, PAGE, STOPPED, StudyPage
 
@@ -51,7 +55,7 @@ def tune(
     plan: Plan,
     *,
     trials: int,
-    model_name: str,
+    model_name: str = "",
     name: str = "",
     timeout: float | None = None,
     keep_models: int | None = None,
@@ -63,6 +67,8 @@ def tune(
 
     A study that is there already under `name` is continued up to `trials` in total, under its
     own run. `trials` counts complete and pruned ones; after `timeout` seconds no new one starts.
+    `model_name`: registered model, by default the one of the study so far, or else pneumonia
+    (pneumonia-sample for synthetic images).
     `keep_models`: of how many of the best trials the models are kept, of all of them by default.
     `workers`: processes that search; 1 is this one, unless there is a `trial_timeout`, seconds
     after which a trial is ended with its process. `launcher`: `ray` for `workers` tasks of a Ray
@@ -76,17 +82,23 @@ def tune(
     tags = tracking.subject_tags(plan.experiment.name, plan.dataset)
     if name in optuna.get_all_study_names(storage):
         study = load(storage, name, plan)
+        model_name = model_name or study.user_attrs["model_name"]
         run_id = study.user_attrs["run_id"]
         tags |= {"pneumo.study": name, "mlflow.parentRunId": run_id, **tracking.process_tags()}
-        with tracking.command_run("resume", name, tags), tracking.reopened(run_id):
+        resume = tracking.command_run("resume", name, tags)
+        with resume as own_run_id, tracking.reopened(run_id):
+            warn_of_other_commit(study, own_run_id)
             take_over(study, plan)
-            return _search_and_crown(study, plan, goal, searching, model_name)
-    with tracking.command_run("study", "", tags, system_metrics=True) as run_id:
+            return _search_and_register(study, plan, goal, searching, model_name)
+    if name:
+        require_new(name)
+    model_name = model_name or ("pneumonia-sample" if plan.dataset.synthetic else "pneumonia")
+    with tracking.command_run("study", name, tags, system_metrics=True) as run_id:
         study = begin(storage, name or f"{plan.experiment.name}-{run_id[:8]}", plan, run_id)
-        return _search_and_crown(study, plan, goal, searching, model_name)
+        return _search_and_register(study, plan, goal, searching, model_name)
 
 
-def _search_and_crown(
+def _search_and_register(
     study: optuna.Study,
     plan: Plan,
     goal: Goal,
@@ -94,6 +106,7 @@ def _search_and_crown(
     model_name: str,
 ) -> Outcome:
     goal.set(study)
+    study.set_user_attr("model_name", model_name)
     page = StudyPage(study, plan)
     try:
         searching(study, plan, then=page.refresh)
@@ -101,7 +114,7 @@ def _search_and_crown(
         settle(study)
         if goal.keep_models:
             evict(study, goal.keep_models)
-        outcome = _crown(study, plan, model_name)
+        outcome = _register_winner(study, plan, model_name)
         page.write(DONE)
         return outcome
     except (KeyboardInterrupt, StudyStopped) as end:
@@ -110,13 +123,13 @@ def _search_and_crown(
             settle(study)
             page.write(STOPPED)
         if isinstance(end, KeyboardInterrupt):
-            say(f"to continue, give the same command with -P study={study.study_name}")
+            say(f"to continue, {how_to_continue(study.study_name)}")
         raise
     except STORE_ERRORS as error:
         reason = without_passwords(str(error)).partition("\n")[0]
         raise StudyStopped(
             f"a store of the study has failed ({reason}); what was finished is kept: see that it "
-            f"answers, and give the same command with -P study={study.study_name}"
+            f"answers, and {how_to_continue(study.study_name)}"
         ) from error
 
 
@@ -145,54 +158,77 @@ def search(
         search_trials(study, plan, display)
 
 
-def _crown(study: optuna.Study, plan: Plan, model_name: str) -> Outcome:
-    """Registers the best trial's model and touches test, once and for it alone.
+def _register_winner(study: optuna.Study, plan: Plan, model_name: str) -> Outcome:
+    """Register the best trial's model and evaluate it on test, once and it alone.
 
-    A continued study whose best trial is still the same keeps what was found for it.
+    The winner is stored in the study before its evaluation. Whatever fails in between, the same
+    command again registers no second version, and evaluates only what has not been evaluated. A
+    continued study whose best trial is the same keeps its version and its evaluation.
     """
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         raise StudyStopped("no trial came to its end, so there is no winner; allow more time")
-    import_tensorflow()  # several workers have got on without it here until now
-    from pneumo import evidence
-
-    best = study.best_trial
-    winner = study.user_attrs.get("winner", {})
-    if winner.get("trial") != best.number:
+    best, before = study.best_trial, study.user_attrs.get("winner", {})
+    winner = {"trial": best.number, "model_name": model_name}
+    unchanged = all(before.get(key) == value for key, value in winner.items())
+    if unchanged and "test_metrics" in before:
+        winner = before
+    else:
+        import_tensorflow()  # a driver of several workers has not needed it until now
         model = registry.load(best.user_attrs["model_uri"])
-        stored = registry.register(best.user_attrs["run_id"], model, model_name)
-        found = evidence.examine(stored, evidence.images_for(stored, plan.dataset), "test")
-        winner = {
-            "trial": best.number,
-            "model_name": model_name,
-            "version": stored.version,
-            "test_metrics": found.evaluation.metrics,
-            "findings": found.findings,
-        }
-        if followed := study.user_attrs.get("winner"):  # its evidence page has been replaced
-            registry.describe(followed["model_name"], followed["version"])
+        stored = registry.register_once(best.user_attrs["run_id"], model, model_name)
+        winner["version"] = stored.version
         study.set_user_attr("winner", winner)
+        metrics, findings = _evaluate_once(study, plan, stored)
+        winner |= {"test_metrics": metrics, "findings": findings}
+        study.set_user_attr("winner", winner)
+        if before and before["version"] != stored.version:  # its evidence page has been replaced
+            registry.describe(before["model_name"], before["version"])
     found = (winner[name] for name in ("model_name", "version", "test_metrics", "findings"))
     return Outcome(study, plan.searched(), *found)
+
+
+def _evaluate_once(
+    study: optuna.Study, plan: Plan, stored: registry.Stored
+) -> tuple[dict[str, float], list[str]]:
+    """Return the winner's metrics on test and their findings.
+
+    They are read from the study's run if that has evaluated this model before.
+    """
+    from pneumo import evidence
+
+    run = mlflow.get_run(study.user_attrs["run_id"])
+    if tracking.evaluated_model(run) != stored.model_id:
+        found = evidence.examine(stored, evidence.images_for(stored, plan.dataset), "test")
+        return found.evaluation.metrics, found.findings
+    metrics, findings = evidence.read(run, "test")
+    registry.tell_of_test(stored, run.info.run_id, metrics)
+    return metrics, findings
 
 
 def show(outcome: Outcome) -> None:
     """The table of a study's trials, the best of them marked, and what became of it."""
     best = outcome.study.best_trial.number
     rows = []
-    for trial in outcome.study.get_trials(deepcopy=False):
-        failed = trial.state == TrialState.FAIL
+    trials = outcome.study.get_trials(deepcopy=False)
+    waiting = sum(trial.state == TrialState.WAITING for trial in trials)
+    for trial in trials:
+        if trial.state == TrialState.WAITING:  # it has neither values nor a score
+            continue
+        score = None if trial.state == TrialState.FAIL else last_value(trial)
         config = trial.user_attrs.get("config", {})
         rows.append(
             (
                 f"{trial.number}{' best' if trial.number == best else ''}",
                 trial.state.name,
-                "" if failed else f"{last_value(trial):.4f}",
+                "" if score is None else f"{score:.4f}",
                 *(short(config.get(name, "")) for name in outcome.searched),
             )
         )
     score = SCORES[outcome.study.user_attrs["objective"]]
     columns = "trial", "state", score, *outcome.searched
     table(f"Study {outcome.study.study_name}", columns, rows)
+    if waiting:
+        say(f"{waiting} queued trials have not started: continue the study with more trials")
     test = outcome.test_metrics
     say(
         f"best: trial {best}, {score} {outcome.study.best_value:.4f}; "

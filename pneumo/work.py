@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pneumo import interrupt, tracking
 from pneumo.config import SCORES
 from pneumo.errors import in_words
+from pneumo.process import ProcessId
 from pneumo.study import (
     FAILURES_IN_A_ROW,
     INTERRUPTED,
@@ -110,7 +111,7 @@ class _Work:
     def settle(self) -> None:
         """Ends what this process left running; what has its score already is complete."""
         for trial in running(self._study):
-            if tuple(trial.user_attrs.get("process", ())) == tracking.this_process():
+            if tuple(trial.user_attrs.get("process", ())) == ProcessId.current():
                 score = self._scores.get(trial.number)
                 state = TrialState.FAIL if score is None else TrialState.COMPLETE
                 self._study.tell(trial.number, score, state, skip_if_finished=True)
@@ -152,7 +153,7 @@ def _at_most(seconds: int | None, file: IO[str] | None) -> Iterator[None]:
 
 def _objective(trial: optuna.Trial, plan: Plan, display: Display) -> float:
     study = trial.study
-    trial.set_user_attr("process", tracking.this_process())
+    trial.set_user_attr("process", ProcessId.current())
     tags = tracking.subject_tags(plan.experiment.name, plan.dataset)
     try:
         config = plan.suggest(trial)

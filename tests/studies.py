@@ -19,6 +19,7 @@ SMALL = ["--image_size", "32", "--dense_widths", "32"]  # the flags of a network
 LIMIT = 120  # seconds that anything may take
 TINY = Experiment("tiny", BASE, load_experiment("tune").suggest)
 
+PROCESS = {"pneumo.host", "pneumo.pid", "pneumo.process"}
 SUBJECT = {"pneumo.experiment", "pneumo.data", "pneumo.data_digest", "pneumo.synthetic"}
 METRICS = {
     *("auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity"),

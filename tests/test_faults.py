@@ -1,5 +1,6 @@
 """What fails around a study, and what is left of it: stores, disks, processes."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from optuna.trial import TrialState
 from pneumo import tracking
 from pneumo.data import pixels
 from pneumo.errors import Mistake
-from pneumo.study import end_dead, open_storage
+from pneumo.process import ProcessId, _boot_id
+from pneumo.study import await_others, end_dead, is_dead, open_storage
 from tests.services import free_port
-from tests.studies import tags
+from tests.studies import tags, until
 
 PASSWORD = "open-sesame"
 
@@ -75,9 +77,10 @@ def run_below(parent: str, number: int, state: str = "", status: str = "RUNNING"
     return run_id
 
 
-def worker_below(parent: str, host: str) -> str:
-    ours = {"mlflow.parentRunId": parent, "pneumo.kind": "worker", "pneumo.host": host}
-    return mlflow.MlflowClient().create_run("0", tags=ours).info.run_id
+def worker_below(parent: str, process: ProcessId, experiment_id: str = "0") -> str:
+    ours = {"mlflow.parentRunId": parent, "pneumo.kind": "worker"}
+    ours |= {"pneumo.process": process.to_json()}
+    return mlflow.MlflowClient().create_run(experiment_id, tags=ours).info.run_id
 
 
 def said(run_id: str) -> tuple[str | None, str]:
@@ -94,7 +97,8 @@ def test_runs_say_what_optuna_says(parent):
         run_below(parent, 4, "FAIL", "KILLED"),  # by a person
         run_below(parent, 5),  # at work
     ]
-    tracking.settle(parent, {0: "COMPLETE", 1: "FAIL", 2: "PRUNED", 3: "FAIL", 4: "FAIL"})
+    states = {0: "COMPLETE", 1: "FAIL", 2: "PRUNED", 3: "FAIL", 4: "FAIL"}
+    tracking.settle(parent, states, is_dead)
     assert [said(run) for run in runs] == [
         ("COMPLETE", "FINISHED"),
         ("FAIL", "FAILED"),
@@ -112,7 +116,7 @@ def test_a_trial_has_one_run(store, parent):
     removed = run_below(parent, 2, "FAIL", "FAILED")
     store.delete_run(removed)  # by a person, who does not want to see it again
     for _ in range(2):
-        tracking.settle(parent, {0: "COMPLETE", 1: "FAIL", 2: "FAIL"})
+        tracking.settle(parent, {0: "COMPLETE", 1: "FAIL", 2: "FAIL"}, is_dead)
         below = store.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{parent}'")
         [lost] = [run for run in below if run.info.run_id != own]
         assert len(below) == 2
@@ -123,27 +127,105 @@ def test_a_trial_has_one_run(store, parent):
     assert tags(lost)["optuna.trial_number"] == "1"
 
 
-def test_dead_workers_are_ended_and_living_ones_are_not(store, parent):
-    host, pid = tracking.this_process()
+POSTGRESQL = "postgresql://me@127.0.0.1:1/x"  # which nothing here opens
+
+
+def ended_process() -> ProcessId:
+    """A process of this machine that has ended."""
     process = subprocess.Popen(["true"])
+    identity = ProcessId.from_pid(process.pid)
     process.wait()
-    runs = [worker_below(parent, host), worker_below(parent, host), worker_below(parent, "far")]
-    for run, number in zip(runs, (pid, process.pid, process.pid), strict=True):
-        store.set_tag(run, "pneumo.pid", str(number))
-    tracking.settle(parent, {})
-    assert [said(run)[1] for run in runs] == ["RUNNING", "FAILED", "RUNNING"]
+    return identity
+
+
+def other_processes() -> dict[str, ProcessId]:
+    """Processes that do not run here, though a living one has their id, and all else but that."""
+    here = ProcessId.current()
+    return {
+        "an earlier boot": here._replace(boot_id="another"),
+        "another container": here._replace(pid_namespace="pid:[1]"),
+        "a reused process id": here._replace(start_time="1"),
+        "a new host name, an earlier boot": here._replace(host="before", boot_id="another"),
+    }
+
+
+def test_workers_of_any_experiment_are_ended_if_they_are_dead(store, parent):
+    here = ProcessId.current()
+    elsewhere = store.create_experiment("elsewhere")
+    runs = [
+        worker_below(parent, here),
+        worker_below(parent, here._replace(host="renamed")),
+        worker_below(parent, ended_process()),
+        worker_below(parent, ended_process(), elsewhere),
+    ]
+    tracking.settle(parent, {}, is_dead)
+    assert [said(run)[1] for run in runs] == ["RUNNING", "RUNNING", "FAILED", "FAILED"]
 
 
 @pytest.mark.parametrize(("others", "left"), [(0, "FAILED"), (1, "RUNNING")])
 def test_a_machine_without_a_trial_has_no_worker(parent, others, left):
-    silent = run_below(parent, 0, **{"pneumo.host": "far"})
-    near = run_below(parent, 9, **{"pneumo.host": "near"})
+    near = ProcessId.current()
+    far = near._replace(pid_namespace="pid:[1]")  # a container of the same name
+    tag = {"pneumo.process": far.to_json()}
+    silent = run_below(parent, 0, **tag)
+    trial = run_below(parent, 9, **{"pneumo.process": near.to_json()})
     for number in range(others):
-        run_below(parent, 1 + number, **{"pneumo.host": "far"})
-    workers = [worker_below(parent, "far"), worker_below(parent, "near")]
+        run_below(parent, 1 + number, **tag)
+    workers = [worker_below(parent, far), worker_below(parent, near)]
     tracking.end_silent(parent, 0)
     assert said(silent) == ("FAIL", "FAILED")
-    assert [said(run)[1] for run in (near, *workers)] == ["RUNNING", left, "RUNNING"]
+    assert [said(run)[1] for run in (trial, *workers)] == ["RUNNING", left, "RUNNING"]
+
+
+def test_on_sqlite_a_trial_without_a_living_process_is_dead_at_once(store):
+    dead = {"an ended process": ended_process(), **other_processes()}
+    here = ProcessId.current()
+    alive = {"this process": here, "a new host name": here._replace(host="renamed")}
+    study = optuna.create_study(storage=open_storage())
+    for process in (dead | alive).values():
+        study.ask().set_user_attr("process", process)
+    study.ask().set_user_attr("process", ["vm", here.pid])  # as an earlier version stored it
+    end_dead(study)
+    ended = [trial.state == TrialState.FAIL for trial in study.trials]
+    assert ended == [True] * len(dead) + [False] * len(alive) + [True]
+
+
+def test_on_other_databases_only_processes_of_this_container_are_judged(monkeypatch):
+    monkeypatch.setenv("PNEUMO_STORAGE", POSTGRESQL)
+    here = ProcessId.current()
+    others = other_processes()
+    reused = others.pop("a reused process id")
+    assert is_dead(ended_process())
+    assert is_dead(reused)
+    assert not is_dead(here)
+    assert not any(map(is_dead, others.values()))
+    # a machine that does not tell one boot from another judges nobody
+    monkeypatch.setattr("pneumo.process._boot_id", lambda: "")
+    assert not is_dead(ended_process())
+
+
+def test_a_process_that_nobody_has_waited_for_has_ended():
+    process = subprocess.Popen(["true"])
+    identity = ProcessId.from_pid(process.pid)
+    until(lambda: not identity.is_running())
+    assert Path(f"/proc/{process.pid}").exists()  # a zombie
+    process.wait()
+
+
+def test_a_process_without_proc(monkeypatch):
+    monkeypatch.setattr("pneumo.process.Path.read_text", raise_missing)
+    monkeypatch.setattr("pneumo.process.os.readlink", raise_missing)
+    _boot_id.cache_clear()
+    here = ProcessId.current()
+    ended = ended_process()
+    states = here.is_running(), here._replace(start_time="1").is_running(), ended.is_running()
+    _boot_id.cache_clear()
+    assert here[1:4] == ("", "", os.getpid())
+    assert states == (True, False, False)
+
+
+def raise_missing(*_: object) -> None:
+    raise FileNotFoundError
 
 
 def test_a_trial_that_nobody_has_is_dead_after_a_while(store, monkeypatch):
@@ -152,9 +234,30 @@ def test_a_trial_that_nobody_has_is_dead_after_a_while(store, monkeypatch):
     end_dead(study)
     assert study.trials[0].state == TrialState.RUNNING
     monkeypatch.setattr("pneumo.study.UNCLAIMED", -1)
-    study.ask().set_user_attr("process", tracking.this_process())
+    study.ask().set_user_attr("process", ProcessId.current())
     end_dead(study)
     assert [it.state for it in study.trials] == [TrialState.FAIL, TrialState.RUNNING]
+
+
+def test_a_wait_says_what_it_waits_for(store, monkeypatch, capsys):
+    study = optuna.create_study(storage=open_storage())
+    process = subprocess.Popen(["sleep", "60"])
+    identity = ProcessId.from_pid(process.pid)
+    study.ask().set_user_attr("process", identity)
+    monkeypatch.setattr("pneumo.study.time.sleep", lambda _: (process.kill(), process.wait()))
+    await_others(study)
+    line = f"waiting for trial 0, which process {process.pid} on {identity.host} is running\n"
+    assert capsys.readouterr().out == line
+    assert study.trials[0].state == TrialState.FAIL
+
+
+def test_a_wait_for_the_database_says_so(monkeypatch, capsys):
+    monkeypatch.setenv("PNEUMO_STORAGE", f"postgresql://me:{PASSWORD}@127.0.0.1:{free_port()}/x")
+    with pytest.raises(Mistake):
+        open_storage(patience=2.5)
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("waiting for Optuna's database at postgresql://me:***@127.0.0.1:")
+    assert line.endswith("/x, 2 s at most")
 
 
 @pytest.fixture

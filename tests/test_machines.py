@@ -56,7 +56,7 @@ def test_a_worker_joins_from_elsewhere_and_leaves(shared, tmp_path, monkeypatch)
     workers = "tags.`pneumo.study` = 'joined' and tags.`pneumo.kind` = 'worker'"
     [joined] = shared.search_runs(["0"], workers)
     assert joined.info.status == "KILLED"
-    own = {"pneumo.kind", "pneumo.study", "pneumo.host", "pneumo.pid"}
+    own = {"pneumo.kind", "pneumo.study", "pneumo.host", "pneumo.pid", "pneumo.process"}
     assert set(tags(joined)) == SUBJECT | own
     assert joined.data.tags["mlflow.parentRunId"] == run_of("joined")
 

@@ -58,7 +58,7 @@ def test_a_study_outlives_a_killed_task_and_an_interrupt(cluster):
     driver.terminate()
     output, errors = driver.communicate(timeout=LIMIT)
     assert driver.returncode == 1, errors
-    assert "to continue, give the same command with -P study=ray" in output
+    assert "to continue, give the same command with --study ray" in output
     assert errors.endswith("pneumo: interrupted; what was finished is kept\n")
     until(lambda: not any(map(lives, crew)))
     interrupted = require_whole(cluster, "ray")

@@ -40,6 +40,7 @@ from tests.studies import (
     INTERVALS,
     METRICS,
     PAGE,
+    PROCESS,
     SUBJECT,
     TINY,
     children,
@@ -95,7 +96,7 @@ def test_what_a_complete_trial_leaves_in_mlflow(study, client):
     assert len(client.search_runs(["0"])) == 3
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
     for number, run in enumerate(runs):
-        trial = {"optuna.trial_number", "optuna.state", "pneumo.host", "pneumo.pid"}
+        trial = {"optuna.trial_number", "optuna.state", *PROCESS}
         assert set(tags(run)) == {"pneumo.kind", "pneumo.study", *SUBJECT, *trial}
         assert tags(run)["pneumo.kind"] == "trial"
         assert tags(run)["optuna.trial_number"] == str(number)
@@ -370,8 +371,7 @@ def test_a_continued_study_stays_under_its_own_run(store, sample):
     assert sorted(kinds) == ["resume", "trial", "trial"]
     assert {run.info.status for run in store.search_runs(["0"])} == {"FINISHED"}
     resume = below[kinds.index("resume")]
-    process = {"pneumo.host", "pneumo.pid"}
-    assert set(tags(resume)) == {"pneumo.kind", "pneumo.study", *SUBJECT, *process}
+    assert set(tags(resume)) == {"pneumo.kind", "pneumo.study", *SUBJECT, *PROCESS}
     assert resume.data.metrics == {}
     assert tags(store.get_run(study_id))["pneumo.kind"] == "study"
 

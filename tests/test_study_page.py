@@ -205,7 +205,7 @@ def test_a_study_that_has_nothing_yet(plan, store):
     read = as_text(page_of(study))
     assert "trials done 0 of 5 best validation AUC –" in read
     assert "None has come to its end yet." in read
-    assert "give the same command with -P study=young" in read
+    assert "give the same command with --study young" in read
     assert "To be seen from 2 complete trials on." in read
 
 

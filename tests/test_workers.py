@@ -147,7 +147,7 @@ def test_an_interrupt_ends_all(store, whom, number):
     (os.killpg if whom == "group" else os.kill)(process.pid, number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "to continue, give the same command with -P study=night" in output
+    assert "to continue, give the same command with --study night" in output
     assert errors == "pneumo: interrupted; what was finished is kept\n"
     assert not any(map(lives, workers))
     trials = require_whole(store, "night")

@@ -12,7 +12,7 @@ from typing import Any
 
 import mlflow
 import optuna
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from pneumo import bootstrap, evaluate, graphs, pages, tracking
@@ -142,6 +142,7 @@ class Report:
             drawn=graphs.interactive(self._study),
             script=graphs.script(),
             times=list(_shares(self._trials)),
+            changed_ranges=list(_changed_ranges(self._trials)),
             fields=self._plan.searched(),
             score=self._score,
             trials=list(self._rows()),
@@ -279,6 +280,24 @@ class Report:
                 "took": timedelta(seconds=round(_seconds(trial))) if _seconds(trial) else "",
                 "error": trial.user_attrs.get("error", ""),
             }
+
+
+def _changed_ranges(trials: list[FrozenTrial]) -> Iterator[tuple[str, int, str, str]]:
+    """Yield each change of a range: hyperparameter, first trial, range before and from then on."""
+    ranges: dict[str, str] = {}
+    for trial in trials:
+        for name, space in trial.distributions.items():
+            now = _range(space)
+            if ranges.setdefault(name, now) != now:
+                yield name, trial.number, ranges[name], now
+            ranges[name] = now
+
+
+def _range(space: BaseDistribution) -> str:
+    if isinstance(space, CategoricalDistribution):
+        return ", ".join(map(str, space.choices))
+    step = f" in steps of {space.step}" if space.step else ""
+    return f"{space.low} to {space.high}{step}"
 
 
 def _at_an_edge(value: float, space: FloatDistribution) -> bool:

@@ -1,6 +1,7 @@
 """A study that is given again: what it must agree with, and what is not done twice."""
 
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from pneumo.study import (
     warn_of_other_commit,
 )
 from pneumo.tune import Outcome, show, tune
-from tests.studies import BASE, TINY, tags
+from tests.studies import BASE, TINY, tags, text
 
 pytestmark = pytest.mark.slow
 
@@ -161,9 +162,15 @@ def test_another_base_or_search_space_is_refused(study, sample, experiment, fact
     )
 
 
-def test_other_ranges_are_taken(study, sample):
-    found = again(sample, study, Experiment("tiny", BASE, other_range))
-    assert found.study.study_name == study.study.study_name
+def test_other_ranges_are_taken_and_listed(study, sample):
+    unchanged = again(sample, study).study.user_attrs["run_id"]
+    assert "range before" not in text(unchanged, "study/study.html")
+    found = again(sample, study, Experiment("tiny", BASE, other_range), trials=3).study
+    assert len(found.trials) == 3
+    page = text(found.user_attrs["run_id"], "study/study.html")
+    [row] = re.findall(r"range before</th></tr>\n(.*)\n</table>", page)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
+    assert cells == ["dropout", "2", "0.1 to 0.8", "0.0 to 0.6"]
 
 
 def test_a_finished_study_gets_a_version_of_another_name(study, client, sample):

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.faults [FAULT …]
 
 Each fault strikes a study of 12 short trials with two workers, whose stores are a PostgreSQL and an
-MLflow server on another one. Whatever became of it, the same command is given again; then all of
-it is read back. The full disk needs root.
+MLflow server on another one. Optuna's store is SQLite for the faults of `ON_SQLITE`. Whatever
+became of the study, the same command is given again; then all of it is read back. The full disk,
+the new host name and the new container need root.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import mlflow
 import optuna
+import pytest
 from mlflow import MlflowClient
 from optuna.trial import FrozenTrial
 
@@ -49,7 +51,32 @@ def suggest(trial, base):
         if os.environ["FAULT"] == "hung":
             ctypes.PyDLL(None).sleep(100_000)  # with Python's lock held
     return config
+
+if os.environ["FAULT"] == "winner":
+    from pneumo import registry
+
+    register = registry.register_once
+
+    def register_and_die(*arguments):
+        stored = register(*arguments)
+        if not os.path.exists("dead"):
+            open("dead", "x").close()
+            os.kill(os.getpid(), 9)
+        return stored
+
+    registry.register_once = register_and_die
 """
+
+ON_SQLITE = {"host", "container", "store"}
+
+# What starts the command, the first time and again
+UNSHARE = "unshare", "--uts"
+NAMED = "sh", "-c", 'hostname "$0" && exec "$@"'
+CONTAINER = *UNSHARE, "--pid", "--fork", "--mount-proc", *NAMED, "container"
+STARTED_BY = {
+    "host": [(*UNSHARE, *NAMED, "monday"), (*UNSHARE, *NAMED, "tuesday")],
+    "container": [CONTAINER, CONTAINER],  # the same name, and process ids that count from 1 again
+}
 
 
 @dataclass(frozen=True)
@@ -60,12 +87,14 @@ class Night:
     folder: Path
     databases: list[Server]
     server: Server
+    fault: str
 
-    def start(self) -> subprocess.Popen:
-        """The command."""
+    def start(self, attempt: int = 0) -> subprocess.Popen:
+        """Start the command; `attempt` counts how often it has been given before."""
         flags = {"experiment": "troubled", "trials": 12, "workers": 2, "trial_timeout": 100}
         words = [word for name, it in flags.items() for word in (f"--{name}", str(it))]
         command = [sys.executable, "-m", "pneumo", "tune", "--study", self.name, *words]
+        command = [*STARTED_BY.get(self.fault, [(), ()])[attempt], *command]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         environment = os.environ | {MARK: self.name}
         return subprocess.Popen(
@@ -123,6 +152,18 @@ def kill_all(night: Night, driver: subprocess.Popen) -> None:
     os.killpg(driver.pid, signal.SIGKILL)
 
 
+def lose_store(night: Night, driver: subprocess.Popen) -> None:
+    """Loss of Optuna's store, which comes back after the command has refused to go on."""
+    night.at_work()
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    store, backup = night.folder / "optuna.db", night.folder / "backup.db"
+    store.rename(backup)
+    output = night.end(night.start())
+    assert "Optuna's database at" in output, output
+    backup.rename(store)
+
+
 def kill_mlflow(night: Night, driver: subprocess.Popen) -> None:
     """`kill -9` of MLflow's server, which comes back after 20 s."""
     night.at_work()
@@ -155,6 +196,10 @@ FAULTS: dict[str, Callable[[Night, subprocess.Popen], None]] = {
     "worker": kill_worker,
     "driver": kill_driver,
     "power": kill_all,
+    "host": kill_all,
+    "container": kill_all,
+    "store": lose_store,
+    "winner": nothing,
     "mlflow": kill_mlflow,
     "postgresql": kill_postgresql,
     "sigterm": terminate,
@@ -190,22 +235,39 @@ def lost(night: Night, complete: set[int]) -> list[str]:
         problems.append(f"stores disagree: {error}")
     if counted(night.trials()) not in (12, 13):
         problems.append(f"{counted(night.trials())} trials are done")
+    if (found := ends(night)) != (1, 1):
+        problems.append("{} versions of the winner, {} evaluations on test".format(*found))
     gone = complete - night.complete()
     problems += [f"trial {number} is complete no more" for number in gone]
     return problems + [f"process {pid} lives" for pid in night.processes()]
 
 
+def ends(night: Night) -> tuple[int, int]:
+    """Return how many versions a study has registered, and how often it evaluated one on test."""
+    client, [study] = MlflowClient(), studies(night)
+    versions = client.search_model_versions(f"tags.`pneumo.study` = '{night.name}'")
+    return len(versions), len(client.get_metric_history(study, "test_auc"))
+
+
+def studies(night: Night) -> list[str]:
+    """Return the runs of the studies of that name, of which there must be one."""
+    filters = f"tags.`pneumo.kind` = 'study' and tags.`pneumo.study` = '{night.name}'"
+    return [run.info.run_id for run in MlflowClient().search_runs(["0"], filters)]
+
+
 def strike(fault: str, databases: list[Server], server: Server) -> list[str]:
     """One fault, the same command again, and a line about it; returns what is lost."""
-    with place(fault) as folder:
-        night = Night(f"{fault}-{uuid.uuid4().hex[:6]}", folder, databases, server)
+    with pytest.MonkeyPatch.context() as patch, place(fault) as folder:
+        if fault in ON_SQLITE:
+            patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")
+        night = Night(f"{fault}-{uuid.uuid4().hex[:6]}", folder, databases, server, fault)
         began = time.monotonic()
         driver = night.start()
         FAULTS[fault](night, driver)
         said = night.end(driver)
         complete = night.complete()
         (folder / "disk" / "ballast").unlink(missing_ok=True)
-        again = night.start()
+        again = night.start(attempt=1)
         said += "--- the same command again\n" + night.end(again)
         problems = lost(night, complete)
         if again.returncode:
@@ -238,7 +300,7 @@ def main() -> None:
         losses = [strike(fault, databases, server) for fault in faults]
     survived = sum(not it for it in losses)
     items = sum(map(len, losses))
-    print(f"faults tried {len(losses)}, survived {survived}, items lost {items}")
+    print(f"{len(losses)} faults tried, {survived} survived, {items} items lost")
     sys.exit(survived < len(losses))
 
 

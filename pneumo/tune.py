@@ -82,7 +82,6 @@ def tune(
     tags = tracking.subject_tags(plan.experiment.name, plan.dataset)
     if name in optuna.get_all_study_names(storage):
         study = load(storage, name, plan)
-        model_name = model_name or study.user_attrs["model_name"]
         run_id = study.user_attrs["run_id"]
         tags |= {"pneumo.study": name, "mlflow.parentRunId": run_id, **tracking.process_tags()}
         resume = tracking.command_run("resume", name, tags)
@@ -92,7 +91,6 @@ def tune(
             return _search_and_register(study, plan, goal, searching, model_name)
     if name:
         require_new(name)
-    model_name = model_name or ("pneumonia-sample" if plan.dataset.synthetic else "pneumonia")
     with tracking.command_run("study", name, tags, system_metrics=True) as run_id:
         study = begin(storage, name or f"{plan.experiment.name}-{run_id[:8]}", plan, run_id)
         return _search_and_register(study, plan, goal, searching, model_name)
@@ -106,6 +104,8 @@ def _search_and_register(
     model_name: str,
 ) -> Outcome:
     goal.set(study)
+    default = "pneumonia-sample" if plan.dataset.synthetic else "pneumonia"
+    model_name = model_name or study.user_attrs.get("model_name", default)
     study.set_user_attr("model_name", model_name)
     page = StudyPage(study, plan)
     try:

@@ -3,6 +3,7 @@
 Images of one patient are alike. Drawn one by one they would make every interval too narrow.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +25,9 @@ def draw_patients(predictions: pd.DataFrame, draws: int = DRAWS, seed: int = 0) 
     patients, patient_of = np.unique(predictions["patient"], return_inverse=True)
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), size=draws)
-    drawn = counts[:, patient_of]
-    both = drawn[:, labels == 0].any(axis=1) & drawn[:, labels == 1].any(axis=1)
-    return drawn[both]
+    drawn = counts.T[patient_of]  # of each image all samples side by side, as `auc` reads them
+    both = drawn[labels == 0].any(axis=0) & drawn[labels == 1].any(axis=0)
+    return np.compress(both, drawn, axis=1).T
 
 
 def intervals(
@@ -58,9 +59,22 @@ def rates(predictions: pd.DataFrame, threshold: float, drawn: np.ndarray) -> dic
 
 
 def auc(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
-    """The area under the ROC curve of each sample: float64, shape (samples,)."""
-    false_positive_rate, sensitivity = _curve(predictions, drawn)
-    return np.trapezoid(sensitivity, false_positive_rate, axis=1)
+    """The area under the ROC curve of each sample: float64, shape (samples,).
+
+    It is the share of pairs of a sick and a normal image of which the sick one has the higher
+    probability; equal probabilities count one half. One sort serves all samples.
+    """
+    labels, values = predictions["label"].to_numpy(), predictions["probability"].to_numpy()
+    sick, normal = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    normal = normal[np.argsort(values[normal])]
+    n_lower = np.zeros((len(normal) + 1, len(drawn)), np.int64)  # normal images below each place
+    np.cumsum(drawn.T[normal], axis=0, out=n_lower[1:])
+    of_sick = drawn.T[sick]
+    twice = sum(
+        np.einsum("is,is->s", of_sick, n_lower[np.searchsorted(values[normal], values[sick], side)])
+        for side in ("left", "right")
+    )
+    return twice / (2 * of_sick.sum(axis=0) * n_lower[-1])
 
 
 def roc_band(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
@@ -147,3 +161,78 @@ def compare(
         second_only,
         float(binomtest(first_only, unequal).pvalue) if unequal else 1.0,
     )
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """The improvement of the best of several trials over the baseline, in AUC.
+
+    Attributes:
+        difference: AUC of the best trial minus AUC of the baseline.
+        low: One-sided lower confidence bound of the true difference, at `LEVELS[1]` percent.
+        trials: Number of trials among which the choice is accounted for.
+    """
+
+    difference: float
+    low: float
+    trials: int
+
+
+def improvement(
+    baseline: pd.DataFrame,
+    best: pd.DataFrame,
+    others: Iterable[pd.DataFrame],
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Improvement:
+    """Bound the improvement of the best of several trials, accounting for the choice of the best.
+
+    With d_j the AUC of trial j minus that of the baseline, and d*_j the same in a sample of
+    patients, the bound is d_best minus the 97.5 % quantile, over samples, of the maximum over
+    trials of d*_j − d_j. All models are scored on the same samples. This is the "reality check"
+    of White (Econometrica 2000) in the form of a confidence bound, the first step of Romano and
+    Wolf (Econometrica 2005). The interval of `compare` is that of one comparison that was planned
+    before the data were seen. For the best of many trials it is too optimistic.
+
+    The bounds d_j minus that quantile hold for all trials at once. So the one of `best` also holds
+    if `best` was chosen by another score than AUC.
+
+    Args:
+        baseline: Predictions of the baseline, columns as in `compare`.
+        best: Predictions of the trial that was chosen.
+        others: Predictions of the trials that could have been chosen instead, without the
+            baseline. They are read one at a time, so that no more than one is in memory.
+        draws: Number of samples of patients.
+        seed: Seed of the samples.
+
+    Returns:
+        The difference and its lower bound.
+
+    Raises:
+        ValueError: Two of the predictions are not for the same images, labels and patients.
+    """
+    baseline = _align(baseline)
+    once = np.ones((1, len(baseline)), int)  # the images as they are, before the samples
+    drawn = np.vstack([once, draw_patients(baseline, draws, seed)])
+    of_baseline = auc(baseline, drawn)
+
+    def compare_trial(trial: pd.DataFrame) -> tuple[float, np.ndarray]:
+        differences = auc(_align(trial, baseline), drawn) - of_baseline
+        return differences[0], differences[1:] - differences[0]
+
+    difference, largest = compare_trial(best)
+    trials = 1
+    for _, excess in map(compare_trial, others):
+        np.maximum(largest, excess, out=largest)
+        trials += 1
+    low = difference - np.percentile(largest, LEVELS[1])
+    return Improvement(float(difference), float(low), trials)
+
+
+def _align(predictions: pd.DataFrame, like: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Sort predictions by path. Raise `ValueError` if their images are not those of `like`."""
+    predictions = predictions.sort_values("path", ignore_index=True)
+    columns = () if like is None else ("path", "patient", "label")
+    if not all(predictions[column].equals(like[column]) for column in columns):
+        raise ValueError("both predictions must be for the same images, patients and labels")
+    return predictions

@@ -15,8 +15,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import bootstrap, evaluate, graphs, pages, tracking
-from pneumo.bootstrap import Comparison
+from pneumo import bootstrap, evaluate, graphs, pages, selection, tracking
 from pneumo.config import spelled_out
 from pneumo.console import say
 from pneumo.data.dataset import SAMPLE
@@ -73,18 +72,13 @@ class Duel:
     """The best trial beside the baseline on validation, each at its own threshold.
 
     `rows`: name, of the baseline and of the best, each value with its 95 % interval by patient;
-    `auc`: of the best, likewise.
+    `auc`: of the best, likewise; `gain`: difference of AUC, best minus baseline. It has no
+    interval here: one of this comparison alone would not account for the choice of the best.
     """
 
     rows: list[tuple[str, str, str]]
     auc: str
-    comparison: Comparison
-
-    @property
-    def gain(self) -> str:
-        """The difference of AUC with its interval."""
-        it = self.comparison
-        return f"{it.auc_difference:+.4f} ({it.low:+.4f} to {it.high:+.4f})"
+    gain: str
 
 
 @lru_cache(maxsize=1)
@@ -101,8 +95,8 @@ def _duel(baseline: str, best: str) -> Duel:
         ("AUC" if name == "auc" else name, *(with_interval(it, name) for it in values))
         for name in evaluate.HEADLINE
     ]
-    comparison = bootstrap.compare(*predictions, tuple(thresholds))
-    return Duel(rows, with_interval(values[1], "auc"), comparison)
+    gain = f"{values[1]['auc'] - values[0]['auc']:+.4f}"
+    return Duel(rows, with_interval(values[1], "auc"), gain)
 
 
 class Report:
@@ -113,12 +107,14 @@ class Report:
         self._trials = study.get_trials(deepcopy=False)
         complete = [it for it in self._trials if it.state == TrialState.COMPLETE]
         self._best = study.best_trial if complete else None
-        asked = plan.baseline()
-        self._baseline = next((it for it in complete if it.params == asked), None)
+        self._baseline = selection.find_baseline(complete, plan)
+        self._improvement = selection.read_improvement(study, complete)
+        self._alternatives = len(complete) - 1  # complete trials besides the baseline
         self._duel = None
         if self._best and self._baseline:
             self._duel = _duel(*(it.user_attrs["run_id"] for it in (self._baseline, self._best)))
-        self._winner = study.user_attrs.get("winner")
+        winner = study.user_attrs.get("winner", {})
+        self._winner = winner if "test_metrics" in winner else None  # else it is not evaluated yet
 
     def page(self) -> str:
         """The HTML page."""
@@ -135,6 +131,8 @@ class Report:
             findings=self._winner["findings"] if self._winner else [],
             words=self._words(),
             duel=self._duel,
+            bound=self._bound(),
+            level=bootstrap.LEVELS[1],
             best=self._best,
             baseline=self._baseline,
             repeat=self._repeat(),
@@ -187,16 +185,42 @@ class Report:
         )
         if not self._duel:
             yield "The baseline has no result to hold it against."
-        elif self._best.number == self._baseline.number:
+        elif self._best_is_baseline:
             yield "It is the baseline: nothing that was tried is better."
         else:
-            sure = "" if self._duel.comparison.low > 0 else ", which may be chance"
-            yield f"Its AUC is {self._duel.gain} above the baseline's{sure}."
+            yield f"Its AUC {self._difference()}."
         if self._winner:
             yield (
                 f"On test, asked for trial {self._winner['trial']} alone: AUC "
                 f"{with_interval(self._winner['test_metrics'], 'auc')}."
             )
+
+    @property
+    def _best_is_baseline(self) -> bool:
+        return bool(self._duel) and self._best.number == self._baseline.number
+
+    def _difference(self) -> str:
+        """Say how the best compares with the baseline: better only if the bound is above 0."""
+        gain = self._duel.gain
+        if self._improvement and self._improvement.low > 0:
+            return f"is {gain} above the baseline's: {self._bound()}"
+        differs = f"differs from the baseline's by {gain}"
+        if self._improvement:
+            return f"{differs}, which may be chance: {self._bound()}"
+        if self._state == DONE:
+            return f"{differs}, which may be chance: no confidence bound could be computed"
+        return f"{differs}; whether that may be chance is computed at the study's end"
+
+    def _bound(self) -> str:
+        """Return the confidence bound of the difference in words, or "" if there is none."""
+        it = self._improvement
+        if not it or self._best_is_baseline:
+            return ""
+        bound = f"at least {it.low:+.4f} at {bootstrap.LEVELS[1]} % confidence"
+        if self._alternatives == 1:
+            return bound
+        readable = f"{it.trials} of " if it.trials < self._alternatives else ""
+        return f"{bound}, accounting for the choice among {readable}{self._alternatives} trials"
 
     def _reached(self) -> Iterator[str]:
         if self._score != "validation AUC" or not self._duel:
@@ -245,9 +269,17 @@ class Report:
         return {
             "trials done": self._done(),
             "best validation AUC": self._duel.auc if self._duel else "–",
-            "above the baseline": self._duel.gain if self._duel else "–",
+            "above the baseline": self._above(),
             "test AUC, asked once": test or "not asked yet",
         }
+
+    def _above(self) -> str:
+        if not self._duel:
+            return "–"
+        if self._best_is_baseline:
+            return "the baseline is the best"
+        low = f" (≥ {self._improvement.low:+.4f})" if self._improvement else ""
+        return f"{self._duel.gain}{low}"
 
     def _repeat(self) -> str:
         """The command that trains the best trial again."""

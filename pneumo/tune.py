@@ -9,7 +9,7 @@ import mlflow
 import optuna
 from optuna.trial import TrialState
 
-from pneumo import cluster, launch, registry, tracking
+from pneumo import cluster, launch, registry, selection, tracking
 from pneumo.config import SCORES
 from pneumo.console import import_tensorflow, say, table
 from pneumo.errors import without_passwords
@@ -115,6 +115,7 @@ def _search_and_register(
         if goal.keep_models:
             evict(study, goal.keep_models)
         outcome = _register_winner(study, plan, model_name)
+        selection.store_improvement(study, plan)
         page.write(DONE)
         return outcome
     except (KeyboardInterrupt, StudyStopped) as end:

@@ -1,3 +1,5 @@
+import weakref
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,6 +7,7 @@ from scipy.stats import norm
 from sklearn import metrics
 
 from pneumo import bootstrap
+from tests.benchmarks.selection import simulate
 
 NAMES = ("auc", "sensitivity", "specificity", "accuracy")
 
@@ -151,3 +154,74 @@ def test_models_are_only_compared_on_the_same_images():
         bootstrap.compare(some(2), some(1), (0.5, 0.5))
     with pytest.raises(ValueError, match="the same images"):
         bootstrap.compare(some(), some().assign(label=0), (0.5, 0.5))
+
+
+def varied(count: int) -> list[pd.DataFrame]:
+    """Predictions of several models for the same images, which share most of their noise."""
+    rng, like = np.random.default_rng(0), some(2)
+    noise = rng.normal(0, 0.1, (count, len(like)))
+    return [like.assign(probability=like["probability"] + row) for row in noise]
+
+
+def test_the_bound_of_the_best_of_many():
+    baseline, *trials = varied(5)
+    others = [trials[0], *trials[2:]]
+    found = bootstrap.improvement(baseline, trials[1], others, draws=50)
+    labels = baseline["label"]
+
+    def differences(weights):
+        first, *others = (
+            metrics.roc_auc_score(labels, it["probability"], sample_weight=weights)
+            for it in (baseline, *trials)
+        )
+        return np.subtract(others, first)
+
+    # sorted by path, as all predictions are before patients are drawn
+    order = np.argsort(baseline["path"].to_numpy(str), kind="stable")
+    drawn = bootstrap.draw_patients(baseline.iloc[order], draws=50)[:, np.argsort(order)]
+    whole = differences(None)
+    excess = [(differences(weights) - whole).max() for weights in drawn]
+    assert found.difference == pytest.approx(whole[1], abs=1e-12)
+    assert found.low == pytest.approx(whole[1] - np.percentile(excess, 97.5), abs=1e-12)
+    assert found.trials == 4
+
+
+def test_the_bound_reads_one_trial_at_a_time():
+    baseline, best, *others = varied(6)
+    left_alive = []
+
+    def read():
+        for it in others:
+            table = it.copy()
+            handed = weakref.ref(table)
+            yield table
+            del table
+            left_alive.append(handed() is not None)
+
+    assert bootstrap.improvement(baseline, best, read()).trials == 5
+    assert left_alive == [False] * 4
+
+
+def test_more_trials_lower_the_bound():
+    baseline, best, *others = varied(12)
+    lows = [
+        bootstrap.improvement(baseline, best, others[:count]).low for count in (0, 3, len(others))
+    ]
+    assert lows[0] > lows[1] > lows[2]
+    shuffled = [it.sample(frac=1, random_state=1) for it in (baseline, best, *others)]
+    assert bootstrap.improvement(*shuffled[:2], shuffled[2:]).low == lows[2]
+
+
+def test_a_bound_needs_the_same_images():
+    baseline, best, other = varied(3)
+    with pytest.raises(ValueError, match="the same images"):
+        bootstrap.improvement(baseline, best, [other.iloc[1:]])
+
+
+def test_claims_of_simulated_studies():
+    """The short form of `tests.benchmarks.selection`."""
+    equal = {trials: simulate(trials, 0.0, studies=50, draws=100) for trials in (1, 20)}
+    assert equal[20].interval > 0.1  # what the bound is for
+    assert all(claims.bound <= 0.04 for claims in equal.values())
+    better = simulate(20, 0.02, studies=10, draws=100)
+    assert better.bound >= 0.2

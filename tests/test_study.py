@@ -152,6 +152,16 @@ def test_optuna_agrees_with_mlflow(study, client):
         "test_metrics": study.test_metrics,
         "findings": study.findings,
     }
+    found = facts.pop("improvement", {})  # of the best over the baseline, if it is another trial
+    if loaded.best_trial.number:
+        gain = loaded.best_value - loaded.trials[0].value
+        assert found == {
+            "difference": pytest.approx(gain),
+            "low": found["low"],
+            "trials": 1,
+            "complete": 2,
+        }
+        assert found["low"] < gain
     assert facts == {
         "goal": {"trials": 2, "deadline": None, "keep_models": None, "trial_timeout": None},
         "experiment": "tiny",

@@ -12,7 +12,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from pneumo import bootstrap, study_page, tracking
+from pneumo import bootstrap, selection, study_page, tracking
 from pneumo.__main__ import main
 from pneumo.evaluate import score
 from pneumo.experiment import load_experiment
@@ -66,7 +66,7 @@ def page_of(study) -> str:
 def as_text(page: str) -> str:
     """What is to be read on a page."""
     without = re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.S)
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", without))
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", without)))
 
 
 @contextmanager
@@ -116,8 +116,130 @@ def test_the_best_is_held_against_the_baseline(study):
         values |= bootstrap.intervals(table, threshold)
         for name in ("auc", "sensitivity", "specificity", "accuracy"):
             assert with_interval(values, name) in page_of(study)
-    it = bootstrap.compare(*tables, thresholds)
-    assert f"{it.auc_difference:+.4f} ({it.low:+.4f} to {it.high:+.4f})" in page_of(study)
+
+
+def bound_of(study, others: int) -> dict:
+    """The improvement as it is to be stored, of trial 2 over trial 0, chosen among `others`."""
+    tables = [predictions(trial.user_attrs["run_id"], "val") for trial in study.trials[:3]]
+    found = bootstrap.improvement(tables[0], tables[2], [tables[1]] * others)
+    return {"difference": found.difference, "low": found.low, "trials": found.trials}
+
+
+def test_the_bound_accounts_for_the_choice(study):
+    assert study.best_trial.number == 2
+    stored = study.user_attrs["improvement"]
+    assert stored == bound_of(study, 1) | {"complete": 3}
+    assert stored["low"] < 0 < stored["difference"]
+    gain, low = f"{stored['difference']:+.4f}", f"{stored['low']:+.4f}"
+    bound = f"at least {low} at 97.5 % confidence, accounting for the choice among 2 trials."
+    page = as_text(page_of(study))
+    assert f"above the baseline {gain} (≥ {low}) test AUC" in page
+    assert f"Difference of AUC: {gain}, {bound} The bound is one-sided, for a choice" in page
+    said = f"Its AUC differs from the baseline's by {gain}, which may be chance: {bound} On test,"
+    assert said in page
+    assert said in mlflow.get_run(run_id(study)).data.tags["mlflow.note.content"]
+    # the interval of this comparison alone, if it had been the only one, is nowhere
+    tables = [predictions(study.trials[place].user_attrs["run_id"], "val") for place in (0, 2)]
+    alone = bootstrap.compare(*tables, (0.5, 0.5))
+    assert f"{alone.low:+.4f}" not in page
+
+
+def with_predictions(study, change) -> optuna.trial.FrozenTrial:
+    """A complete trial like the best, whose predictions are the baseline's but for `change`."""
+    table = change(predictions(study.trials[0].user_attrs["run_id"], "val"))
+    client = mlflow.MlflowClient()
+    made = client.create_run("0").info.run_id
+    client.log_text(made, table.to_csv(index=False), "val/predictions.csv")
+    client.log_metric(made, "val_threshold", 0.5)
+    return like_best(study, made)
+
+
+def like_best(study, of_run: str) -> optuna.trial.FrozenTrial:
+    trial = trial_like(study.best_trial, study.best_value + 0.01, dropout=0.5)
+    trial.user_attrs = trial.user_attrs | {"run_id": of_run}
+    return trial
+
+
+def perfect(table):
+    return table.assign(probability=0.1 * table["probability"] + 0.9 * table["label"])
+
+
+def test_an_improvement_is_claimed_if_the_bound_is_above_0(study, plan):
+    study.add_trial(with_predictions(study, perfect))
+    read = as_text(Report(study, plan, RUNNING).page())
+    gain = f"{1 - study.trials[0].value:+.4f}"
+    assert f"above the baseline {gain} test AUC" in read  # the stored bound is of fewer trials
+    assert f"Difference of AUC: {gain}." in read
+    assert (
+        f"Its AUC differs from the baseline's by {gain}; whether that may be chance is computed "
+        "at the study's end."
+    ) in read
+    selection.store_improvement(study, plan)
+    stored = study.user_attrs["improvement"]
+    assert stored["difference"] == pytest.approx(1 - study.trials[0].value)
+    assert (stored["trials"], stored["complete"]) == (3, 4)
+    low = f"{stored['low']:+.4f}"
+    assert 0 < stored["low"] < stored["difference"]
+    read = as_text(Report(study, plan, DONE).page())
+    assert f"above the baseline {gain} (≥ {low}) test AUC" in read
+    assert (
+        f"Its AUC is {gain} above the baseline's: at least {low} at 97.5 % confidence, accounting "
+        "for the choice among 3 trials."
+    ) in read
+
+
+def test_a_bound_is_computed_once(study, plan, monkeypatch):
+    tables = []
+
+    def improvement(baseline, best, others):
+        tables.append([baseline, best, *others])
+        return bootstrap.Improvement(0.5, 0.25, len(tables[-1]) - 1)
+
+    monkeypatch.setattr(bootstrap, "improvement", improvement)
+    stored = study.user_attrs["improvement"]
+    selection.store_improvement(study, plan)
+    assert not tables
+    assert study.user_attrs["improvement"] == stored
+    study.add_trial(with_predictions(study, perfect))
+    selection.store_improvement(study, plan)
+    selection.store_improvement(study, plan)
+    assert [len(it) for it in tables] == [4]
+    new = {"difference": 0.5, "low": 0.25, "trials": 3, "complete": 4}
+    assert study.user_attrs["improvement"] == new
+
+
+def test_a_trial_without_predictions_is_left_out(study, plan, capsys):
+    lost = like_best(study, mlflow.MlflowClient().create_run("0").info.run_id)
+    lost.value = 0.5
+    study.add_trial(lost)
+    selection.store_improvement(study, plan)
+    assert "trial 3 has no readable predictions (" in capsys.readouterr().out
+    assert study.user_attrs["improvement"] == bound_of(study, 1) | {"complete": 4}
+    read = as_text(Report(study, plan, DONE).page())
+    assert "accounting for the choice among 2 of 3 trials." in read
+
+
+def test_no_bound_without_comparable_predictions(study, plan, capsys):
+    before = study.user_attrs["improvement"]
+    study.add_trial(with_predictions(study, perfect))
+    study.add_trial(with_predictions(study, lambda table: table.iloc[1:]))
+    selection.store_improvement(study, plan)
+    assert "the improvement over the baseline has no bound (ValueError: " in capsys.readouterr().out
+    assert study.user_attrs["improvement"] == before  # of three trials, and not read for five
+    read = as_text(Report(study, plan, DONE).page())
+    assert "which may be chance: no confidence bound could be computed." in read
+    assert "≥" not in read
+
+
+def test_no_bound_without_a_baseline(study, plan):
+    alone = optuna.create_study(direction="maximize")
+    for name in study.user_attrs.keys() - {"improvement"}:
+        alone.set_user_attr(name, study.user_attrs[name])
+    for trial in study.trials[1:]:
+        alone.add_trial(trial)
+    selection.store_improvement(alone, plan)
+    assert "improvement" not in alone.user_attrs
+    assert "above the baseline –" in as_text(Report(alone, plan, DONE).page())
 
 
 def test_every_trial_leads_to_its_run(study):
@@ -212,12 +334,15 @@ def test_a_study_that_has_nothing_yet(plan, store):
 def test_the_baseline_may_be_the_best(study, plan):
     baseline = study.trials[0]
     alone = optuna.create_study(direction="maximize")
-    for name, value in study.user_attrs.items():
-        alone.set_user_attr(name, value)
+    for name in study.user_attrs.keys() - {"improvement"}:
+        alone.set_user_attr(name, study.user_attrs[name])
     alone.add_trial(baseline)
-    read = as_text(Report(alone, plan, RUNNING).page())
+    selection.store_improvement(alone, plan)
+    assert "improvement" not in alone.user_attrs
+    read = as_text(Report(alone, plan, DONE).page())
     assert "It is the baseline: nothing that was tried is better." in read
-    assert "above the baseline +0.0000 (+0.0000 to +0.0000)" in read
+    assert "above the baseline the baseline is the best" in read
+    assert "Difference of AUC" not in read
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,87 @@
+"""The improvement of a study's best trial over its baseline, and the trials it was chosen from.
+
+Nothing here needs TensorFlow.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+import mlflow
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+
+from pneumo import bootstrap, interrupt, tracking
+from pneumo.bootstrap import Improvement
+from pneumo.console import say
+from pneumo.errors import in_words
+from pneumo.study import Plan
+
+ATTRIBUTE = "improvement"  # among the study's user attributes
+
+
+def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that can be the best: a pruned one has no predictions and cannot."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def find_baseline(complete: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
+    """Return the first complete trial with the baseline's values, or None if there is none."""
+    asked = plan.baseline()
+    return next((trial for trial in complete if trial.params == asked), None)
+
+
+def store_improvement(study: optuna.Study, plan: Plan) -> None:
+    """Bound the best trial's improvement over the baseline and store it with the study.
+
+    See `bootstrap.improvement`. Nothing is computed if the stored bound is for the same trials, if
+    the baseline has no result, or if it is the best. A trial without readable predictions is left
+    out and not counted in `trials`. Without those of the best or of the baseline a line says why
+    there is no bound.
+    """
+    complete = complete_trials(study)
+    stored = read_improvement(study, complete)
+    baseline, best = find_baseline(complete, plan), study.best_trial
+    if not baseline or baseline.number == best.number:
+        return
+    if stored and stored.trials == len(complete) - 1:  # none was left out
+        return
+    others = [it for it in complete if it.number not in (baseline.number, best.number)]
+    try:
+        found = bootstrap.improvement(
+            _predictions(baseline), _predictions(best), _readable(study, others)
+        )
+    except Exception as error:  # whatever it is, the study has its winner
+        say(f"the improvement over the baseline has no bound ({_reason(error)})")
+        return
+    study.set_user_attr(ATTRIBUTE, asdict(found) | {"complete": len(complete)})
+
+
+def read_improvement(study: optuna.Study, complete: Sequence[FrozenTrial]) -> Improvement | None:
+    """Return the stored improvement, or None if it is not for all of the complete trials.
+
+    A study never loses a complete trial, so that their number tells whether there are new ones.
+    """
+    stored = dict(study.user_attrs.get(ATTRIBUTE, {}))
+    return Improvement(**stored) if stored.pop("complete", None) == len(complete) else None
+
+
+def _predictions(trial: FrozenTrial) -> pd.DataFrame:
+    return tracking.read_predictions(trial.user_attrs["run_id"], "val")
+
+
+def _readable(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Iterator[pd.DataFrame]:
+    """Yield the predictions of each trial that still has some. Raise if MLflow is away."""
+    for trial in trials:
+        interrupt.check()
+        try:
+            predictions = _predictions(trial)
+        except Exception as error:
+            mlflow.get_run(study.user_attrs["run_id"])  # raises if no run can be read
+            say(f"trial {trial.number} has no readable predictions ({_reason(error)})")
+        else:
+            yield predictions
+
+
+def _reason(error: Exception) -> str:
+    return in_words(error).partition("\n")[0]

@@ -124,6 +124,8 @@ def _parser() -> Parser:
     _option(command, "data", "", f"{DATA}; needed but for a rollback")
     _option(command, "split", "test", "test, val or train", _split)
     _option(command, "margin", 0.02, "by how much its AUC may be smaller, 0 to 1", _margin)
+    what = "by how much its sensitivity may be smaller, 0 to 1"
+    _option(command, "sensitivity_margin", 0.05, what, _margin)
     _option(command, "rollback", False, "true: bring @previous back", _truth)
 
     command = _command(commands, "predict", predict, "score image files, to a CSV")
@@ -426,8 +428,9 @@ def promote(options: argparse.Namespace) -> int:
     if dataset is None:
         promotion.roll_back(options.model_name)
         return 0
+    margins = options.margin, options.sensitivity_margin
     name, candidate = options.model_name, options.candidate
-    decision = promotion.promote(name, candidate, dataset, options.split, options.margin)
+    decision = promotion.promote(name, candidate, dataset, options.split, *margins)
     return 0 if decision.promoted else REFUSED
 
 

@@ -118,7 +118,8 @@ class Comparison:
     `auc_difference`: second − first, with its 95 % interval `low` to `high`, both models seeing
     the same drawn patients. `first_only` and `second_only`: images that one alone gets right;
     `p`: how likely counts at least that unequal are where both err equally often, exact and
-    two-sided, by image (McNemar, Psychometrika 1947).
+    two-sided, by image (McNemar, Psychometrika 1947). `sensitivity_difference`: second − first,
+    each at its own threshold, with its 95 % interval from the same samples.
     """
 
     auc_difference: float
@@ -127,6 +128,16 @@ class Comparison:
     first_only: int
     second_only: int
     p: float
+    sensitivity_difference: float
+    sensitivity_low: float
+    sensitivity_high: float
+
+
+def is_paired(first: pd.DataFrame, second: pd.DataFrame) -> bool:
+    """Return whether two tables of predictions are for the same images, patients and labels."""
+    columns = ["path", "patient", "label"]
+    first, second = (it[columns].sort_values("path", ignore_index=True) for it in (first, second))
+    return first.equals(second)
 
 
 def compare(
@@ -140,10 +151,9 @@ def compare(
 
     Raises `ValueError` where the images, their labels or patients are not the same.
     """
-    columns = ["path", "patient", "label"]
-    first, second = (it.sort_values("path", ignore_index=True) for it in (first, second))
-    if not first[columns].equals(second[columns]):
+    if not is_paired(first, second):
         raise ValueError("both predictions must be for the same images, patients and labels")
+    first, second = (it.sort_values("path", ignore_index=True) for it in (first, second))
     drawn = draw_patients(first, draws, seed)
     low, high = np.percentile(auc(second, drawn) - auc(first, drawn), LEVELS)
     once = np.ones((1, len(first)), int)
@@ -153,6 +163,9 @@ def compare(
     ]
     first_only, second_only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     unequal = first_only + second_only
+    sick = (first["label"] == 1).to_numpy()
+    gained = (right[1].astype(int) - right[0].astype(int)).to_numpy()[sick]
+    gains = drawn[:, sick] @ gained / drawn[:, sick].sum(axis=1)
     return Comparison(
         float((auc(second, once) - auc(first, once))[0]),
         float(low),
@@ -160,6 +173,8 @@ def compare(
         first_only,
         second_only,
         float(binomtest(first_only, unequal).pvalue) if unequal else 1.0,
+        float(gained.mean()),
+        *map(float, np.percentile(gains, LEVELS)),
     )
 
 

@@ -21,22 +21,22 @@ from pneumo.registry import Stored
 from pneumo.serve import COLUMNS
 
 AT_ONCE = 64  # files in memory: enough for all cores, whatever the number of files
-HEADER = ["path", "probability", "label", "threshold", "model_version", "error"]
+HEADER = ["path", "probability", "label", "threshold", "model_version", "model_id", "error"]
+WITHOUT_ID = [name for name in HEADER if name != "model_id"]  # as earlier versions wrote it
 
 
 def predict(stored: Stored, files: Sequence[str], out: Path) -> Counter[str]:
     """Adds a row to `out` for each of `files` that has none; counts what became of those.
 
-    Columns: path, probability, label, threshold, model_version, error; a file that cannot be read
-    has its `error` and nothing else. Counts `images`, `positive` and `unreadable`. Raises `Mistake`
-    where `out` is another table, or another model's.
+    Columns: path, probability, label, threshold, model_version, model_id, error; a file that cannot
+    be read has its `error` and no values. Counts `images`, `positive` and `unreadable`. Raises
+    `Mistake` where `out` is another table, or another model's.
     """
-    version = str(stored.version or stored.model_id)
-    done = _continued(out, version)
+    done = _continued(out, stored)
     left = [file for file in files if file not in done]
     counts = Counter(images=0, positive=0, unreadable=0)
     starts = range(0, len(left), AT_ONCE)
-    rows = (row for at in starts for row in _rows(stored, version, left[at : at + AT_ONCE]))
+    rows = (row for at in starts for row in _rows(stored, left[at : at + AT_ONCE]))
     with out.open("a", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         for row in track(rows, len(left), f"Predicting with {stored.title}"):
@@ -48,7 +48,8 @@ def predict(stored: Stored, files: Sequence[str], out: Path) -> Counter[str]:
     return counts
 
 
-def _rows(stored: Stored, version: str, paths: Sequence[str]) -> list[list]:
+def _rows(stored: Stored, paths: Sequence[str]) -> list[list]:
+    whose = {"model_version": stored.version or stored.model_id, "model_id": stored.model_id}
     files: dict[str, bytes] = {}
     answers: dict[str, dict] = {}
     for path in paths:
@@ -59,26 +60,34 @@ def _rows(stored: Stored, version: str, paths: Sequence[str]) -> list[list]:
     given = pd.DataFrame({"image": list(files.values())}, index=list(files))
     answers |= stored.model.predict(None, given).to_dict("index")
     for path, answer in answers.items():
-        answer.update(path=path, model_version=version)
+        answer.update(path=path, **whose)
     return [[answers[path][name] for name in HEADER] for path in paths]
 
 
-def _continued(out: Path, version: str) -> set[str]:
-    """The files that `out` has whole rows of. It is made where it is not there."""
+def _continued(out: Path, stored: Stored) -> set[str]:
+    """Return the files that `out` has whole rows of; write its header if it is not there.
+
+    A version's number does not name a model: each registered model has a version 1.
+    """
     if not out.exists() or not out.stat().st_size:
         _write(out, [HEADER])
         return set()
     with out.open(newline="", errors="replace") as file:
         text = file.read()
     header, *rows = csv.reader(text.splitlines(keepends=True))
+    if header == WITHOUT_ID:
+        raise Mistake(
+            f"out must have the columns {','.join(HEADER)}: '{out}' was written by an earlier "
+            "pneumo, without model_id; give another out"
+        )
     if header != HEADER:
         raise Mistake(f"out must be a CSV that predict has written, or new: got '{out}'")
     cut_off = rows and not (text.endswith("\n") and len(rows[-1]) == len(HEADER))
     whole = rows[:-1] if cut_off else rows  # the process died while it wrote
-    if others := {row[HEADER.index("model_version")] for row in whole} - {version}:
+    if others := {row[HEADER.index("model_id")] for row in whole} - {stored.model_id}:
         raise Mistake(
-            f"{out} holds predictions of version {', '.join(sorted(others))}, and the model is "
-            f"version {version}; give another out"
+            f"out must hold predictions of {stored.title} alone, model_id {stored.model_id}: "
+            f"'{out}' holds some of {', '.join(sorted(others))}; give another out"
         )
     if cut_off:
         mended = out.with_name(f"{out.name}.part")

@@ -1,9 +1,10 @@
 """Which model is the champion: the gate, what passes it, and the way back."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
+from mlflow.entities.model_registry import ModelVersion
 
 from pneumo import bootstrap, evaluate, evidence, registry, tracking
 from pneumo.console import say, table
@@ -14,6 +15,9 @@ from pneumo.registry import CHALLENGER, CHAMPION, PREVIOUS, Stored
 # What a champion must reach on the images of the decision, whoever it follows
 FLOORS = {"sensitivity": 0.90, "specificity": 0.60}
 CEILINGS = {"ece": 0.15}  # expected calibration error
+
+# The models that a candidate is compared with, by the prefix of their figures
+REFERENCES = {"": "champion", "best_": "best champion so far"}
 
 SHOWN = ("auc", "sensitivity", "specificity", "accuracy", "ece", "threshold")
 
@@ -38,15 +42,27 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """Whether a candidate becomes champion: it does where there are no `reasons` against it.
+class Margins:
+    """Non-inferiority margins: by how much less a candidate may have, 0 to 1."""
 
-    `figures`: `candidate_…` and `champion_…` as `Held.metrics`, and, where there is a champion,
-    how the two compare.
+    auc: float
+    sensitivity: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a candidate becomes champion: it does if there are no `reasons` against it.
+
+    Attributes:
+        reasons: Reasons for a refusal.
+        figures: `candidate_…` and `champion_…` as `Held.metrics`, and the differences between the
+            two; the same with the prefix `best_` for the best champion so far.
+        champion_vacant: Why the decision was made without the champion, or ''.
     """
 
     reasons: list[str]
     figures: dict[str, float]
+    champion_vacant: str = ""
 
     @property
     def promoted(self) -> bool:
@@ -54,51 +70,84 @@ class Decision:
         return not self.reasons
 
 
-def gate(candidate: Held, champion: Held | None, synthetic_images: bool, margin: float) -> Decision:
-    """Weighs a candidate against the champion, both held against the same images.
+def gate(
+    candidate: Held, references: Mapping[str, Held], synthetic_images: bool, margins: Margins
+) -> Decision:
+    """Decide whether a candidate may become champion.
 
-    `margin`: how much smaller the candidate's AUC may be, 0 to 1: the lower bound of the 95 %
-    interval of candidate − champion, by patient, must lie above −`margin`. Without a champion the
-    floors alone decide. Raises `ValueError` where the images are not the same.
+    The candidate must reach `FLOORS` and `CEILINGS`, and be non-inferior to each reference: the
+    lower bounds of the 95 % intervals of the differences in AUC and in sensitivity, from a paired
+    bootstrap of patients, must lie above the negative margins. Without references the floors alone
+    decide.
+
+    Args:
+        candidate: The candidate with its predictions.
+        references: The champion and the best champion so far, by their keys in `REFERENCES`, with
+            predictions for the same images.
+        synthetic_images: Whether the images are synthetic; these move no model of real ones.
+        margins: Non-inferiority margins.
+
+    Returns:
+        The decision, with its figures and the reasons for a refusal.
+
+    Raises:
+        ValueError: The predictions are not for the same images.
     """
     metrics = candidate.metrics()
     figures = {f"candidate_{name}": value for name, value in metrics.items()}
     reasons = list(_below_the_floors(metrics))
-    if synthetic_images and not (candidate.synthetic and (champion is None or champion.synthetic)):
+    if synthetic_images and not all(it.synthetic for it in (candidate, *references.values())):
         reasons.append("the images are synthetic and say nothing of a model of real ones")
-    if champion is None:
-        return Decision(reasons, figures)
-    if candidate.synthetic and not champion.synthetic:
-        reasons.append(
-            f"{candidate.title} was trained on synthetic images, {champion.title} on real ones"
-        )
-    figures |= {f"champion_{name}": value for name, value in champion.metrics().items()}
-    figures |= _compared(candidate, champion)
-    if not figures["auc_difference_low"] > -margin:
-        reasons.append(
-            f"its AUC may be {-figures['auc_difference_low']:.4f} smaller than that of "
-            f"{champion.title}, and less than {margin} is allowed ({_difference(figures)})"
-        )
+    for prefix, reference in references.items():
+        if candidate.synthetic and not reference.synthetic:
+            reasons.append(_demo_after_real(candidate.title, reference.title))
+        compared = _compared(candidate, reference)
+        figures |= {f"{prefix}{name}": value for name, value in compared.items()}
+        title = f"{reference.title}{', the best champion so far' if prefix else ''}"
+        reasons += _inferior(compared, title, margins)
     return Decision(reasons, figures)
 
 
+def _demo_after_real(candidate: str, champion: str) -> str:
+    return f"{candidate} was trained on synthetic images, {champion} on real ones"
+
+
 def _compared(candidate: Held, champion: Held) -> dict[str, float]:
-    """`bootstrap.compare`, as candidate − champion."""
+    """Return the champion's metrics, and `bootstrap.compare` as candidate − champion."""
     found = bootstrap.compare(
         champion.predictions, candidate.predictions, (champion.threshold, candidate.threshold)
     )
     return {
+        **{f"champion_{name}": value for name, value in champion.metrics().items()},
         "auc_difference": found.auc_difference,
         "auc_difference_low": found.low,
         "auc_difference_high": found.high,
+        "sensitivity_difference": found.sensitivity_difference,
+        "sensitivity_difference_low": found.sensitivity_low,
+        "sensitivity_difference_high": found.sensitivity_high,
         "champion_alone_right": found.first_only,
         "candidate_alone_right": found.second_only,
         "mcnemar_p": found.p,
     }
 
 
-def _difference(figures: Mapping[str, float]) -> str:
-    value, low, high = (figures[f"auc_difference{end}"] for end in evaluate.ENDS)
+def _inferior(compared: Mapping[str, float], champion: str, margins: Margins) -> Iterator[str]:
+    """Yield a reason for each metric that may be too much smaller than the champion's."""
+    for name, margin in (("auc", margins.auc), ("sensitivity", margins.sensitivity)):
+        low = compared[f"{name}_difference_low"]
+        if not low > -margin:
+            yield (
+                f"its {_in_words(name)} may be {-low:.4f} smaller than that of {champion}, and "
+                f"less than {margin} is allowed ({_difference(name, compared)})"
+            )
+
+
+def _in_words(name: str) -> str:
+    return "AUC" if name == "auc" else name
+
+
+def _difference(name: str, figures: Mapping[str, float], prefix: str = "") -> str:
+    value, low, high = (figures[f"{prefix}{name}_difference{end}"] for end in evaluate.ENDS)
     return f"difference {value:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
 
 
@@ -112,47 +161,81 @@ def _below_the_floors(metrics: Mapping[str, float]) -> Iterator[str]:
 
 
 def promote(
-    model_name: str, candidate: str, dataset: Dataset, split: str, margin: float
+    model_name: str,
+    candidate: str,
+    dataset: Dataset,
+    split: str,
+    margin: float,
+    sensitivity_margin: float = 0.05,
 ) -> Decision:
-    """Makes a version the champion if it passes the gate; the decision is a run of kind `promote`.
+    """Make a version the champion if it passes the gate; log the decision as a run.
 
-    `candidate`: an alias or a version's number. Evaluations of the same models on the same split
-    are taken from earlier runs, and made where there are none. Raises `Mistake` where there is no
-    such version, or where the champion's own files have changed.
+    Evaluations of the same models on the same images are taken from earlier runs; the candidate
+    and the champion are evaluated now if there is none. A champion that has no evaluation and
+    cannot be loaded counts as vacant.
+
+    Args:
+        model_name: Registered model.
+        candidate: Alias or number of a version.
+        dataset: Images to decide on.
+        split: `test`, `val` or `train`.
+        margin: Non-inferiority margin for the AUC, 0 to 1.
+        sensitivity_margin: Non-inferiority margin for the sensitivity, 0 to 1.
+
+    Returns:
+        The decision.
+
+    Raises:
+        Mistake: There is no such version, or the run that trained it has been removed.
     """
     version = _version_of(model_name, candidate)
     champion = registry.holder(model_name, CHAMPION)
     tags = {**tracking.data_tags(dataset), **_tags(model_name, version, champion)}
     tags["pneumo.split"] = split
+    margins = Margins(margin, sensitivity_margin)
     with tracking.command_run("promote", f"{model_name} version {version}", tags) as run_id:
-        decision = _decide(model_name, version, champion, dataset, split, margin)
+        decision = _decide(model_name, version, champion, dataset, split, margins)
         if decision.promoted:
+            threshold = decision.figures["candidate_threshold"]
+            registry.tag(model_name, version, {registry.THRESHOLD: str(threshold)})
             found = registry.crown(model_name, version, champion)
             if found != champion:
                 decision.reasons.append(
                     f"version {found} has become champion meanwhile; hold it against that one"
                 )
                 champion = found
-        tracking.log_decision(decision.reasons, decision.figures)
-        _show(decision.figures)
+        tracking.log_decision(decision.reasons, decision.figures, decision.champion_vacant)
+        _show(decision)
         _tell(model_name, run_id, _news(version, champion, decision))
     say(tracking.how_to_look(run_id))
     return decision
 
 
-def _show(figures: Mapping[str, float]) -> None:
-    whose = [who for who in ("champion", "candidate") if f"{who}_auc" in figures]
-    if whose:
-        rows = [[name, *(f"{figures[f'{who}_{name}']:.3f}" for who in whose)] for name in SHOWN]
-        table("What is weighed", ("", *whose), rows)
-    if "auc_difference" in figures:
-        say(f"AUC: {_difference(figures)}; McNemar's p {figures['mcnemar_p']:.3f}")
+def _show(decision: Decision) -> None:
+    figures = decision.figures
+    compared = {
+        prefix: title
+        for prefix, title in REFERENCES.items()
+        if f"{prefix}auc_difference" in figures
+    }
+    columns = {f"{prefix}champion": title for prefix, title in compared.items()}
+    columns["candidate"] = "candidate"
+    if figures:
+        rows = [[name, *(f"{figures[f'{it}_{name}']:.3f}" for it in columns)] for name in SHOWN]
+        table("What is weighed", ("", *columns.values()), rows)
+    for prefix, title in compared.items():
+        for name in ("auc", "sensitivity"):
+            say(f"{_in_words(name)} beside the {title}: {_difference(name, figures, prefix)}")
+        say(f"McNemar's p beside the {title}: {figures[f'{prefix}mcnemar_p']:.3f}")
+    if decision.champion_vacant:
+        say(f"note: @{CHAMPION} counts as vacant: {decision.champion_vacant}")
 
 
 def roll_back(model_name: str) -> None:
-    """Makes `@previous` the champion again, and the present champion `@previous`.
+    """Make `@previous` the champion again, and the present champion `@previous`.
 
-    Raises `Mistake` where there is no previous champion, or where its files have changed.
+    Raises:
+        Mistake: There is no previous champion, or its files have changed or are missing.
     """
     version = registry.holder(model_name, PREVIOUS)
     champion = registry.holder(model_name, CHAMPION)
@@ -202,7 +285,7 @@ def _tags(model_name: str, version: int, champion: int) -> dict[str, str]:
 
 
 def _decide(
-    model_name: str, version: int, champion: int, dataset: Dataset, split: str, margin: float
+    model_name: str, version: int, champion: int, dataset: Dataset, split: str, margins: Margins
 ) -> Decision:
     if version == champion:
         return Decision([f"version {version} is the champion already"], {})
@@ -210,21 +293,123 @@ def _decide(
         candidate = registry.find(f"models:/{model_name}/{version}")
     except registry.Tampered as reason:
         return Decision([str(reason)], {})
-    follows = registry.find(f"models:/{model_name}/{champion}") if champion else None
-    held = [_held(it, dataset, split) if it else None for it in (candidate, follows)]
-    decision = gate(*held, dataset.synthetic, margin)
+    held = _held(candidate, dataset, split)
+    versions = registry.champions(model_name)
+    champions, vacant = _champions(versions, champion, held, dataset, split)
+    references = _references(champions, version, champion)
+    decision = replace(gate(held, references, dataset.synthetic, margins), champion_vacant=vacant)
+    if vacant and held.synthetic and not _is_synthetic(versions[champion]):
+        decision.reasons.append(_demo_after_real(held.title, _title(versions[champion])))
     if split in evidence.SEEN and not evidence.external(dataset, candidate.trial):
         decision.reasons.append(f"it was made with the images of {split}: they prove nothing")
     return decision
 
 
 def _held(stored: Stored, dataset: Dataset, split: str) -> Held:
-    run_id = tracking.find_evaluation(stored.model_id, dataset.digest, split)
+    """Return a loaded model with its stored evaluation, which is made if there is none."""
+    run_id = _evaluation(stored.model_id, dataset, split)
     if run_id is None:
         with evidence.evaluation_run(stored, dataset) as (run_id, images):
             evidence.examine(stored, images, split)
     predictions = tracking.read_predictions(run_id, split)
     return Held(stored.title, stored.synthetic, stored.model.settings["threshold"], predictions)
+
+
+def _evaluation(model_id: str, dataset: Dataset, split: str) -> str | None:
+    """Return the run of the latest evaluation of a model whose predictions can still be read."""
+    run_id = tracking.find_evaluation(model_id, dataset.digest, split)
+    return run_id if run_id and tracking.has_predictions(run_id, split) else None
+
+
+def _champions(
+    versions: Mapping[int, ModelVersion],
+    champion: int,
+    candidate: Held,
+    dataset: Dataset,
+    split: str,
+) -> tuple[dict[int, Held], str]:
+    """Return all champions so far that can be compared with a candidate, from stored evaluations.
+
+    The current champion is loaded and evaluated only if it has none.
+
+    Args:
+        versions: All versions that have been champion, by number.
+        champion: The number of the current one, or 0.
+        candidate: The candidate with its predictions.
+        dataset: Images to decide on.
+        split: `test`, `val` or `train`.
+
+    Returns:
+        The champions by number, and why the current one is not among them, or ''.
+    """
+    stored = {number: _from_store(it, dataset, split) for number, it in versions.items()}
+    vacant = ""
+    if champion and not stored[champion]:
+        try:
+            model = registry.find(f"models:/{versions[champion].name}/{champion}")
+            stored[champion] = _held(model, dataset, split)
+        except (registry.Tampered, registry.TrialRemoved) as reason:
+            vacant = str(reason)
+    paired = {
+        number: held
+        for number, held in stored.items()
+        if held and bootstrap.is_paired(held.predictions, candidate.predictions)
+    }
+    if champion and champion not in paired and not vacant:
+        vacant = (
+            f"the evaluation of {stored[champion].title} is not for the same images, patients and "
+            f"labels as that of {candidate.title}"
+        )
+    return paired, vacant
+
+
+def _from_store(version: ModelVersion, dataset: Dataset, split: str) -> Held | None:
+    """Return a version as its stored evaluation shows it, without its files; None without one."""
+    run_id = _evaluation(version.source.removeprefix("models:/"), dataset, split)
+    if run_id is None:
+        return None
+    threshold = registry.own_threshold(version)
+    if threshold is None:
+        threshold = tracking.evaluated_threshold(run_id, split)
+    predictions = tracking.read_predictions(run_id, split)
+    return Held(_title(version), _is_synthetic(version), threshold, predictions)
+
+
+def _title(version: ModelVersion) -> str:
+    return f"{version.name} version {version.version}"
+
+
+def _is_synthetic(version: ModelVersion) -> bool:
+    return version.tags.get("pneumo.synthetic") == "true"
+
+
+def _references(champions: Mapping[int, Held], version: int, champion: int) -> dict[str, Held]:
+    """Return the champions that a candidate must be non-inferior to, as `gate` takes them.
+
+    Args:
+        champions: All champions so far that can be compared, by number.
+        version: The candidate's number, which may have been champion.
+        champion: The current champion's number, or 0.
+    """
+    references = {"": champions[champion]} if champion in champions else {}
+    best = best_of(champions, (version, champion))
+    if best and best not in (version, champion):
+        references["best_"] = champions[best]
+    return references
+
+
+def best_of(champions: Mapping[int, Held], preferred: tuple[int, ...]) -> int:
+    """Return the number of the champion with the greatest AUC, 0 if there is none.
+
+    Of equal ones the one with the greatest sensitivity counts, so that a threshold that rises with
+    each promotion is noticed, then those that are `preferred`.
+    """
+
+    def rank(number: int) -> tuple[float, float, bool]:
+        metrics = champions[number].metrics()
+        return metrics["auc"], metrics["sensitivity"], number in preferred
+
+    return max(champions, key=rank, default=0)
 
 
 def _news(version: int, champion: int, decision: Decision) -> dict[int, str]:
@@ -237,7 +422,11 @@ def _news(version: int, champion: int, decision: Decision) -> dict[int, str]:
         return {champion: kept, version: refused} if champion else {version: refused}
     if not champion:
         return {version: "promoted, as the first champion"}
-    return {version: f"promoted over version {champion}", champion: f"followed by {version}"}
+    vacant = ", which could not be compared" if decision.champion_vacant else ""
+    return {
+        version: f"promoted over version {champion}{vacant}",
+        champion: f"followed by {version}",
+    }
 
 
 def _tell(model_name: str, run_id: str, news: Mapping[int, str]) -> None:

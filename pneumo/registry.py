@@ -32,6 +32,8 @@ TEST_EVALUATIONS = "pneumo.test_evaluations"  # how often it has been held again
 MODEL_DIGEST = "pneumo.model_digest"  # of its files, as they were registered
 EVALUATION_RUN = "pneumo.evaluation_run"  # that held it against test the last time
 PROMOTION, PROMOTION_RUN = "pneumo.promotion", "pneumo.promotion_run"  # the last decision about it
+WAS_CHAMPION = "pneumo.was_champion"  # true once it has become champion
+THRESHOLD = "pneumo.threshold"  # its own, noted when it is promoted
 VERSIONS = "mlflow.modelVersions"  # of a logged model, for MLflow's page on it
 TOLD_BY_THE_TRIAL = (
     *("pneumo.experiment", "pneumo.data", "pneumo.data_digest", "pneumo.synthetic"),
@@ -79,7 +81,11 @@ class Stored:
 
 
 class Tampered(Mistake):
-    """The files of a version are not those that were registered."""
+    """The files of a version are not those that were registered, or are missing."""
+
+
+class TrialRemoved(Mistake):
+    """The run that trained a model is no longer in the store."""
 
 
 def load(model_uri: str) -> "PneumoniaModel":
@@ -156,8 +162,11 @@ def _unusable(model_uri: str, why: str) -> Mistake:
 def find(model_uri: str) -> Stored:
     """The model at `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/m-…`.
 
-    Raises `Mistake` where there is none, or another's, or where it is broken; `Tampered`, before
-    anything of it is loaded, where the files of a version have changed since it was registered.
+    Raises:
+        Tampered: The files of a version have changed since it was registered, or are missing;
+            nothing of them is loaded.
+        TrialRemoved: The run that trained it has been removed by `mlflow gc`.
+        Mistake: There is no such model, or it is another's, or it is broken.
     """
     try:
         exact, version, model_id, run_id = _located(model_uri)
@@ -199,16 +208,36 @@ def _located(model_uri: str) -> tuple[str, ModelVersion | None, str, str]:
 
 def _trial(run_id: str | None, model_uri: str) -> Run:
     """The run that made a model, if it is one of pneumo's."""
-    run = mlflow.get_run(run_id) if run_id else None
+    try:
+        run = mlflow.get_run(run_id) if run_id else None
+    except MlflowException as error:
+        if error.error_code != tracking.MISSING:
+            raise
+        raise TrialRemoved(
+            f"the run that trained a model must be in {tracking.store()}: run {run_id}, of "
+            f"'{model_uri}', has been removed; train or tune again, or give another model"
+        ) from None
     if run is None or run.data.tags.get("pneumo.kind") != "trial":
         raise _anothers(model_uri)
     return run
 
 
 def require_as_registered(model_name: str, version: int) -> None:
-    """Raises `Tampered` where the files of a version have changed since it was registered."""
-    with _files(f"models:/{model_name}/{version}") as folder:
-        _require_unchanged(mlflow.MlflowClient().get_model_version(model_name, version), folder)
+    """Require that a version's files are those that were registered.
+
+    Raises:
+        Tampered: They have changed, or are missing.
+        Mistake: They cannot be read.
+    """
+    model_uri = f"models:/{model_name}/{version}"
+    try:
+        with _files(model_uri) as folder:
+            _require_unchanged(mlflow.MlflowClient().get_model_version(model_name, version), folder)
+    except (MlflowException, OSError) as error:
+        raise Mistake(
+            f"the files of a version must be in {tracking.store()}: those of '{model_uri}' cannot "
+            f"be read ({error}); promote another version instead"
+        ) from None
 
 
 def _anothers(model_uri: str) -> Mistake:
@@ -223,9 +252,10 @@ def _require_unchanged(version: ModelVersion, folder: Path) -> None:
         raise _anothers(f"models:/{version.name}/{version.version}")
     found, registered = digest(folder), version.tags[MODEL_DIGEST]
     if found != registered:
+        now = f"are {found} now" if any(folder.iterdir()) else "are missing"
         raise Tampered(
             f"the files of {version.name} version {version.version} must be those that were "
-            f"registered, digest {registered}: they are {found} now; do not use this version"
+            f"registered, digest {registered}: they {now}; do not use this version"
         )
 
 
@@ -389,20 +419,21 @@ def _figures(where: str, tags: dict[str, str], prefix: str) -> str:
 
 
 def _links(version: ModelVersion) -> Iterator[tuple[str, str]]:
-    """What there is to open, and its address in MLflow's UI."""
-    client, tags = mlflow.MlflowClient(), version.tags
-    trial = client.get_run(version.run_id)
-    yield "the run that trained it", tracking.page(trial)
-    if "pneumo.study" in tags:
-        study = client.get_run(trial.data.tags["mlflow.parentRunId"])
-        yield "its study", tracking.page(study)
-        yield "the page of that", tracking.page(study, "study/study.html")
-    if EVALUATION_RUN in tags:
-        run = client.get_run(tags[EVALUATION_RUN])
-        if version.source == f"models:/{tracking.evaluated_model(run)}":  # else of a later winner
-            yield "evidence", tracking.page(run, "test/evidence.html")
-    if PROMOTION_RUN in tags:
-        yield "the last decision", tracking.page(client.get_run(tags[PROMOTION_RUN]))
+    """Yield a title and an address in MLflow's UI for each run that is still in the store."""
+    tags, trial = version.tags, tracking.find_run(version.run_id)
+    if trial:
+        yield "the run that trained it", tracking.page(trial)
+        study = "pneumo.study" in tags and tracking.find_run(trial.data.tags["mlflow.parentRunId"])
+        if study:
+            yield "its study", tracking.page(study)
+            yield "the page of that", tracking.page(study, "study/study.html")
+    run = tracking.find_run(tags[EVALUATION_RUN]) if EVALUATION_RUN in tags else None
+    # The run of a study may by now be the evaluation of a later winner
+    if run and version.source == f"models:/{tracking.evaluated_model(run)}":
+        yield "evidence", tracking.page(run, "test/evidence.html")
+    decision = tracking.find_run(tags[PROMOTION_RUN]) if PROMOTION_RUN in tags else None
+    if decision:
+        yield "the last decision", tracking.page(decision)
 
 
 def holder(model_name: str, alias: str) -> int:
@@ -422,9 +453,7 @@ def _registered(model_name: str) -> RegisteredModel:
 
 def require_version(model_name: str, version: str) -> int:
     """`version`, if there is one. Raises `Mistake` where there is none."""
-    quote = '"' if "'" in _registered(model_name).name else "'"
-    found = mlflow.MlflowClient().search_model_versions(f"name = {quote}{model_name}{quote}")
-    numbers = sorted(int(it.version) for it in found)
+    numbers = sorted(int(it.version) for it in _versions(_registered(model_name)))
     if version not in map(str, numbers):
         raise Mistake(
             f"{model_name} has the versions {', '.join(map(str, numbers)) or 'none'}: got {version}"
@@ -432,17 +461,49 @@ def require_version(model_name: str, version: str) -> int:
     return int(version)
 
 
+def _versions(model: RegisteredModel) -> list[ModelVersion]:
+    quote = '"' if "'" in model.name else "'"
+    return mlflow.MlflowClient().search_model_versions(f"name = {quote}{model.name}{quote}")
+
+
+def champions(model_name: str) -> dict[int, ModelVersion]:
+    """Return all versions that are or have been champion, by number.
+
+    Versions that became champion before `crown` began to tag them are known only while they have
+    an alias.
+    """
+    model = _registered(model_name)
+    holders = {int(model.aliases[it]) for it in (CHAMPION, PREVIOUS) if it in model.aliases}
+    found = {int(version.version): version for version in _versions(model)}
+    return {
+        number: version
+        for number, version in sorted(found.items())
+        if number in holders or WAS_CHAMPION in version.tags
+    }
+
+
+def own_threshold(version: ModelVersion) -> float | None:
+    """Return the threshold of a version without its files, None if nothing in the store has it."""
+    if THRESHOLD in version.tags:
+        return float(version.tags[THRESHOLD])
+    trial = tracking.find_run(version.run_id)
+    return trial.data.metrics["val_threshold"] if trial else None
+
+
 def crown(model_name: str, version: int, champion: int) -> int:
     """Makes `version` the champion, and the present one `previous`, if that is still `champion`.
 
     `champion`: the version that `version` was found to be good enough to follow; 0 is none.
     Returns the champion that it found: another one means that nothing was changed. MLflow cannot
-    compare and set an alias; between processes of one machine a lock makes up for it.
+    compare and set an alias; between processes of one machine a lock makes up for it. All versions
+    that have or lose an alias by it are tagged as champions for `champions`.
     """
     client = mlflow.MlflowClient()
     with cache.lock(f"promote {model_name}"):
         found = holder(model_name, CHAMPION)
         if found == champion:
+            for number in {version, champion, holder(model_name, PREVIOUS)} - {0}:
+                tag(model_name, number, {WAS_CHAMPION: "true"})
             if champion:
                 client.set_registered_model_alias(model_name, PREVIOUS, str(champion))
             client.set_registered_model_alias(model_name, CHAMPION, str(version))

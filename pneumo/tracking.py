@@ -90,6 +90,8 @@ TOKEN = "MLFLOW_TRACKING_TOKEN"  # that MLflow shows a server in place of a pass
 
 MOST = 50_000  # runs that MLflow gives at once
 
+MISSING = "RESOURCE_DOES_NOT_EXIST"  # MLflow's error code for what its store does not have
+
 TAKEN = "/gkpj)"  # how SQLAlchemy's errors end where something is there that may be there once
 
 # Whether `mlflow run` has started this process, and made the run that MLFLOW_RUN_ID then names
@@ -249,6 +251,17 @@ def find_study(name: str) -> str:
         output_format="list",
     )
     return found[0].info.run_id if found else ""
+
+
+def find_run(run_id: str) -> Run | None:
+    """Return a run, or None if it has been deleted, or removed by `mlflow gc`."""
+    try:
+        run = mlflow.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != MISSING:
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def exists(run_id: str) -> bool:
@@ -554,6 +567,17 @@ def read_metrics(run_id: str, split: str) -> dict[str, Any]:
     return mlflow.artifacts.load_dict(f"runs:/{run_id}/{split}/metrics.json")
 
 
+def has_predictions(run_id: str, split: str) -> bool:
+    """Return whether the predictions of a run are still among its artifacts."""
+    files = mlflow.MlflowClient().list_artifacts(run_id, split)
+    return f"{split}/predictions.csv" in {file.path for file in files}
+
+
+def evaluated_threshold(run_id: str, split: str) -> float:
+    """Return the threshold that an evaluation has used."""
+    return mlflow.get_run(run_id).data.metrics[f"{split}_threshold"]
+
+
 def threshold(run_id: str) -> float:
     """The threshold that a Keras run has chosen on validation."""
     return mlflow.get_run(run_id).data.metrics["val_threshold"]
@@ -612,13 +636,24 @@ def log_model(
         )
 
 
-def log_decision(reasons: list[str], figures: Mapping[str, float]) -> None:
-    """A promotion in the active run: promoted where there are no `reasons` against it."""
+def log_decision(
+    reasons: list[str], figures: Mapping[str, float], champion_vacant: str = ""
+) -> None:
+    """Log a promotion to the active run.
+
+    Args:
+        reasons: Reasons for a refusal; without any the candidate was promoted.
+        figures: Metrics of the decision.
+        champion_vacant: Why the decision was made without the champion, or ''.
+    """
     outcome = f"not promoted: {'; '.join(reasons)}" if reasons else "promoted"
     tags = {"pneumo.promoted": str(not reasons).lower(), "mlflow.note.content": outcome}
-    mlflow.set_tags(tags | ({REASON: "; ".join(reasons)} if reasons else {}))
+    tags |= {REASON: "; ".join(reasons)} if reasons else {}
+    vacant = {"champion_vacant": champion_vacant} if champion_vacant else {}
+    mlflow.set_tags(tags | {f"pneumo.{name}": why for name, why in vacant.items()})
     mlflow.log_metrics(dict(figures))
-    mlflow.log_dict({"promoted": not reasons, "reasons": reasons, **figures}, "promotion.json")
+    decision = {"promoted": not reasons, "reasons": reasons, **vacant, **figures}
+    mlflow.log_dict(decision, "promotion.json")
 
 
 def log_counts(counts: Mapping[str, int]) -> None:

@@ -130,7 +130,7 @@ def test_bands_of_a_single_sample_are_its_curves():
 
 def test_the_same_model_twice_does_not_differ():
     same = bootstrap.compare(some(2), some(2).sample(frac=1, random_state=0), (0.5, 0.5))
-    assert same == bootstrap.Comparison(0, 0, 0, 0, 0, 1)
+    assert same == bootstrap.Comparison(0, 0, 0, 0, 0, 1, 0, 0, 0)
 
 
 def test_two_models_on_the_same_images():
@@ -147,6 +147,23 @@ def test_two_models_on_the_same_images():
     assert found.p == pytest.approx(2 * 0.5**found.second_only)
     mirrored = bootstrap.compare(better, worse, (0.5, 0.5))
     assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_the_difference_in_sensitivity_is_paired_and_by_patient():
+    first = some(2)
+    second = first.assign(probability=np.roll(first["probability"], 1))
+    found = bootstrap.compare(first, second.sample(frac=1, random_state=0), (0.4, 0.6), draws=300)
+    drawn = bootstrap.draw_patients(first, draws=300)
+    each = [
+        bootstrap.rates(it, threshold, drawn)["sensitivity"]
+        for it, threshold in ((first, 0.4), (second, 0.6))
+    ]
+    low, high = np.percentile(each[1] - each[0], [2.5, 97.5])
+    assert (found.sensitivity_low, found.sensitivity_high) == pytest.approx((low, high), abs=1e-12)
+    sick = first["label"] == 1
+    values = [(it["probability"][sick] >= at).mean() for it, at in ((first, 0.4), (second, 0.6))]
+    assert found.sensitivity_difference == pytest.approx(values[1] - values[0], abs=1e-12)
+    assert found.sensitivity_low < found.sensitivity_difference < found.sensitivity_high
 
 
 def test_models_are_only_compared_on_the_same_images():

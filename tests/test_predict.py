@@ -20,7 +20,7 @@ from pneumo.figures import overlay
 from tests.studies import tags
 from tests.test_command_line import run, run_here, start
 
-HEADER = ["path", "probability", "label", "threshold", "model_version", "error"]
+HEADER = ["path", "probability", "label", "threshold", "model_version", "model_id", "error"]
 MODEL = "models:/pneumonia-sample@challenger"
 
 
@@ -80,6 +80,7 @@ def test_no_files(few, tmp_path, monkeypatch, images):
 @pytest.mark.slow
 def test_every_file_has_its_row(study, client, few, out):
     before = {it.info.run_id for it in client.search_runs(["0"])}
+    model_id = registry.find(MODEL).model_id
     code, output, errors = predicted(few, out)
     assert code == 0, errors
     header, *found = rows(out)
@@ -88,7 +89,7 @@ def test_every_file_has_its_row(study, client, few, out):
     by_name = {Path(path).name: values for path, *values in found}
     reason = "no image format that can be read"
     for name, why in (("notes.txt", reason), ("empty.png", f"{reason}: the file is empty")):
-        assert by_name.pop(name) == ["", "", "", "1", why]
+        assert by_name.pop(name) == ["", "", "", "1", model_id, why]
     # as the study has found them
     run_id = study.study.user_attrs["run_id"]
     stored = pd.read_csv(f"{client.get_run(run_id).info.artifact_uri}/test/predictions.csv")
@@ -97,7 +98,7 @@ def test_every_file_has_its_row(study, client, few, out):
         values = by_name.pop(Path(path).name)
         assert float(values[0]) == pytest.approx(probability, abs=1e-6)
         assert values[1] == str(int(float(values[0]) >= threshold))
-        assert values[2:] == [str(threshold), "1", ""]
+        assert values[2:] == [str(threshold), "1", model_id, ""]
     assert not by_name
     [made] = [it for it in client.search_runs(["0"]) if it.info.run_id not in before]
     positive = sum(row[2] == "1" for row in found)
@@ -181,7 +182,7 @@ def test_an_interrupt_loses_no_row(study, few, out):
     assert errors == "pneumo: interrupted; what was finished is kept\n"
     found = rows(out)
     assert 100 < len(found) < 20_000
-    assert {len(row) for row in found} == {6}
+    assert {len(row) for row in found} == {7}
     assert [row[0] for row in found[1:]] == [f"{many}/{it:05}.png" for it in range(len(found) - 1)]
 
 
@@ -190,12 +191,44 @@ def test_an_interrupt_loses_no_row(study, few, out):
     ("content", "message"),
     [
         ("a,b\n1,2\n", "out must be a CSV that predict has written, or new: got '"),
-        (",".join(HEADER) + "\nx.png,0.5,1,0.5,7,\n", "holds predictions of version 7, and the"),
+        (
+            ",".join(HEADER) + "\nx.png,0.5,1,0.5,1,m-7,\n",
+            "' holds some of m-7; give another out",
+        ),
+        (
+            "path,probability,label,threshold,model_version,error\nx.png,0.5,1,0.5,1,\n",
+            f"out must have the columns {','.join(HEADER)}: '",
+        ),
     ],
 )
-def test_another_table_stays_as_it_is(study, few, out, content, message):
+def test_another_table_stays_as_it_is(study, few, out, content, message, capsys):
     out.write_text(content)
-    code, _, errors = predicted(few, out)
+    code, _, errors = predicted_here(capsys, few, out)
     assert code == 2
-    assert message in errors
+    [line] = errors.splitlines()
+    assert message in line
+    assert line.endswith("give another out") or "or new: got" in line
     assert out.read_text() == content
+
+
+@pytest.mark.slow
+def test_version_1_of_another_model_does_not_continue(study, few, out, capsys):
+    image = str(next((few / "NORMAL").iterdir()))
+    assert predicted_here(capsys, image, out)[0] == 0
+    before = out.read_text()
+    first = registry.find(MODEL)
+    run_id = first.trial.info.run_id
+    other = registry.register(run_id, registry.load(f"models:/{first.model_id}"), "pneumonia")
+    assert (other.version, first.version) == (1, 1)
+    call = ["predict", "--model", "models:/pneumonia/1", "--images", image, "--out", str(out)]
+    code, _, errors = run_here(capsys, *call)
+    assert code == 2
+    assert errors == (
+        f"pneumo: out must hold predictions of pneumonia version 1 alone, model_id "
+        f"{other.model_id}: '{out}' holds some of {first.model_id}; give another out\n"
+    )
+    assert out.read_text() == before
+    # the same model by its other address
+    call[2] = f"models:/{first.model_id}"
+    assert run_here(capsys, *call)[0] == 0
+    assert out.read_text() == before

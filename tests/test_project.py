@@ -17,6 +17,7 @@ OTHERS = {"trials": "7", "workers": "7", "timeout": "7", "split": "val", "sensit
 OTHERS |= {
     "keep_models": "7",
     "margin": "0.5",
+    "sensitivity_margin": "0.5",
     "rollback": "True",
     "explain": "True",
     "launcher": "ray",

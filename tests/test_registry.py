@@ -1,6 +1,7 @@
 """The registry on a file and on a real server: versions, promotion, rollback, races."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.handmade import register, run_of, write_images
 from tests.services import mlflow_server, postgresql
 from tests.studies import METRICS, predictions, tags, text
 from tests.test_command_line import run, run_here, start
+from tests.test_gate import COMPARED
 
 pytestmark = pytest.mark.slow
 
@@ -89,8 +91,7 @@ def test_better_equal_and_worse_challengers_and_the_way_back(client, images, run
     assert promoted(name, images)
     register(runs["poor"], name)
     decision = promote(name, "challenger", images[0], "test", 0.02)
-    [reason] = decision.reasons
-    assert "smaller than that of " in reason
+    assert all(f"smaller than that of {name} version 2, and" in it for it in decision.reasons)
     assert aliases(client, name) == {"challenger": 3, "champion": 2, "previous": 1}
     register(runs["good"], name)
     assert promoted(name, images)  # an equal one
@@ -104,7 +105,13 @@ def test_better_equal_and_worse_challengers_and_the_way_back(client, images, run
     assert [versions[it]["pneumo.test_evaluations"] for it in (1, 2, 3, 4)] == ["1"] * 4
     assert versions[1]["pneumo.promotion"] == "followed by 2"
     assert versions[2]["pneumo.promotion"] == "rolled back to version 4"
-    assert versions[3]["pneumo.promotion"] == f"refused: {reason}"
+    assert versions[3]["pneumo.promotion"] == f"refused: {'; '.join(decision.reasons)}"
+    # which versions have been champion, and the threshold of those that were promoted
+    assert {it for it in versions if "pneumo.was_champion" in versions[it]} == {1, 2, 4}
+    assert {it: versions[it].get("pneumo.threshold") for it in versions} == {
+        **dict.fromkeys((1, 2, 4), "0.3"),
+        3: None,
+    }
     assert versions[4]["pneumo.promotion"] == "brought back in place of version 2"
     client.delete_registered_model_alias(name, "champion")  # by hand: the way back still works
     roll_back(name)
@@ -120,12 +127,10 @@ def test_what_a_decision_leaves(client, images, runs, name):
     made = last_promotion(client, name)
     assert made.info.status == "FINISHED"
     assert made.data.metrics == decision.figures
-    compared = {f"auc_difference{end}" for end in ("", "_low", "_high")}
-    compared |= {"champion_alone_right", "candidate_alone_right", "mcnemar_p"}
     both = {f"{who}_{metric}" for who in ("champion", "candidate") for metric in METRICS}
-    assert set(decision.figures) == both | compared
+    assert set(decision.figures) == both | COMPARED
     dataset = images[0]
-    [reason] = decision.reasons
+    assert decision.reasons
     assert tags(made) == {
         "pneumo.kind": "promote",
         "pneumo.data": "halves",
@@ -136,10 +141,10 @@ def test_what_a_decision_leaves(client, images, runs, name):
         "pneumo.candidate": "2",
         "pneumo.champion": "1",
         "pneumo.promoted": "false",
-        "pneumo.reason": reason,
+        "pneumo.reason": "; ".join(decision.reasons),
     }
     stored = json.loads(text(made.info.run_id, "promotion.json"))
-    assert stored == {"promoted": False, "reasons": [reason], **decision.figures}
+    assert stored == {"promoted": False, "reasons": decision.reasons, **decision.figures}
     # the evaluation that was missing is a child, made as `evaluate` makes it
     below = client.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{made.info.run_id}'")
     assert [tags(it)["pneumo.kind"] for it in below] == ["evaluate"]
@@ -221,6 +226,22 @@ def test_files_that_were_changed_are_refused_unopened(client, images, runs, name
     assert aliases(client, name) == {"challenger": 1}
     with pytest.raises(registry.Tampered, match="do not use this version"):
         registry.find(f"models:/{name}@challenger")
+
+
+def test_a_champion_whose_files_and_evaluation_are_gone(client, images, runs, name):
+    stored = register(runs["good"], name)
+    assert promoted(name, images)
+    register(runs["poor"], name)
+    client.delete_run(client.get_model_version(name, "1").tags["pneumo.evaluation_run"])
+    [folder] = Path.cwd().rglob(f"{stored.model_id}/artifacts")
+    shutil.rmtree(folder)
+    decision = promote(name, "challenger", images[0], "test", 0.02)
+    assert decision.promoted
+    assert "they are missing; do not use this version" in decision.champion_vacant
+    assert last_promotion(client, name).data.tags["pneumo.champion_vacant"]
+    assert aliases(client, name) == {"challenger": 2, "champion": 2, "previous": 1}
+    with pytest.raises(registry.Tampered, match="they are missing; do not use this version"):
+        roll_back(name)
 
 
 def test_mistakes(client, images, runs, name):

@@ -17,6 +17,7 @@ from pathlib import Path
 import h5py
 import keras
 import mlflow
+from mlflow.cli import gc
 
 from pneumo.data.dataset import open_dataset
 from tests.bad import Case
@@ -73,16 +74,21 @@ def stores(folder: Path) -> Stored:
     uri = mlflow.get_tracking_uri()
     stored, original = _original()
     mlflow.set_tracking_uri(uri)
+    copy_stores(original, folder)
+    return stored
+
+
+def copy_stores(original: Path, folder: Path) -> None:
+    """Copy MLflow's stores of one folder to another, whose paths they then name."""
     shutil.copytree(original / "mlruns", folder / "mlruns")
     with sqlite3.connect(original / "mlflow.db") as source:
-        script = "\n".join(source.iterdump()).replace(str(original), str(folder))
+        script = "\n".join(source.iterdump()).replace(f"{original}/mlruns", f"{folder}/mlruns")
     source.close()
     copy, target = sqlite3.connect(":memory:"), sqlite3.connect(folder / "mlflow.db")
-    copy.executescript(script.replace(f"{folder}/images", stored.images))
+    copy.executescript(script)
     copy.backup(target)
     copy.close()
     target.close()
-    return stored
 
 
 def files_of(folder: Path, model_id: str) -> Path:
@@ -221,7 +227,28 @@ def gone(place: Path) -> None:
     (place / "artifacts" / "settings.json").unlink()
 
 
+def all_gone(place: Path) -> None:
+    shutil.rmtree(place)
+
+
+def without_its_trial(_: Path) -> None:
+    """Remove all runs for good, as people do who need the room."""
+    client = mlflow.MlflowClient()
+    remove(*(run.info.run_id for run in client.search_runs(["0"], "tags.`pneumo.kind` = 'trial'")))
+
+
+def remove(*run_ids: str) -> None:
+    """Delete runs and have `mlflow gc` remove them from the current store."""
+    client = mlflow.MlflowClient()
+    for run_id in run_ids:
+        client.delete_run(run_id)
+    store = ["--backend-store-uri", mlflow.get_tracking_uri()]
+    gc.main([*store, "--run-ids", ",".join(run_ids)], standalone_mode=False)
+
+
 CHANGED = r"must be those that were registered, digest .* do not use this version"
+MISSING = r"must be those that were registered, digest .*: they are missing; do not use this"
+REMOVED = "the run that trained a model must be in .*, has been removed; train or tune again, or"
 VERSION, TRIAL = "models:/pneumonia/1", "{trial}"
 ANOTHERS = "must be one that pneumo made: .* is another's"
 UNUSABLE = "must be one as pneumo makes them: .*{}.*; do not use it"
@@ -240,6 +267,10 @@ SPOILED = [
     ),
     ("version, sourceless bytecode", "version", evaluates, VERSION, without_a_source, CHANGED),
     ("version, unchecked bytecode", "version", predicts, VERSION, beside_its_source(1), CHANGED),
+    ("version, files missing", "version", evaluates, VERSION, all_gone, MISSING),
+    ("previous, files missing", "version", rolls_back, "pneumonia", all_gone, MISSING),
+    ("version, run removed", "version", predicts, VERSION, without_its_trial, REMOVED),
+    ("trial, run removed", "trial", predicts, TRIAL, without_its_trial, REMOVED),
     (
         "trial, pickle for a network",
         "trial",

@@ -151,9 +151,7 @@ def compare(
 
     Raises `ValueError` where the images, their labels or patients are not the same.
     """
-    if not is_paired(first, second):
-        raise ValueError("both predictions must be for the same images, patients and labels")
-    first, second = (it.sort_values("path", ignore_index=True) for it in (first, second))
+    first, second = _align(first, first), _align(second, first)
     drawn = draw_patients(first, draws, seed)
     low, high = np.percentile(auc(second, drawn) - auc(first, drawn), LEVELS)
     once = np.ones((1, len(first)), int)
@@ -226,7 +224,7 @@ def improvement(
     Raises:
         ValueError: Two of the predictions are not for the same images, labels and patients.
     """
-    baseline = _align(baseline)
+    baseline = _align(baseline, baseline)
     once = np.ones((1, len(baseline)), int)  # the images as they are, before the samples
     drawn = np.vstack([once, draw_patients(baseline, draws, seed)])
     of_baseline = auc(baseline, drawn)
@@ -244,10 +242,8 @@ def improvement(
     return Improvement(float(difference), float(low), trials)
 
 
-def _align(predictions: pd.DataFrame, like: pd.DataFrame | None = None) -> pd.DataFrame:
+def _align(predictions: pd.DataFrame, like: pd.DataFrame) -> pd.DataFrame:
     """Sort predictions by path. Raise `ValueError` if their images are not those of `like`."""
-    predictions = predictions.sort_values("path", ignore_index=True)
-    columns = () if like is None else ("path", "patient", "label")
-    if not all(predictions[column].equals(like[column]) for column in columns):
+    if not is_paired(predictions, like):
         raise ValueError("both predictions must be for the same images, patients and labels")
-    return predictions
+    return predictions.sort_values("path", ignore_index=True)

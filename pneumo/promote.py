@@ -365,7 +365,7 @@ def _champions(
 
 def _from_store(version: ModelVersion, dataset: Dataset, split: str) -> Held | None:
     """Return a version as its stored evaluation shows it, without its files; None without one."""
-    run_id = _evaluation(version.source.removeprefix("models:/"), dataset, split)
+    run_id = _evaluation(registry.logged_model_id(version), dataset, split)
     if run_id is None:
         return None
     threshold = registry.own_threshold(version)

@@ -203,7 +203,7 @@ def _located(model_uri: str) -> tuple[str, ModelVersion | None, str, str]:
     if MODEL_DIGEST not in version.tags:
         raise _anothers(model_uri)
     exact = f"models:/{version.name}/{version.version}"
-    return exact, version, _model_id(version), version.run_id
+    return exact, version, logged_model_id(version), version.run_id
 
 
 def _trial(run_id: str | None, model_uri: str) -> Run:
@@ -351,7 +351,7 @@ def register_once(run_id: str, model: "PneumoniaModel", model_name: str) -> Stor
         return _challenger(named[0], model)
     if not versions:
         return register(run_id, model, model_name)
-    model_id, files_digest = _model_id(versions[0]), versions[0].tags[MODEL_DIGEST]
+    model_id, files_digest = logged_model_id(versions[0]), versions[0].tags[MODEL_DIGEST]
     version = _add_version(model_name, mlflow.get_run(run_id), model_id, files_digest)
     return _challenger(version, model)
 
@@ -361,10 +361,11 @@ def _challenger(version: ModelVersion, model: "PneumoniaModel") -> Stored:
     client.update_registered_model(version.name, ABOUT)
     client.set_registered_model_alias(version.name, CHALLENGER, version.version)
     trial = client.get_run(version.run_id)
-    return Stored(trial, _model_id(version), version.name, int(version.version), model)
+    return Stored(trial, logged_model_id(version), version.name, int(version.version), model)
 
 
-def _model_id(version: ModelVersion) -> str:
+def logged_model_id(version: ModelVersion) -> str:
+    """Return MLflow's id of the logged model that a version is made of."""
     return version.source.removeprefix("models:/")
 
 

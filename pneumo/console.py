@@ -3,12 +3,13 @@
 import gc
 import io
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Self, TypeVar
+from typing import BinaryIO, Self, TypeVar
 
 from joblib import cpu_count
 from rich import box
@@ -231,12 +232,14 @@ def _about(seconds: float) -> str:
 
 @contextmanager
 def quiet_if_well(well: Callable[[], bool]) -> Iterator[None]:
-    """What is written to standard error is seen only if this ends badly, or `well` then says so.
+    """Hide what is written to standard error, unless the block fails.
 
-    TensorFlow greets with lines about the processor before its own log level applies.
+    TensorFlow writes lines about the processor before its own log level applies. Everything
+    written is shown if the block raises an `Exception`, if the process dies in it, as TensorFlow's
+    check of the processor ends it, or if `well()` is false after it.
     """
     kept, shown = os.dup(2), False
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as said, _copied_if_process_dies(said):
         os.dup2(said.fileno(), 2)
         try:
             yield
@@ -250,6 +253,39 @@ def quiet_if_well(well: Callable[[], bool]) -> Iterator[None]:
             if shown:
                 said.seek(0)
                 os.write(2, said.read())
+
+
+# The program of a process that outlives this one: the first read returns when this one has ended
+_COPY_AT_END = """
+import os, sys
+os.read(0, 1)
+file = int(sys.argv[1])
+os.lseek(file, 0, os.SEEK_SET)
+while text := os.read(file, 65536):
+    os.write(2, text)
+"""
+
+
+@contextmanager
+def _copied_if_process_dies(file: BinaryIO) -> Iterator[None]:
+    """Have another process copy a file to standard error if this process dies in the block.
+
+    Nothing in this process could do that after an abort. The other process starts while this one
+    goes on, and adds 1 to 5 ms to a command.
+    """
+    read_end, write_end = os.pipe()
+    command = [sys.executable, "-IS", "-c", _COPY_AT_END, str(file.fileno())]
+    # In a session of its own the other process gets no signal that is meant for this one
+    process = subprocess.Popen(
+        command, stdin=read_end, pass_fds=[file.fileno()], start_new_session=True
+    )
+    os.close(read_end)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+        os.close(write_end)
 
 
 @contextmanager
@@ -271,11 +307,13 @@ def uncollected(module: str) -> Iterator[None]:
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow without its greetings, with as many threads as there are cores for it.
+    """Import TensorFlow without its greetings, with as many threads as there are cores for it.
 
-    Where a GPU is asked for and not found they are shown: they say why.
+    The greetings are shown if a GPU is there and TensorFlow does not find it: they say why. Of a
+    GPU's memory TensorFlow takes what it needs, not all at once, so that processes can share it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     for pool in ("INTRA", "INTER"):  # its own count is that of the machine, not of a container
         os.environ.setdefault(f"TF_NUM_{pool}OP_THREADS", str(cpu_count()))
 

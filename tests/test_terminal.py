@@ -1,14 +1,18 @@
 """What a person sees of a study, on real terminals and in a log."""
 
 import gc
+import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 
+import psutil
 import pytest
 
-from pneumo.console import uncollected
+from pneumo.console import quiet_if_well, uncollected
 from tests.conftest import ROOT
 from tests.terminal import Seen, watch
 
@@ -187,7 +191,7 @@ def test_the_table_of_a_study(columns):
 
 
 NATIVE = """
-import os
+import os, signal
 from pneumo.console import quiet_if_well
 with quiet_if_well(lambda: {well}):
     os.write(2, b"a line\\nand more")
@@ -203,12 +207,51 @@ os.write(2, b"after it")
         (False, "pass", "a line\nand moreafter it"),
         (True, "raise ValueError('x')", "a line\nand moreTraceback .*ValueError: x\n"),
         (True, "raise KeyboardInterrupt", "Traceback .*KeyboardInterrupt\n"),
+        (True, "os.abort()", "a line\nand more"),
+        (True, "os.kill(os.getpid(), signal.SIGILL)", "a line\nand more"),
+        (True, "os.killpg(0, signal.SIGKILL)", "a line\nand more"),
+        (True, "os._exit(3)", "a line\nand more"),
+        (True, "os.write(2, 2_000_000 * b'x'); os.abort()", "a line\nand morex{2000000}"),
     ],
 )
 def test_native_code_is_heard_when_it_ends_badly(well, then, shown):
     code = NATIVE.format(well=well, then=then)
-    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, start_new_session=True
+    )
     assert re.fullmatch(shown, process.stderr, re.DOTALL)
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_nothing_stays_of_what_waits_for_an_abort(error, capfd):
+    files, processes = os.listdir("/dev/fd"), psutil.Process().children()
+    with suppress(ValueError, KeyboardInterrupt), quiet_if_well(lambda: True):
+        os.write(2, b"a line")
+        if error:
+            raise error
+    assert capfd.readouterr().err == ("a line" if error is ValueError else "")
+    assert os.listdir("/dev/fd") == files
+    assert psutil.Process().children() == processes  # one that has ended would be there, too
+
+
+# In place of TensorFlow: it aborts where the real one finds a processor too old for it
+ABORTING = """
+import os
+os.write(2, f"GPU memory grows: {os.environ['TF_FORCE_GPU_ALLOW_GROWTH']}\\n".encode())
+os.write(2, b"no AVX here\\n")
+os.abort()
+"""
+
+
+def test_an_abort_in_the_import_of_tensorflow_is_told(tmp_path, monkeypatch):
+    (tmp_path / "tensorflow.py").write_text(ABORTING)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-m", "pneumo", "train", "--data", "sample"]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == -signal.SIGABRT
+    assert process.stderr == "GPU memory grows: true\nno AVX here\n"
 
 
 @pytest.mark.slow

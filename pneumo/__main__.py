@@ -88,6 +88,7 @@ def _parser() -> Parser:
     _experiment(command, default="tune")
     _option(command, "trials", 20, "trials to complete or prune", _whole)
     _option(command, "workers", 1, "processes that search at the same time", _workers)
+    _option(command, "workers_per_gpu", 1, "of them that may share one GPU", _workers)
     _option(command, "launcher", "local", "of the workers: local, or ray for a cluster", _launcher)
     _option(command, "study", "", "name of the study (default: made from the run's id)", _name)
     _option(command, "timeout", "", "seconds after which no new trial starts", _whole)
@@ -100,6 +101,7 @@ def _parser() -> Parser:
     _required(command, "study", "its name", _name)
     _data(command, required=True)
     _option(command, "workers", 1, "processes that search at the same time", _workers)
+    _option(command, "workers_per_gpu", 1, "of them that may share one GPU", _workers)
     _option(command, "weights", "", "path of the study's file of weights, if it has one")
 
     command = _command(commands, "train", train, "one Keras run of one experiment")
@@ -295,8 +297,11 @@ def tune(options: argparse.Namespace) -> int:
     """A study, its table, its winner and the way to look at it."""
     from pneumo.data.dataset import open_dataset
     from pneumo.experiment import load_experiment
+    from pneumo.parallel import require_gpus
     from pneumo.search import require_fits
 
+    if options.launcher == "local":  # a cluster gives out its GPUs itself
+        require_gpus(options.workers, options.workers_per_gpu)
     experiment = load_experiment(options.experiment, searched=True)
     fixed = _overrides(options)
     base = experiment.base.override(fixed)  # a wrong value is said before the data is opened
@@ -333,7 +338,9 @@ def tune(options: argparse.Namespace) -> int:
 def worker(options: argparse.Namespace) -> int:
     """Trials of a study that another process has begun, until its goal is reached."""
     from pneumo.data.dataset import open_dataset
+    from pneumo.parallel import require_gpus
 
+    require_gpus(options.workers, options.workers_per_gpu)
     dataset = open_dataset(options.data, needs=("train", "test"))
     from pneumo import study as studies
     from pneumo import tracking, tune

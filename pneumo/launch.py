@@ -90,7 +90,7 @@ class Worker:
 def share_of(number: int, workers: int) -> dict[str, str]:
     """The variables of the environment that give a worker its part of the machine.
 
-    Its share of the cores, one at least; where there are GPUs, one of them.
+    Its share of the cores, one at least; where there are GPUs, one of them, in turn.
     """
     share = threads(max(1, cpu_count() // workers))
     if found := gpus():

@@ -1,14 +1,15 @@
 """What there is to compute with, and work on many images, shared out among the cores."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 from joblib import cpu_count
 
 from pneumo import interrupt
+from pneumo.errors import Mistake
 
 T = TypeVar("T")
 
@@ -16,12 +17,40 @@ BATCH = 16  # images per step: what a network makes of them stays near the proce
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them.
+
+    Without that variable they are those that NVIDIA's driver lists (NVML). It needs no `/proc`,
+    which WSL2 does not fill, and unlike TensorFlow it takes none of their memory.
+    """
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None:
         return [it.strip() for it in allowed.split(",") if it.strip() not in ("", "-1")]
-    # Asking TensorFlow would take memory of each of them
-    return [str(place) for place, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver, and so no GPU
+        return []
+    try:
+        return [str(number) for number in range(pynvml.nvmlDeviceGetCount())]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def require_gpus(workers: int, workers_per_gpu: int) -> None:
+    """Raise `Mistake` if workers would share a GPU without having been told to.
+
+    Args:
+        workers: Processes of this command that search at the same time.
+        workers_per_gpu: How many of them may share one GPU. Without GPUs any number may work.
+    """
+    found = gpus()
+    if found and workers > len(found) * workers_per_gpu:
+        raise Mistake(
+            f"workers must be at most {len(found) * workers_per_gpu} with {len(found)} GPU and "
+            f"--workers_per_gpu {workers_per_gpu}: got {workers}; give fewer, or --workers_per_gpu "
+            f"{math.ceil(workers / len(found))}, or CUDA_VISIBLE_DEVICES=-1 to use no GPU"
+        )
 
 
 def in_batches(step: Callable[..., T], *rows: Sequence) -> Iterator[T]:

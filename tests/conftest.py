@@ -17,6 +17,8 @@ for variable in [name for name in os.environ if name.startswith("MLFLOW_")]:
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 # OpenMP's threads spin while they wait: beside another process of tests they take ten times as long
 os.environ["OMP_NUM_THREADS"] = "1"
+# The same figures everywhere, and as many workers as a test asks for
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 import pytest
 

@@ -1,6 +1,7 @@
 """What fails around a study, and what is left of it: stores, disks, processes."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from pneumo import tracking
-from pneumo.data import pixels
+from pneumo.data import cache, pixels
 from pneumo.errors import Mistake
 from pneumo.process import ProcessId, _boot_id
 from pneumo.study import await_others, end_dead, is_dead, open_storage
@@ -272,8 +273,15 @@ def small_disk(tmp_path, monkeypatch) -> Path:
     subprocess.run(["umount", "--lazy", disk], check=True)  # a map of pixels may be open
 
 
-def test_a_full_disk_is_said_in_a_line(small_disk, tmp_path, sample):
+@pytest.mark.parametrize("is_full", ["from the start", "meanwhile"])
+def test_a_full_disk_is_said_in_a_line(small_disk, tmp_path, sample, monkeypatch, is_full):
     files = [sample.base / path for path in sample.rows["path"]]
+    written = []
+    write_at = cache.write_at
+    monkeypatch.setattr(cache, "write_at", lambda *it: written.append(write_at(*it)))
+    if is_full == "meanwhile":
+        plenty = shutil.disk_usage(tmp_path)._replace(free=1 << 40)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: plenty)
     with pytest.raises(Mistake) as raised:
         pixels.load(sample.base, sample.rows, 64, "squash")
     assert str(raised.value) == (
@@ -281,6 +289,7 @@ def test_a_full_disk_is_said_in_a_line(small_disk, tmp_path, sample):
         "pixels): free some, or set PNEUMO_CACHE to a larger disk"
     )
     assert len(files) * 64 * 64 > 1 << 20
+    assert bool(written) == (is_full == "meanwhile")
     assert [it for it in small_disk.rglob("*") if it.is_file()] == [
         small_disk / "locks" / next((small_disk / "locks").iterdir()).name
     ]

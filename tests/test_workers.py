@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import mlflow
 import optuna
+import psutil
 import pytest
 
 from pneumo import launch
@@ -41,18 +41,18 @@ NIGHT = ["--study", "night", "--workers", "2"]
 def processes(parent: int) -> list[int]:
     """The workers of a driver: its children that multiprocessing has spawned."""
     found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it may have ended meanwhile
-            spawned = "spawn_main" in (place / "cmdline").read_text()
-            if spawned and f"\nPPid:\t{parent}\n" in (place / "status").read_text():
-                found.append(int(place.name))
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(parent).children():
+            with suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
+                if "spawn_main" in " ".join(child.cmdline()):
+                    found.append(child.pid)
     return found
 
 
 def lives(pid: int) -> bool:
     try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
@@ -94,6 +95,31 @@ def _full(folder: Path, error: OSError) -> Mistake:
         f"the cache needs more disk than is free at {place('')} ({error.strerror} for {what}): "
         "free some, or set PNEUMO_CACHE to a larger disk"
     )
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Raise `OSError` if a disk has less free space than a file of `size` bytes will take.
+
+    That is found before the work is done, and before the file takes what other programs need.
+    """
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def write_at(file: BinaryIO, data: bytes, offset: int) -> None:
+    """Write at a place in a file; several threads may do so at the same time.
+
+    A full disk is an `OSError` here. A write to a memory map would kill the process with SIGBUS,
+    unless the space was allocated before, for which macOS has no function.
+
+    Args:
+        file: Open for writing, with nothing left in its own buffer.
+        data: What is written, all of it.
+        offset: Bytes from the start of the file.
+    """
+    while data:  # the last bytes that fit on a disk are written without an error
+        written = os.pwrite(file.fileno(), data, offset)
+        data, offset = data[written:], offset + written
 
 
 def folders(name: str) -> Iterator[Path]:

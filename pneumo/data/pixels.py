@@ -4,7 +4,7 @@ import errno
 import hashlib
 import io
 import json
-import os
+import math
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -134,23 +134,27 @@ def load(
 
 
 def _fill(folder: Path, files: list[Path], size: int, resize: str) -> None:
-    file = folder / "pixels.npy"
+    """Decode files into `pixels.npy`; `unreadable.json` has position → reason for the others."""
     shape = len(files), size, size
-    pixels = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
-    with file.open("r+b") as whole:  # on a full disk, writing to a map would kill the process
-        os.posix_fallocate(whole.fileno(), 0, file.stat().st_size)
+    cache.require_space(folder, math.prod(shape))
+    with (folder / "pixels.npy").open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        start = file.tell()
+        file.truncate(start + math.prod(shape))  # images that cannot be read keep their places
 
-    def fill(position: int) -> str | None:
-        try:
-            pixels[position] = decode(read(files[position]), size, resize)
-        except UnreadableImage as error:
-            return str(error)
-        return None
+        def fill(position: int) -> str | None:
+            try:
+                image = decode(read(files[position]), size, resize)
+            except UnreadableImage as error:
+                return str(error)
+            cache.write_at(file, image.tobytes(), start + position * image.size)
+            return None
 
-    with ThreadPoolExecutor(cpu_count()) as threads:
-        results = threads.map(fill, range(len(files)))
-        reasons = list(track(results, len(files), f"Decoding to {size} px"))
-    pixels.flush()
+        with ThreadPoolExecutor(cpu_count()) as threads:
+            results = threads.map(fill, range(len(files)))
+            reasons = list(track(results, len(files), f"Decoding to {size} px"))
     unreadable = {position: why for position, why in enumerate(reasons) if why}
     (folder / "unreadable.json").write_text(json.dumps(unreadable))
 

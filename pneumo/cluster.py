@@ -17,7 +17,7 @@ from typing import Any
 import mlflow
 import optuna
 
-from pneumo import interrupt, tracking
+from pneumo import interrupt
 from pneumo.console import StudyDisplay, say
 from pneumo.data.dataset import open_dataset
 from pneumo.errors import Mistake
@@ -35,8 +35,15 @@ from pneumo.study import (
 
 PROJECT = Path(__file__).parent.parent
 
-# The variables that say where the stores are, and what opens them
-STORES = "PNEUMO_STORAGE", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", tracking.TOKEN
+# The variables that say where the stores are, and what opens them, or how their names begin: of
+# Optuna, of MLflow's client, and of the artifact stores that it reaches without its server
+STORES = (
+    *("PNEUMO_STORAGE", "REQUESTS_CA_BUNDLE"),
+    *("MLFLOW_TRACKING_", "MLFLOW_HTTP_", "MLFLOW_REGISTRY_URI", "MLFLOW_WORKSPACE"),
+    *("MLFLOW_S3_", "MLFLOW_BOTO_", "AWS_", "AZURE_", "MLFLOW_GCS_", "GOOGLE_"),
+    *("MLFLOW_KERBEROS_", "MLFLOW_PYARROW_", "MLFLOW_ARTIFACT_"),
+    *("MLFLOW_MULTIPART_", "MLFLOW_ENABLE_MULTIPART_", "MLFLOW_ENABLE_PROXY_MULTIPART_"),
+)
 
 
 def require() -> None:
@@ -84,8 +91,7 @@ def launch(
         )
         weights = plan.base.weights if ":" in plan.base.as_text()["weights"] else ""
         cores = max(1, int(plan.experiment.resources.get("num_cpus", 1)))
-        stores = {name: os.environ[name] for name in STORES if name in os.environ}
-        stores["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
+        stores = store_variables()
         what = study.study_name, plan.dataset.source, weights, cores, stores, news
         crew = {task.remote(number, *what): number for number in range(workers)}
         try:
@@ -98,6 +104,12 @@ def launch(
         raise StudyStopped(
             "all workers have died, whenever Ray started them again: look at what they said"
         )
+
+
+def store_variables() -> dict[str, str]:
+    """The variables of this process's environment by which tasks reach the same stores."""
+    found = {name: value for name, value in os.environ.items() if name.startswith(STORES)}
+    return {**found, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import shlex
+import socket
+import ssl
 import tempfile
 import traceback
 import warnings
@@ -22,7 +24,6 @@ from urllib.parse import unquote, urlsplit
 import matplotlib
 import mlflow
 import pandas as pd
-import requests
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Run, RunStatus, ViewType
@@ -34,7 +35,8 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import ColSpec, Schema
 from mlflow.utils import name_utils
-from mlflow.utils.credentials import read_mlflow_creds
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 from sqlalchemy import make_url
 
 from pneumo import figures
@@ -86,7 +88,11 @@ OF_SUBJECT = {
 # Optuna's states of trials that have ended, and how their runs end
 STATUSES = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
-TOKEN = "MLFLOW_TRACKING_TOKEN"  # that MLflow shows a server in place of a password
+# Variables of MLflow's client: files of whom it trusts, and of what it shows a server that asks
+SERVER_CERTIFICATE = "MLFLOW_TRACKING_SERVER_CERT_PATH"
+CLIENT_CERTIFICATE = "MLFLOW_TRACKING_CLIENT_CERT_PATH"
+
+FIRST_TIMEOUT = 30  # seconds that a server may take to answer the first request
 
 MOST = 50_000  # runs that MLflow gives at once
 
@@ -116,6 +122,8 @@ def set_up() -> None:
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*input example was not provided")
+    # It comes with each request once MLFLOW_TRACKING_INSECURE_TLS says that nothing is verified
+    warnings.filterwarnings("ignore", message="Unverified HTTPS request")
     _take_password()
 
 
@@ -135,30 +143,55 @@ def _take_password() -> None:
 
 
 def connect() -> None:
-    """As `set_up`; raises `Mistake` where MLflow's server does not answer."""
+    """Set MLflow up and send its server, if there is one, a first request.
+
+    MLflow's client makes it, with the password, the token and the certificates of all others, but
+    once: a wrong address is not worth the two minutes for which they are tried again.
+
+    Raises:
+        Mistake: The server does not answer, or does not know the user, or a certificate is not
+            trusted.
+    """
     set_up()
     uri = mlflow.get_tracking_uri()
-    if uri.startswith("http"):
-        try:
-            answer = requests.get(uri, timeout=30, auth=_who())
-        except requests.RequestException as error:
-            raise Mistake(
-                f"MLFLOW_TRACKING_URI must name a server that answers: {store()} does not "
-                f"({type(error).__name__}); start it, or correct the address"
-            ) from None
-        if answer.status_code == HTTPStatus.UNAUTHORIZED and not os.environ.get(TOKEN):
-            raise Mistake(
-                f"MLflow's server at {store()} must be given a user and a password that it knows: "
-                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-            )
+    if not uri.startswith("http"):
+        return
+    for name in (SERVER_CERTIFICATE, CLIENT_CERTIFICATE):
+        if (file := os.environ.get(name)) and not os.path.exists(file):
+            raise Mistake(f"{name} must be the path of a certificate: there is no '{file}' here")
+    once = {"max_retries": 0, "timeout": FIRST_TIMEOUT, "raise_on_status": False}
+    try:
+        answer = http_request(get_default_host_creds(uri), "/version", "GET", **once)
+    except MlflowException as error:
+        raise _unanswered(error) from None
+    if answer.status_code == HTTPStatus.UNAUTHORIZED:
+        raise Mistake(
+            f"MLflow's server at {store()} must be given a user and a password that it knows: "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
 
 
-def _who() -> tuple[bytes, bytes] | None:
-    """User and password, as MLflow sends them."""
-    found = read_mlflow_creds()
-    if not (found.username and found.password):
-        return None
-    return found.username.encode(), found.password.encode()
+def _unanswered(error: MlflowException) -> Mistake:
+    """Say why a request got no answer, from what MLflow's client has made of it."""
+    reason = error.__context__
+    if reason is None:  # no request was made: two variables contradict each other
+        return Mistake(str(error))
+    inner: BaseException | None = reason
+    while inner and not isinstance(inner, ssl.SSLError):
+        inner = inner.__context__
+    if inner:
+        return Mistake(
+            f"MLflow's server at {store()} must have a certificate that is trusted here, and know "
+            f"yours if it asks for one ({inner.args[-1]}): set {SERVER_CERTIFICATE} to the file of "
+            f"its authority, {CLIENT_CERTIFICATE} to yours, or MLFLOW_TRACKING_INSECURE_TLS=true "
+            "to check nothing"
+        )
+    # Under TLS 1.3 a server may hang up on a client without a certificate, and not say why
+    advice = f", or set {CLIENT_CERTIFICATE} if it asks for one" if "https:" in store() else ""
+    return Mistake(
+        f"MLFLOW_TRACKING_URI must name a server that answers: {store()} does not "
+        f"({type(reason).__name__}); start it, or correct the address{advice}"
+    )
 
 
 def subject_tags(experiment: str, dataset: Dataset) -> dict[str, str]:

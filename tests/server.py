@@ -64,10 +64,16 @@ class Server(ThreadingHTTPServer):
     def address(self) -> str:
         return f"{self.scheme}://127.0.0.1:{self.server_port}"
 
-    def encrypt(self, certificate: Path) -> None:
-        """From now on it speaks https alone; `certificate`: a file that holds its key, too."""
+    def encrypt(self, certificate: Path, authority: Path | None = None) -> None:
+        """From now on it speaks https alone; `certificate`: a file that holds its key, too.
+
+        `authority`: of the clients that may come; without one all may.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
+        if authority:
+            context.load_verify_locations(authority)
+            context.verify_mode = ssl.CERT_REQUIRED
         self.socket = context.wrap_socket(self.socket, server_side=True)
         self.scheme = "https"
 

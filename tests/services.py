@@ -1,5 +1,6 @@
 """Servers of others, started for real: PostgreSQL, MLflow's own, and MLflow's of a model."""
 
+import ipaddress
 import os
 import shlex
 import shutil
@@ -11,11 +12,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 import requests
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 PATIENCE = 90  # seconds that a server may take to answer
 
@@ -113,15 +122,66 @@ def postgresql() -> Iterator[Server]:
         shutil.rmtree(folder)
 
 
-def mlflow_server(store: str, artifacts: Path, workers: int = 1) -> AbstractContextManager[Server]:
-    """`mlflow server` with its artifact proxy."""
+def mlflow_server(
+    store: str, artifacts: Path, workers: int = 1, authority: "Authority | None" = None
+) -> AbstractContextManager[Server]:
+    """`mlflow server` with its artifact proxy; behind TLS with a certificate of an authority."""
     port = free_port()
     where = ["--backend-store-uri", store, "--artifacts-destination", str(artifacts)]
     command = [sys.executable, "-m", "mlflow", "server", *where]
     command += ["--port", str(port), "--workers", str(workers)]
+    if authority:
+        keys = f"--ssl-keyfile {authority.server} --ssl-certfile {authority.server}"
+        command += ["--uvicorn-opts", keys]
     # Its own job queue, of which nothing here makes use, would take a third of a core
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    return Server(f"http://127.0.0.1:{port}", command, _healthy, env=environment).running()
+    address = f"http{'s' if authority else ''}://127.0.0.1:{port}"
+    verify = authority.own if authority else True
+    return Server(address, command, partial(_healthy, verify=verify), env=environment).running()
+
+
+class Authority:
+    """Files of a certificate authority that nobody knows: its own certificate, and two it signed.
+
+    `own`; `server`, for 127.0.0.1, and `client`, each with its key in the same file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._key, self._name = ec.generate_private_key(ec.SECP256R1()), _named("an authority")
+        self.own, self.server, self.client = (
+            folder / f"{it}.pem" for it in ("own", "server", "client")
+        )
+        authority = x509.BasicConstraints(ca=True, path_length=None)
+        self.own.write_bytes(self._signed(self._name, self._key, authority))
+        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        for file in (self.server, self.client):
+            key = ec.generate_private_key(ec.SECP256R1())
+            secret = key.private_bytes(
+                Encoding.PEM, PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+            names = x509.SubjectAlternativeName([address])
+            file.write_bytes(secret + self._signed(_named(file.stem), key, names))
+
+    def _signed(self, name: x509.Name, key: ec.EllipticCurvePrivateKey, extension: Any) -> bytes:
+        now, key_id = datetime.now(UTC), x509.SubjectKeyIdentifier.from_public_key
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(extension, critical=True)
+            .add_extension(key_id(key.public_key()), critical=False)
+            .add_extension(issuer, critical=False)
+        )
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def _named(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
 def mlflow_ui(command: str, folder: Path) -> AbstractContextManager[Server]:
@@ -161,5 +221,5 @@ def model_server(python: Path, model: str, folder: Path) -> AbstractContextManag
     return Server(address, command, _healthy, cwd=folder, env=environment).running()
 
 
-def _healthy(address: str) -> None:
-    requests.get(f"{address}/health", timeout=5).raise_for_status()
+def _healthy(address: str, verify: Path | bool = True) -> None:
+    requests.get(f"{address}/health", timeout=5, verify=verify).raise_for_status()

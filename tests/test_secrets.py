@@ -206,7 +206,7 @@ def test_a_server_that_does_not_know_the_password(guarded):
         tracking.connect()
     assert str(raised.value) == (
         f"MLflow's server at {guarded} must be given a user and a password that it knows: "
-        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
     )
 
 

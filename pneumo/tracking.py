@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import shlex
-import socket
 import ssl
 import tempfile
 import traceback
@@ -41,6 +40,7 @@ from sqlalchemy import make_url
 
 from pneumo import figures
 from pneumo.config import RunConfig
+from pneumo.console import say
 from pneumo.data.dataset import Dataset, Images
 from pneumo.errors import Mistake, reason_for, without_passwords
 from pneumo.evaluate import Evaluation
@@ -118,13 +118,23 @@ def set_up() -> None:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Of each try that a server does not answer, and that it will be tried again
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    logging.getLogger("urllib3.connectionpool").addFilter(_announce_wait)
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*input example was not provided")
     # It comes with each request once MLFLOW_TRACKING_INSECURE_TLS says that nothing is verified
     warnings.filterwarnings("ignore", message="Unverified HTTPS request")
     _take_password()
+
+
+def _announce_wait(record: logging.LogRecord) -> bool:
+    """Print one line when MLflow's client begins to wait for its server, as a filter for logs.
+
+    urllib3 warns of each try. Its warnings name neither the server nor how long it is waited for.
+    """
+    retries = record.args[0] if record.msg.startswith("Retrying ") else None
+    if retries and len(retries.history) == 1:
+        say(f"waiting for MLflow's server at {store()}, which does not answer")
+    return record.levelno >= logging.ERROR
 
 
 def _take_password() -> None:

@@ -3,11 +3,13 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
 import optuna
 import pytest
+from mlflow.exceptions import MlflowException
 from optuna.trial import TrialState
 
 from pneumo import tracking
@@ -250,6 +252,37 @@ def test_a_wait_says_what_it_waits_for(store, monkeypatch, capsys):
     line = f"waiting for trial 0, which process {process.pid} on {identity.host} is running\n"
     assert capsys.readouterr().out == line
     assert study.trials[0].state == TrialState.FAIL
+
+
+def test_a_wait_for_mlflow_says_so(monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    tracking.set_up()
+    before = mlflow.get_tracking_uri()
+    address = f"http://127.0.0.1:{free_port()}"
+    mlflow.set_tracking_uri(address)
+    with pytest.raises(MlflowException):
+        mlflow.search_experiments()
+    mlflow.set_tracking_uri(before)
+    said, errors = capsys.readouterr()
+    assert (said, errors) == (
+        f"waiting for MLflow's server at {address}, which does not answer\n",
+        "",
+    )
+
+
+def test_a_wait_for_another_process_says_so(own_cache, monkeypatch, capsys):
+    monkeypatch.setattr(cache, "SILENT_WAIT", 0.05)
+    code = (
+        "import time\nfrom pneumo.data import cache\n"
+        "with cache.lock('pixels/0123'):\n print(flush=True)\n time.sleep(0.5)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()  # it holds the lock
+        with cache.lock("pixels/0123"):
+            assert other.wait(10) == 0
+    line = "waiting for another process that works on pixels in the cache\n"
+    assert capsys.readouterr().out == line
 
 
 def test_a_wait_for_the_database_says_so(monkeypatch, capsys):

@@ -4,16 +4,18 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from pneumo.console import say
 from pneumo.errors import Mistake
 
 DRAFT = ".draft"
+SILENT_WAIT = 1.0  # seconds that a wait for another process may take before a line says so
 TRIES = 3  # to build what somebody deletes meanwhile
 FULL = errno.ENOSPC, errno.EDQUOT  # what a disk says that has no more room
 
@@ -139,11 +141,28 @@ def sweep(name: str) -> None:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def lock(name: str, timeout: float = -1) -> FileLock:
-    """A lock between the processes that share the cache, to be held by `with`.
+@contextmanager
+def lock(name: str, timeout: float = -1) -> Iterator[FileLock]:
+    """Hold a lock between the processes that share the cache.
 
-    `timeout`: seconds to wait for it, without end below 0; then `filelock.Timeout` is raised.
+    Args:
+        name: What is locked.
+        timeout: Seconds to wait for it. Below 0 the wait has no end, and a line says that it waits.
+
+    Raises:
+        filelock.Timeout: Another process still holds the lock.
     """
     file = place("locks") / f"{name.replace('/', '-')}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(file, timeout)
+    held = FileLock(file)
+    try:
+        held.acquire(SILENT_WAIT if timeout < 0 else timeout)
+    except Timeout:
+        if timeout >= 0:
+            raise
+        say(f"waiting for another process that works on {name.partition('/')[0]} in the cache")
+        held.acquire()
+    try:
+        yield held
+    finally:
+        held.release()

@@ -1,5 +1,6 @@
 """What MLproject, conda.yaml and README.md promise."""
 
+import importlib.metadata
 import re
 import shlex
 import subprocess
@@ -73,7 +74,7 @@ def test_every_parameter_reaches_a_flag(name):
 def test_the_environment_is_pinned():
     *conda, pip = CONDA["dependencies"]
     assert conda == ["python=3.11", "pip"]
-    assert all(re.fullmatch(r"[\w-]+(\[\w+\])?==[\d.]+", line) for line in pip["pip"])
+    assert all(re.fullmatch(r"[\w-]+(\[[\w-]+\])?==[\d.]+", line) for line in pip["pip"])
 
 
 def test_each_package_has_its_reason():
@@ -87,6 +88,14 @@ def test_the_readme_names_the_same_mlflow():
     named = re.findall(r"mlflow==[\d.]+", README)
     assert named
     assert set(named) == {pin}
+
+
+def test_the_readme_names_the_line_that_installs_cuda():
+    [pin] = [it for it in CONDA["dependencies"][-1]["pip"] if it.startswith("tensorflow")]
+    version = pin.partition("==")[2]
+    assert f"`tensorflow[and-cuda]=={version}` in place of `tensorflow=={version}`" in README
+    needed = importlib.metadata.requires("tensorflow")
+    assert any("cudnn" in it and 'extra == "and-cuda"' in it for it in needed)
 
 
 def test_style():

@@ -44,7 +44,7 @@ ELSEWHERE = {
     "-P workers=2": ("tests/test_workers.py", '"--workers", "2"'),
     "-P launcher=ray": ("tests/test_ray.py", '"--launcher", "ray"'),
     "mlflow models serve": ("tests/services.py", '"models", "serve"'),
-    "base64 -w0": ("tests/test_serve.py", "base64 -w0"),
+    "base64 <": ("tests/test_serve.py", "base64 <"),
 }
 HERE = {"mlflow ui", "--experiment-name", "GIT_ADDRESS"}  # in tests of their own
 

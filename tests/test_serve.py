@@ -131,7 +131,7 @@ SHAPES = {
 def test_the_command_that_the_readme_gives(address, expected, tmp_path):
     if not (shutil.which("jq") and shutil.which("curl")):
         pytest.skip("needs jq and curl: apt install jq curl")
-    [command] = re.findall(r"^base64 -w0 .*$", (ROOT / "README.md").read_text(), re.M)
+    [command] = re.findall(r"^base64 < .*$", (ROOT / "README.md").read_text(), re.M)
     image, probability = next(iter(expected.items()))
     command = command.replace("IMAGE.jpeg", f"'{image}'").replace("http://127.0.0.1:5001", address)
     answer = json.loads(subprocess.run(command, shell=True, capture_output=True, check=True).stdout)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ import numpy as np
 from mlflow.entities import Run
 from scipy.special import expit
 
-from pneumo import evaluate, figures, models, pages, registry, shortcuts, tracking
+from pneumo import evaluate, figures, models, overlap, pages, registry, shortcuts, tracking
 from pneumo.console import say, table
 from pneumo.data.dataset import Dataset, Images, Split
 from pneumo.evaluate import Evaluation
 from pneumo.explain import GradCam
+from pneumo.overlap import Overlap
 from pneumo.pages import number, with_interval
 
 # What the page calls the metrics, in its order
@@ -37,11 +39,9 @@ NAMES = {
     "threshold": "threshold",
 }
 
-# What a model has had to do with the splits that made it
-SEEN = {
-    "train": "The model was trained on these images",
-    "val": "The model, its threshold and its temperature were chosen on these images",
-}
+# Number of looks by all models at the same test images that calls for a warning: the best of four
+# equally good models is expected to look better than it is by one standard error
+MANY_LOOKS = 4
 
 THRESHOLD_RULES = {"youden": "Youden's", "midpoint": "midway between the classes"}
 
@@ -90,36 +90,43 @@ def examine(
     The threshold is the model's own; with a `sensitivity`, 0 to 1, the highest one that reaches
     it on the validation images of the model's own run. On `test` it counts as one more look.
     """
-    outside = external(images.dataset, stored.trial)
-    with tracking.evaluating(stored.title, stored.model_id, split_name, outside) as run_id:
-        found = _examine(stored, images, split_name, sensitivity)
-    if stored.version and split_name == "test" and sensitivity is None and not outside:
+    seen = overlap.find_overlap(stored.trial, images.dataset, split_name)
+    external = seen is not None and seen.external
+    with tracking.evaluating(stored.title, stored.model_id, split_name, external) as run_id:
+        found = _examine(stored, images, split_name, sensitivity, seen)
+    own_data = stored.trial.data.tags["pneumo.data_digest"] == images.dataset.digest
+    if stored.version and split_name == "test" and sensitivity is None and own_data:
         registry.tell_of_test(stored, run_id, found.evaluation.metrics)
     return found
 
 
 def _examine(
-    stored: registry.Stored, images: Images, split_name: str, sensitivity: float | None
+    stored: registry.Stored,
+    images: Images,
+    split_name: str,
+    sensitivity: float | None,
+    seen: Overlap | None,
 ) -> Evidence:
     split, trial, settings = images.split(split_name), stored.trial, stored.model.settings
+    looks = _count_look(stored, images.dataset, split_name, seen)
     val = tracking.read_predictions(trial.info.run_id, "val")
     of_val = val["label"].to_numpy(), val["probability"].to_numpy()
     threshold = settings["threshold"]
     if sensitivity is not None:
         threshold = evaluate.threshold_for(sensitivity, *of_val)
-    look = registry.count_test_evaluation if split_name == "test" else registry.test_evaluations
-    looks = look(stored)
     logits = models.logits(stored.model.keras_model, split.images)
     probabilities = expit(logits / settings["temperature"])
     evaluation = evaluate.evaluate(split, probabilities, threshold, intervals=True)
     numbers = evaluate.details(evaluation, logits, settings["temperature"])
     numbers["validation"] = evaluate.score(*of_val, threshold)
     numbers["validation"]["uncalibrated"] = settings["val_uncalibrated"]
-    numbers["test_evaluations"] = looks
+    numbers["test_evaluations"] = looks[stored.model_id]
+    numbers["test_evaluations_of_all_models"] = looks.total()
+    numbers["overlap"] = seen.counts() if seen else None
     numbers["shortcuts"] = shortcuts.check(
         stored.model.keras_model, split.images, evaluation.predictions
     )
-    findings = numbers["findings"] = list(_findings(numbers, images, trial, split_name))
+    findings = numbers["findings"] = list(_findings(numbers, images, trial, split_name, seen))
     pictures = _pictures(stored, split, evaluation, logits)
     page = _page(stored, images, split_name, evaluation, numbers, findings, pictures)
     files = {
@@ -139,23 +146,33 @@ def read(run: Run, split_name: str) -> tuple[dict[str, float], list[str]]:
     return metrics, numbers["findings"]
 
 
-def external(dataset: Dataset, trial: Run) -> bool:
-    """Whether these are other data than those that the model was made with."""
-    return trial.data.tags["pneumo.data_digest"] != dataset.digest
+def _count_look(
+    stored: registry.Stored, dataset: Dataset, split: str, seen: Overlap | None
+) -> Counter[str]:
+    """Record a look at test before anything is computed, and count all looks at these images."""
+    digest = dataset.images_digest("test")
+    if split == "test":
+        tracking.record_look(stored.model_id, digest)
+    looks = tracking.count_looks(digest)
+    if seen and seen.is_own_test:
+        registry.log_test_evaluations(stored, looks[stored.model_id])
+    return looks
 
 
-def _findings(numbers: Mapping[str, Any], images: Images, trial: Run, split: str) -> Iterator[str]:
+def _findings(
+    numbers: Mapping[str, Any], images: Images, trial: Run, split: str, seen: Overlap | None
+) -> Iterator[str]:
     """What a reader must not miss, the gravest first."""
     if images.dataset.synthetic:
         yield "The images are synthetic: nothing here says anything about patients."
     elif trial.data.tags["pneumo.synthetic"] == "true":
         yield "The model was trained on synthetic images: it knows nothing about patients."
-    if split in SEEN and not external(images.dataset, trial):
-        yield f"{SEEN[split]}: on others it will do worse."
+    if why := overlap.explain(seen):
+        yield f"{why[0].upper()}{why[1:]}."
     yield from failures(numbers, split)
     if shortcuts.tells(numbers["shortcuts"]["centre"]):
         yield shortcuts.in_words(numbers["shortcuts"])["centre"]
-    if external(images.dataset, trial):
+    if seen and seen.external:
         yield "External data: other images than those that the model was made with."
     if images.dataset.unknown_patients:
         yield (
@@ -164,10 +181,11 @@ def _findings(numbers: Mapping[str, Any], images: Images, trial: Run, split: str
         )
     if images.unreadable:
         yield f"{len(images.unreadable)} images could not be read and are not counted."
-    if numbers["test_evaluations"] > 1:
+    own, every = numbers["test_evaluations"], numbers["test_evaluations_of_all_models"]
+    if own > 1 or every >= MANY_LOOKS:
         yield (
-            f"This model has been held against test {numbers['test_evaluations']} times. What is "
-            "chosen by looking at test is no longer tested by it."
+            f"Looks at test: this model {own}, all models {every}. What is chosen by looking at "
+            "test is no longer tested by it."
         )
 
 

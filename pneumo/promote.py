@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 
-from pneumo import bootstrap, evaluate, evidence, registry, tracking
+from pneumo import bootstrap, evaluate, evidence, overlap, registry, tracking
 from pneumo.console import say, table
 from pneumo.data.dataset import Dataset
 from pneumo.errors import Mistake
@@ -300,8 +300,8 @@ def _decide(
     decision = replace(gate(held, references, dataset.synthetic, margins), champion_vacant=vacant)
     if vacant and held.synthetic and not _is_synthetic(versions[champion]):
         decision.reasons.append(_demo_after_real(held.title, _title(versions[champion])))
-    if split in evidence.SEEN and not evidence.external(dataset, candidate.trial):
-        decision.reasons.append(f"it was made with the images of {split}: they prove nothing")
+    if why := overlap.explain(overlap.find_overlap(candidate.trial, dataset, split)):
+        decision.reasons.append(why)
     return decision
 
 

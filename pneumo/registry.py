@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # what finds no model must not wait for TensorFlow
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 
 # Tags of a version
-TEST_EVALUATIONS = "pneumo.test_evaluations"  # how often it has been held against test
+TEST_EVALUATIONS = "pneumo.test_evaluations"  # how often it was evaluated on its own test
 MODEL_DIGEST = "pneumo.model_digest"  # of its files, as they were registered
 EVALUATION_RUN = "pneumo.evaluation_run"  # that held it against test the last time
 PROMOTION, PROMOTION_RUN = "pneumo.promotion", "pneumo.promotion_run"  # the last decision about it
@@ -287,25 +287,18 @@ def _is_pythons_own(file: Path) -> bool:
     return source.is_file() and kind == bytes(4)
 
 
-def test_evaluations(stored: Stored) -> int:
-    """How often a model has been held against test."""
-    client = mlflow.MlflowClient()
-    if stored.version:
-        tags = client.get_model_version(stored.name, str(stored.version)).tags
-    else:
-        tags = client.get_logged_model(stored.model_id).tags
-    return int(tags.get(TEST_EVALUATIONS, 0))
+def log_test_evaluations(stored: Stored, count: int) -> None:
+    """Tag a model with the number of its evaluations on the test images of its own data.
 
-
-def count_test_evaluation(stored: Stored) -> int:
-    """Counts that a model is held against test once more; returns how often it now has been."""
-    count = test_evaluations(stored) + 1
+    Args:
+        stored: The model; its version has the tag, or MLflow's model if it is not registered.
+        count: The number of evaluations.
+    """
+    tags = {TEST_EVALUATIONS: str(count)}
     if stored.version:
-        tag(stored.name, stored.version, {TEST_EVALUATIONS: str(count)})
+        tag(stored.name, stored.version, tags)
     else:
-        client = mlflow.MlflowClient()
-        client.set_logged_model_tags(stored.model_id, {TEST_EVALUATIONS: str(count)})
-    return count
+        mlflow.MlflowClient().set_logged_model_tags(stored.model_id, tags)
 
 
 def tell_of_test(stored: Stored, run_id: str, metrics: dict[str, float]) -> None:

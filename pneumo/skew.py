@@ -25,6 +25,7 @@ def hold_against_test(stored: Stored, images: Images) -> None:
     with tracking.command_run(
         "evaluate", f"{stored.title}, mistaken", {**tags, "pneumo.mistake": "pixels / 255"}
     ):
+        tracking.record_look(stored.model_id, images.dataset.images_digest("test"))
         twin = as_published(stored.model.keras_model)
         # As in `models.probabilities`, but for the check of uint8 pixels, which would refuse them
         logits = models.logits(twin, test.images.astype(np.float32) / 255)

@@ -80,6 +80,13 @@ PROCESS = "pneumo.process"  # tag of a run: the `ProcessId` of the process that 
 
 MODEL_ID = "pneumo.model_id"  # tag of a run: the model that it has held against a split
 
+# Tags of a run that evaluates models on test: the digest of the images, and JSON that maps the
+# MLflow id of each of these models to the number of its looks at the images
+IMAGES_DIGEST, LOOKS = "pneumo.images_digest", "pneumo.test_looks"
+
+# Artifacts of a Keras run: its training and validation files, and the test files of its data set
+TRAINING_FILES, TEST_FILES = "data/files.csv", "data/test_files.csv"
+
 OF_SUBJECT = {
     *("pneumo.experiment", "pneumo.data", "pneumo.data_digest", "pneumo.synthetic"),
     *("pneumo.patients", "pneumo.study"),
@@ -517,6 +524,44 @@ def log_data(images: Images) -> None:
         mlflow.log_text(table.to_csv(index=False), "data/unreadable.csv")
 
 
+def log_files(images: Images) -> None:
+    """Log which image files the active Keras run uses, so that they are known elsewhere.
+
+    `data/files.csv` lists the training and validation images, `data/test_files.csv` all test
+    images of the data set, if it has any.
+    """
+    rows = images.dataset.rows
+    tables = {TRAINING_FILES: images.used_files()}
+    if (is_test := rows["split"] == "test").any():
+        tables[TEST_FILES] = rows.loc[is_test, ["sha256"]]
+    files = {Path(name).name: table.to_csv(index=False) for name, table in tables.items()}
+    _log_files("data", {name: text.encode() for name, text in files.items()})
+
+
+def read_files(run_id: str) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Read the image files that a Keras run has used, every value as text.
+
+    Returns:
+        Its training and validation files (columns split, patient, sha256) and the test files of
+        its data set (column sha256, no rows if it has none), or None if the run does not have its
+        list of files.
+    """
+    there = {file.path for file in mlflow.MlflowClient().list_artifacts(run_id, "data")}
+    if TRAINING_FILES not in there:
+        return None
+    no_files = pd.DataFrame({"sha256": []}, dtype=str)
+    tested = _read_table(run_id, TEST_FILES) if TEST_FILES in there else no_files
+    return _read_table(run_id, TRAINING_FILES), tested
+
+
+def _read_table(run_id: str, path: str) -> pd.DataFrame:
+    with tempfile.TemporaryDirectory() as folder:
+        file = mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path=path, dst_path=folder
+        )
+        return pd.read_csv(file, dtype=str, keep_default_na=False)
+
+
 def _log_input(described: MetaDataset, **how: Any) -> None:
     try:
         mlflow.log_input(described, **how)
@@ -579,6 +624,41 @@ def evaluating(model: str, model_id: str, split: str, external: bool) -> Iterato
     mlflow.set_tags({**tags, MODEL_ID: ""})
     yield mlflow.active_run().info.run_id
     mlflow.set_tag(MODEL_ID, model_id)
+
+
+def record_look(model_id: str, images_digest: str) -> None:
+    """Record on the active run that a model is about to be evaluated on test images.
+
+    A study's run may evaluate a second winner, which replaces the tags and artifacts of the first:
+    both looks stay counted.
+
+    Args:
+        model_id: MLflow's id of the model.
+        images_digest: See `Dataset.images_digest`.
+    """
+    looks = _looks_of(mlflow.get_run(mlflow.active_run().info.run_id))
+    looks[model_id] += 1
+    mlflow.set_tags({IMAGES_DIGEST: images_digest, LOOKS: json.dumps(looks)})
+
+
+def count_looks(images_digest: str) -> Counter[str]:
+    """Count the evaluations on test images by MLflow's id of the model.
+
+    All experiments count, and deleted runs too: deleting a run does not undo a look at its results.
+    """
+    client = mlflow.MlflowClient()
+    experiments = client.search_experiments(ViewType.ALL, max_results=MOST)
+    runs = client.search_runs(
+        [experiment.experiment_id for experiment in experiments],
+        f"tags.`{IMAGES_DIGEST}` = '{images_digest}'",
+        ViewType.ALL,
+        max_results=MOST,
+    )
+    return sum(map(_looks_of, runs), Counter())
+
+
+def _looks_of(run: Run) -> Counter[str]:
+    return Counter(json.loads(run.data.tags.get(LOOKS, "{}")))
 
 
 def evaluated_model(run: Run) -> str:

@@ -61,6 +61,7 @@ def run_trial(
         evaluation = evaluate(val, probabilities, threshold)
         evaluation.metrics.setdefault(config.objective.removeprefix("val_"), result.score)
         tracking.log_evaluation("val", evaluation)
+        tracking.log_files(images)
         clock.append(time.monotonic())
         settings = {
             "threshold": threshold,

@@ -203,6 +203,8 @@ def _evaluate_once(
         return found.evaluation.metrics, found.findings
     metrics, findings = evidence.read(run, "test")
     registry.tell_of_test(stored, run.info.run_id, metrics)
+    looks = tracking.count_looks(plan.dataset.images_digest("test"))
+    registry.log_test_evaluations(stored, looks[stored.model_id])
     return metrics, findings
 
 

@@ -51,7 +51,8 @@ def looking(half: str) -> keras.Model:
 
 def run_of(half: str, dataset: Dataset, threshold: float = 0.3, **tags: str) -> tuple[str, str]:
     """A Keras run as `train` leaves it, of such a model: its id, and the model's address."""
-    model, val = looking(half), dataset.decode(SIDE, 0).split("val")
+    model, images = looking(half), dataset.decode(SIDE, 0)
+    val = images.split("val")
     probabilities = models.probabilities(model, val.images)
     settings = {
         "threshold": threshold,
@@ -65,6 +66,7 @@ def run_of(half: str, dataset: Dataset, threshold: float = 0.3, **tags: str) -> 
         with tracking.keras_run(parent, half, config, tags) as run_id:
             tracking.log_epoch(1, dict.fromkeys(("loss", "auc", "val_loss", "val_auc"), 0.5))
             tracking.log_evaluation("val", evaluate(val, probabilities, threshold))
+            tracking.log_files(images)
             uri = tracking.log_model(run_id, model, settings).model_uri
     return run_id, uri
 

@@ -21,6 +21,11 @@ TINY = Experiment("tiny", BASE, load_experiment("tune").suggest)
 
 PROCESS = {"pneumo.host", "pneumo.pid", "pneumo.process"}
 SUBJECT = {"pneumo.experiment", "pneumo.data", "pneumo.data_digest", "pneumo.synthetic"}
+# The tags of a run that has evaluated a model on test
+EVALUATED = {
+    *("pneumo.model", "pneumo.model_id", "pneumo.split", "pneumo.external"),
+    *("pneumo.images_digest", "pneumo.test_looks"),
+}
 METRICS = {
     *("auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity"),
     *("ppv", "npv", "f1", "mcc", "brier", "log_loss", "ece", "threshold"),

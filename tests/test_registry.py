@@ -193,8 +193,9 @@ def test_what_a_version_says(client, images, runs, name):
 def test_images_that_made_the_model_prove_nothing(client, images, runs, name):
     register(runs["good"], name)
     for split in ("val", "train"):
-        reasons = promote(name, "challenger", images[0], split, 0.02).reasons
-        assert f"it was made with the images of {split}: they prove nothing" in reasons
+        *_, reason = promote(name, "challenger", images[0], split, 0.02).reasons
+        count = (images[0].rows["split"] == split).sum()
+        assert reason.startswith(f"{count} of the {count} images are training or validation images")
     assert "pneumo.test_evaluations" not in client.get_model_version(name, "1").tags
     assert aliases(client, name) == {"challenger": 1}
 

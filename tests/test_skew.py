@@ -1,11 +1,13 @@
 """The published mistake, and that nothing else makes it."""
 
+import json
+
 import numpy as np
 import pytest
 
 from pneumo import models, skew
 from pneumo.config import RunConfig
-from tests.studies import EVIDENCE, INTERVALS, METRICS, files, predictions, tags
+from tests.studies import EVIDENCE, INTERVALS, METRICS, files, predictions, tags, text
 from tests.test_command_line import run
 
 
@@ -51,6 +53,9 @@ def test_the_mistake_beside_the_harness(store):
     assert set(mistaken.data.metrics) == {f"test_{it}" for it in METRICS | INTERVALS}
     assert set(sound.data.metrics) == set(mistaken.data.metrics)
     assert files(store, sound.info.run_id) == {f"test/{it}" for it in EVIDENCE}
+    # both show how the model does on test
+    looks = json.loads(text(sound.info.run_id, "test/metrics.json"))
+    assert (looks["test_evaluations"], looks["test_evaluations_of_all_models"]) == (2, 2)
     # all images are the same to it, so all get the same answer
     found = predictions(mistaken.info.run_id, "test")["probability"]
     assert found.max() - found.min() < 0.01

@@ -21,7 +21,7 @@ from PIL import Image
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from pneumo import interrupt, models, registry
+from pneumo import interrupt, models, registry, tracking
 from pneumo.config import RunConfig
 from pneumo.console import StudyDisplay
 from pneumo.data.pixels import decode
@@ -36,6 +36,7 @@ from tests.conftest import store_in
 from tests.studies import (
     BASE,
     EPOCH,
+    EVALUATED,
     EVIDENCE,
     INTERVALS,
     METRICS,
@@ -58,8 +59,7 @@ pytestmark = pytest.mark.slow
 def test_what_a_study_leaves_in_mlflow(study, client, sample):
     study_run = client.get_run(study.study.user_attrs["run_id"])
     assert study_run.info.status == "FINISHED"
-    held = {"pneumo.model", "pneumo.model_id", "pneumo.split", "pneumo.external"}
-    assert set(tags(study_run)) == {"pneumo.kind", "pneumo.study", *SUBJECT, *held}
+    assert set(tags(study_run)) == {"pneumo.kind", "pneumo.study", *SUBJECT, *EVALUATED}
     assert tags(study_run)["pneumo.kind"] == "study"
     assert tags(study_run)["pneumo.data"] == "sample"
     assert tags(study_run)["pneumo.data_digest"] == sample.digest
@@ -91,7 +91,7 @@ def test_what_a_study_leaves_in_mlflow(study, client, sample):
     assert settings["data_digest"] == sample.digest
 
 
-def test_what_a_complete_trial_leaves_in_mlflow(study, client):
+def test_what_a_complete_trial_leaves_in_mlflow(study, client, sample):
     runs = children(client, study)
     assert len(client.search_runs(["0"])) == 3
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
@@ -112,7 +112,14 @@ def test_what_a_complete_trial_leaves_in_mlflow(study, client):
             "val/confusion_matrix.png",
             "val/confusion_matrix.json",
             "val/predictions.csv",
+            "data/files.csv",
+            "data/test_files.csv",
         }
+        trained, tested = tracking.read_files(run.info.run_id)
+        is_test = sample.rows["split"] == "test"
+        used = sample.rows.loc[~is_test, ["split", "patient", "sha256"]]
+        assert trained.equals(used.reset_index(drop=True))
+        assert list(tested["sha256"]) == list(sample.rows["sha256"][is_test])
     assert BASE.override({**runs[0].data.params, "seed": 0}) == BASE  # trial 0 is the baseline
 
 

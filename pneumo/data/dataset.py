@@ -1,7 +1,8 @@
 """From what the user named to images that are ready to train on."""
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,14 @@ class Dataset:
         copies = int(self.rows["sha256"].duplicated().sum())
         return {**index.census(self.root), "duplicates": copies}
 
+    def images_digest(self, split: str) -> str:
+        """Return 16 hex digits that identify the image files of a split, '' if it has none.
+
+        Paths, labels, patients and the other splits make no difference.
+        """
+        files = self.rows["sha256"][self.rows["split"] == split]
+        return _digest_of(files) if len(files) else ""
+
     def decode(self, size: int, max_unreadable: float, resize: str = "squash") -> "Images":
         """The images at `size` × `size` pixels, from the cache where they are there.
 
@@ -141,6 +150,12 @@ class Images:
         positions = np.flatnonzero(chosen)
         return Split(rows[chosen].reset_index(drop=True), self.pixels, positions, self.made_by)
 
+    def used_files(self) -> pd.DataFrame:
+        """Return the readable training and validation images: columns split, patient, sha256."""
+        rows = self.dataset.rows
+        used = self._readable & (rows["split"] != "test").to_numpy()
+        return rows.loc[used, ["split", "patient", "sha256"]]
+
     def counts(self) -> pd.DataFrame:
         """Readable images and their patients: columns split, class, images, patients."""
         groups = self.dataset.rows[self._readable].groupby(["split", "label"])["patient"]
@@ -162,6 +177,11 @@ class Images:
     @property
     def _readable(self) -> np.ndarray:
         return ~self.dataset.rows["path"].isin(self.unreadable).to_numpy()
+
+
+def _digest_of(files: Iterable[str]) -> str:
+    """Return 16 hex digits that identify a set of files, given as their sha256, in any order."""
+    return hashlib.sha256("\n".join(sorted(set(files))).encode()).hexdigest()[:16]
 
 
 def open_dataset(

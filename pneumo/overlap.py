@@ -1,0 +1,101 @@
+"""Overlap of an evaluated split with the images and patients that a model was made with."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+from mlflow.entities import Run
+
+from pneumo import tracking
+from pneumo.data.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Images of a split that have had a part in making a model.
+
+    Two images are the same if their files are, byte for byte. An image without a known patient is
+    a patient of its own, named as its file.
+
+    Attributes:
+        total: Number of images of the split, unreadable ones included.
+        images: Number of them that are training or validation images of the model.
+        patients: Number of them whose patient has training or validation images.
+        own_test: Number of them that are test images of the data set that made the model.
+        is_own_test: Whether the split is exactly the test split of that data set.
+    """
+
+    total: int
+    images: int
+    patients: int
+    own_test: int
+    is_own_test: bool
+
+    @property
+    def external(self) -> bool:
+        """Whether neither the images nor their patients have had any part in making the model."""
+        return not (self.images or self.patients or self.own_test)
+
+    def counts(self) -> dict[str, int]:
+        """Return the counts that `metrics.json` stores."""
+        return {"images": self.images, "patients": self.patients, "own_test": self.own_test}
+
+
+def find_overlap(trial: Run, dataset: Dataset, split: str) -> Overlap | None:
+    """Compare a split with the files that a model was made with.
+
+    Args:
+        trial: The Keras run that made the model.
+        dataset: The data set of the split.
+        split: `train`, `val` or `test`.
+
+    Returns:
+        The overlap, or None if the files of the model are not known.
+    """
+    files = _files_of(trial, dataset)
+    if files is None:
+        return None
+    trained, tested = files
+    rows = dataset.rows[dataset.rows["split"] == split]
+    return Overlap(
+        total=len(rows),
+        images=int(rows["sha256"].isin(trained["sha256"]).sum()),
+        patients=int(rows["patient"].isin(trained["patient"]).sum()),
+        own_test=int(rows["sha256"].isin(tested["sha256"]).sum()),
+        is_own_test=split == "test" and set(rows["sha256"]) == set(tested["sha256"]),
+    )
+
+
+def _files_of(trial: Run, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Return the training and validation files of a model, and its test files, if known."""
+    found = tracking.read_files(trial.info.run_id)
+    if found is None and trial.data.tags["pneumo.data_digest"] == dataset.digest:
+        # The run is older than its list of files or has lost it, but this is the same data set
+        is_test = dataset.rows["split"] == "test"
+        return dataset.rows[~is_test], dataset.rows[is_test]
+    return found
+
+
+def explain(overlap: Overlap | None) -> str:
+    """Return in words why a split does not test a model, '' if it does.
+
+    Args:
+        overlap: As `find_overlap` returns it.
+    """
+    if overlap is None:
+        return (
+            "it is not known which images the model was trained on, because its run has no "
+            f"{tracking.TRAINING_FILES}; train it again"
+        )
+    if overlap.images:
+        return (
+            f"{overlap.images} of the {overlap.total} images are training or validation images of "
+            f"the model, and {overlap.patients} are of the same patients: they do not show how it "
+            "does on new ones"
+        )
+    if overlap.patients:
+        return (
+            f"{overlap.patients} of the {overlap.total} images are of patients that the model was "
+            "trained or chosen with: they do not show how it does on new ones; if these are "
+            "different people, give them different ids in patients.csv"
+        )
+    return ""

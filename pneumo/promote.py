@@ -225,8 +225,10 @@ def _show(decision: Decision) -> None:
         table("What is weighed", ("", *columns.values()), rows)
     for prefix, title in compared.items():
         for name in ("auc", "sensitivity"):
-            say(f"{_in_words(name)} beside the {title}: {_difference(name, figures, prefix)}")
-        say(f"McNemar's p beside the {title}: {figures[f'{prefix}mcnemar_p']:.3f}")
+            say(
+                f"{_in_words(name)} compared with the {title}: {_difference(name, figures, prefix)}"
+            )
+        say(f"McNemar's p compared with the {title}: {figures[f'{prefix}mcnemar_p']:.3f}")
     if decision.champion_vacant:
         say(f"note: @{CHAMPION} counts as vacant: {decision.champion_vacant}")
 

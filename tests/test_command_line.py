@@ -101,6 +101,10 @@ def mistakes(folder, tmp_path, monkeypatch):
         ("promote --rollback maybe", "--rollback: must be true or false: got 'maybe'"),
         ("promote --data sample --margin 2", "--margin: must be a number from 0 to 1: got '2'"),
         ("promote --data sample --margin much", "must be a number from 0 to 1: got 'much'"),
+        (
+            "promote --data sample --sensitivity_margin -0.1",
+            "--sensitivity_margin: must be a number from 0 to 1: got '-0.1'",
+        ),
         ("predict --images words.txt", "the following arguments are required: --out"),
         ("predict --images nowhere --out o.csv", "glob of image files: 'nowhere' names none"),
         ("predict --images xrays --out a/o.csv", "in a folder that is there: got 'a/o.csv'"),

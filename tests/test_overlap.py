@@ -108,11 +108,16 @@ def test_a_run_lists_the_files_that_it_uses(store, tmp_path):
 def test_a_run_without_test_images_lists_none(store, tmp_path):
     folder = write_images(tmp_path / "halves")
     shutil.rmtree(folder / "test")
+    paths = sorted(it.relative_to(folder).as_posix() for it in folder.glob("train/*/*"))
+    numbered = [f"{number:05d}" for number in range(len(paths))]  # as text, zeros and all
+    table = pd.DataFrame({"path": paths, "patient": numbered})
+    table.to_csv(folder / "patients.csv", index=False)
     with mlflow.start_run() as run:
         tracking.log_files(open_dataset(str(folder)).decode(SIDE, 0))
     assert files(store, run.info.run_id) == {"data/files.csv"}
     trained, tested = tracking.read_files(run.info.run_id)
-    assert (len(trained), len(tested)) == (80, 0)
+    assert list(trained["patient"]) == numbered
+    assert len(tested) == 0
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 64), ("val", 16)])

@@ -17,6 +17,7 @@ from typing import IO, Any
 import mlflow
 import optuna
 from joblib import cpu_count
+from optuna.trial import FrozenTrial, TrialState
 
 from pneumo import interrupt, tracking
 from pneumo.console import StudyDisplay, import_tensorflow, say, say_to
@@ -32,7 +33,6 @@ from pneumo.study import (
     display_of,
     end_dead,
     join,
-    running,
     settle,
     take_over,
 )
@@ -72,19 +72,19 @@ class Worker:
         return bool(self.process.exitcode)
 
     def _tell_of(self, trace: str) -> None:
-        """Its trial was beyond the limit."""
+        """Say that its trial was beyond the limit, and log where it hung."""
         said = f"not done after {Goal.of(self._study).trial_timeout} s, the limit"
-        late = [
-            trial
-            for trial in running(self._study)
-            if tuple(trial.user_attrs.get("process", ())) == self._id
-        ]
         end_dead(self._study)
-        settle(self._study)  # it has a run now, if it had none
-        for trial in late:
+        settle(self._study)  # the trial has a run now, if it had none
+        for trial in filter(self._has_lost, self._study.get_trials(deepcopy=False)):
             say(f"trial {trial.number:3d}  failed: {said}")
             where = f"{said}; where each thread was:\n\n{trace}"
             tracking.log_hang(self._study.user_attrs["run_id"], trial.number, where)
+
+    def _has_lost(self, trial: FrozenTrial) -> bool:
+        """Return whether this process had a trial when it ended, whoever has found that first."""
+        own = tuple(trial.user_attrs.get("process", ())) == self._id
+        return own and trial.state == TrialState.FAIL and "error" not in trial.user_attrs
 
 
 def share_of(number: int, workers: int) -> dict[str, str]:

@@ -286,7 +286,8 @@ def test_interrupted_nothing_stays_running(store, number, through_mlflow):
     os.killpg(process.pid, number)  # as a terminal does
     output, errors = process.communicate(timeout=60)  # training would take minutes
     assert process.returncode != 0
-    assert "to continue, give the same command with --study night" in output
+    option = "-P study=night" if through_mlflow else "--study night"
+    assert f"to continue, give the same command with {option}\n" in output
     assert "pneumo: interrupted" in errors
     if not through_mlflow:
         assert process.returncode == 1

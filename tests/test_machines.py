@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from pneumo import tracking
 from pneumo.console import StudyDisplay
 from pneumo.experiment import Experiment, load_experiment
-from pneumo.study import Goal, Plan, await_others, begin, find, open_storage, settle
+from pneumo.study import Goal, Plan, await_others, begin, find, is_dead, open_storage, settle
 from pneumo.tune import search
 from pneumo.work import search_trials
 from tests.studies import (
@@ -129,7 +129,7 @@ def test_what_ended_a_run_is_not_hidden_by_a_server_that_is_away(servers, shared
     with pytest.raises(MlflowException), tracking.keras_run(parent, "t", BASE, {}, 1):
         raise AssertionError("never comes here")
     server.start()
-    tracking.settle(parent, {0: "FAIL", 1: "FAIL"})
+    tracking.settle(parent, {0: "FAIL", 1: "FAIL"}, is_dead)
     runs = children(shared, parent)
     assert [run.info.status for run in runs] == ["FAILED"] * 2
     assert [run.data.tags["optuna.state"] for run in runs] == ["FAIL"] * 2

@@ -272,10 +272,11 @@ def strike(fault: str, databases: list[Server], server: Server) -> list[str]:
         problems = lost(night, complete)
         if again.returncode:
             problems.append(f"the same command again ends with {again.returncode}")
-    failed = sum(trial.state.name == "FAIL" for trial in night.trials())
+        trials = night.trials()
+    failed = sum(trial.state.name == "FAIL" for trial in trials)
     print(
         f"{fault:12} exit code {driver.returncode:3}, then {again.returncode}; "
-        f"{counted(night.trials())} trials done, {failed} failed, {len(problems)} items lost, "
+        f"{counted(trials)} trials done, {failed} failed, {len(problems)} items lost, "
         f"{time.monotonic() - began:.0f} s",
         flush=True,
     )

@@ -115,7 +115,10 @@ def _options(study: optuna.Study, graph: Graph) -> dict[str, str]:
 
 def _interactive(study: optuna.Study, name: str, graph: Graph) -> Markup:
     complete = {f"Trial{trial.number}" for trial in _complete(study)}
-    figure = getattr(optuna.visualization, graph.plot)(study, **_options(study, graph))
+    with warnings.catch_warnings():
+        # Optuna warns that importances are less accurate if a range was changed
+        warnings.simplefilter("ignore", UserWarning)
+        figure = getattr(optuna.visualization, graph.plot)(study, **_options(study, graph))
     figure.update_layout(**LAYOUT, height=graph.height)
     if name == "intermediate_values":
         figure.update_layout(showlegend=False)  # a hundred names

@@ -23,9 +23,18 @@ from pneumo.study import (
     warn_of_other_commit,
 )
 from pneumo.tune import Outcome, show, tune
-from tests.studies import BASE, TINY, tags, text
+from tests.conftest import store_in
+from tests.studies import BASE, TINY, run_study, tags, text
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, sample):
+    """A finished study of this file's own: copies of a store share the artifacts of its runs."""
+    folder = tmp_path_factory.mktemp("resumed")
+    with store_in(folder):
+        return run_study(sample), folder
 
 
 def again(sample, outcome: Outcome, experiment: Experiment = TINY, **options) -> Outcome:
@@ -162,15 +171,15 @@ def test_another_base_or_search_space_is_refused(study, sample, experiment, fact
     )
 
 
-def test_other_ranges_are_taken_and_listed(study, sample):
-    unchanged = again(sample, study).study.user_attrs["run_id"]
-    assert "range before" not in text(unchanged, "study/study.html")
-    found = again(sample, study, Experiment("tiny", BASE, other_range), trials=3).study
-    assert len(found.trials) == 3
-    page = text(found.user_attrs["run_id"], "study/study.html")
+def test_other_ranges_are_taken_and_listed(store, sample):
+    before = run_study(sample, trials=1, name="night").study.user_attrs["run_id"]
+    assert "range before" not in text(before, "study/study.html")
+    found = tune(Plan(Experiment("tiny", BASE, other_range), sample, {}), trials=2, name="night")
+    assert len(found.study.trials) == 2
+    page = text(found.study.user_attrs["run_id"], "study/study.html")
     [row] = re.findall(r"range before</th></tr>\n(.*)\n</table>", page)
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
-    assert cells == ["dropout", "2", "0.1 to 0.8", "0.0 to 0.6"]
+    assert cells == ["dropout", "1", "0.1 to 0.8", "0.0 to 0.6"]
 
 
 def test_a_finished_study_gets_a_version_of_another_name(study, client, sample):

@@ -17,6 +17,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from optuna.distributions import json_to_distribution
 from PIL import Image
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
@@ -178,7 +179,12 @@ def test_optuna_agrees_with_mlflow(study, client):
         "objective": "val_auc",
         "data_digest": study.study.user_attrs["data_digest"],
         "run_id": study.study.user_attrs["run_id"],
+        "base": BASE.as_text(),
+        "search_space": facts["search_space"],
+        "model_name": "pneumonia-sample",
     }
+    space = {it: json_to_distribution(text) for it, text in facts["search_space"].items()}
+    assert space == loaded.trials[0].distributions
     for trial, run in zip(loaded.trials, children(client, study), strict=True):
         assert trial.state.name == tags(run)["optuna.state"]
         assert trial.value == run.data.metrics["val_auc"]

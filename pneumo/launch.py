@@ -82,7 +82,7 @@ class Worker:
             tracking.log_hang(self._study.user_attrs["run_id"], trial.number, where)
 
     def _has_lost(self, trial: FrozenTrial) -> bool:
-        """Return whether this process had a trial when it ended, whoever has found that first."""
+        """Return whether a trial failed because this process, which ran it, has ended."""
         own = tuple(trial.user_attrs.get("process", ())) == self._id
         return own and trial.state == TrialState.FAIL and "error" not in trial.user_attrs
 

@@ -38,7 +38,7 @@ def gpus() -> list[str]:
 
 
 def require_gpus(workers: int, workers_per_gpu: int) -> None:
-    """Raise `Mistake` if workers would share a GPU without having been told to.
+    """Raise `Mistake` if workers would share a GPU and the user has not allowed it.
 
     Args:
         workers: Processes of this command that search at the same time.

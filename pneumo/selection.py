@@ -60,7 +60,7 @@ def store_improvement(study: optuna.Study, plan: Plan) -> None:
 def read_improvement(study: optuna.Study, complete: Sequence[FrozenTrial]) -> Improvement | None:
     """Return the stored improvement, or None if it is not for all of the complete trials.
 
-    A study never loses a complete trial, so that their number tells whether there are new ones.
+    A study never loses a complete trial, so their number shows whether there are new ones.
     """
     stored = dict(study.user_attrs.get(ATTRIBUTE, {}))
     return Improvement(**stored) if stored.pop("complete", None) == len(complete) else None

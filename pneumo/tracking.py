@@ -417,8 +417,8 @@ def log_hang(study_run_id: str, number: int, trace: str) -> None:
 def _below(study: Run, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
     """Return the runs of a study's trials, workers and resumes.
 
-    A worker's run may lie in another MLflow experiment than the study's: whoever starts the
-    worker chooses it.
+    A worker's run may lie in another MLflow experiment than the study's, as the command that
+    starts the worker chooses.
     """
     return mlflow.search_runs(
         search_all_experiments=True,

@@ -470,9 +470,10 @@ def _ending_by_exception(
             ended = "KILLED", "FAIL"
         else:
             ended = ("KILLED", "PRUNED") if isinstance(error, pruned) else ("FAILED", "FAIL")
-        # Where the store is away, its own error is not what ended the run; `settle` ends it later
-        with suppress(MlflowException):
+        try:
             _end_active_run(*ended, states, trace="FAILED" in ended)
+        except MlflowException as unanswered:  # not what ended the run; `settle` ends it later
+            say(f"the end of run {run.info.run_name} is not stored ({reason_for(unanswered)})")
         raise
     else:
         _end_active_run("FINISHED", "COMPLETE", states)

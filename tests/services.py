@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-PATIENCE = 90  # seconds that a server may take to answer
+PATIENCE = 240  # seconds that a server may take to answer
 
 
 def free_port() -> int:

@@ -118,7 +118,9 @@ def test_a_score_that_did_not_arrive_is_told_again(servers, shared, sample):
     assert [it.state.name for it in require_whole(shared, "cut")] == ["COMPLETE"] * 2
 
 
-def test_what_ended_a_run_is_not_hidden_by_a_server_that_is_away(servers, shared, monkeypatch):
+def test_what_ended_a_run_is_not_hidden_by_a_server_that_is_away(
+    servers, shared, monkeypatch, capsys
+):
     _, server = servers
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     parent = shared.create_run("0").info.run_id
@@ -126,6 +128,7 @@ def test_what_ended_a_run_is_not_hidden_by_a_server_that_is_away(servers, shared
         server.kill()
         raise ZeroDivisionError
     assert mlflow.active_run() is None
+    assert "the end of run t is not stored (MlflowException: API request" in capsys.readouterr().out
     with pytest.raises(MlflowException), tracking.keras_run(parent, "t", BASE, {}, 1):
         raise AssertionError("never comes here")
     server.start()
@@ -151,9 +154,13 @@ def test_a_night_in_which_all_goes_wrong(servers, shared, sample, monkeypatch, c
     base = BASE.model_copy(update={"epochs": 25})
     plan = Plan(Experiment("tiny", base, troubled), sample, {})
 
+    def has_diverged() -> bool:  # its traceback is then stored, whatever the server does
+        states = {run.data.tags.get("optuna.state") for run in children(shared, parent.info.run_id)}
+        return "FAIL" in states
+
     def stores_fail() -> None:
         for store in (server, trials):
-            until(lambda: at_work(shared))
+            until(lambda: at_work(shared) and has_diverged())
             store.kill()
             time.sleep(2)
             store.start()

@@ -177,7 +177,8 @@ def _findings(
     if images.dataset.unknown_patients:
         yield (
             f"{images.dataset.unknown_patients} images are of unknown patients, each counted as a "
-            "patient of its own: the intervals may be too narrow."
+            "separate patient: the intervals may be too narrow, and other images of the same "
+            "patients in training are not recognized."
         )
     if images.unreadable:
         yield f"{len(images.unreadable)} images could not be read and are not counted."

@@ -8,6 +8,7 @@ import pandas as pd
 
 from pneumo import figures, pages, survey, tracking
 from pneumo.console import say, table
+from pneumo.data.conflicts import shared_patients
 from pneumo.data.dataset import Dataset, Images
 from pneumo.data.index import CLASSES
 from pneumo.errors import Mistake
@@ -64,7 +65,7 @@ def count(files: pd.DataFrame) -> dict[str, Any]:
         "most_images": int(sizes.max()),
         "unreadable": len(files) - len(images),
         "unknown_patients": int(files["unknown"].sum()),
-        "shared_patients": survey.shared_patients(files),
+        "shared_patients": shared_patients(images),
         "coloured": survey.coloured(files)["class"].value_counts().to_dict(),
         "constant": survey.constants(files),
         "classes": {

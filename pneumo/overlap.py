@@ -7,14 +7,15 @@ from mlflow.entities import Run
 
 from pneumo import tracking
 from pneumo.data.dataset import Dataset
+from pneumo.data.index import tells_no_patient
 
 
 @dataclass(frozen=True)
 class Overlap:
     """Images of a split that have had a part in making a model.
 
-    Two images are the same if their files are, byte for byte. An image without a known patient is
-    a patient of its own, named as its file.
+    Two images are the same if their files are, byte for byte. An image whose name tells no patient
+    shares none with any other image.
 
     Attributes:
         total: Number of images of the split, unreadable ones included.
@@ -56,10 +57,11 @@ def find_overlap(trial: Run, dataset: Dataset, split: str) -> Overlap | None:
         return None
     trained, tested = files
     rows = dataset.rows[dataset.rows["split"] == split]
+    known = rows["patient"][~tells_no_patient(rows)]
     return Overlap(
         total=len(rows),
         images=int(rows["sha256"].isin(trained["sha256"]).sum()),
-        patients=int(rows["patient"].isin(trained["patient"]).sum()),
+        patients=int(known.isin(trained["patient"]).sum()),
         own_test=int(rows["sha256"].isin(tested["sha256"]).sum()),
         is_own_test=split == "test" and set(rows["sha256"]) == set(tested["sha256"]),
     )

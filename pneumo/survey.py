@@ -100,12 +100,6 @@ def images_per_patient(files: pd.DataFrame) -> pd.Series:
     return readable(files).groupby(["split", "patient"], observed=True).size()
 
 
-def shared_patients(files: pd.DataFrame) -> list[str]:
-    """The patients with images in more than one split, sorted."""
-    splits = readable(files).groupby("patient")["split"].nunique()
-    return sorted(splits.index[splits > 1])
-
-
 def copies(files: pd.DataFrame) -> pd.DataFrame:
     """The images that are the same file, byte for byte, as another one.
 

@@ -54,6 +54,12 @@ def wrong(folder):
     return folder
 
 
+def test_a_name_that_tells_no_patient_is_no_patient_of_two_splits(wrong):
+    Image.effect_noise((96, 96), 50).save(wrong / "test" / "PNEUMONIA" / "scan 7.png")
+    numbers = explore.count(described(wrong))
+    assert (numbers["unknown_patients"], numbers["shared_patients"]) == (3, ["IM-0103"])
+
+
 def test_each_problem_is_found(wrong):
     found = described(wrong)
     told = dict(survey.problems(found))
@@ -90,7 +96,7 @@ def test_copies_across_classes_and_splits(wrong):
         "across_classes": 1,
         "across_patients": 3,
     }
-    assert survey.shared_patients(described(wrong)) == ["IM-0103"]
+    assert explore.count(described(wrong))["shared_patients"] == ["IM-0103"]
 
 
 def test_what_is_there_is_counted(looked, sample):

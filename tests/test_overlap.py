@@ -173,6 +173,25 @@ def test_other_images_of_the_same_patients(stored, dataset, tmp_path):
     assert reasons(others) == []
 
 
+def test_names_that_tell_no_patient_show_no_overlap(store, tmp_path):
+    """Where `train` takes such data `promote` decides on them, too."""
+    folder = write_images(tmp_path / "numbered")
+    for split in ("train", "test"):
+        for name in ("NORMAL", "PNEUMONIA"):
+            for number, file in enumerate(sorted((folder / split / name).iterdir())):
+                file.rename(file.with_name(f"{name[0]}{number:04}.png"))
+    data = open_dataset(str(folder), needs=("train", "test"))
+    assert data.unknown_patients == len(data.rows) == ALL + 80
+    stored = register(run_of("left", data), NAME)
+    trained, _ = tracking.read_files(stored.trial.info.run_id)
+    tested = data.rows["patient"][data.rows["split"] == "test"]
+    assert tested.isin(trained["patient"]).sum() == 80
+    run, numbers, findings = evaluated(stored, data)
+    assert numbers["overlap"] == {"images": 0, "patients": 0, "own_test": ALL}
+    assert f"{ALL + 80} images are of unknown patients, each counted as a separate" in findings
+    assert reasons(data) == []
+
+
 def test_some_of_the_models_own_test_images_are_not_external(store, stored, dataset, tmp_path):
     half = as_test(dataset, "test", tmp_path / "half", every=2)
     run, numbers, findings = evaluated(stored, half)

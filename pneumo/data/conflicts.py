@@ -1,10 +1,14 @@
-"""Images that contradict each other: one file with two labels, or both trained on and tested."""
+"""Images that contradict each other: one file with two labels, or both trained on and tested.
 
-from collections.abc import Iterator
+So do different images of one patient in train and in test.
+"""
+
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
 
+from pneumo.data.index import tells_no_patient
 from pneumo.data.pixels import UnreadableImage, decode, read
 from pneumo.errors import Mistake, shown
 
@@ -16,7 +20,15 @@ RULES = {
 
 
 def require_none(base: Path, rows: pd.DataFrame) -> None:
-    """Raises `Mistake` where an index, not yet cut for validation, has such images."""
+    """Raise `Mistake` if an index has such images or patients.
+
+    Only images that can be read count. Their files are read and decoded only if the index shows a
+    contradiction.
+
+    Args:
+        base: The folder from which the paths of the index start.
+        rows: The index, not yet cut for validation.
+    """
     for column, (where, why) in RULES.items():
         if pairs := list(_pairs(base, rows, column)):
             first, second = (shown(path) for path in pairs[0])
@@ -25,6 +37,15 @@ def require_none(base: Path, rows: pd.DataFrame) -> None:
                 f"{first} and {second}; remove one of each pair: explore lists them all, in "
                 "duplicates.csv"
             )
+    where, why = RULES["split"]
+    if patients := list(_patients_on_both_sides(base, rows)):
+        name, of_train, of_test = (shown(text) for text in patients[0])
+        raise Mistake(
+            f"no patient may be {where} ({why}), and {len(patients)} {_are(patients)}, the first "
+            f"'{name}' with {of_train} and {of_test}; if these are different people, list the "
+            "right patients in patients.csv, else remove the images of one side: explore lists "
+            "them all, in numbers.json"
+        )
 
 
 def _pairs(base: Path, rows: pd.DataFrame, column: str) -> Iterator[tuple[str, str]]:
@@ -36,6 +57,39 @@ def _pairs(base: Path, rows: pd.DataFrame, column: str) -> Iterator[tuple[str, s
             yield first, second
 
 
+def shared_patients(rows: pd.DataFrame) -> list[str]:
+    """Return the patients with images in more than one split, sorted.
+
+    An image whose name tells no patient shares none: two different images that are both called
+    `0001.png` may well show two people.
+
+    Args:
+        rows: Rows of an index: columns path, patient and split.
+    """
+    return sorted(_of_shared_patients(rows)["patient"].unique())
+
+
+def _of_shared_patients(rows: pd.DataFrame) -> pd.DataFrame:
+    known = rows[~tells_no_patient(rows)]
+    return known[known.groupby("patient")["split"].transform("nunique") > 1]
+
+
+def _patients_on_both_sides(base: Path, rows: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
+    """Yield each patient in train and in test, with the first image of each that can be read."""
+    for patient, images in _of_shared_patients(rows).groupby("patient"):
+        first_images = [
+            _first_image(base, images["path"][images["split"] == split])
+            for split in ("train", "test")
+        ]
+        if all(first_images):
+            yield patient, *first_images
+
+
+def _first_image(base: Path, paths: Iterable[str]) -> str:
+    """Return the first path whose file can be read as an image, '' if there is none."""
+    return next((path for path in paths if _is_image(base / path)), "")
+
+
 def _is_image(file: Path) -> bool:
     try:
         decode(read(file), 8)
@@ -44,5 +98,5 @@ def _is_image(file: Path) -> bool:
     return True
 
 
-def _are(pairs: list) -> str:
-    return "is" if len(pairs) == 1 else "are"
+def _are(found: list) -> str:
+    return "is" if len(found) == 1 else "are"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.bad import Case
-from tests.bad.images import PNG
+from tests.bad.images import GREY, PNG, file_of
 from tests.bad.xrays import first, prepare, xrays
 
 CLEAN = r"train \d+, val \d+ images, 0 unreadable"
@@ -50,6 +50,12 @@ def tested_and_trained(data: Path) -> None:
 
 def twice_in_a_class(data: Path) -> None:
     shutil.copy(first(data / "train" / "NORMAL"), data / "train" / "NORMAL" / "IM-9999-0001.png")
+
+
+def patients_tested_and_trained(data: Path) -> None:
+    """A patient of each class whose images differ."""
+    for number, name in enumerate(("NORMAL/IM-0001-0099.png", "PNEUMONIA/person10_virus_99.png")):
+        (data / "train" / name).write_bytes(file_of(GREY.rotate(90 * number), "PNG"))
 
 
 def same_note_everywhere(data: Path) -> None:
@@ -133,10 +139,12 @@ def changed_since(content: bytes, *flags: str) -> Callable[[Path], list[str]]:
     return make
 
 
-def in_conflict(*command: str) -> Callable[[Path], list[str]]:
+def in_conflict(
+    *command: str, spoil: Callable[[Path], None] = of_both_labels
+) -> Callable[[Path], list[str]]:
     def make(folder: Path) -> list[str]:
         data = xrays(folder / "xrays")
-        of_both_labels(data)
+        spoil(data)
         return [*command, "--data", str(data)]
 
     return make
@@ -151,6 +159,14 @@ BOTH_LABELS = (
     r"train/PNEUMONIA/\1; remove one of each pair: explore lists them all"
 )
 
+BOTH_SPLITS = (
+    r"no patient may be in train and in test \(what is tested would have been trained on\), and 2 "
+    r"are, the first 'IM-0001' with train/NORMAL/IM-0001-0099\.png and "
+    r"test/NORMAL/IM-0001-0001\.png; if these are different people, list the right patients in "
+    r"patients\.csv, else remove the images of one side: explore lists them all, in numbers\.json\n"
+)
+COMMANDS = ("prepare", "train", "tune", "worker --study night", "evaluate", "promote")
+
 CASES: list[Case] = [
     Case("one class only", spoiled(one_class), "must hold images in test/PNEUMONIA, and has none"),
     Case("empty class", spoiled(no_normal_image), "images in train/NORMAL, and has none; add them"),
@@ -164,6 +180,14 @@ CASES: list[Case] = [
         spoiled(tested_and_trained),
         r"no image may be in train and in test .*, and 1 is, the first as test/NORMAL/\S+ and "
         r"train/NORMAL/IM-9999-0001\.png; remove one",
+    ),
+    *(
+        Case(
+            f"patients in train and in test, {command}",
+            in_conflict(*command.split(), spoil=patients_tested_and_trained),
+            BOTH_SPLITS,
+        )
+        for command in COMMANDS
     ),
     Case("an image twice in a class", spoiled(twice_in_a_class), CLEAN, refused=False),
     Case(

@@ -1,7 +1,6 @@
 """Everything said to MLflow about runs."""
 
 import importlib.metadata
-import io
 import json
 import logging
 import os
@@ -42,6 +41,7 @@ from pneumo import figures
 from pneumo.config import RunConfig
 from pneumo.console import say
 from pneumo.data.dataset import Dataset, Images
+from pneumo.data.index import read_table
 from pneumo.errors import Mistake, reason_for, without_passwords
 from pneumo.evaluate import Evaluation
 from pneumo.process import ProcessId
@@ -86,6 +86,9 @@ IMAGES_DIGEST, LOOKS = "pneumo.images_digest", "pneumo.test_looks"
 
 # Artifacts of a Keras run: its training and validation files, and the test files of its data set
 TRAINING_FILES, TEST_FILES = "data/files.csv", "data/test_files.csv"
+
+# The columns of predictions that are numbers; all others of the tables are text
+NUMBERS = {"label": "int64", "probability": "float64"}
 
 OF_SUBJECT = {
     *("pneumo.experiment", "pneumo.data", "pneumo.data_digest", "pneumo.synthetic"),
@@ -560,7 +563,7 @@ def _read_table(run_id: str, path: str) -> pd.DataFrame:
         file = mlflow.artifacts.download_artifacts(
             run_id=run_id, artifact_path=path, dst_path=folder
         )
-        return pd.read_csv(file, dtype=str, keep_default_na=False)
+        return read_table(Path(file))
 
 
 def _log_input(described: MetaDataset, **how: Any) -> None:
@@ -681,9 +684,8 @@ def find_evaluation(model_id: str, data_digest: str, split: str) -> str | None:
 
 
 def read_predictions(run_id: str, split: str) -> pd.DataFrame:
-    """The predictions of a run, every number as it was: columns as in `Evaluation`."""
-    text = mlflow.artifacts.load_text(f"runs:/{run_id}/{split}/predictions.csv")
-    return pd.read_csv(io.StringIO(text), keep_default_na=False)
+    """The predictions of a run, names and numbers as they were: columns as in `Evaluation`."""
+    return _read_table(run_id, f"{split}/predictions.csv").astype(NUMBERS)
 
 
 def read_metrics(run_id: str, split: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Small real studies, and what reads their runs back."""
 
-import io
 import os
 import time
 
@@ -77,7 +76,7 @@ def text(run_id, path) -> str:
 
 
 def predictions(run_id, split) -> pd.DataFrame:
-    table = pd.read_csv(io.StringIO(text(run_id, f"{split}/predictions.csv")))
+    table = tracking.read_predictions(run_id, split)
     assert list(table) == ["path", "patient", "subtype", "label", "probability"]
     return table
 

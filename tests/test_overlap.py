@@ -7,12 +7,14 @@ import tarfile
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from pneumo import evidence, overlap, registry, tracking
+from pneumo import bootstrap, evidence, overlap, registry, tracking
 from pneumo.data.dataset import open_dataset
+from pneumo.evaluate import evaluate
 from pneumo.promote import promote
 from tests.handmade import SIDE, register, run_of, write_images
 from tests.studies import files, tags, text
@@ -118,6 +120,35 @@ def test_a_run_without_test_images_lists_none(store, tmp_path):
     trained, tested = tracking.read_files(run.info.run_id)
     assert list(trained["patient"]) == numbered
     assert len(tested) == 0
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["007", "07", "7", "7.0", "1e5", "+1", "100000"],
+        ["NA", "nan", "null", "None", "True", " 8", "8", 'a,"b"'],
+    ],
+    ids=["numbers", "words"],
+)
+def test_predictions_are_read_as_they_were_written(store, tmp_path, names):
+    folder = write_images(tmp_path / "halves")
+    listed = {}
+    for number, file in enumerate(sorted(folder.glob("test/*/*"))):
+        renamed = file.rename(file.with_name(f"{number}.png"))  # which tells no subtype
+        listed[renamed.relative_to(folder).as_posix()] = names[number % len(names)]
+    table = pd.DataFrame(listed.items(), columns=["path", "patient"])
+    table.to_csv(folder / "patients.csv", index=False)
+    test = open_dataset(str(folder), needs=("train", "test")).decode(SIDE, 0).split("test")
+    found = evaluate(test, np.random.default_rng(0).random(ALL), 0.5, intervals=True)
+    with mlflow.start_run() as run:
+        tracking.log_evaluation("test", found)
+    read = tracking.read_predictions(run.info.run_id, "test")
+    pd.testing.assert_frame_equal(read, found.predictions, check_exact=True)
+    assert dict(zip(read["path"], read["patient"], strict=True)) == listed
+    assert set(read["subtype"]) == {""}
+    assert bootstrap.is_paired(read, found.predictions)
+    bounds = bootstrap.intervals(read, 0.5)
+    assert bounds == {name: found.metrics[name] for name in bounds}
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 64), ("val", 16)])

@@ -60,7 +60,7 @@ def _listed_patients(base: Path, paths: list[str]) -> dict[str, str]:
     if not file.is_file():
         return {}
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = read_table(file)
     except ValueError as error:
         raise Mistake(
             f"{file} must be a CSV with columns path and patient, in UTF-8: it cannot be read "
@@ -81,6 +81,17 @@ def _listed_patients(base: Path, paths: list[str]) -> dict[str, str]:
             f"paths start at its own folder, as {paths[0]}"
         )
     return listed
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """Read a CSV table in UTF-8, every value as text.
+
+    The patients '007', '07' and '7' stay three, and 'NA', 'nan' and '' stay what they are.
+
+    Raises:
+        ValueError: The file is not such a table.
+    """
+    return pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
 
 
 def find_base(root: Path) -> Path:

@@ -141,6 +141,9 @@ def _parser() -> Parser:
 
     command = _command(commands, "prepare", prepare, "import a data set and fill the pixel cache")
     _data(command)
+    what = "text file that lists the test images to keep, one path a line; needs out"
+    _option(command, "test_images", "", what)
+    _option(command, "out", "", "folder, new or empty: a copy of data with these test images only")
     _fields(command, ["image_size", "resize", "max_unreadable"])
 
     _command(commands, "test", test, "the test suite")
@@ -494,11 +497,20 @@ def explore(options: argparse.Namespace) -> int:
 
 
 def prepare(options: argparse.Namespace) -> int:
-    """The data unpacked, indexed, decoded and counted."""
+    """The data unpacked, indexed, decoded and counted, or a copy with some test images only."""
     from pneumo.data.dataset import open_dataset
 
     config = RunConfig().override(_overrides(options))
-    dataset = open_dataset(options.data, needs=())
+    if bool(options.test_images) != bool(options.out):
+        raise Mistake("test_images and out go together: give both, or neither")
+    dataset = open_dataset(options.data, needs=("test",) if options.out else ())
+    if options.out:
+        from pneumo.data.subset import write_subset
+
+        given = options.test_images, options.out
+        listed, out = (Path(os.path.abspath(os.path.expanduser(it))) for it in given)
+        write_subset(dataset, listed, out)
+        dataset = open_dataset(str(out), needs=())
     from pneumo import intake, tracking
     from pneumo.console import say, table
 

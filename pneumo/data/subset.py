@@ -1,0 +1,102 @@
+"""A copy of a data set that has some of its test images only."""
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from uuid import uuid4
+
+import pandas as pd
+
+from pneumo.console import track
+from pneumo.data.dataset import Dataset
+from pneumo.data.index import CLASSES, read_table
+from pneumo.data.pixels import read
+from pneumo.errors import Mistake, shown
+
+
+def write_subset(dataset: Dataset, listed: Path, out: Path) -> None:
+    """Copy all training images of a data set, and those of its test images that a file lists.
+
+    Files are copied and not linked, so that a later change of one changes neither the original nor
+    the cache. The folder appears when it is complete, or not at all.
+
+    Args:
+        dataset: The data set.
+        listed: A text file in UTF-8 with one path a line, as in the data set: `test/CLASS/FILE`.
+        out: The folder to write: new or empty, in a folder that exists.
+
+    Raises:
+        Mistake: A line names no test image of the data set, a class has no test image left, the
+            data set is synthetic (its copy would pass for real images), a file cannot be read, or
+            `out` is taken or cannot be written.
+    """
+    if dataset.synthetic:
+        raise Mistake(
+            f"test_images selects from real images, and {dataset.name} is synthetic; give other "
+            "data, or leave out test_images and out"
+        )
+    rows = _select(dataset, listed)
+    draft = out.with_name(f".{out.name}.{uuid4().hex}")
+    try:
+        _require_free(out)
+        _copy(dataset.base, rows["path"].tolist(), draft)
+        draft.rename(out)  # replaces an empty folder, and raises if it is empty no longer
+    except OSError as error:
+        raise Mistake(
+            f"out must be a folder that can be written: got '{shown(out)}' ({error.strerror}); "
+            "see that there is room and permission, or give another"
+        ) from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _select(dataset: Dataset, listed: Path) -> pd.DataFrame:
+    """Return the rows of the training images and of the test images that are listed."""
+    rows, names = dataset.rows, _read_list(listed)
+    is_test = rows["split"] == "test"
+    if unknown := sorted(names - set(rows["path"][is_test])):
+        raise Mistake(
+            f"test_images must list test images of {dataset.name}, as test/CLASS/FILE: "
+            f"{len(unknown)} of {len(names)} lines name none, the first '{shown(unknown[0])}'; "
+            "give the data set that the list was made for, or correct the list"
+        )
+    is_listed = rows["path"].isin(names)
+    for label, class_name in enumerate(CLASSES):
+        if not (is_listed & (rows["label"] == label)).any():
+            raise Mistake(
+                f"test_images must list images of both classes: '{shown(listed)}' has none in "
+                f"test/{class_name}; add some"
+            )
+    return rows[is_listed | ~is_test]
+
+
+def _read_list(file: Path) -> set[str]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise Mistake(
+            f"test_images must be a text file in UTF-8 with one path a line: got '{shown(file)}' "
+            f"({getattr(error, 'strerror', None) or error}); check the path"
+        ) from None
+    return {line.strip() for line in lines} - {""}
+
+
+def _require_free(out: Path) -> None:
+    is_free = not any(out.iterdir()) if out.is_dir() else not out.exists()
+    if not is_free or out.is_symlink() or not out.parent.is_dir():
+        raise Mistake(
+            "out must be a new or an empty folder, in a folder that exists: got "
+            f"'{shown(out)}'; give another"
+        )
+
+
+def _copy(base: Path, paths: Collection[str], folder: Path) -> None:
+    """Copy images, and the lines of `patients.csv` that are about them."""
+    for path in track(paths, len(paths), "Copying"):
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(read(base / path))
+    listed = base / "patients.csv"
+    if listed.is_file():
+        table = read_table(listed)
+        table[table["path"].isin(paths)].to_csv(folder / listed.name, index=False)

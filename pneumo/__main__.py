@@ -289,11 +289,11 @@ def _require_fit(config: RunConfig) -> None:
     from pneumo.console import import_tensorflow
 
     import_tensorflow()
-    from pneumo.features import budget
+    from pneumo.data.cache_entries import limit
     from pneumo.pretrained import pretrained
 
     pretrained(config)
-    budget()
+    limit()
 
 
 def tune(options: argparse.Namespace) -> int:

@@ -9,12 +9,8 @@ import functools
 import hashlib
 import json
 import math
-import os
-import shutil
-import tempfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,18 +23,16 @@ from pneumo.augment import AUGMENTATION, CHANCES, Variation, augment, chances
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
 from pneumo.data import cache
+from pneumo.data.cache_entries import RUNS, release, run_folder
 from pneumo.data.dataset import Split
-from pneumo.errors import Mistake
 from pneumo.parallel import in_batches
 
 # Versions of an image that the epochs take in turn: as it is, which is how validation and patients'
 # images come and what all strengths share, and varied
 VIEWS = 2
 
-FOLDER = "features"  # of the cache
+FOLDER = RUNS  # of the cache
 ARRAY, FACTS = "features.npy", "facts.json"  # of each folder in it
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -89,12 +83,16 @@ class Frozen:
             self._digests[depth] = digest.hexdigest()
         return self._digests[depth]
 
+    def feature_bytes(self, depth: int) -> int:
+        """Return the bytes of one image's features at a cut."""
+        return 4 * math.prod(self.cuts[depth].shape[1:])
+
     def compiled(self, lower: int, upper: int, variation: Variation) -> Callable[..., tf.Tensor]:
         """Augmentation and the blocks between two cuts, as in inference, compiled.
 
         With weights as constants TensorFlow would fold batch normalisation into convolutions,
         which is faster; but the rounding that this changes grows in fine-tuning until it shows in
-        the probabilities. As it is, training with and without the store is the same to the bit.
+        the probabilities. As it is, training with and without the store differs by rounding alone.
         """
         if (lower, upper, variation) not in self._functions:
             part = models.between(self._network, self._name, lower, upper)
@@ -129,6 +127,7 @@ class Features:
     ) -> None:
         self._frozen, self._config, self._folder = frozen, config, folder
         self._deepest = min(max(deepest, config.unfreeze_depth), frozen.pixels - 1)
+        self._used: set[Path] = set()
 
     def of(self, view: View, depth: int) -> np.ndarray:
         """What the blocks below the `depth` topmost ones give for each image of a view.
@@ -136,18 +135,23 @@ class Features:
         A read-only memory map, float32, shape (images, …), in the order of the split.
         """
         name = self.name(view, depth)
-        while True:
-            folder = cache.keep(name, lambda draft: self._compute(view, depth, draft), _is_whole)
-            with suppress(FileNotFoundError):  # another process has just made room for its own
-                os.utime(folder)  # what was used the longest ago makes room first
-                return np.load(folder / ARRAY, mmap_mode="r")
+        folder = cache.keep(name, lambda draft: self._compute(view, depth, draft))
+        self._used.add(folder)
+        return np.load(folder / ARRAY, mmap_mode="r")
 
-    def bytes_needed(self, train: int, val: int) -> int:
-        """The disk space of a whole run on `train` and `val` images, whatever is there already."""
-        config = self._config
-        views = min(VIEWS, config.epochs) if any(Variation.of(config)) else 1
-        depths = {0, config.unfreeze_depth, self._deepest}
-        return sum((train * views + val) * self._bytes(depth) for depth in depths)
+    def sizes(self, views: Iterable[View], depths: Iterable[int]) -> dict[str, int]:
+        """Return name in the cache → bytes of all that `of` stores for these views and cuts."""
+        depths = {*depths, self._deepest}
+        return {
+            self.name(view, depth): len(view.split.labels) * self._frozen.feature_bytes(depth)
+            for view in views
+            for depth in depths
+        }
+
+    def release(self) -> None:
+        """Let what this run has used make room for what other runs need."""
+        for folder in self._used:
+            release(folder)
 
     def key(self, view: View, depth: int) -> dict[str, str | int | float]:
         """All that decides what is stored, and nothing else."""
@@ -163,32 +167,24 @@ class Features:
             "augmentation": AUGMENTATION,
         }
 
-    def _bytes(self, depth: int) -> int:
-        """Of one image's features."""
-        return 4 * math.prod(self._frozen.cuts[depth].shape[1:])
-
     def name(self, view: View, depth: int) -> str:
         """The folder of the cache where it is stored."""
         text = json.dumps(self.key(view, depth))
         return f"{self._folder}/{hashlib.sha256(text.encode()).hexdigest()}"
 
     def _compute(self, view: View, depth: int, draft: Path) -> None:
-        """Writes what one cut gives, with its checksum."""
+        """Write what one cut gives, and the key that it is stored under."""
         if depth < self._deepest:
             self.of(view, self._deepest)
         count = len(view.split.labels)
-        make_room(count * self._bytes(depth))
-        checksum = 0
+        cache.require_space(draft, count * self._frozen.feature_bytes(depth))
         with open(draft / ARRAY, "wb") as file:
             shape = (count, *self._frozen.cuts[depth].shape[1:])
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for given in self._outputs(view, depth):
-                data = given.astype("<f4", copy=False)
-                checksum = zlib.crc32(data, checksum)
-                file.write(data)
-        facts = {**self.key(view, depth), "crc32": checksum}
-        (draft / FACTS).write_text(json.dumps(facts, indent=1))
+                file.write(given.astype("<f4", copy=False))
+        (draft / FACTS).write_text(json.dumps(self.key(view, depth), indent=1))
 
     def _outputs(self, view: View, depth: int) -> Iterator[np.ndarray]:
         """Batches of what a cut gives, from the nearest stored one below it, or from pixels."""
@@ -212,66 +208,16 @@ class Features:
         return next(stored, self._frozen.pixels)
 
 
-def _is_whole(folder: Path) -> bool:
-    try:
-        facts, file = json.loads((folder / FACTS).read_text()), folder / ARRAY
-        state = file.stat()
-        found = _checksum(file, state.st_ino, state.st_size, state.st_mtime_ns)
-        return facts["crc32"] == found
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-@functools.cache  # a process reads each file through once
-def _checksum(file: Path, *_: int) -> int:
-    """Of a stored array; the rest is what would change with it."""
-    return zlib.crc32(np.load(file, mmap_mode="r"))
-
-
-def budget() -> int:
-    """The bytes that stored features may take: `PNEUMO_FEATURES`, in GiB, by default 20.
-
-    Never more than leaves half of the free disk space free. Raises `Mistake` for anything but a
-    whole number.
-    """
-    text = os.environ.get("PNEUMO_FEATURES") or "20"
-    if not text.isdecimal():
-        raise Mistake(f"PNEUMO_FEATURES must be a whole number of GiB, 0 or more: got '{text}'")
-    cache.place(FOLDER).mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(cache.place(FOLDER)).free
-    return min(int(text) * GIB, sum(_sizes().values()) + free // 2)
-
-
-def _sizes() -> dict[Path, int]:
-    """The bytes of all stored features, those used the longest ago first."""
-    found = []
-    for folder in cache.folders(FOLDER):
-        if not (folder / FACTS).is_file():  # a run's, or a draft that somebody is at work on
-            continue
-        with suppress(FileNotFoundError):  # another process may make room, too
-            size = (folder / ARRAY).stat().st_size
-            found.append((folder.stat().st_mtime_ns, folder, size))
-    return {folder: size for _, folder, size in sorted(found)}
-
-
-def make_room(needed: int) -> None:
-    """Removes what was used the longest ago until `needed` more bytes are within the budget."""
-    cache.sweep(FOLDER)
-    sizes, allowed = _sizes(), budget()
-    while sizes and sum(sizes.values()) + needed > allowed:
-        oldest = next(iter(sizes))
-        shutil.rmtree(oldest, ignore_errors=True)
-        del sizes[oldest]
-
-
 @contextmanager
 def opened(config: RunConfig, deepest: int) -> Iterator[Features]:
     """The features of a run. Those of random weights, which no other run has, go with it."""
-    if config.weights != "none":
-        shared = _pretrained(config.backbone, config.alpha, config.weights, config.image_size)
-        yield Features(shared, config, deepest)
-        return
-    frozen = Frozen(models.backbone(config), config.backbone)
-    cache.place(FOLDER).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="run-", dir=cache.place(FOLDER)) as folder:
-        yield Features(frozen, config, deepest, f"{FOLDER}/{Path(folder).name}")
+    with ExitStack() as stack:
+        if config.weights == "none":
+            folder = stack.enter_context(run_folder())
+            frozen = Frozen(models.backbone(config), config.backbone)
+        else:
+            folder = FOLDER
+            frozen = _pretrained(config.backbone, config.alpha, config.weights, config.image_size)
+        store = Features(frozen, config, deepest, folder)
+        stack.callback(store.release)
+        yield store

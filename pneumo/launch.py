@@ -247,14 +247,14 @@ def work(
     say_to(telling.note)
     tracking.set_up()
     import_tensorflow()
-    from pneumo.features import budget
+    from pneumo.data.cache_entries import limit
     from pneumo.pretrained import pretrained
     from pneumo.work import search_trials
 
     try:
         study, plan = open_study()
         pretrained(plan.base)  # else every trial would fail of the same mistake
-        budget()
+        limit()
         search_trials(study, plan, telling, hung)
     except StudyStopped as reason:
         telling.tell(("stopped", str(reason)))

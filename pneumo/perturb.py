@@ -96,16 +96,22 @@ def perturb(image: np.ndarray, name: str, amount: float) -> np.ndarray:
     return np.asarray(PERTURBATIONS[name][0](Image.fromarray(image), amount))
 
 
+def made_by(split: Split, ends: Ends) -> str:
+    """Return `Split.made_by` of the images that `perturbed` returns, without computing them."""
+    return f"{split.made_by} perturbed {PERTURBER} {ends}"
+
+
 def perturbed(split: Split, ends: Ends) -> Split:
     """The images of a split, each changed by one of `ends`, which take turns.
 
     Kept in the cache: all runs on the same data and at the same size need the same ones.
     """
-    made_by = f"{split.made_by} perturbed {PERTURBER} {ends}"
-    key = hashlib.sha256(f"{split.digest} {made_by}".encode()).hexdigest()
+    described = made_by(split, ends)
+    key = hashlib.sha256(f"{split.digest} {described}".encode()).hexdigest()
 
     def fill(draft: Path) -> None:
         images = split.pixels[split.positions]
+        cache.require_space(draft, images.nbytes)
         threads = Parallel(cpu_count(), prefer="threads", batch_size=64)
         changed = threads(
             delayed(perturb)(image, *ends[place % len(ends)]) for place, image in enumerate(images)
@@ -113,4 +119,4 @@ def perturbed(split: Split, ends: Ends) -> Split:
         np.save(draft / FILE, np.stack(changed))
 
     pixels = np.load(cache.keep(f"perturbed/{key}", fill) / FILE, mmap_mode="r")
-    return replace(split, pixels=pixels, positions=np.arange(len(pixels)), made_by=made_by)
+    return replace(split, pixels=pixels, positions=np.arange(len(pixels)), made_by=described)

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
@@ -13,9 +13,11 @@ from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pneumo import features, interrupt, models, perturb
+from pneumo.augment import Variation
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig, derived_seed
 from pneumo.console import say
+from pneumo.data.cache_entries import GIB, room_for
 from pneumo.data.dataset import Images, Split
 from pneumo.features import Features
 from pneumo.feed import Feed, Pixels, Source, Stored
@@ -164,26 +166,41 @@ def _mirrored_logits(
 def _sources(
     config: RunConfig, images: Images, deepest: int
 ) -> Iterator[Callable[[Phase], Source]]:
-    """What a phase is fitted on: stored features where some blocks stay frozen, and they fit."""
+    """Yield what a phase is fitted on: stored features if the disk has room for them.
+
+    Otherwise it is fitted on pixels, varied alike, with the same result but for rounding.
+    """
     if config.feature_cache == "off" or config.unfreeze_depth == BACKBONES[config.backbone].blocks:
         yield lambda _: Pixels(images, config, shared=False)
         return
     with features.opened(config, deepest) as store:
-        if _fit_on_disk(images, store):
-            yield lambda phase: Stored(images, config, store, phase.unfreeze_depth)
-        else:
-            yield lambda _: Pixels(images, config, shared=True)
+        depths = {it.unfreeze_depth for it in phases(config)}
+        if not _fit_on_disk(config, images, store, depths):
+            depths.clear()
+
+        def source_of(phase: Phase) -> Source:
+            if phase.unfreeze_depth in depths:
+                return Stored(images, config, store, phase.unfreeze_depth)
+            return Pixels(images, config, shared=True)
+
+        yield source_of
 
 
-def _fit_on_disk(images: Images, store: Features) -> bool:
-    train, val = (len(images.split(name).labels) for name in ("train", "val"))
-    needed = store.bytes_needed(train, 3 * val)  # as they are, perturbed and perhaps blurred
-    if needed <= (allowed := features.budget()):
+def _fit_on_disk(config: RunConfig, images: Images, store: Features, depths: set[int]) -> bool:
+    fitting, val = images.split("train"), images.split("val")
+    epochs, variation = range(min(config.epochs, features.VIEWS)), Variation.of(config)
+    views = [features.view_of(fitting, epoch, variation) for epoch in epochs]
+    views.append(features.View(val))
+    for ends in (perturb.EACH, perturb.BLURRED):  # which not every run needs
+        views.append(features.View(replace(val, made_by=perturb.made_by(val, ends))))
+    sizes = store.sizes(views, depths)
+    needed, allowed = sum(sizes.values()), room_for(sizes)
+    if needed <= allowed:
         return True
     say(
-        f"the features of this run need {needed / features.GIB:.1f} GiB of disk, and "
-        f"{allowed / features.GIB:.1f} are allowed: it trains without them, more slowly; "
-        "raise PNEUMO_FEATURES or free disk space"
+        f"the features of this run need {needed / GIB:.1f} GiB of disk, and {allowed / GIB:.1f} "
+        "are allowed: it trains without them, more slowly; raise PNEUMO_CACHE_GIB or free disk "
+        "space"
     )
     return False
 

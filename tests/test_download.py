@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pneumo.data import download
+from pneumo.data.cache_entries import DOWNLOADED, IN_USE
 from pneumo.data.dataset import open_dataset
 from pneumo.data.download import CHUNK, SOURCES, Source
 from pneumo.errors import Mistake
@@ -52,7 +53,8 @@ def certified(file: Path) -> Path:
 
 
 def left(own_cache) -> list[str]:
-    return [file.name for file in (own_cache / "downloads").iterdir()]
+    names = [file.name for file in (own_cache / "downloads").iterdir()]
+    return [name for name in names if name != IN_USE]
 
 
 def test_what_is_downloaded_is_the_data_set(sample, content, source, own_cache):
@@ -63,6 +65,7 @@ def test_what_is_downloaded_is_the_data_set(sample, content, source, own_cache):
     assert server.asked == [(PATH, None)]  # once
     assert dataset.name == "mendeley"
     assert not dataset.synthetic
+    assert (dataset.root / DOWNLOADED).exists()  # the last to make room for others
     assert left(own_cache) == []
 
 

@@ -28,9 +28,9 @@ ENCRYPTED = 0x1  # the bit in a zip's flags
 Member = tuple[str, Callable[[], IO[bytes]]]
 
 
-def unpacked(sha256: str) -> Path:
-    """Where the files of the archive with that hash are kept, once they are unpacked."""
-    return cache.place(f"archives/{sha256}")
+def name_of(sha256: str) -> str:
+    """Return the name in the cache of the archive with that hash, once it is unpacked."""
+    return f"archives/{sha256}"
 
 
 def unpack(archive: Path) -> Path:
@@ -43,7 +43,9 @@ def unpack(archive: Path) -> Path:
     with archive.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     try:
-        return cache.keep(f"archives/{digest}", lambda folder: _extract(archive, folder))
+        # Its files need no checksums: the index reads and hashes all of them at each start, and
+        # what is decoded from them is named by their hashes
+        return cache.keep(name_of(digest), lambda folder: _extract(archive, folder), verify=False)
     except Mistake:
         raise
     except Exception as error:  # a parser fed with strangers' files raises nearly anything
@@ -60,6 +62,7 @@ def _reason(error: Exception) -> str:
 
 
 def _extract(archive: Path, folder: Path) -> None:
+    cache.make_room(archive.stat().st_size)  # images hardly shrink
     members = _zip(archive) if archive.suffix.lower() == ".zip" else _tar(archive)
     names: dict[str, str] = {}  # as a disk that knows no capitals sees them
     left = max(ALWAYS, MOST_TIMES * archive.stat().st_size)

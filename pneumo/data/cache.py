@@ -1,10 +1,11 @@
 """What is made once and kept: folders that appear whole or not at all."""
 
 import errno
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -12,56 +13,83 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from pneumo.console import say
+from pneumo.data.cache_entries import (
+    OWN,
+    hold,
+    make_draft,
+    make_room,
+    place,
+    publish,
+    release,
+    remove_leftovers,
+)
+from pneumo.data.checksums import is_intact, seal, sync
 from pneumo.errors import Mistake
 
-DRAFT = ".draft"
 SILENT_WAIT = 1.0  # seconds that a wait for another process may take before a line says so
 TRIES = 3  # to build what somebody deletes meanwhile
 FULL = errno.ENOSPC, errno.EDQUOT  # what a disk says that has no more room
 
 
-def place(name: str) -> Path:
-    """Where `name` is in the cache: `PNEUMO_CACHE`, by default `~/.cache/pneumo`."""
-    return Path(os.environ.get("PNEUMO_CACHE") or "~/.cache/pneumo").expanduser() / name
+def keep(name: str, build: Callable[[Path], None], verify: bool = True) -> Path:
+    """Return the folder `name` of the cache, built by `build(folder)` if it is not there yet.
 
+    It is built next to its place and renamed, so that a killed or failed build leaves nothing that
+    is later used. Of several processes that ask for the same folder at once, one builds and the
+    others wait. No process removes the folder before this one ends, or gives it to `release`.
+    If a user deletes the cache meanwhile, the folder is built again.
 
-def keep(
-    name: str, build: Callable[[Path], None], whole: Callable[[Path], bool] = Path.is_dir
-) -> Path:
-    """The folder `name` of the cache, built by `build(folder)` if it is not there yet.
+    Args:
+        name: Path of the folder in the cache.
+        build: Fills the empty folder that it is called with.
+        verify: Whether the files have checksums, by which a damaged folder is found and built
+            again. They are verified once per boot: see `checksums.is_intact`.
 
-    What `whole(folder)` denies is built again. It is built beside its place and renamed, so that
-    a killed or failed build leaves nothing that is later believed. Of several processes that ask
-    for the same folder at once, one builds and the others wait. Whoever deletes the cache
-    meanwhile has it built again. Raises `Mistake` where the disk is full, or where what it is
-    built from was in the cache and has gone.
+    Raises:
+        Mistake: The disk is full, or what it is built from was in the cache and was deleted.
     """
     folder = place(name)
+    _tidy(place(""))
     for _ in range(TRIES):
+        if _is_whole(folder, verify):
+            return folder
         with lock(name) as held:
-            if whole(folder) or _built(folder, build):
+            if _is_whole(folder, verify) or _built(folder, build, verify):
                 # Who waits for it will find the folder whole
                 Path(held.lock_file).unlink(missing_ok=True)
                 return folder
     raise deleted()
 
 
-def _built(folder: Path, build: Callable[[Path], None]) -> bool:
-    """Builds a folder in its place; False where somebody has deleted the cache meanwhile.
+@functools.cache  # once for each cache that a process uses
+def _tidy(_: Path) -> None:
+    remove_leftovers()
+
+
+def _is_whole(folder: Path, verify: bool) -> bool:
+    # Another process may remove the folder until it is held, but not between the two questions
+    if hold(folder) and (not verify or is_intact(folder)):
+        return True
+    release(folder)
+    return False
+
+
+def _built(folder: Path, build: Callable[[Path], None], verify: bool) -> bool:
+    """Build a folder in its place; False if a user has deleted the cache meanwhile.
 
     The lock is deleted with it, so that another process may build the same at the same time.
     """
-    for left in (folder, *_drafts_of(folder)):  # by a process that was killed, or a bad disk
-        shutil.rmtree(left, ignore_errors=True)
-    token = uuid4().hex
-    draft = folder.with_name(f".{folder.name}.{token}{DRAFT}")
-    draft.mkdir(parents=True)
-    mark = draft / token  # a build may make its folder again, and then not all is in it
-    mark.touch()
+    shutil.rmtree(folder, ignore_errors=True)  # damaged, or made by an older version
+    draft = make_draft(folder)
+    mark = draft / f"{OWN}{uuid4().hex}"  # a build may make its folder again, without its files
     try:
+        mark.touch()
         build(draft)
+        if verify:
+            seal(draft)
         mark.unlink()
-        draft.rename(folder)
+        publish(draft, folder)
+        sync(folder.parent)
     except OSError as error:
         if error.errno in FULL:
             raise _full(folder, error) from None
@@ -72,11 +100,8 @@ def _built(folder: Path, build: Callable[[Path], None]) -> bool:
         raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        release(draft)
     return True
-
-
-def _drafts_of(folder: Path) -> list[Path]:
-    return list(folder.parent.glob(f".{folder.name}.*{DRAFT}"))
 
 
 def is_ours(path: str | Path | None) -> bool:
@@ -100,10 +125,13 @@ def _full(folder: Path, error: OSError) -> Mistake:
 
 
 def require_space(folder: Path, size: int) -> None:
-    """Raise `OSError` if a disk has less free space than a file of `size` bytes will take.
+    """Make room for a file of `size` bytes in `folder`, which is in the cache.
 
-    That is found before the work is done, and before the file takes what other programs need.
+    Room is made within the budget, see `make_room`. Raises `OSError` if the disk still has less
+    free space than that. This is found before the work is done, and before the file takes what
+    other programs need.
     """
+    make_room(size)
     if shutil.disk_usage(folder).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -122,23 +150,6 @@ def write_at(file: BinaryIO, data: bytes, offset: int) -> None:
     while data:  # the last bytes that fit on a disk are written without an error
         written = os.pwrite(file.fileno(), data, offset)
         data, offset = data[written:], offset + written
-
-
-def folders(name: str) -> Iterator[Path]:
-    """All folders below the folder `name` of the cache, which other processes make and remove."""
-    for folder, below, _ in os.walk(place(name)):  # unlike `rglob` it passes over what has gone
-        yield from (Path(folder, it) for it in below)
-
-
-def sweep(name: str) -> None:
-    """Removes what killed processes have left half-built in the folder `name` of the cache."""
-    for draft in folders(name):
-        if not draft.name.endswith(DRAFT):
-            continue
-        folder = draft.with_name(draft.name[1:].rsplit(".", 2)[0])
-        built = folder.relative_to(place("")).as_posix()
-        with suppress(Timeout), lock(built, timeout=0):  # who builds holds the lock
-            shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextmanager

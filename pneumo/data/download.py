@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,6 +12,7 @@ import requests
 
 from pneumo.console import track
 from pneumo.data import archive, cache
+from pneumo.data.cache_entries import DOWNLOADED, DOWNLOADS, hold, make_held
 from pneumo.errors import Mistake
 
 
@@ -54,13 +56,15 @@ def fetch(name: str) -> Path:
     another process. Raises `Mistake`, with a way round it, where the file cannot be had.
     """
     source = SOURCES[name]
-    unpacked = archive.unpacked(source.sha256)
-    if not unpacked.is_dir():
-        file = cache.place(f"downloads/{source.file_name}")
+    unpacked = cache.place(archive.name_of(source.sha256))
+    if not hold(unpacked):
+        file = make_held(cache.place(DOWNLOADS)) / source.file_name
         if not file.exists():
             _download(source, file)
         archive.unpack(file)
         file.unlink()
+    with suppress(OSError):  # a read-only cache
+        (unpacked / DOWNLOADED).touch()
     return unpacked
 
 
@@ -73,7 +77,6 @@ def require_whole(rows: pd.DataFrame, source: Source) -> None:
 
 def _download(source: Source, file: Path) -> None:
     part = file.with_name(f"{file.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
     try:
         _receive_all(source, part)
     except Mistake:

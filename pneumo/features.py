@@ -3,6 +3,9 @@
 The blocks that do not train give the same for the same image in every epoch of every trial, and
 cost nearly all of its time. So their output is kept on disk: of each image as it is, and of a
 fixed number of its variations at each strength of the augmentation.
+
+Cuts near the pixels are not worth it: their features are large and little computation precedes
+them. See `Features.pays`.
 """
 
 import functools
@@ -33,6 +36,10 @@ VIEWS = 2
 
 FOLDER = RUNS  # of the cache
 ARRAY, FACTS = "features.npy", "facts.json"  # of each folder in it
+
+# Multiply-adds that take as long as reading a byte back: a laptop's two cores do 10,000 million a
+# second, and its disk reads 200 MB
+WORTH_A_BYTE = 50
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,16 @@ class Frozen:
             self._digests[depth] = digest.hexdigest()
         return self._digests[depth]
 
+    def multiply_adds(self, depth: int) -> int:
+        """Return the multiply-adds of one image from the pixels to a cut.
+
+        Counts convolutions and dense layers, which do nearly all: each weight of a kernel is used
+        once at each place of the output.
+        """
+        below = self._blocks[: len(self._blocks) - depth]
+        layers = [layer for block in below for layer in block if hasattr(layer, "kernel")]
+        return sum(math.prod((*it.kernel.shape, *it.output.shape[1:-1])) for it in layers)
+
     def feature_bytes(self, depth: int) -> int:
         """Return the bytes of one image's features at a cut."""
         return 4 * math.prod(self.cuts[depth].shape[1:])
@@ -119,15 +136,25 @@ class Features:
     """The stored output of frozen blocks, at any cut of the backbone.
 
     `deepest`: the most blocks that this run or a later one of its study will train. What is
-    computed from pixels is kept at that cut too, so that all other cuts start from there.
+    computed from pixels is kept at that cut too, or at the deepest one above it that `pays`, so
+    that all other cuts start from there.
     """
 
     def __init__(
         self, frozen: Frozen, config: RunConfig, deepest: int, folder: str = FOLDER
     ) -> None:
         self._frozen, self._config, self._folder = frozen, config, folder
-        self._deepest = min(max(deepest, config.unfreeze_depth), frozen.pixels - 1)
+        lowest = min(max(deepest, config.unfreeze_depth), frozen.pixels - 1)
+        self._deepest = max(filter(self.pays, range(lowest + 1)), default=0)
         self._used: set[Path] = set()
+
+    def pays(self, depth: int) -> bool:
+        """Return whether reading the features at a cut is faster than computing them.
+
+        That is so if the multiply-adds of an image below the cut are at least `WORTH_A_BYTE` times
+        its features' bytes. Counts decide, not the clock, so all machines store the same cuts.
+        """
+        return self._frozen.multiply_adds(depth) >= WORTH_A_BYTE * self._frozen.feature_bytes(depth)
 
     def of(self, view: View, depth: int) -> np.ndarray:
         """What the blocks below the `depth` topmost ones give for each image of a view.

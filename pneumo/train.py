@@ -166,7 +166,7 @@ def _mirrored_logits(
 def _sources(
     config: RunConfig, images: Images, deepest: int
 ) -> Iterator[Callable[[Phase], Source]]:
-    """Yield what a phase is fitted on: stored features if the disk has room for them.
+    """Yield what a phase is fitted on: stored features if they pay and the disk has room for them.
 
     Otherwise it is fitted on pixels, varied alike, with the same result but for rounding.
     """
@@ -174,8 +174,8 @@ def _sources(
         yield lambda _: Pixels(images, config, shared=False)
         return
     with features.opened(config, deepest) as store:
-        depths = {it.unfreeze_depth for it in phases(config)}
-        if not _fit_on_disk(config, images, store, depths):
+        depths = {it.unfreeze_depth for it in phases(config) if store.pays(it.unfreeze_depth)}
+        if depths and not _fit_on_disk(config, images, store, depths):
             depths.clear()
 
         def source_of(phase: Phase) -> Source:

@@ -78,6 +78,44 @@ def test_what_is_computed_from_pixels_is_kept_at_the_deepest_cut_too(config, ima
     assert {depth for depth, _, _ in stored(own_cache)} == {1, 3}
 
 
+def test_multiply_adds_are_those_of_the_layers_below_a_cut():
+    config = RunConfig(**SMALL)
+    frozen = Frozen(models.backbone(config), config.backbone)
+    # 16 × 16 places: 3 × 3 kernels from 3 to 8 channels, then on each of 8, then 8 to 16 by 1 × 1
+    assert frozen.multiply_adds(12) == 16 * 16 * (3 * 3 * 3 * 8 + 3 * 3 * 8 + 8 * 16)
+    assert frozen.feature_bytes(12) == 16 * 16 * 16 * 4
+    assert frozen.multiply_adds(13) == 0
+
+
+@pytest.mark.parametrize(
+    ("backbone", "alpha", "paying"),
+    [("mobilenet", 0.25, 10), ("mobilenet", 1, 11), ("resnet50v2", 1, 16), ("cnn", 1, 1)],
+)
+def test_only_cuts_that_save_more_than_they_cost_pay(backbone, alpha, paying):
+    fields = {"backbone": backbone, "alpha": alpha, "image_size": 64, "unfreeze_depth": 0}
+    store = of(RunConfig(**fields), deepest=99)
+    depths = range(BACKBONES[backbone].blocks)
+    assert [it for it in depths if store.pays(it)] == list(range(paying))
+    assert store._deepest == paying - 1
+
+
+@pytest.mark.parametrize("fields", [{}, {"head_epochs": 0}])
+def test_a_cut_that_does_not_pay_is_trained_from_pixels_with_the_same_result(
+    config, images, own_cache, monkeypatch, fields
+):
+    fields |= {"unfreeze_depth": 11, "epochs": 3, "augment_strength": 0.5}
+    config = config.override(fields)
+    found = train(config, images, deepest=12)
+    depths = {depth for depth, _, _ in stored(own_cache)}
+    assert depths == ({0, 9} if config.head_epochs else set())
+    monkeypatch.setattr(features, "WORTH_A_BYTE", 0)
+    expected = train(config, images, deepest=12)
+    assert {depth for depth, _, _ in stored(own_cache)} >= {11, 12}
+    assert found.best_epochs == expected.best_epochs
+    assert found.val_logits == pytest.approx(expected.val_logits, abs=1e-4)
+    assert found.perturbed_logits == pytest.approx(expected.perturbed_logits, abs=1e-4)
+
+
 def test_the_room_for_a_run_is_what_it_will_store(config, images, own_cache, monkeypatch):
     config = config.override({"unfreeze_depth": 1, "epochs": 2, "augment_strength": 0.5})
     asked = []

@@ -96,36 +96,68 @@ def expected_calibration_error(
 
 
 def youden_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The probability that, as threshold, makes sensitivity + specificity greatest.
+    """Return the threshold with the greatest sensitivity + specificity (Youden, Cancer 1950).
 
-    The highest such one where several do (Youden, Cancer 1950).
+    It lies in the middle of its plateau, see `_operating_points`. Of several equally good plateaus
+    the highest counts.
+
+    Args:
+        labels: int array of shape (images,), 0 or 1, both among them.
+        probabilities: float array of shape (images,), 0 to 1.
     """
-    false_positives, true_positives, thresholds = metrics.roc_curve(
-        labels, probabilities, drop_intermediate=False
-    )
-    # The first of the curve's thresholds is infinity, which no model could be given
-    return float(thresholds[1:][np.argmax((true_positives - false_positives)[1:])])
+    false_positives, found, thresholds = _operating_points(labels, probabilities)
+    return float(thresholds[np.argmax(found - false_positives)])
 
 
 def midpoint_threshold(labels: np.ndarray, logits: np.ndarray) -> float:
     """The probability midway between the classes: of the mean of their mean logits.
 
     That is where Youden's would be if the logits of both were normal and equally spread (Fisher,
-    1936), and it stands on all images, not on the few that lie where the classes meet.
+    1936). It depends on all images, not on the few where the classes meet, so it is not moved to
+    the middle of a plateau between two of them.
     """
     return float(expit((logits[labels == 0].mean() + logits[labels == 1].mean()) / 2))
 
 
 def threshold_for(sensitivity: float, labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The highest threshold that finds at least that share, 0 to 1, of the sick images."""
-    _, found, thresholds = metrics.roc_curve(labels, probabilities, drop_intermediate=False)
-    return float(thresholds[1:][np.argmax(found[1:] >= sensitivity)])
+    """Return the threshold of the greatest specificity with at least that sensitivity, 0 to 1.
+
+    It lies in the middle of the highest plateau that finds enough of the positive images, see
+    `_operating_points`.
+    """
+    _, found, thresholds = _operating_points(labels, probabilities)
+    return float(thresholds[np.argmax(found >= sensitivity)])
 
 
 def specificity_at(sensitivity: float, labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The greatest specificity of all thresholds with at least that sensitivity."""
-    false_positives, found, _ = metrics.roc_curve(labels, probabilities)
+    """Return the greatest specificity of all thresholds with at least that sensitivity."""
+    false_positives, found, _ = _operating_points(labels, probabilities)
     return float(1 - false_positives[found >= sensitivity].min())
+
+
+def _operating_points(
+    labels: np.ndarray, probabilities: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what each distinct choice of a threshold gives, the highest threshold first.
+
+    All thresholds above one probability and up to the next greater one call the same images
+    positive: they form a plateau. Its middle is the threshold that the scores of other images can
+    miss by the most on both sides; an end of the plateau would be the score of one image. The
+    lowest plateau, on which all images are positive, starts at 0, the least probability there is.
+    The threshold above all scores, which no model should have, is not among them.
+
+    The middle is computed in the dtype of the probabilities. Between two adjacent numbers of that
+    dtype there is none, and the upper of them is taken: positive is probability ≥ threshold.
+
+    Returns:
+        False positive rate, sensitivity and threshold, each of shape (distinct probabilities,).
+    """
+    # The first point of the curve is that of infinity
+    false_positives, found, _ = metrics.roc_curve(labels, probabilities, drop_intermediate=False)
+    upper = np.unique(probabilities)[::-1]  # those of `roc_curve` are float64 in any case
+    lower = np.append(upper[1:], upper.dtype.type(0))
+    middle = lower + (upper - lower) / 2
+    return false_positives[1:], found[1:], np.where(middle > lower, middle, upper)
 
 
 def temperature(labels: np.ndarray, logits: np.ndarray) -> float:

@@ -87,8 +87,9 @@ def examine(
 ) -> Evidence:
     """Holds a model against a split, and logs all that follows to the active run.
 
-    The threshold is the model's own; with a `sensitivity`, 0 to 1, the highest one that reaches
-    it on the validation images of the model's own run. On `test` it counts as one more look.
+    The threshold is the model's own; with a `sensitivity`, 0 to 1, that of
+    `evaluate.threshold_for` on the validation images of the model's own run. On `test` it counts as
+    one more look.
     """
     seen = overlap.find_overlap(stored.trial, images.dataset, split_name)
     external = seen is not None and seen.external

@@ -56,13 +56,14 @@ def test_the_threshold_itself_counts_as_positive():
 
 
 def test_youdens_threshold():
-    threshold = module.youden_threshold(LABELS, SCORES)
     gains = {
         cut: metrics.recall_score(LABELS, SCORES >= cut)
         + metrics.recall_score(LABELS, SCORES >= cut, pos_label=0)
         for cut in SCORES
     }
-    assert threshold == max(sorted(gains, reverse=True), key=gains.get) == 0.5
+    assert max(sorted(gains, reverse=True), key=gains.get) == 0.5
+    # the next lower score is 0.35
+    assert module.youden_threshold(LABELS, SCORES) == pytest.approx((0.5 + 0.35) / 2, abs=1e-12)
 
 
 def test_midway_between_the_classes():
@@ -71,18 +72,55 @@ def test_midway_between_the_classes():
 
 
 def test_youdens_threshold_of_useless_scores_is_a_number():
-    assert module.youden_threshold(LABELS, np.full(10, 0.4)) == 0.4
+    assert module.youden_threshold(LABELS, np.full(10, 0.4)) == 0.2  # midway to 0
+    assert module.youden_threshold(LABELS, np.zeros(10)) == 0
     assert np.isfinite(module.youden_threshold(LABELS, 1 - SCORES))
 
 
-def test_a_sensitivity_is_reached_at_the_highest_threshold_that_does():
-    for sensitivity, expected in [(0.5, 0.7), (0.51, 0.6), (0.8, 0.5), (0.95, 0.15), (1.0, 0.15)]:
-        assert module.threshold_for(sensitivity, LABELS, SCORES) == expected
+def test_a_sensitivity_is_reached_at_the_middle_of_the_highest_plateau_that_does():
+    # each: the lowest score that must be called positive, and the next lower one
+    for sensitivity, upper, lower in [
+        (0.5, 0.7, 0.6),
+        (0.51, 0.6, 0.5),
+        (0.8, 0.5, 0.35),
+        (0.95, 0.15, 0.1),
+        (1.0, 0.15, 0.1),
+    ]:
+        found = module.threshold_for(sensitivity, LABELS, SCORES)
+        assert found == pytest.approx((upper + lower) / 2, abs=1e-12)
+    assert module.threshold_for(1.0, np.array([1, 0]), np.array([0.3, 0.6])) == 0.15
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_threshold_between_adjacent_numbers_calls_the_same_images_positive(dtype):
+    labels = np.array([0, 1, 1])
+    upper = np.linspace(0.1, 1, 200, dtype=dtype)  # some of their last bits are 0, some are 1
+    for value in (*upper, np.nextafter(dtype(0), dtype(1))):
+        scores = np.array([np.nextafter(value, dtype(0)), value, 1], dtype)
+        for threshold in (
+            module.youden_threshold(labels, scores),
+            module.threshold_for(1.0, labels, scores),
+        ):
+            for again in (scores, scores.astype(float)):
+                assert (again >= threshold).tolist() == [False, True, True]
 
 
 def test_specificity_at_a_sensitivity_is_the_best_there_is():
     assert module.specificity_at(0.5, LABELS, SCORES) == 3 / 4
     assert module.specificity_at(0.95, LABELS, SCORES) == 1 / 4
+
+
+def test_specificity_at_a_sensitivity_counts_every_point_of_a_straight_curve():
+    labels, scores = np.array([0, 1, 0, 1]), np.array([0.9, 0.9, 0.1, 0.1])
+    assert module.specificity_at(0.5, labels, scores) == 0.5
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        labels, scores = rng.permutation([0, 1] * 6), rng.integers(0, 4, 12) / 4
+        for sensitivity in (0.3, 0.5, 0.95):
+            reached = [it for it in scores if (scores[labels == 1] >= it).mean() >= sensitivity]
+            expected = max((scores[labels == 0] < it).mean() for it in reached)
+            found = module.specificity_at(sensitivity, labels, scores)
+            assert found == pytest.approx(expected, abs=1e-12)
 
 
 def unsure(temperature: float, images: int = 20_000) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 DRAWS = 1000  # leave about 0.2 points of error in a 95 % bound
 LEVELS = (2.5, 97.5)  # percentiles that enclose 95 %
@@ -113,13 +112,18 @@ def _found(predictions: pd.DataFrame, drawn: np.ndarray) -> tuple[np.ndarray, np
 
 @dataclass(frozen=True)
 class Comparison:
-    """A second model beside a first one on the same images.
+    """The differences of a second model from a first one on the same images.
 
-    `auc_difference`: second − first, with its 95 % interval `low` to `high`, both models seeing
-    the same drawn patients. `first_only` and `second_only`: images that one alone gets right;
-    `p`: how likely counts at least that unequal are where both err equally often, exact and
-    two-sided, by image (McNemar, Psychometrika 1947). `sensitivity_difference`: second − first,
-    each at its own threshold, with its 95 % interval from the same samples.
+    Attributes:
+        auc_difference: AUC of the second minus AUC of the first.
+        low: Lower bound of its 95 % interval, from samples of patients that both models share.
+        high: Upper bound.
+        first_only: Number of images that the first model alone classifies correctly.
+        second_only: Number of images that the second model alone classifies correctly.
+        sensitivity_difference: Sensitivity of the second minus that of the first, each at its own
+            threshold.
+        sensitivity_low: Lower bound of its 95 % interval, from the same samples.
+        sensitivity_high: Upper bound.
     """
 
     auc_difference: float
@@ -127,7 +131,6 @@ class Comparison:
     high: float
     first_only: int
     second_only: int
-    p: float
     sensitivity_difference: float
     sensitivity_low: float
     sensitivity_high: float
@@ -160,7 +163,6 @@ def compare(
         for it, threshold in zip((first, second), thresholds, strict=True)
     ]
     first_only, second_only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-    unequal = first_only + second_only
     sick = (first["label"] == 1).to_numpy()
     gained = (right[1].astype(int) - right[0].astype(int)).to_numpy()[sick]
     gains = drawn[:, sick] @ gained / drawn[:, sick].sum(axis=1)
@@ -170,7 +172,6 @@ def compare(
         float(high),
         first_only,
         second_only,
-        float(binomtest(first_only, unequal).pvalue) if unequal else 1.0,
         float(gained.mean()),
         *map(float, np.percentile(gains, LEVELS)),
     )

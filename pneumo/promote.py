@@ -127,7 +127,6 @@ def _compared(candidate: Held, champion: Held) -> dict[str, float]:
         "sensitivity_difference_high": found.sensitivity_high,
         "champion_alone_right": found.first_only,
         "candidate_alone_right": found.second_only,
-        "mcnemar_p": found.p,
     }
 
 
@@ -228,7 +227,6 @@ def _show(decision: Decision) -> None:
             say(
                 f"{_in_words(name)} compared with the {title}: {_difference(name, figures, prefix)}"
             )
-        say(f"McNemar's p compared with the {title}: {figures[f'{prefix}mcnemar_p']:.3f}")
     if decision.champion_vacant:
         say(f"note: @{CHAMPION} counts as vacant: {decision.champion_vacant}")
 

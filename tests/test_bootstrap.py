@@ -130,7 +130,7 @@ def test_bands_of_a_single_sample_are_its_curves():
 
 def test_the_same_model_twice_does_not_differ():
     same = bootstrap.compare(some(2), some(2).sample(frac=1, random_state=0), (0.5, 0.5))
-    assert same == bootstrap.Comparison(0, 0, 0, 0, 0, 1, 0, 0, 0)
+    assert same == bootstrap.Comparison(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def test_two_models_on_the_same_images():
@@ -144,7 +144,6 @@ def test_two_models_on_the_same_images():
     right = [(it["probability"] >= 0.5) == labels for it in (worse, better)]
     assert found.first_only == (right[0] & ~right[1]).sum() == 0
     assert found.second_only == (~right[0] & right[1]).sum() > 0
-    assert found.p == pytest.approx(2 * 0.5**found.second_only)
     mirrored = bootstrap.compare(better, worse, (0.5, 0.5))
     assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
 

@@ -16,7 +16,7 @@ MARGINS = Margins(0.02, 0.05)
 DIFFERENCES = {
     f"{name}_difference{end}" for name in ("auc", "sensitivity") for end in ("", "_low", "_high")
 }
-COMPARED = DIFFERENCES | {"champion_alone_right", "candidate_alone_right", "mcnemar_p"}
+COMPARED = DIFFERENCES | {"champion_alone_right", "candidate_alone_right"}
 
 
 def held(separation: float, title: str = "m version 1", seed: int = 0, **changes) -> Held:

@@ -160,10 +160,17 @@ def _frequencies(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np
 
 
 def learning_curves(epochs: pd.DataFrame) -> Figure:
-    """Loss and AUC of each epoch: columns loss, auc, val_loss, val_auc, index epoch from 1."""
+    """Plot loss and AUC of each epoch: columns loss, auc, val_loss, val_auc, index epoch from 1.
+
+    In both losses the classes weigh the same. Those of training are means over the batches of an
+    epoch, with augmentation and dropout.
+    """
     with _drawing(9, 3.6) as figure:
         for axes, name, title in zip(
-            figure.subplots(1, 2), ("loss", "auc"), ("Loss", "AUC"), strict=True
+            figure.subplots(1, 2),
+            ("loss", "auc"),
+            ("Loss, both classes weighing the same", "AUC"),
+            strict=True,
         ):
             axes.plot(epochs.index, epochs[name], "s--", color=ORANGE, ms=4, label="training")
             axes.plot(epochs.index, epochs[f"val_{name}"], "o-", color=BLUE, ms=4, label="val")
@@ -181,8 +188,8 @@ def worst_errors(
 ) -> Figure:
     """The images that the model is wrong about and the surest of, of both kinds, with heat maps.
 
-    `images`: uint8, shape (rows, size, size, 1), in the order of `predictions`; `heat_maps`: as
-    `explain.heat_maps`, of one model; it is asked for the images shown alone.
+    `images`: uint8, shape (rows, size, size, 1), in the order of `predictions`; `heat_maps`: an
+    `explain.HiResCam` of one model, which is called with the images shown alone.
     """
     values, labels = predictions["probability"], predictions["label"]
     missed = predictions[(labels == 1) & (values < threshold)].sort_values("probability")

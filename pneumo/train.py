@@ -291,7 +291,8 @@ def class_weights(labels: np.ndarray) -> dict[int, float]:
 class _Validation(keras.callbacks.Callback):
     """Adds exact `val_loss`, `val_auc` and the objective to an epoch's metrics; keeps the logits.
 
-    Keras' own AUC approximates with 200 thresholds, too coarse where models score 0.99.
+    As in the training loss, both classes weigh the same in `val_loss`. Keras' own AUC approximates
+    with 200 thresholds, too coarse where models score 0.99.
     """
 
     def __init__(self, source: Source, objective: str, history: History) -> None:
@@ -304,7 +305,8 @@ class _Validation(keras.callbacks.Callback):
             raise TrainingDiverged(
                 f"the loss is {logs['loss']} after epoch {epoch + 1}: lower learning_rate"
             )
-        logs["val_loss"] = log_loss(labels, expit(logits))
+        weights = np.take(list(class_weights(labels).values()), labels)
+        logs["val_loss"] = log_loss(labels, expit(logits), sample_weight=weights)
         logs["val_auc"] = roc_auc_score(labels, logits)
         scored = logits
         if self._objective == "val_blurred_auc":

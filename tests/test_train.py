@@ -49,7 +49,28 @@ def test_the_weights_kept_are_those_of_the_best_epoch(images):
     )
     best = told[result.best_epochs[0] - 1][1]
     assert set(best) == {"loss", "auc", "val_loss", "val_auc"}
-    assert best["val_loss"] == pytest.approx(log_loss(val.labels, expit(result.val_logits)))
+    assert best["val_loss"] == pytest.approx(balanced_loss(val.labels, result.val_logits))
+
+
+def balanced_loss(labels, logits) -> float:
+    """The mean of the mean losses of both classes."""
+    of_class = [logits[labels == label] for label in (0, 1)]
+    return np.mean(
+        [log_loss(np.full(len(it), n), expit(it), labels=[0, 1]) for n, it in enumerate(of_class)]
+    )
+
+
+def test_training_and_validation_losses_are_of_one_kind(images):
+    """A fit that hardly moves has one loss throughout, whose images are those of the labels."""
+    result, told = fit(images, epochs=1, learning_rate=1e-12, dropout=0, augment_strength=0)
+    for name in ("train", "val"):
+        part = images.split(name)
+        logits = models.logits(result.model, part.images)
+        expected = balanced_loss(part.labels, logits)
+        loss = told[0][1]["loss" if name == "train" else "val_loss"]
+        assert loss == pytest.approx(expected, abs=1e-5)
+        plain = log_loss(part.labels, expit(logits))
+        assert abs(plain - expected) > 1e-3  # the classes differ in size and in loss
 
 
 def test_blurred_images_may_choose_the_epoch(images):

@@ -17,7 +17,7 @@ from pneumo import evaluate, figures, models, overlap, pages, registry, shortcut
 from pneumo.console import say, table
 from pneumo.data.dataset import Dataset, Images, Split
 from pneumo.evaluate import Evaluation
-from pneumo.explain import GradCam
+from pneumo.explain import HiResCam
 from pneumo.overlap import Overlap
 from pneumo.pages import number, with_interval
 
@@ -52,7 +52,7 @@ CAPTIONS = {
     "reliability.png": "Calibration, before and after temperature scaling",
     "learning_curves.png": "Training of the kept model",
     "worst_errors.png": "The worst errors; below each, in colour, what speaks for pneumonia to the "
-    "model, by Grad-CAM: brightest where it does most, each image by itself",
+    "model, by HiResCAM: brightest where it does most, each image by itself",
 }
 
 
@@ -228,13 +228,13 @@ def _pictures(
     predictions, threshold = evaluation.predictions, evaluation.metrics["threshold"]
     probabilities = predictions["probability"].to_numpy()
     epochs = tracking.read_epochs(stored.trial.info.run_id)
-    grad_cam = GradCam(stored.model.keras_model)
+    hires_cam = HiResCam(stored.model.keras_model)
     drawn = {
         "roc.png": figures.roc(predictions, threshold),
         "precision_recall.png": figures.precision_recall(predictions, threshold),
         "reliability.png": figures.reliability(split.labels, probabilities, expit(logits)),
         "learning_curves.png": figures.learning_curves(epochs),
-        "worst_errors.png": figures.worst_errors(predictions, split.images, threshold, grad_cam),
+        "worst_errors.png": figures.worst_errors(predictions, split.images, threshold, hires_cam),
     }
     return {name: figures.png(figure) for name, figure in drawn.items()}
 

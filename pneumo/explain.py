@@ -14,15 +14,17 @@ from pneumo.parallel import BATCH
 GRID = 8
 
 
-class GradCam:
-    """Says of images how much each place speaks for pneumonia to a model.
+class HiResCam:
+    """Computes how much each place of an image counts for pneumonia to a model, by HiResCAM.
 
-    `model`: as `models.build` gives it, whatever blocks of it train.
+    The last feature maps, before anything pools them, are multiplied by the gradients of the logit
+    element by element, and summed over channels (Draelos and Carin, arXiv:2011.08891, 2020).
+    Grad-CAM (Selvaraju et al., ICCV 2017) averages the gradients over places first. Behind a global
+    average that is the same; behind the `cnn`, whose head knows where each feature was, it would
+    highlight other places.
 
-    The gradients of the logit weigh the last feature maps, before anything pools them (Selvaraju et
-    al., ICCV 2017), and they do so place by place (HiResCAM, Draelos & Carin, 2020): behind a
-    global average that is the same; behind the `cnn`, whose head knows where each feature was, the
-    mean of gradients would point elsewhere.
+    Args:
+        model: As `models.build` returns it, whatever blocks of it train.
     """
 
     def __init__(self, model: keras.Model) -> None:

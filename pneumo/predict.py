@@ -15,7 +15,7 @@ from pneumo import tracking
 from pneumo.console import track
 from pneumo.data.pixels import UnreadableImage, decode
 from pneumo.errors import Mistake
-from pneumo.explain import GradCam
+from pneumo.explain import HiResCam
 from pneumo.figures import overlay
 from pneumo.registry import Stored
 from pneumo.serve import COLUMNS
@@ -121,11 +121,11 @@ def explain(stored: Stored, files: Sequence[str], folder: Path) -> None:
 
 def _explained(stored: Stored, paths: Sequence[str]) -> Iterator[tuple[str, np.ndarray | None]]:
     """Each file with its picture, uint8, shape (size, 2 size, 3); None where it is no image."""
-    grad_cam = GradCam(stored.model.keras_model)
+    hires_cam = HiResCam(stored.model.keras_model)
     for start in range(0, len(paths), AT_ONCE):
         batch = paths[start : start + AT_ONCE]
         images = dict(_decoded(stored, batch))
-        heat_maps = grad_cam(np.stack([*images.values()])[..., np.newaxis]) if images else ()
+        heat_maps = hires_cam(np.stack([*images.values()])[..., np.newaxis]) if images else ()
         pictures = {
             path: np.hstack([overlay(pixels, 0 * heat), overlay(pixels, heat)])
             for (path, pixels), heat in zip(images.items(), heat_maps, strict=True)

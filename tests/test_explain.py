@@ -11,7 +11,7 @@ from PIL import Image
 from pneumo import models
 from pneumo.config import RunConfig
 from pneumo.data.dataset import open_dataset
-from pneumo.explain import GRID, GradCam
+from pneumo.explain import GRID, HiResCam
 from pneumo.figures import overlay
 from pneumo.train import train
 from tests.conftest import SHARED
@@ -39,7 +39,7 @@ def image() -> np.ndarray:
 
 
 def test_behind_an_average_it_is_grad_cam(image):
-    [found] = GradCam(handmade(GRID, False, np.array([3.0, -2.0])))(image)
+    [found] = HiResCam(handmade(GRID, False, np.array([3.0, -2.0])))(image)
     values = image[0, ..., 0].astype(float)
     expected = np.maximum(3 * values - 2 * (255 - values), 0)
     assert found.dtype == np.float32
@@ -50,7 +50,7 @@ def test_behind_an_average_it_is_grad_cam(image):
 
 def test_behind_all_places_each_counts_by_itself(image):
     kernel = np.random.default_rng(1).normal(size=(GRID, GRID, 2))
-    [found] = GradCam(handmade(GRID, True, kernel.ravel()))(image)
+    [found] = HiResCam(handmade(GRID, True, kernel.ravel()))(image)
     values = image[0, ..., 0].astype(float)
     expected = np.maximum(kernel[..., 0] * values + kernel[..., 1] * (255 - values), 0)
     assert found == pytest.approx(expected / expected.max(), abs=1e-6)
@@ -59,25 +59,25 @@ def test_behind_all_places_each_counts_by_itself(image):
 def test_large_maps_are_summed_up_in_cells():
     image = np.zeros((1, 4 * GRID, 4 * GRID, 1), np.uint8)
     image[0, 8:12, 4:8] = 200  # one whole cell
-    [found] = GradCam(handmade(4 * GRID, False, np.array([1.0, 0.0])))(image)
+    [found] = HiResCam(handmade(4 * GRID, False, np.array([1.0, 0.0])))(image)
     peak = np.argwhere(found == found.max())
     assert peak.min(axis=0).tolist() == [9, 5]
     assert peak.max(axis=0).tolist() == [10, 6]
 
 
 def test_nothing_speaks_for_pneumonia_and_no_image(image):
-    grad_cam = GradCam(handmade(GRID, False, np.array([-1.0, 0.0])))
-    assert (grad_cam(image) == 0).all()
-    assert grad_cam(image[:0]).shape == (0, GRID, GRID)
+    hires_cam = HiResCam(handmade(GRID, False, np.array([-1.0, 0.0])))
+    assert (hires_cam(image) == 0).all()
+    assert hires_cam(image[:0]).shape == (0, GRID, GRID)
 
 
 def test_images_have_maps_of_their_own():
     images = np.random.default_rng(0).integers(0, 256, (37, GRID, GRID, 1), np.uint8)
-    grad_cam = GradCam(handmade(GRID, False, np.array([1.0, 0.0])))
-    together = grad_cam(images)
+    hires_cam = HiResCam(handmade(GRID, False, np.array([1.0, 0.0])))
+    together = hires_cam(images)
     assert together.shape == (37, GRID, GRID)
     for place in (0, 15, 16, 36):
-        assert together[place] == pytest.approx(grad_cam(images[place : place + 1])[0], abs=1e-6)
+        assert together[place] == pytest.approx(hires_cam(images[place : place + 1])[0], abs=1e-6)
 
 
 def test_an_overlay_leaves_what_says_nothing():
@@ -93,25 +93,25 @@ def test_an_overlay_leaves_what_says_nothing():
 def test_every_backbone_and_no_matter_which_blocks_train(backbone, maps):
     model = models.build(RunConfig(backbone=backbone, image_size=64, unfreeze_depth=0))
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 1), np.uint8)
-    grad_cam = GradCam(model)
-    [(below, _)] = grad_cam._members
+    hires_cam = HiResCam(model)
+    [(below, _)] = hires_cam._members
     assert below.output.name == model.get_layer("backbone").get_layer(maps).output.name
-    found = grad_cam(images)
+    found = hires_cam(images)
     assert found.shape == (3, 64, 64)
     assert np.isfinite(found).all()
     assert found.max() == 1
     models.unfreeze(model, models.BACKBONES[backbone].blocks)
-    assert (GradCam(model)(images) == found).all()
+    assert (HiResCam(model)(images) == found).all()
 
 
 def test_of_members_it_shows_what_their_mean_says():
     image = np.zeros((1, GRID, GRID, 1), np.uint8)
     image[0, 1, 1], image[0, 5, 5] = 100, 200
     first, second = (handmade(GRID, False, np.array(it)) for it in ([2.0, 0.0], [-1.0, 0.0]))
-    [alone] = GradCam(first)(image)
-    [found] = GradCam(models.average([first, second]))(image)
+    [alone] = HiResCam(first)(image)
+    [found] = HiResCam(models.average([first, second]))(image)
     assert found == pytest.approx(alone, abs=1e-6)  # half as much, which the scale takes out
-    [found] = GradCam(models.average([first, second, second]))(image)
+    [found] = HiResCam(models.average([first, second, second]))(image)
     assert not found.any()  # as much speaks against it as for it
 
 
@@ -121,9 +121,9 @@ def test_of_a_mirrored_model_it_shows_what_both_images_say():
     kernel = np.zeros((GRID, GRID, 2))
     kernel[:, : GRID // 2, 0] = 1.0  # the left alone speaks
     model = handmade(GRID, True, kernel.ravel())
-    [left], [right] = GradCam(model)(image), GradCam(model)(image[:, :, ::-1])
+    [left], [right] = HiResCam(model)(image), HiResCam(model)(image[:, :, ::-1])
     assert (left[1, 1], left[5, 5], right[5, 2]) == (1, 0, 1)
-    [found] = GradCam(models.average([model], mirror=True))(image)
+    [found] = HiResCam(models.average([model], mirror=True))(image)
     assert found == pytest.approx(image[0, ..., 0] / 200, abs=1e-6)
 
 
@@ -160,7 +160,7 @@ def peaks_off(model: keras.Model) -> list[float]:
     distances = []
     for place in product((24, 48, 72), repeat=2):
         image = Image.fromarray(spotted(rng, place)).resize((size, size))
-        [found] = GradCam(model)(np.asarray(image)[np.newaxis, ..., np.newaxis])
+        [found] = HiResCam(model)(np.asarray(image)[np.newaxis, ..., np.newaxis])
         y, x = np.argwhere(found == found.max()).mean(axis=0) / size * SIDE
         distances.append(np.hypot(x - place[0], y - place[1]))
     return distances
@@ -200,7 +200,7 @@ def test_the_cache_changes_no_map(sample, weights):
     )
     test = images.split("test").images
     found = [
-        GradCam(train(config.override({"feature_cache": cache}), images).model)(test)
+        HiResCam(train(config.override({"feature_cache": cache}), images).model)(test)
         for cache in ("on", "off")
     ]
     assert found[0] == pytest.approx(found[1], abs=1e-4)

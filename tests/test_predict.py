@@ -15,7 +15,7 @@ from pneumo import registry
 from pneumo.data.index import find_images
 from pneumo.data.pixels import decode
 from pneumo.errors import Mistake
-from pneumo.explain import GradCam
+from pneumo.explain import HiResCam
 from pneumo.figures import overlay
 from tests.studies import tags
 from tests.test_command_line import run, run_here, start
@@ -146,7 +146,7 @@ def test_each_image_is_explained(study, few, capsys):
     # the image as the model takes it, and beside it the same below its heat map
     path, model = readable[7], registry.find(MODEL).model
     pixels = decode(Path(path).read_bytes(), 32)
-    [heat] = GradCam(model.keras_model)(pixels[np.newaxis, ..., np.newaxis])
+    [heat] = HiResCam(model.keras_model)(pixels[np.newaxis, ..., np.newaxis])
     picture = np.asarray(Image.open(folder / f"{Path(path).relative_to(few)}.png"))
     assert (picture[:, :32] == pixels[..., np.newaxis]).all()
     assert np.abs(picture[:, 32:].astype(int) - overlay(pixels, heat)).max() <= 1

@@ -9,9 +9,9 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from sklearn import metrics
 
-from pneumo import bootstrap
 from pneumo.data.dataset import Split
 from pneumo.data.index import CLASSES
+from pneumo.intervals import metric_intervals
 
 GOOD_SENSITIVITY = 0.95  # at which specificities are compared, whatever the threshold
 TEMPERATURES = (0.1, 10.0)  # a temperature beyond says that validation is too small to fit one
@@ -45,7 +45,7 @@ def evaluate(
     )
     values = score(split.labels, probabilities, threshold)
     if intervals:
-        values |= bootstrap.intervals(predictions, threshold)
+        values |= metric_intervals(predictions, threshold)
     return Evaluation(predictions, values, confusion(split.labels, probabilities, threshold))
 
 
@@ -56,7 +56,7 @@ def confusion(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -
 
 
 def score(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, float]:
-    """The metrics of the contract. A rate whose denominator is 0 is NaN."""
+    """Return the metrics of one split by name, without intervals. A rate of no images is NaN."""
     counts = confusion(labels, probabilities, threshold)
     tn, fp, fn, tp = (counts[key] for key in ("tn", "fp", "fn", "tp"))
     sensitivity, specificity = _rate(tp, tp + fn), _rate(tn, tn + fp)
@@ -194,7 +194,7 @@ def subgroups(predictions: pd.DataFrame, threshold: float) -> dict[str, dict[str
         others = predictions[predictions["label"] != label]
         both = pd.concat([rows, others])
         values = score(both["label"].to_numpy(), both["probability"].to_numpy(), threshold)
-        values |= bootstrap.intervals(both, threshold)
+        values |= metric_intervals(both, threshold)
         rate = "sensitivity" if label else "specificity"
         found[f"{CLASSES[label]}/{subtype}"] = {
             "images": len(rows),
@@ -216,7 +216,7 @@ def details(evaluation: Evaluation, logits: np.ndarray, temperature: float) -> d
         "images": len(labels),
         "patients": predictions["patient"].nunique(),
         "at_threshold": evaluation.metrics,
-        "at_0.5": score(labels, probabilities, 0.5) | bootstrap.intervals(predictions, 0.5),
+        "at_0.5": score(labels, probabilities, 0.5) | metric_intervals(predictions, 0.5),
         "specificity_at_95_sensitivity": specificity_at(GOOD_SENSITIVITY, labels, probabilities),
         "accuracy_of_all_pneumonia": float(labels.mean()),
         "temperature": temperature,

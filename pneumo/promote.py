@@ -76,9 +76,9 @@ def gate(
     """Decide whether a candidate may become champion.
 
     The candidate must reach `FLOORS` and `CEILINGS`, and be non-inferior to each reference: the
-    lower bounds of the 95 % intervals of the differences in AUC and in sensitivity, from a paired
-    bootstrap of patients, must lie above the negative margins. Without references the floors alone
-    decide.
+    lower bounds of the 95 % intervals of the differences in AUC and in sensitivity, paired and by
+    patient as in `bootstrap.compare`, must lie above the negative margins. Without references the
+    floors alone decide.
 
     Args:
         candidate: The candidate with its predictions.

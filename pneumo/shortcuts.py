@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pneumo import bootstrap, models
+from pneumo.intervals import metric_intervals
 from pneumo.pages import with_interval
 
 BORDER = 1 / 8  # of the side, along each: markers, collimation and shoulders, little lung
@@ -39,7 +40,7 @@ def check(
 def _beside_the_whole(whole: pd.DataFrame, probabilities: np.ndarray) -> dict[str, float]:
     part = whole.assign(probability=probabilities)
     compared = bootstrap.compare(whole, part, (0.5, 0.5))
-    bounds = bootstrap.intervals(part, 0.5)
+    bounds = metric_intervals(part, 0.5)
     return {
         "auc": float(bootstrap.auc(part, np.ones((1, len(part)), int))[0]),
         "auc_low": bounds["auc_low"],

@@ -20,6 +20,7 @@ from pneumo.config import spelled_out
 from pneumo.console import say
 from pneumo.data.dataset import SAMPLE
 from pneumo.errors import in_words
+from pneumo.intervals import metric_intervals
 from pneumo.pages import with_interval
 from pneumo.study import Goal, Plan, counted, how_to_continue, last_value
 
@@ -88,7 +89,7 @@ def _duel(baseline: str, best: str) -> Duel:
     thresholds = [tracking.threshold(run_id) for run_id in (baseline, best)]
     values = [
         evaluate.score(it["label"].to_numpy(), it["probability"].to_numpy(), threshold)
-        | bootstrap.intervals(it, threshold)
+        | metric_intervals(it, threshold)
         for it, threshold in zip(predictions, thresholds, strict=True)
     ]
     rows = [

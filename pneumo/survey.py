@@ -13,10 +13,10 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-from pneumo import bootstrap
 from pneumo.data.dataset import Images
 from pneumo.data.index import CLASSES, tells_no_patient
 from pneumo.data.pixels import open_image
+from pneumo.intervals import metric_intervals
 from pneumo.parallel import in_batches
 
 SIDE = 224  # of the square at which intensity and sharpness are measured, so that they compare
@@ -177,7 +177,7 @@ def _told(images: pd.DataFrame, target: np.ndarray) -> dict[str, float]:
     predictions = pd.DataFrame(
         {"patient": images["patient"], "label": target, "probability": probabilities}
     )
-    bounds = bootstrap.intervals(predictions, 0.5)
+    bounds = metric_intervals(predictions, 0.5)
     return {
         "auc": float(roc_auc_score(target, probabilities)),
         **{name: bounds[name] for name in ("auc_low", "auc_high")},

@@ -3,13 +3,11 @@ import weakref
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import norm
 from sklearn import metrics
 
 from pneumo import bootstrap
+from pneumo.intervals import paired_difference_interval
 from tests.benchmarks.selection import simulate
-
-NAMES = ("auc", "sensitivity", "specificity", "accuracy")
 
 
 def frame(patients, labels, probabilities) -> pd.DataFrame:
@@ -33,20 +31,10 @@ def some(images_per_patient: int = 1, patients: int = 60) -> pd.DataFrame:
 
 def test_each_sample_is_scored_as_scikit_learn_does():
     predictions = some(2)
-    drawn = bootstrap.draw_patients(predictions, draws=20)
+    drawn = bootstrap.draw_patients(predictions, draws=2 * bootstrap.BLOCK + 1)
     labels, values = predictions["label"], predictions["probability"]
-    found = bootstrap.rates(predictions, 0.5, drawn)
-    assert set(found) == set(NAMES)
-    for sample, weights in enumerate(drawn):
-        expected = {
-            "auc": metrics.roc_auc_score(labels, values, sample_weight=weights),
-            "sensitivity": metrics.recall_score(labels, values >= 0.5, sample_weight=weights),
-            "specificity": metrics.recall_score(
-                labels, values >= 0.5, sample_weight=weights, pos_label=0
-            ),
-            "accuracy": metrics.accuracy_score(labels, values >= 0.5, sample_weight=weights),
-        }
-        assert {name: found[name][sample] for name in NAMES} == pytest.approx(expected, abs=1e-12)
+    expected = [metrics.roc_auc_score(labels, values, sample_weight=weights) for weights in drawn]
+    assert bootstrap.auc(predictions, drawn) == pytest.approx(expected, abs=1e-12)
 
 
 def test_patients_come_with_all_their_images_or_not_at_all():
@@ -66,52 +54,16 @@ def test_samples_that_lack_a_class_are_left_out():
     assert (drawn[:, 1:].sum(axis=1) > 0).all()
 
 
-def test_more_images_of_the_same_patients_are_no_more_evidence():
-    one, ten = (bootstrap.intervals(some(count), 0.5, draws=400) for count in (1, 10))
-    assert ten == pytest.approx(one, abs=1e-9)
-    assert set(one) == {f"{name}_{side}" for name in NAMES for side in ("low", "high")}
-
-
-def test_intervals_are_percentiles_of_the_samples_and_repeat():
+def test_blocks_of_samples_give_the_bands_of_all(monkeypatch):
     predictions = some(2)
-    drawn = bootstrap.draw_patients(predictions, draws=400)
-    found = bootstrap.intervals(predictions, 0.5, draws=400)
-    for name, values in bootstrap.rates(predictions, 0.5, drawn).items():
-        bounds = found[f"{name}_low"], found[f"{name}_high"]
-        assert bounds == pytest.approx(np.percentile(values, [2.5, 97.5]))
-    assert bootstrap.intervals(predictions, 0.5, draws=400) == found
-    assert bootstrap.intervals(predictions, 0.5, draws=400, seed=1) != found
-
-
-def photographed(rng: np.random.Generator, distance: float) -> pd.DataFrame:
-    """120 patients of 1 to 8 images, which are alike: the patient decides most of each score."""
-    sick = rng.uniform(size=120) < 0.6
-    of_patient = np.repeat(np.arange(120), rng.integers(1, 9, 120))
-    scores = (sick * distance + rng.normal(0, 1, 120))[of_patient]
-    scores += rng.normal(0, 0.5, len(scores))
-    return frame(of_patient.astype(str), sick[of_patient].astype(int), scores)
-
-
-@pytest.mark.slow
-def test_intervals_cover_the_truth_if_patients_are_drawn_and_not_if_images_are():
-    distance, cut, spread = 1.5, 0.75, np.sqrt(1.25)
-    truth = {
-        "auc": norm.cdf(distance / (spread * np.sqrt(2))),
-        "sensitivity": norm.cdf((distance - cut) / spread),
-        "specificity": norm.cdf(cut / spread),
-    }
-    rng = np.random.default_rng(0)
-    covered = {"patient": dict.fromkeys(truth, 0), "path": dict.fromkeys(truth, 0)}
-    for _ in range(400):
-        predictions = photographed(rng, distance)
-        for unit, counts in covered.items():
-            drawn_by = predictions.assign(patient=predictions[unit])
-            found = bootstrap.intervals(drawn_by, cut, draws=500)
-            for name, value in truth.items():
-                counts[name] += found[f"{name}_low"] <= value <= found[f"{name}_high"]
-    shares = {unit: {k: v / 400 for k, v in counts.items()} for unit, counts in covered.items()}
-    assert all(0.93 <= share <= 0.97 for share in shares["patient"].values()), shares
-    assert all(share < 0.85 for share in shares["path"].values()), shares
+    drawn = bootstrap.draw_patients(predictions, draws=100)
+    found = {}
+    for block in (7, 100):
+        monkeypatch.setattr(bootstrap, "BLOCK", block)
+        assert np.array_equal(bootstrap.draw_patients(predictions, draws=100), drawn)
+        bands = bootstrap.roc_band(predictions, drawn), bootstrap.precision_band(predictions, drawn)
+        found[block] = np.stack(bands)
+    assert np.array_equal(found[7], found[100])
 
 
 def test_bands_of_a_single_sample_are_its_curves():
@@ -130,7 +82,9 @@ def test_bands_of_a_single_sample_are_its_curves():
 
 def test_the_same_model_twice_does_not_differ():
     same = bootstrap.compare(some(2), some(2).sample(frac=1, random_state=0), (0.5, 0.5))
-    assert same == bootstrap.Comparison(0, 0, 0, 0, 0, 0, 0, 0)
+    assert (same.auc_difference, same.low, same.high, same.sensitivity_difference) == (0, 0, 0, 0)
+    assert (same.first_only, same.second_only) == (0, 0)
+    assert -0.1 < same.sensitivity_low <= 0 <= same.sensitivity_high < 0.1
 
 
 def test_two_models_on_the_same_images():
@@ -152,13 +106,13 @@ def test_the_difference_in_sensitivity_is_paired_and_by_patient():
     first = some(2)
     second = first.assign(probability=np.roll(first["probability"], 1))
     found = bootstrap.compare(first, second.sample(frac=1, random_state=0), (0.4, 0.6), draws=300)
-    drawn = bootstrap.draw_patients(first, draws=300)
-    each = [
-        bootstrap.rates(it, threshold, drawn)["sensitivity"]
-        for it, threshold in ((first, 0.4), (second, 0.6))
-    ]
-    low, high = np.percentile(each[1] - each[0], [2.5, 97.5])
-    assert (found.sensitivity_low, found.sensitivity_high) == pytest.approx((low, high), abs=1e-12)
+    counts = []
+    for patient in first["patient"].unique():
+        own = first[(first["patient"] == patient) & (first["label"] == 1)].index
+        at = (first["probability"][own] >= 0.4).sum(), (second["probability"][own] >= 0.6).sum()
+        counts.append((*at, len(own)))
+    bounds = paired_difference_interval(*np.array(counts).T)
+    assert (found.sensitivity_low, found.sensitivity_high) == pytest.approx(bounds, abs=1e-12)
     sick = first["label"] == 1
     values = [(it["probability"][sick] >= at).mean() for it, at in ((first, 0.4), (second, 0.6))]
     assert found.sensitivity_difference == pytest.approx(values[1] - values[0], abs=1e-12)

@@ -4,8 +4,8 @@ import pytest
 from scipy.special import expit
 from sklearn import metrics
 
-from pneumo import bootstrap
 from pneumo import evaluate as module
+from pneumo.intervals import metric_intervals
 
 # Hand-made: four normal, six sick images
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
@@ -176,7 +176,7 @@ def test_subgroups():
     }
     viral = table[table["subtype"] == "virus"]
     against = pd.concat([viral, table[table["label"] == 0]])
-    bounds = bootstrap.intervals(against, 0.5)
+    bounds = metric_intervals(against, 0.5)
     assert found["PNEUMONIA/virus"] == pytest.approx(
         {
             "images": len(viral),

@@ -14,9 +14,10 @@ from PIL import Image, ImageOps
 from scipy.special import expit, logit
 from sklearn import metrics
 
-from pneumo import bootstrap, evidence, figures, registry, shortcuts
+from pneumo import evidence, figures, registry, shortcuts
 from pneumo.data.dataset import open_dataset
 from pneumo.errors import Mistake
+from pneumo.intervals import metric_intervals
 from pneumo.models import probabilities
 from pneumo.overlap import Overlap
 from tests.conftest import store_in
@@ -115,7 +116,7 @@ def test_every_number_follows_from_the_predictions(on_test):
     labels, values = table["label"], table["probability"]
     threshold = made.data.metrics["test_threshold"]
     for key, cut in (("at_threshold", threshold), ("at_0.5", 0.5)):
-        expected = threshold_metrics(labels, values, cut) | bootstrap.intervals(table, cut)
+        expected = threshold_metrics(labels, values, cut) | metric_intervals(table, cut)
         ece = found[key].pop("ece")
         assert found[key] == pytest.approx(expected, abs=1e-9)
         bins = pd.cut(values, np.linspace(0, 1, 11), right=False)
@@ -391,8 +392,11 @@ def test_learning_curves_are_those_of_the_run(stores):
     assert set(epochs) == {"loss", "auc", "val_loss", "val_auc"}
     assert epochs["val_auc"].to_dict() == best.intermediate_values
     figure = figures.learning_curves(epochs)
-    lines = {line.get_label(): line for line in figure.axes[1].lines}
-    assert list(lines["val"].get_ydata()) == list(epochs["val_auc"])
+    assert figure.axes[0].get_title() == "Loss, both classes weighing the same"
+    for axes, name in zip(figure.axes, ("loss", "auc"), strict=True):
+        lines = {line.get_label(): line for line in axes.lines}
+        assert list(lines["training"].get_ydata()) == list(epochs[name])
+        assert list(lines["val"].get_ydata()) == list(epochs[f"val_{name}"])
     Image.open(io.BytesIO(figures.png(figure))).verify()
 
 

@@ -16,6 +16,7 @@ from pneumo import bootstrap, selection, study_page, tracking
 from pneumo.__main__ import main
 from pneumo.evaluate import score
 from pneumo.experiment import load_experiment
+from pneumo.intervals import metric_intervals
 from pneumo.pages import with_interval
 from pneumo.study import Goal, Plan
 from pneumo.study_page import DONE, RUNNING, STOPPED, Report, StudyPage
@@ -113,7 +114,7 @@ def test_the_best_is_held_against_the_baseline(study):
     thresholds = [mlflow.get_run(one).data.metrics["val_threshold"] for one in runs]
     for table, threshold in zip(tables, thresholds, strict=True):
         values = score(table["label"].to_numpy(), table["probability"].to_numpy(), threshold)
-        values |= bootstrap.intervals(table, threshold)
+        values |= metric_intervals(table, threshold)
         for name in ("auc", "sensitivity", "specificity", "accuracy"):
             assert with_interval(values, name) in page_of(study)
 

@@ -1,0 +1,198 @@
+"""95 % confidence intervals of proportions and of AUC if patients have several images.
+
+Images of one patient are alike, and hardly any image is wrong: intervals for independent images
+would be too narrow, and so are percentiles of a bootstrap (with all images right they have no
+width). The methods here are in closed form. `tests.benchmarks.coverage` measures how often they
+cover the true value.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+from scipy.stats import beta, norm, t
+
+TAIL = 0.025  # probability on each side of an interval
+
+# Intraclass correlations between the images of a patient, in being right or in their scores. The
+# estimate from few wrong images varies much, and often it is too small. An exact interval is wide
+# enough with a small least value; where no image is wrong, or for AUC, a usual value is assumed.
+LEAST_ICC = 0.05
+USUAL_ICC = 0.2
+
+
+def metric_intervals(predictions: pd.DataFrame, threshold: float) -> dict[str, float]:
+    """Return the 95 % confidence intervals of the metrics in `evaluate.HEADLINE`.
+
+    Args:
+        predictions: Columns patient, label (0 or 1, both among them) and probability.
+        threshold: Positive is probability ≥ threshold.
+
+    Returns:
+        `auc_low`, `auc_high`, and the same of `sensitivity`, `specificity` and `accuracy`; each
+        from 0 to 1, and around the value itself.
+    """
+    labels, probabilities = (predictions[name].to_numpy() for name in ("label", "probability"))
+    patients = pd.factorize(predictions["patient"])[0]
+    right = (probabilities >= threshold) == labels
+    positive, every = labels == 1, np.ones(len(labels), bool)
+    bounds = {"auc": auc_interval(labels, probabilities, patients)}
+    for name, among in (("sensitivity", positive), ("specificity", ~positive), ("accuracy", every)):
+        hits = np.bincount(patients[among & right], minlength=patients.max() + 1)
+        images = np.bincount(patients[among], minlength=len(hits))
+        bounds[name] = proportion_interval(hits, images)
+    ends = ("low", "high")
+    return {
+        f"{name}_{end}": float(bound)
+        for name, pair in bounds.items()
+        for end, bound in zip(ends, pair, strict=True)
+    }
+
+
+def proportion_interval(hits: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bound the proportion of hits among images, from the counts of each patient.
+
+    The interval is that of Clopper and Pearson (Biometrika 1934) for as many independent images as
+    give the same variance, adjusted by the degrees of freedom that patients leave (Korn and
+    Graubard, Survey Methodology 1998, 24:193). The design effect is that of the ratio estimator,
+    and at least 1 + (mean number of images, weighted by images, − 1) · ICC, with `LEAST_ICC`. If
+    all images are hits or none is, the data show no variance, and `USUAL_ICC` takes its place.
+
+    Args:
+        hits: Integers of shape (..., patients).
+        images: Integers of the same shape; patients without images do not count.
+
+    Returns:
+        Lower and upper bounds of shape (...). From a single patient they are 0 and 1.
+    """
+    total, patients = images.sum(-1), (images > 0).sum(-1)
+    value = hits.sum(-1) / total
+    inner = (value > 0) & (value < 1)
+    several = np.maximum(patients, 2)
+    deviation = hits - value[..., np.newaxis] * images
+    variance = several / (several - 1) * (deviation**2).sum(-1) / total**2
+    independent = np.where(inner, value * (1 - value), 1) / (np.maximum(total, 2) - 1)
+    least = _design_effect(images, np.where(inner, LEAST_ICC, USUAL_ICC))
+    size = total / np.maximum(variance / independent, least)
+    size = size * (_student(np.maximum(total, 2) - 1) / _student(several - 1)) ** 2
+    hits_of_size, misses_of_size = value * size, (1 - value) * size
+    low = beta.ppf(TAIL, np.where(value > 0, hits_of_size, 1), misses_of_size + 1)
+    high = beta.ppf(1 - TAIL, hits_of_size + 1, np.where(value < 1, misses_of_size, 1))
+    low = np.where((patients > 1) & (value > 0), np.minimum(low, value), 0)
+    return low, np.where((patients > 1) & (value < 1), np.maximum(high, value), 1)
+
+
+def paired_difference_interval(
+    first: np.ndarray, second: np.ndarray, images: np.ndarray
+) -> tuple[float, float]:
+    """Bound the difference of two proportions of hits among the same images, second − first.
+
+    The distances from both proportions to the ends of their own intervals are combined as standard
+    errors would be, with the correlation of the two (Newcombe, Statistics in Medicine 1998,
+    17:2635, method 10). Here the intervals and the correlation are those of patients. Percentiles
+    of a bootstrap are too narrow near 1, and have no width if both models find all images.
+
+    Args:
+        first: Hits of the first model for each patient, integers of shape (patients,).
+        second: Hits of the second model.
+        images: Images of each patient.
+
+    Returns:
+        Lower and upper bound, from −1 to 1. The correlation counts as 0 if a model has the same
+        share of hits in all patients.
+    """
+    values, ends, deviations = [], [], []
+    for hits in (first, second):
+        values.append(hits.sum() / images.sum())
+        ends.append(np.abs(np.array(proportion_interval(hits, images)) - values[-1]))
+        deviations.append(hits - values[-1] * images)
+    lengths = np.linalg.norm(deviations, axis=1)
+    product = lengths.prod()
+    correlation = np.clip(np.dot(*deviations) / product, -1, 1) if product else 0.0
+    difference, bounds = values[1] - values[0], []
+    for of_first, of_second in ((ends[0][1], ends[1][0]), (ends[0][0], ends[1][1])):
+        squared = of_first**2 - 2 * correlation * of_first * of_second + of_second**2
+        bounds.append(np.sqrt(max(squared, 0)))
+    return float(difference - bounds[0]), float(difference + bounds[1])
+
+
+def auc_interval(
+    labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray
+) -> tuple[float, float]:
+    """Bound the area under the ROC curve.
+
+    The interval is symmetric for the logit of AUC, with the variance of clustered data
+    (Obuchowski, Biometrics 1997, 53:567) and the t distribution of the class with fewer patients.
+    The variance is at least that of independent images (DeLong et al., Biometrics 1988) times the
+    design effect at `USUAL_ICC`.
+
+    Near 1 few pairs are out of order, and the variance is underestimated; at 1 it is 0. So the
+    lower bound is never above the one for perfectly separated classes, see `_bound_if_separated`.
+    The same holds for the upper bound near 0.
+
+    Args:
+        labels: Integers of shape (images,), 0 or 1, both among them.
+        probabilities: Floats of shape (images,).
+        patients: Integers of shape (images,), from 0; a patient may have images of both classes.
+
+    Returns:
+        Lower and upper bound. If a class has a single patient they are 0 and 1.
+    """
+    scores = [probabilities[labels == label] for label in (0, 1)]
+    patients_of = [patients[labels == label] for label in (0, 1)]
+    images = [np.bincount(it, minlength=patients.max() + 1) for it in patients_of]
+    counts = [np.count_nonzero(it) for it in images]
+    if min(counts) < 2:
+        return 0.0, 1.0
+    # Of each image the share of the other class that is on the right side of it
+    shares = [1 - _share_below(scores[1], scores[0]), _share_below(scores[0], scores[1])]
+    value = shares[1].mean()
+    effects = [_design_effect(it, USUAL_ICC) for it in images]
+    sizes = (len(it) / effect for it, effect in zip(scores, effects, strict=True))
+    separated = _bound_if_separated(*sizes)
+    if value in (0, 1):
+        return (separated, 1.0) if value else (0.0, 1 - separated)
+    influence = sum(
+        np.sqrt(count / (count - 1)) * np.bincount(it, share - value, len(images[0])) / len(it)
+        for it, share, count in zip(patients_of, shares, counts, strict=True)
+    )
+    least = sum(
+        effect * share.var(ddof=1) / len(share)
+        for effect, share in zip(effects, shares, strict=True)
+    )
+    deviation = np.sqrt(max(influence @ influence, least)) / (value * (1 - value))
+    margin = _student(min(counts) - 1) * deviation
+    low, high = expit(logit(value) - margin), expit(logit(value) + margin)
+    return float(min(low, value, separated)), float(max(high, value, 1 - separated))
+
+
+def _share_below(scores: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """Return the share of `scores` below each value of `of`; equal ones count one half."""
+    scores = np.sort(scores)
+    twice = np.searchsorted(scores, of, "left") + np.searchsorted(scores, of, "right")
+    return twice / (2 * len(scores))
+
+
+def _bound_if_separated(negatives: float, positives: float) -> float:
+    """Return the lower bound of an AUC of 1, from effective numbers of images of both classes.
+
+    It is the AUC from which 1 is `norm.ppf(1 - TAIL)` standard deviations away, with the variance
+    that Hanley and McNeil (Radiology 1982) give for that AUC, which unlike an estimate from
+    separated classes is not 0 (Newcombe, Statistics in Medicine 2006, 25:559, method 5).
+    """
+    others = (negatives + positives) / 2 - 1
+
+    def excess(auc: float) -> float:
+        pairs = 1 + others * ((1 - auc) / (2 - auc) + auc / (1 + auc))
+        return (1 - auc) - norm.ppf(1 - TAIL) ** 2 * auc * pairs / (negatives * positives)
+
+    return float(brentq(excess, 0, 1))
+
+
+def _design_effect(images: np.ndarray, icc: np.ndarray | float) -> np.ndarray:
+    """Return by how much a correlation between a patient's images increases a variance."""
+    return 1 + ((images**2).sum(-1) / images.sum(-1) - 1) * icc
+
+
+def _student(degrees: np.ndarray | int) -> np.ndarray:
+    return t.ppf(1 - TAIL, degrees)

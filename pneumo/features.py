@@ -37,9 +37,9 @@ VIEWS = 2
 FOLDER = RUNS  # of the cache
 ARRAY, FACTS = "features.npy", "facts.json"  # of each folder in it
 
-# Multiply-adds that take as long as reading a byte back: a laptop's two cores do 10,000 million a
-# second, and its disk reads 200 MB
-WORTH_A_BYTE = 50
+# Multiply-adds that take as long as reading a byte back. In the first blocks, with large maps of
+# few channels, a laptop's two cores do about 1,500 million a second; a busy disk reads 100 MB
+WORTH_A_BYTE = 15
 
 
 @dataclass(frozen=True)

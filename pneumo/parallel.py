@@ -2,8 +2,9 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from joblib import cpu_count
@@ -11,7 +12,10 @@ from joblib import cpu_count
 from pneumo import interrupt
 from pneumo.errors import Mistake
 
+S = TypeVar("S")
 T = TypeVar("T")
+
+AHEAD = 4  # items per core that are taken before the caller asks for their results
 
 BATCH = 16  # images per step: what a network makes of them stays near the processor
 
@@ -53,15 +57,57 @@ def require_gpus(workers: int, workers_per_gpu: int) -> None:
         )
 
 
+def in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Yield what a function returns for each item, in the order of the items.
+
+    The function runs in as many threads as there are cores, for at most `AHEAD` items per core
+    before the caller asks for their results. As soon as the caller stops, by an exception, a signal
+    or the end of this generator, no further item starts. Items that are being processed are not
+    waited for, since a large image takes longer than Ctrl-C may take.
+
+    Args:
+        function: Called with one item at a time. It must write nothing, because a call may go on
+            after the caller has stopped.
+        items: What it is called with.
+
+    Yields:
+        The result for each item.
+
+    Raises:
+        Exception: What the function raises, at the place of that item in the order.
+        KeyboardInterrupt: A signal has come.
+    """
+    cores = cpu_count()
+    threads = ThreadPoolExecutor(cores)
+    taken: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            if len(taken) == AHEAD * cores:
+                yield _result(taken.popleft())
+            taken.append(threads.submit(function, item))
+        while taken:
+            yield _result(taken.popleft())
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(future: Future[T]) -> T:
+    """Wait for a result, and raise `KeyboardInterrupt` if a signal comes first."""
+    interrupt.check()
+    while not future.done():
+        wait([future], interrupt.WAKE)
+        interrupt.check()
+    return future.result()
+
+
 def in_batches(step: Callable[..., T], *rows: Sequence) -> Iterator[T]:
     """What `step` gives for each `BATCH` rows of sequences of the same length, in their order.
 
-    Several run at once: the layers of small networks are too short for all cores, one by one.
+    Several run at once, as in `in_threads`: the layers of small networks are too short for all
+    cores, one by one.
     """
 
     def batch(start: int) -> T:
-        interrupt.check()
         return step(*(sequence[start : start + BATCH] for sequence in rows))
 
-    with ThreadPoolExecutor(cpu_count()) as threads:
-        yield from threads.map(batch, range(0, len(rows[0]), BATCH))
+    return in_threads(batch, range(0, len(rows[0]), BATCH))

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from joblib import Parallel, cpu_count, delayed
 from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter
 
 from pneumo.data import cache
 from pneumo.data.dataset import Split
+from pneumo.parallel import in_batches
 
 FILE = "pixels.npy"
 
@@ -109,14 +109,14 @@ def perturbed(split: Split, ends: Ends) -> Split:
     described = made_by(split, ends)
     key = hashlib.sha256(f"{split.digest} {described}".encode()).hexdigest()
 
+    def change(positions: np.ndarray, places: np.ndarray) -> np.ndarray:
+        pairs = zip(split.pixels[positions], places, strict=True)
+        return np.stack([perturb(image, *ends[place % len(ends)]) for image, place in pairs])
+
     def fill(draft: Path) -> None:
-        images = split.pixels[split.positions]
-        cache.require_space(draft, images.nbytes)
-        threads = Parallel(cpu_count(), prefer="threads", batch_size=64)
-        changed = threads(
-            delayed(perturb)(image, *ends[place % len(ends)]) for place, image in enumerate(images)
-        )
-        np.save(draft / FILE, np.stack(changed))
+        cache.require_space(draft, len(split.positions) * split.pixels[0].nbytes)
+        places = np.arange(len(split.positions))
+        np.save(draft / FILE, np.concatenate(list(in_batches(change, split.positions, places))))
 
     pixels = np.load(cache.keep(f"perturbed/{key}", fill) / FILE, mmap_mode="r")
     return replace(split, pixels=pixels, positions=np.arange(len(pixels)), made_by=described)

@@ -1,13 +1,11 @@
 """What is in a data set, in numbers: before anyone trains on it."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from joblib import cpu_count
 from scipy.ndimage import laplace
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
@@ -17,7 +15,7 @@ from pneumo.data.dataset import Images
 from pneumo.data.index import CLASSES, tells_no_patient
 from pneumo.data.pixels import open_image
 from pneumo.intervals import metric_intervals
-from pneumo.parallel import in_batches
+from pneumo.parallel import in_batches, in_threads
 
 SIDE = 224  # of the square at which intensity and sharpness are measured, so that they compare
 SPLITS = ("train", "val", "test")
@@ -45,8 +43,7 @@ def describe_files(images: Images) -> pd.DataFrame:
     unreadable file does not tell is NaN, and its colour ''.
     """
     rows, base = images.dataset.rows, images.dataset.base
-    with ThreadPoolExecutor(cpu_count()) as threads:
-        headers = list(threads.map(_header, [base / path for path in rows["path"]]))
+    headers = list(in_threads(_header, [base / path for path in rows["path"]]))
     looks = np.concatenate(list(in_batches(_look, images.pixels)))
     files = rows.assign(
         split=pd.Categorical(rows["split"], SPLITS).remove_unused_categories(),

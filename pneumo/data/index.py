@@ -5,14 +5,13 @@ import hashlib
 import os
 import re
 from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
-from joblib import cpu_count
 
 from pneumo.data.pixels import read
 from pneumo.errors import Mistake, is_text, shown
+from pneumo.parallel import in_threads
 
 CLASSES = ("NORMAL", "PNEUMONIA")  # a label is a position in this tuple
 
@@ -45,12 +44,11 @@ def build_index(root: Path) -> pd.DataFrame:
     paths = sorted(files)
     _require_text(paths)
     patients = _listed_patients(base, paths)
-    with ThreadPoolExecutor(cpu_count()) as threads:
-        digests = threads.map(_sha256, [files[path] for path in paths])
-        rows = [
-            (*_row(path, patients.get(path)), digest)
-            for path, digest in zip(paths, digests, strict=True)
-        ]
+    digests = in_threads(_sha256, [files[path] for path in paths])
+    rows = [
+        (*_row(path, patients.get(path)), digest)
+        for path, digest in zip(paths, digests, strict=True)
+    ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

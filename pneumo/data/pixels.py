@@ -7,18 +7,18 @@ import json
 import math
 import re
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
-from joblib import cpu_count
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pneumo.console import track
 from pneumo.data import cache
 from pneumo.errors import Mistake
+from pneumo.parallel import in_threads
 
 DECODER = 3  # raised with every change of what `decode` returns: old caches are then not used
 
@@ -135,7 +135,7 @@ def load(
 
 def _fill(folder: Path, files: list[Path], size: int, resize: str) -> None:
     """Decode files into `pixels.npy`; `unreadable.json` has position → reason for the others."""
-    shape = len(files), size, size
+    shape, unreadable = (len(files), size, size), {}
     cache.require_space(folder, math.prod(shape))
     with (folder / "pixels.npy").open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -144,18 +144,19 @@ def _fill(folder: Path, files: list[Path], size: int, resize: str) -> None:
         start = file.tell()
         file.truncate(start + math.prod(shape))  # images that cannot be read keep their places
 
-        def fill(position: int) -> str | None:
+        def decoded(file: Path) -> np.ndarray | str:
             try:
-                image = decode(read(files[position]), size, resize)
+                return decode(read(file), size, resize)
             except UnreadableImage as error:
                 return str(error)
-            cache.write_at(file, image.tobytes(), start + position * image.size)
-            return None
 
-        with ThreadPoolExecutor(cpu_count()) as threads:
-            results = threads.map(fill, range(len(files)))
-            reasons = list(track(results, len(files), f"Decoding to {size} px"))
-    unreadable = {position: why for position, why in enumerate(reasons) if why}
+        with closing(in_threads(decoded, files)) as results:
+            shown = track(results, len(files), f"Decoding to {size} px")
+            for position, image in enumerate(shown):
+                if isinstance(image, str):
+                    unreadable[position] = image
+                else:
+                    cache.write_at(file, image.tobytes(), start + position * image.size)
     (folder / "unreadable.json").write_text(json.dumps(unreadable))
 
 

@@ -16,7 +16,7 @@ from pneumo.intervals import paired_difference_interval
 DRAWS = 1000  # leave about 0.2 points of error in a 95 % bound
 LEVELS = (2.5, 97.5)  # percentiles that enclose 95 %
 GRID = np.linspace(0, 1, 101)  # where curves of different draws are compared
-BLOCK = 50  # samples that are computed at once: about 100 MB for 26,000 images
+BLOCK = 20  # samples that are computed at once: about 40 MB for 26,000 images
 
 
 def draw_patients(predictions: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
@@ -30,11 +30,11 @@ def draw_patients(predictions: pd.DataFrame, draws: int = DRAWS, seed: int = 0) 
     positive = predictions["label"].to_numpy() == 1
     patients, patient_of = np.unique(predictions["patient"], return_inverse=True)
     rng = np.random.default_rng(seed)
-    shares = np.full(len(patients), 1 / len(patients))
     drawn = np.empty((draws, len(predictions)), np.int32)
-    for start in range(0, draws, BLOCK):
-        block = drawn[start : start + BLOCK]
-        block[:] = rng.multinomial(len(patients), shares, size=len(block))[:, patient_of]
+    for sample in drawn:
+        # Several times as fast as `rng.multinomial` for thousands of patients
+        chosen = rng.integers(len(patients), size=len(patients))
+        sample[:] = np.bincount(chosen, minlength=len(patients))[patient_of]
     both = (drawn @ positive > 0) & (drawn @ ~positive > 0)
     return drawn if both.all() else drawn[both]
 
@@ -91,10 +91,11 @@ def precision_band(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
 
     def of_block(block: np.ndarray) -> np.ndarray:
         positive, negative = _counts_above(predictions, block)
+        reached = positive / positive[:, -1:]
+        places = np.stack([np.searchsorted(it, GRID) for it in reached])
+        positive, negative = (np.take_along_axis(it, places, axis=1) for it in (positive, negative))
         called = positive + negative
-        precision = np.divide(positive, called, out=np.ones(called.shape), where=called > 0)
-        curves = zip(precision, positive / positive[:, -1:], strict=True)
-        return np.stack([values[np.searchsorted(reached, GRID)] for values, reached in curves])
+        return np.divide(positive, called, out=np.ones(called.shape), where=called > 0)
 
     return np.percentile(_in_blocks(of_block, drawn), LEVELS, axis=0)
 
@@ -111,9 +112,12 @@ def _counts_above(predictions: pd.DataFrame, drawn: np.ndarray) -> tuple[np.ndar
     labels, values = predictions["label"].to_numpy(), predictions["probability"].to_numpy()
     order = np.argsort(-values, kind="stable")
     last_of_equals = np.flatnonzero(np.diff(values[order], append=-np.inf))
-    drawn, labels = drawn[:, order], labels[order]
-    positive = np.cumsum(drawn * labels, axis=1)[:, last_of_equals]
-    return positive, np.cumsum(drawn, axis=1)[:, last_of_equals] - positive
+    drawn, labels = drawn[:, order], labels[order].astype(drawn.dtype)
+    positive, every = (
+        np.cumsum(counts, axis=1, dtype=drawn.dtype)[:, last_of_equals]
+        for counts in (drawn * labels, drawn)
+    )
+    return positive, every - positive
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -194,3 +195,17 @@ def test_claims_of_simulated_studies():
     assert all(claims.bound <= 0.04 for claims in equal.values())
     better = simulate(20, 0.02, studies=10, draws=100)
     assert better.bound >= 0.2
+
+
+def test_samples_need_little_memory():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 4000)
+    table = frame(np.arange(4000) // 2, labels, labels + rng.normal(size=4000))
+    tracemalloc.start()
+    bootstrap.compare(table, table, (0.5, 0.5))
+    drawn = bootstrap.draw_patients(table)
+    bootstrap.roc_band(table, drawn)
+    bootstrap.precision_band(table, drawn)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.5 * drawn.nbytes  # the samples, and some blocks of them

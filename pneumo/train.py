@@ -31,6 +31,9 @@ EpochCallback = Callable[[int, Mapping[str, float]], None]
 # After each epoch: the logits of validation as it is, and as the objective scores it
 History = list[tuple[np.ndarray, np.ndarray]]
 
+# Small trained parts take no longer than Python between two steps
+STEPS_PER_EXECUTION = 8
+
 Pairs = Iterable[tuple[tf.Tensor, keras.Variable]]  # gradients and what they are of
 
 
@@ -278,7 +281,7 @@ def compile_part(model: keras.Model, learning_rate: float | LearningRateSchedule
         loss=keras.losses.BinaryCrossentropy(from_logits=True),
         metrics=[keras.metrics.AUC(from_logits=True, name="auc")],
         jit_compile=False,  # XLA makes convolutions several times slower on a CPU
-        steps_per_execution=8,  # small trained parts take no longer than Python between two steps
+        steps_per_execution=STEPS_PER_EXECUTION,
     )
     # Else Adam makes its variables inside the compiled step, which TensorFlow then never frees
     model.optimizer.build(model.trainable_variables)

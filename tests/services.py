@@ -35,7 +35,7 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def _programs_of_postgresql() -> Path:
+def programs_of_postgresql() -> Path:
     """Debian keeps them off the PATH."""
     places = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if found := shutil.which("initdb", path=os.pathsep.join([*map(str, places), os.defpath])):
@@ -102,7 +102,7 @@ class Server:
 @contextmanager
 def postgresql() -> Iterator[Server]:
     """An empty database of its own, at its URL."""
-    programs = _programs_of_postgresql()
+    programs = programs_of_postgresql()
     # It refuses to run as root, so that its files are another user's and lie where that one can go
     other = {"user": "postgres"} if os.geteuid() == 0 else {}
     folder, port = Path(tempfile.mkdtemp(prefix="pg")), free_port()

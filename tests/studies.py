@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterator
 
 import mlflow
 import optuna
@@ -84,27 +85,49 @@ def predictions(run_id, split) -> pd.DataFrame:
 def require_whole(client, name: str) -> list[optuna.trial.FrozenTrial]:
     """The trials of a study of which nothing runs, each with one run that says the same of it."""
     study = optuna.load_study(study_name=name, storage=os.environ["PNEUMO_STORAGE"])
-    parent = study.user_attrs["run_id"]
-    runs = children(client, parent)
     # What is queued anew when there are enough trials has not started
     started = [trial for trial in study.trials if trial.state != optuna.trial.TrialState.WAITING]
-    numbers = [int(run.data.tags["optuna.trial_number"]) for run in runs]
-    assert numbers == [trial.number for trial in started]
-    for trial, run in zip(started, runs, strict=True):
-        assert run.data.tags["optuna.state"] == trial.state.name
-        status = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": run.info.status}
-        assert run.info.status == status[trial.state.name]
-        history = client.get_metric_history(run.info.run_id, "epoch/val_auc")
-        epochs = {point.step: point.value for point in history}
-        assert len(history) == len(epochs)  # none twice
-        assert sorted(epochs) == list(range(1, len(epochs) + 1))
-        if trial.state.name != "FAIL":
-            assert epochs == trial.intermediate_values
-        if trial.state.name == "COMPLETE":
-            assert registry.load(trial.user_attrs["model_uri"]).settings["threshold"] > 0
+    runs = runs_by_number(client, name)
+    for trial in started:
+        assert list(disagreements(client, trial, runs.pop(trial.number, []))) == []
+        assert trial.state.name != "COMPLETE" or loads(trial)
+    assert runs == {}  # of no trial
+    parent = study.user_attrs["run_id"]
     below = client.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert "RUNNING" not in {run.info.status for run in below}
     return started
+
+
+def runs_by_number(client, name: str) -> dict[int, list]:
+    """A study's runs of trials, by the numbers of the trials."""
+    found = {}
+    for run in children(client, run_of(name)):
+        found.setdefault(int(run.data.tags["optuna.trial_number"]), []).append(run)
+    return found
+
+
+def disagreements(client, trial: optuna.trial.FrozenTrial, runs: list) -> Iterator[str]:
+    """Yield what the runs with a trial's number do not say as Optuna does."""
+    if len(runs) != 1:
+        yield f"trial {trial.number} has {len(runs)} runs"
+        return
+    [run], state = runs, trial.state.name
+    if run.data.tags["optuna.state"] != state:
+        yield f"trial {trial.number} is {state}, its run {run.data.tags['optuna.state']}"
+    status = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": run.info.status}
+    if run.info.status != status.get(state):
+        yield f"trial {trial.number} is {state}, the status of its run {run.info.status}"
+    history = client.get_metric_history(run.info.run_id, "epoch/val_auc")
+    epochs = [(point.step, point.value) for point in sorted(history, key=lambda it: it.step)]
+    if [step for step, _ in epochs] != list(range(1, len(epochs) + 1)):
+        yield f"the epochs of trial {trial.number} are {epochs}"
+    elif state != "FAIL" and dict(epochs) != trial.intermediate_values:
+        yield f"the epochs of trial {trial.number} are {epochs}, not {trial.intermediate_values}"
+
+
+def loads(trial: optuna.trial.FrozenTrial) -> bool:
+    """Whether a complete trial's model can be loaded and used."""
+    return registry.load(trial.user_attrs["model_uri"]).settings["threshold"] > 0
 
 
 def until(true) -> None:

@@ -29,6 +29,7 @@ CLASSES = (195, 117), (390, 234)  # images with pneumonia and without, of the AU
 ICCS = 0.1, 0.2, 0.3
 SENSITIVITIES = np.linspace(0.9, 0.999, 25)
 AUCS = np.linspace(0.95, 0.995, 10)
+SMOKE = "--sets 2 --auc_sets 2 --old_sets 2"
 DRAWS = 300  # bootstrap samples of each simulated test set
 
 

@@ -37,6 +37,7 @@ from pneumo.data.dataset import Dataset, Split, open_dataset
 from pneumo.evaluate import midpoint_threshold, temperature, threshold_for, youden_threshold
 from pneumo.study import open_storage
 
+SMOKE = "--data sample --study {study}"
 KEPT = Path("criterion")
 CLEAN, TEST, SHARPNESS = "clean", "test", "sharpness"
 VERSIONS = {f"{name} {amount:g}": (name, amount) for name, amount in perturb.EACH}

@@ -34,6 +34,7 @@ from tests.services import Server, mlflow_server, postgresql
 from tests.studies import at_work, counted, require_whole, until
 from tests.test_workers import processes
 
+SMOKE = "nan --trials 5"
 MARK = "PNEUMO_FAULTS"  # a variable that all processes of a study inherit
 
 # An experiment one of whose trials goes wrong once, in the way that a variable tells
@@ -88,10 +89,12 @@ class Night:
     databases: list[Server]
     server: Server
     fault: str
+    enough: int
 
     def start(self, attempt: int = 0) -> subprocess.Popen:
         """Start the command; `attempt` counts how often it has been given before."""
-        flags = {"experiment": "troubled", "trials": 12, "workers": 2, "trial_timeout": 100}
+        flags = {"experiment": "troubled", "trials": self.enough}
+        flags |= {"workers": 2, "trial_timeout": 100}
         words = [word for name, it in flags.items() for word in (f"--{name}", str(it))]
         command = [sys.executable, "-m", "pneumo", "tune", "--study", self.name, *words]
         command = [*STARTED_BY.get(self.fault, [(), ()])[attempt], *command]
@@ -233,7 +236,7 @@ def lost(night: Night, complete: set[int]) -> list[str]:
         require_whole(MlflowClient(), night.name)
     except AssertionError as error:
         problems.append(f"stores disagree: {error}")
-    if counted(night.trials()) not in (12, 13):
+    if counted(night.trials()) not in (night.enough, night.enough + 1):
         problems.append(f"{counted(night.trials())} trials are done")
     if (found := ends(night)) != (1, 1):
         problems.append("{} versions of the winner, {} evaluations on test".format(*found))
@@ -255,12 +258,13 @@ def studies(night: Night) -> list[str]:
     return [run.info.run_id for run in MlflowClient().search_runs(["0"], filters)]
 
 
-def strike(fault: str, databases: list[Server], server: Server) -> list[str]:
+def strike(fault: str, enough: int, databases: list[Server], server: Server) -> list[str]:
     """One fault, the same command again, and a line about it; returns what is lost."""
     with pytest.MonkeyPatch.context() as patch, place(fault) as folder:
         if fault in ON_SQLITE:
             patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")
-        night = Night(f"{fault}-{uuid.uuid4().hex[:6]}", folder, databases, server, fault)
+        name = f"{fault}-{uuid.uuid4().hex[:6]}"
+        night = Night(name, folder, databases, server, fault, enough)
         began = time.monotonic()
         driver = night.start()
         FAULTS[fault](night, driver)
@@ -289,7 +293,9 @@ def main() -> None:
     """Prints a line for each fault, and the sum."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("faults", nargs="*", choices=[[], *FAULTS], help="all by default")
-    faults = parser.parse_args().faults or list(FAULTS)
+    parser.add_argument("--trials", type=int, default=12, help="of each study, 5 at least")
+    options = parser.parse_args()
+    faults = options.faults or list(FAULTS)
     tracking.set_up()
     with ExitStack() as servers:
         databases = [servers.enter_context(postgresql()) for _ in range(2)]
@@ -298,7 +304,7 @@ def main() -> None:
         os.environ["PNEUMO_STORAGE"] = databases[0].address
         os.environ["MLFLOW_TRACKING_URI"] = server.address
         mlflow.set_tracking_uri(server.address)
-        losses = [strike(fault, databases, server) for fault in faults]
+        losses = [strike(fault, options.trials, databases, server) for fault in faults]
     survived = sum(not it for it in losses)
     items = sum(map(len, losses))
     print(f"{len(losses)} faults tried, {survived} survived, {items} items lost")

@@ -25,6 +25,7 @@ SICK, NORMAL = 390, 234
 VALIDATION = (777, 270)
 AUC, CORRELATION = 0.985, 0.8
 MARGIN, SENSITIVITY_MARGINS = 0.02, (0.02, 0.05)
+SMOKE = "--decisions 1"
 DRIFT = np.linspace(0.9986, 0.9754, 15)  # true AUC of models each a little worse than the last
 
 

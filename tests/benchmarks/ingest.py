@@ -27,6 +27,7 @@ from pneumo.data.index import CLASSES
 from tests.conftest import store_in
 
 LARGE, SIZE = (1300, 1000), 224
+SMOKE = "--data sample --images 20"
 
 
 def enlarge(dataset: Dataset, folder: Path, count: int) -> None:

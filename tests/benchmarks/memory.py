@@ -13,6 +13,8 @@ from pneumo.data.dataset import open_dataset
 from tests.benchmarks.study import lay_out, process
 from tests.benchmarks.study_space import arguments
 
+SMOKE = "--data sample --images 60 --size 32 --epochs 1 --trials 1 --weights none"
+
 
 def main() -> None:
     """Prints the figures."""
@@ -22,7 +24,7 @@ def main() -> None:
         lay_out(open_dataset(options.data), Path(folder), options.images)
         memory = process("ours", options)["memory"]
     print("anonymous memory after each trial, MiB:", *memory)
-    print(f"trial 5: {memory[4]}, last trial: {memory[-1]}, greatest: {max(memory)}")
+    print(f"trial 5: {memory[:5][-1]}, last trial: {memory[-1]}, greatest: {max(memory)}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import optuna
@@ -24,6 +25,7 @@ from tests.benchmarks.study_space import (
     arguments,
     config_of,
 )
+from tests.memory import anonymous_memory
 
 
 def suggest(trial: optuna.Trial, base: RunConfig) -> RunConfig:
@@ -45,14 +47,8 @@ def suggest(trial: optuna.Trial, base: RunConfig) -> RunConfig:
     )
 
 
-def anonymous_memory() -> int:
-    """Of this process, in MiB; memory-mapped files are no part of it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024
-
-
-def main() -> None:
-    """One study; prints its figures as the last line."""
+def search() -> dict[str, Any]:
+    """One study and its figures."""
     began = time.time()
     options = arguments().parse_args()
     base = config_of(options)
@@ -65,7 +61,7 @@ def main() -> None:
         try:
             return run_trial(*given, **named)
         finally:
-            memory.append(anonymous_memory())
+            memory.append(round(anonymous_memory()))
 
     work.run_trial = watched
     tracking.set_up()
@@ -94,7 +90,7 @@ def main() -> None:
     starts = [it.datetime_start.timestamp() for it in outcome.study.get_trials()]
     ends = [it.datetime_complete.timestamp() for it in outcome.study.get_trials()]
     in_trials = sum(ends) - sum(starts)
-    found = {
+    return {
         "val_auc": outcome.study.best_value,
         "test_auc": outcome.test_metrics["auc"],
         "trials": trials,
@@ -107,8 +103,7 @@ def main() -> None:
             "winner": ended - ends[-1],
         },
     }
-    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(search()))

@@ -23,6 +23,7 @@ from tests.conftest import store_in
 from tests.studies import TINY, run_study
 
 EPOCHS = 10
+SMOKE = "--trials 4"
 
 
 def add(study: optuna.Study, count: int) -> None:
@@ -44,7 +45,9 @@ def add(study: optuna.Study, count: int) -> None:
 
 def main() -> None:
     """Prints a line for each number of trials."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000])
+    options = parser.parse_args()
     sample = open_dataset("sample", needs=("train", "test"))
     with tempfile.TemporaryDirectory() as folder, store_in(Path(folder)):
         name = run_study(sample).study.study_name
@@ -52,7 +55,7 @@ def main() -> None:
         run_id = study.user_attrs["run_id"]
         with tracking.reopened(run_id):
             page = StudyPage(study, Plan(TINY, sample, {}))
-            for trials in (10, 100, 1000):
+            for trials in options.trials:
                 add(study, trials - len(study.trials))
                 began = time.monotonic()
                 page.write(RUNNING)

@@ -41,6 +41,7 @@ from tests.services import model_server
 
 NAME = "benchmark"
 MODEL = f"models:/{NAME}@champion"
+SMOKE = "--data sample --backbone cnn --images 8 --many 11 --requests 8"
 
 
 def register(dataset: Dataset, backbone: str) -> Stored:

@@ -24,6 +24,8 @@ SHARED = 0.9  # share of the variance of a class's scores that all models have i
 AUC = 0.97  # of the baseline
 GAINS = 0.0, 0.02  # of the AUC of one trial; the other ones are as good as the baseline
 
+SMOKE = "--studies 1 --draws 20"
+
 
 @dataclass(frozen=True)
 class Claims:

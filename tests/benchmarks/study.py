@@ -34,6 +34,7 @@ from tests.benchmarks.study_space import arguments
 from tests.weights import write
 
 SWITCHES = ("pruning", "alone")
+SMOKE = "--data sample --images 60 --size 32 --epochs 1 --trials 1 --alone"
 MANY = 100  # trials of the study that the cost model foretells
 
 

@@ -69,7 +69,10 @@ def _asked(study: str, trial: FrozenTrial, dataset: Dataset) -> Trial:
     file = KEPT / f"{study}-{trial.number}.npz"
     if not file.exists():
         stored = registry.find(trial.user_attrs["model_uri"])
-        registry.count_test_evaluation(stored)
+        looked_at = dataset.images_digest("test")
+        tracking.record_look(stored.model_id, looked_at)
+        looks = tracking.count_looks(looked_at)
+        registry.log_test_evaluations(stored, looks[stored.model_id])
         network = stored.model.keras_model
         images = dataset.decode(network.input_shape[1], 0.01, stored.model.settings["resize"])
         np.savez(file, **_logits(network, images.split("val"), images.split("test")))
@@ -339,7 +342,9 @@ def main() -> None:
     val, test = images.split("val").rows, images.split("test").rows
     storage, every = open_storage(), []
     for name in options.study:
-        trials = trials_of(optuna.load_study(storage=storage, study_name=name), dataset)
+        study = optuna.load_study(storage=storage, study_name=name)
+        with tracking.command_run("criterion", name, {}):
+            trials = trials_of(study, dataset)
         good = [
             it for it in trials if roc_auc_score(val["label"], it.logits[CLEAN]) >= options.above
         ]

@@ -241,8 +241,9 @@ def test_the_best_epoch_may_lie_in_the_first_phase(images, weights):
     assert result.best_epochs[0] <= 3
     backbone = models.build(config).get_layer("backbone")
     assert moved(backbone, result.model.get_layer("backbone")) == []
+    # Stored features were computed in other batches, so the last digits of float32 differ
     assert models.probabilities(result.model, images.split("val").images) == pytest.approx(
-        expit(result.val_logits), abs=1e-9
+        expit(result.val_logits), abs=1e-6
     )
 
 

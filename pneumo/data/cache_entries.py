@@ -45,6 +45,11 @@ def place(name: str) -> Path:
     return Path(os.environ.get("PNEUMO_CACHE") or "~/.cache/pneumo").expanduser() / name
 
 
+def is_own(file: Path) -> bool:
+    """Return whether a file in an entry is the cache's, and no part of the entry's content."""
+    return file.name.startswith(OWN)
+
+
 def hold(entry: Path) -> bool:
     """Mark an entry as used by this process, until `release` or the end of the process.
 

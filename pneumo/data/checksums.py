@@ -15,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from pneumo import interrupt
-from pneumo.data.cache_entries import OWN
+from pneumo.data.cache_entries import OWN, is_own
 from pneumo.process import ProcessId
 
 CHECKSUMS = f"{OWN}checksums.json"  # path of a file → its size in bytes and its CRC-32
@@ -78,7 +78,7 @@ def sync(path: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     """Return the files that a build has made, those in subfolders too."""
-    found = (it for it in folder.rglob("*") if not it.name.startswith(OWN))
+    found = (it for it in folder.rglob("*") if not is_own(it))
     return sorted(it for it in found if it.is_file())
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pneumo.data.cache_entries import is_own
 from pneumo.data.pixels import read
 from pneumo.errors import Mistake, is_text, shown
 from pneumo.parallel import in_threads
@@ -158,12 +159,12 @@ def tells_no_patient(rows: pd.DataFrame) -> pd.Series:
 
 
 def census(root: Path) -> dict[str, int]:
-    """What lies below `root`: all files `found`, and what they are.
+    """What lies below `root`: all files `found` but the cache's, and what they are.
 
     `junk`: hidden ones and those of `__MACOSX`; `elsewhere`: in none of the data set's class
     folders, as a second copy one level deeper or a list of patients; `images`: the rest.
     """
-    files = [file for file in root.rglob("*") if file.is_file()]
+    files = [file for file in root.rglob("*") if file.is_file() and not is_own(file)]
     junk = sum(_is_junk(file, root) for file in files)
     images = sum(1 for _ in _files(find_base(root)))
     elsewhere = len(files) - junk - images

@@ -15,6 +15,7 @@ from PIL import Image
 from pneumo import bootstrap, evidence, overlap, registry, tracking
 from pneumo.data.dataset import open_dataset
 from pneumo.evaluate import evaluate
+from pneumo.intervals import metric_intervals
 from pneumo.promote import promote
 from tests.handmade import SIDE, register, run_of, write_images
 from tests.studies import files, tags, text
@@ -147,7 +148,7 @@ def test_predictions_are_read_as_they_were_written(store, tmp_path, names):
     assert dict(zip(read["path"], read["patient"], strict=True)) == listed
     assert set(read["subtype"]) == {""}
     assert bootstrap.is_paired(read, found.predictions)
-    bounds = bootstrap.intervals(read, 0.5)
+    bounds = metric_intervals(read, 0.5)
     assert bounds == {name: found.metrics[name] for name in bounds}
 
 

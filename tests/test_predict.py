@@ -1,6 +1,7 @@
 """`predict` as a process of its own, and the CSV that it writes."""
 
 import csv
+import io
 import os
 import signal
 import time
@@ -119,13 +120,18 @@ def test_what_is_there_is_continued(study, few, out, capsys):
     out.write_text("".join(lines[:100]) + lines[100][:30])  # as a killed process leaves
     code, output, _ = predicted_here(capsys, few, out)
     assert code == 0
-    assert out.read_text() == whole
+    continued = out.read_text()
+    assert continued.splitlines()[:100] == whole.splitlines()[:100]
+    # The batches are others than in one go, and on some processors that decides the last digits
+    pd.testing.assert_frame_equal(
+        *(pd.read_csv(io.StringIO(it)) for it in (continued, whole)), rtol=0, atol=1e-6
+    )
     assert f"99 images were in {out} before" in output
     assert list(out.parent.glob("out.csv*")) == [out]
     code, output, _ = predicted_here(capsys, few, out)
     assert code == 0
     assert f"148 images were in {out} before" in output
-    assert out.read_text() == whole
+    assert out.read_text() == continued
 
 
 @pytest.mark.slow

@@ -87,21 +87,21 @@ def require_whole(client, name: str) -> list[optuna.trial.FrozenTrial]:
     study = optuna.load_study(study_name=name, storage=os.environ["PNEUMO_STORAGE"])
     # What is queued anew when there are enough trials has not started
     started = [trial for trial in study.trials if trial.state != optuna.trial.TrialState.WAITING]
-    runs = runs_by_number(client, name)
+    parent = study.user_attrs["run_id"]
+    runs = runs_by_number(client, parent)
     for trial in started:
         assert list(disagreements(client, trial, runs.pop(trial.number, []))) == []
         assert trial.state.name != "COMPLETE" or loads(trial)
     assert runs == {}  # of no trial
-    parent = study.user_attrs["run_id"]
     below = client.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert "RUNNING" not in {run.info.status for run in below}
     return started
 
 
-def runs_by_number(client, name: str) -> dict[int, list]:
-    """A study's runs of trials, by the numbers of the trials."""
+def runs_by_number(client, study_run_id: str) -> dict[int, list]:
+    """The runs of a study's trials, by the numbers of the trials."""
     found = {}
-    for run in children(client, run_of(name)):
+    for run in children(client, study_run_id):
         found.setdefault(int(run.data.tags["optuna.trial_number"]), []).append(run)
     return found
 

@@ -80,18 +80,18 @@ def opening(address: str, words: str) -> float:
     return seconds
 
 
-def verdict(trials: Sequence[optuna.trial.FrozenTrial]) -> bool:
+def verdict(study: optuna.Study) -> bool:
     """Print how many trials agree with their runs and how many sampled models load.
 
     Args:
-        trials: All trials of the study, of which each must have ended.
+        study: A study of which each trial has ended.
 
     Returns:
         Whether all trials have one run in the same state, no run is without a trial, and each of
         `SAMPLED` models, drawn at random, loads.
     """
-    client = mlflow.MlflowClient()
-    runs = runs_by_number(client, "thousand")
+    client, trials = mlflow.MlflowClient(), study.get_trials(deepcopy=False)
+    runs = runs_by_number(client, study.user_attrs["run_id"])
     problems = [list(disagreements(client, it, runs.pop(it.number, []))) for it in trials]
     whole = sum(not it for it in problems)
     complete = [it for it in trials if it.state.name == "COMPLETE"]
@@ -153,7 +153,7 @@ def main() -> None:
         table = opening(place, run.info.run_name) - blank
         study = opening(f"{server.address}/{tracking.page(run)}", run.info.run_name) - blank
         print(f"MLflow's table of runs opens in {table:.1f} s, the study's page in {study:.1f} s")
-        whole = verdict(trials)
+        whole = verdict(outcome.study)
     sys.exit(not whole)
 
 

@@ -14,7 +14,7 @@ from pneumo.data.index import tells_no_patient
 class Overlap:
     """Images of a split that have had a part in making a model.
 
-    Two images are the same if their files are, byte for byte. An image whose name tells no patient
+    Two images are the same if their files are, byte for byte. An image whose name contains no patient
     shares none with any other image.
 
     Attributes:

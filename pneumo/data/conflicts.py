@@ -60,7 +60,7 @@ def _pairs(base: Path, rows: pd.DataFrame, column: str) -> Iterator[tuple[str, s
 def shared_patients(rows: pd.DataFrame) -> list[str]:
     """Return the patients with images in more than one split, sorted.
 
-    An image whose name tells no patient shares none: two different images that are both called
+    An image whose name contains no patient shares none: two different images that are both called
     `0001.png` may well show two people.
 
     Args:

@@ -14,7 +14,7 @@ intervals in use.
 """
 
 import argparse
-from collections.abc import Callable
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -133,8 +133,7 @@ def of_auc(
     return {name: np.array(shares) for name, shares in found.items()}
 
 
-def _print(title: str, values: np.ndarray, coverage: Callable[[], dict[str, np.ndarray]]) -> None:
-    found = coverage()
+def _print(title: str, values: np.ndarray, found: dict[str, np.ndarray]) -> None:
     columns = [
         f"{shares.mean():8.1%}{shares.min():8.1%} ({values[shares.argmin()]:.3f})"
         for shares in (found["old"], found["new"])
@@ -154,24 +153,12 @@ def main() -> None:
         f"{options.auc_sets} for each AUC; before: {options.old_sets}, {DRAWS} bootstrap samples"
     )
     print(f"{'':<42}{'before: mean, least (at)':>25}  {'now: mean, least (at)':>25}")
-    for images in IMAGES:
-        for icc in ICCS:
-            _print(
-                f"sensitivity, {images} images, ICC {icc}",
-                SENSITIVITIES,
-                lambda icc=icc, images=images: of_proportions(
-                    icc, images, options.sets, options.old_sets
-                ),
-            )
-    for classes in CLASSES:
-        for icc in ICCS:
-            _print(
-                f"AUC, {classes[0]} and {classes[1]} images, ICC {icc}",
-                AUCS,
-                lambda icc=icc, classes=classes: of_auc(
-                    icc, classes, options.auc_sets, options.old_sets
-                ),
-            )
+    for images, icc in itertools.product(IMAGES, ICCS):
+        found = of_proportions(icc, images, options.sets, options.old_sets)
+        _print(f"sensitivity, {images} images, ICC {icc}", SENSITIVITIES, found)
+    for classes, icc in itertools.product(CLASSES, ICCS):
+        found = of_auc(icc, classes, options.auc_sets, options.old_sets)
+        _print(f"AUC, {classes[0]} and {classes[1]} images, ICC {icc}", AUCS, found)
 
 
 if __name__ == "__main__":

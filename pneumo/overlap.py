@@ -14,8 +14,8 @@ from pneumo.data.index import tells_no_patient
 class Overlap:
     """Images of a split that have had a part in making a model.
 
-    Two images are the same if their files are, byte for byte. An image whose name contains no patient
-    shares none with any other image.
+    Two images are the same if their files are, byte for byte. An image whose name contains
+    no patient shares none with any other image.
 
     Attributes:
         total: Number of images of the split, unreadable ones included.

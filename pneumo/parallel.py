@@ -1,12 +1,10 @@
 """What there is to compute with, and work on many images, shared out among the cores."""
 
-import ctypes
 import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from typing import TypeVar
 
 from joblib import cpu_count
@@ -57,16 +55,6 @@ def require_gpus(workers: int, workers_per_gpu: int) -> None:
             f"--workers_per_gpu {workers_per_gpu}: got {workers}; give fewer, or --workers_per_gpu "
             f"{math.ceil(workers / len(found))}, or CUDA_VISIBLE_DEVICES=-1 to use no GPU"
         )
-
-
-def return_free_memory() -> None:
-    """Return what this process has freed to the system, where the C library can do so.
-
-    glibc keeps what a thread has freed for later threads, in pieces that a large array does not
-    fit into: with a thread for each fit a study's memory would grow from trial to trial.
-    """
-    with suppress(AttributeError):  # macOS and musl have no such function, and need none
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:

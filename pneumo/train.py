@@ -21,7 +21,6 @@ from pneumo.data.cache_entries import GIB, room_for
 from pneumo.data.dataset import Images, Split
 from pneumo.features import Features
 from pneumo.feed import Feed, Pixels, Source, Stored
-from pneumo.parallel import return_free_memory
 
 # Called after each epoch with its number, from 1 and through all members, and the metrics `loss`,
 # `auc`, `val_loss`, `val_auc` and the objective; an exception that it raises ends the training and
@@ -137,7 +136,6 @@ def _fit_member(
     config: RunConfig, images: Images, deepest: int, tell: Callable[..., None]
 ) -> _Member:
     keras.utils.clear_session()  # what a previous model left behind would stay in memory
-    return_free_memory()
     history: History = []
     with _sources(config, images, deepest) as source_of:
         model = models.build(config)

@@ -1,4 +1,4 @@
-"""Memory of this process, and memory that it has freed and still has."""
+"""Memory of this process."""
 
 import os
 
@@ -11,9 +11,3 @@ def anonymous_memory() -> float:
         pytest.skip("needs Linux, to read how much memory is in use")
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) / 1024
-
-
-def hold_freed_memory(mebibytes: int) -> bytes:
-    """Have the allocator hold so much freed memory, as long as what is returned is kept."""
-    pieces = [bytes(1 << 16) for _ in range(16 * mebibytes)]
-    return pieces.pop()  # which lies above the others

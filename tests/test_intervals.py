@@ -54,6 +54,14 @@ def clopper_pearson(value: float, size: float) -> tuple[float, float]:
     )
 
 
+def test_all_hits_by_hand():
+    """Without a miss the usual ICC takes the place of the variance, which is 0."""
+    images = np.full(40, 2)
+    low, high = intervals.proportion_interval(images, images)
+    size = 80 / 1.2 * (1.9904502 / 2.0226909) ** 2
+    assert (low, high) == pytest.approx((0.025 ** (1 / size), 1), abs=1e-6)
+
+
 def test_all_right_is_no_certainty():
     patients = np.repeat(np.arange(98), np.arange(98) % 3 + 1)
     labels = np.r_[np.ones(len(patients), int), np.zeros(98, int)]

@@ -17,7 +17,6 @@ from PIL import Image
 from pneumo import parallel
 from pneumo.parallel import AHEAD, in_batches, in_threads
 from tests.conftest import ROOT
-from tests.memory import anonymous_memory, hold_freed_memory
 from tests.studies import until
 from tests.test_command_line import start
 
@@ -101,14 +100,6 @@ def test_batches_hold_the_same_rows_of_all_sequences():
     assert [len(a) for a, _ in batches] == [parallel.BATCH, parallel.BATCH, 3]
     assert [it for a, _ in batches for it in a] == rows.tolist()
     assert all(b == [str(it) for it in a] for a, b in batches)
-
-
-def test_freed_memory_goes_back_to_the_system():
-    kept = hold_freed_memory(200)
-    before = anonymous_memory()
-    parallel.return_free_memory()
-    assert anonymous_memory() < before - 100
-    assert len(kept) == 1 << 16
 
 
 # Each of these takes minutes

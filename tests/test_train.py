@@ -14,7 +14,6 @@ from pneumo.features import VIEWS
 from pneumo.feed import Feed, Pixels
 from pneumo.perturb import BLURRED, EACH, perturbed
 from pneumo.train import Phase, TrainingDiverged, class_weights, phases, train
-from tests.memory import anonymous_memory, hold_freed_memory
 from tests.weights import SMALL
 
 CONFIG = RunConfig(image_size=32, epochs=3, dense_widths=(16,), augment_strength=1.0)
@@ -321,15 +320,6 @@ def test_what_a_fit_traced_does_not_stay_in_memory(images):
     for _ in range(3):
         fit(images, epochs=1)
     assert traced() == before
-
-
-def test_a_fit_returns_freed_memory_to_the_system(images):
-    fit(images, epochs=1)
-    kept = hold_freed_memory(300)
-    before = anonymous_memory()
-    fit(images, epochs=1)
-    assert anonymous_memory() < before - 150
-    assert len(kept) == 1 << 16
 
 
 def test_seeds_have_variations_and_orders_of_their_own(images):

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from pneumo import interrupt
 from pneumo.config import RunConfig
-from pneumo.errors import Mistake, is_text, reason_for, shown
+from pneumo.errors import PREFIX, USER_ERROR, Mistake, is_text, reason_for, shown
 
 # Nothing here may import TensorFlow or MLflow before the arguments are known to be right.
 
@@ -59,16 +59,20 @@ def main(argv: list[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         return options.command(options)
     except Mistake as mistake:
-        print(f"pneumo: {mistake}", file=sys.stderr)
+        _complain(mistake)
         _end_unused_run(arguments, str(mistake))
-        return 2
+        return USER_ERROR
     except KeyboardInterrupt:
-        print(f"pneumo: {INTERRUPTED}", file=sys.stderr)
+        _complain(INTERRUPTED)
         _end_unused_run(arguments, INTERRUPTED)
         return 1
     except Exception as error:
         _end_unused_run(arguments, reason_for(error))
         raise
+
+
+def _complain(reason: object) -> None:
+    print(f"{PREFIX}{reason}", file=sys.stderr)
 
 
 def _end_unused_run(arguments: list[str], reason: str) -> None:
@@ -103,6 +107,8 @@ def _parser() -> Parser:
     _option(command, "workers", 1, "processes that search at the same time", _workers)
     _option(command, "workers_per_gpu", 1, "of them that may share one GPU", _workers)
     _option(command, "weights", "", "path of the study's file of weights, if it has one")
+    what = "true: leave runs and display to the process that has started this one, and end with it"
+    _option(command, "driven", False, what, _truth)
 
     command = _command(commands, "train", train, "one Keras run of one experiment")
     _experiment(command, default="cnn")
@@ -332,7 +338,7 @@ def tune(options: argparse.Namespace) -> int:
             trial_timeout=options.trial_timeout or None,
         )
     except StudyStopped as reason:
-        print(f"pneumo: {reason}", file=sys.stderr)
+        _complain(reason)
         return 1
     studies.show(outcome)
     return 0
@@ -340,6 +346,17 @@ def tune(options: argparse.Namespace) -> int:
 
 def worker(options: argparse.Namespace) -> int:
     """Trials of a study that another process has begun, until its goal is reached."""
+    from pneumo.study import StudyStopped
+
+    try:
+        return _drive(options) if options.driven else _join(options)
+    except StudyStopped as reason:
+        _complain(reason)
+        return 1
+
+
+def _join(options: argparse.Namespace) -> int:
+    """Search a study with a run and a display of its own."""
     from pneumo.data.dataset import open_dataset
     from pneumo.parallel import require_gpus
 
@@ -359,14 +376,29 @@ def worker(options: argparse.Namespace) -> int:
         _require_fit(plan.base)
     tags = tracking.subject_tags(plan.experiment.name, dataset) | tracking.process_tags()
     tags |= {"pneumo.study": options.study, "mlflow.parentRunId": study.user_attrs["run_id"]}
-    try:
-        with tracking.command_run("worker", f"of {options.study}", tags) as run_id:
-            studies.warn_of_other_commit(study, run_id)
-            say(f"joined study {options.study}: {done} trials are done")
-            tune.search(study, plan, options.workers)
-    except studies.StudyStopped as reason:
-        print(f"pneumo: {reason}", file=sys.stderr)
-        return 1
+    with tracking.command_run("worker", f"of {options.study}", tags) as run_id:
+        studies.warn_of_other_commit(study, run_id)
+        say(f"joined study {options.study}: {done} trials are done")
+        tune.search(study, plan, options.workers)
+    return 0
+
+
+def _drive(options: argparse.Namespace) -> int:
+    """Search a study for another process, which has started this one and shows what it does."""
+    interrupt.end_with_input()
+    from pneumo import study as studies
+    from pneumo import tracking
+    from pneumo.data.dataset import open_dataset
+
+    tracking.set_up()
+    dataset = open_dataset(options.data, needs=("train", "test"))
+    study, plan = studies.find(options.study, dataset, options.weights, studies.OUTAGE)
+    studies.end_dead(study)  # a worker that ran here before, on behalf of a cluster
+    studies.settle(study)
+    _require_fit(plan.base)
+    from pneumo.work import search_trials
+
+    search_trials(study, plan, enforce_timeout=True)
     return 0
 
 

@@ -7,33 +7,28 @@ study in PostgreSQL, the runs on MLflow's server, the data under their path, a c
 import os
 import shutil
 import socket
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import mlflow
 import optuna
 
 from pneumo import interrupt
-from pneumo.console import StudyDisplay, say
-from pneumo.data.dataset import open_dataset
-from pneumo.errors import Mistake
-from pneumo.launch import PATIENCE, Telling, hear, threads, work
+from pneumo.console import say
+from pneumo.errors import USER_ERROR, Mistake
+from pneumo.launch import PATIENCE, PROJECT, Worker, threads, worker_arguments
+from pneumo.progress import StudyProgress
 from pneumo.study import (
     FAILURES_IN_A_ROW,
     Goal,
     Plan,
     StudyStopped,
-    display_of,
-    end_dead,
-    find,
-    settle,
+    require_no_repeated_failure,
 )
-
-PROJECT = Path(__file__).parent.parent
 
 # The variables that say where the stores are, and what opens them, or how their names begin: of
 # Optuna, of MLflow's client, and of the artifact stores that it reaches without its server
@@ -66,40 +61,40 @@ def require() -> None:
             )
 
 
-def launch(
-    study: optuna.Study, plan: Plan, workers: int, then: Callable[[], None] = lambda: None
-) -> None:
-    """Searches a study in so many tasks of the cluster until its goal is reached.
+class WorkerDied(Exception):
+    """A worker has ended in another way than it should."""
 
-    Each has the resources that the experiment asks for. A task that dies loses the trial that it
-    was at, and Ray starts it again, a few times. `then` is called after each trial. Raises what
-    `launch.launch` raises, and `Mistake` where there is no cluster.
+
+def launch(study: optuna.Study, plan: Plan, workers: int, progress: StudyProgress) -> None:
+    """Search a study in several tasks of the cluster until its goal is reached.
+
+    Each has the resources that the experiment asks for, and starts the command `worker` on its
+    node. A worker that dies loses the trial that it was at, and Ray starts it again, a few times.
+
+    Raises:
+        Mistake: There is no cluster, or a worker found a user error.
+        StudyStopped: Three trials in a row failed of the same cause, or all workers died.
     """
     import ray
-    from ray.util.queue import Queue
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    resources = plan.experiment.resources
+    cores = max(1, int(resources.get("num_cpus", 1)))
+    environment = {**threads(cores), **store_variables()}
     with _connected():
-        # On this node: what the tasks say must not go down with another one
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        news = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        # Its process, with what TensorFlow holds of a GPU, ends after one call
-        task = ray.remote(max_calls=1)(_work).options(
+        task = ray.remote(_work).options(
             name=f"pneumo {study.study_name}",
             max_retries=FAILURES_IN_A_ROW,
-            **plan.experiment.resources,
+            retry_exceptions=[WorkerDied],
+            **resources,
         )
-        weights = plan.base.weights if ":" in plan.base.as_text()["weights"] else ""
-        cores = max(1, int(plan.experiment.resources.get("num_cpus", 1)))
-        stores = store_variables()
-        what = study.study_name, plan.dataset.source, weights, cores, stores, news
-        crew = {task.remote(number, *what): number for number in range(workers)}
+        arguments = worker_arguments(study, plan)
+        running = {task.remote(it, arguments, environment): it for it in range(workers)}
         try:
-            with display_of(study, workers, then) as display:
-                _follow(crew, news, display)
+            while running:
+                progress.update()
+                _forget_ended(running, study)
         finally:
-            _dismiss(list(crew))
-            news.shutdown()
+            _end(list(running))
     if not Goal.of(study).reached(study):
         raise StudyStopped(
             "all workers have died, whenever Ray started them again: look at what they said"
@@ -144,57 +139,56 @@ def _reach(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _follow(crew: dict[Any, int], news: Any, display: StudyDisplay) -> None:
-    """Passes on what the tasks say until all of them have ended, which leave `crew`."""
+def _forget_ended(running: dict[Any, int], study: optuna.Study) -> None:
+    """Take tasks that have ended out of those that run, and say which of their workers died.
+
+    Raise `Mistake` or `StudyStopped` if that is why one has ended.
+    """
     import ray
 
-    while crew:
-        ended, _ = ray.wait(list(crew), timeout=interrupt.WAKE)
-        interrupt.check()
-        for number, said in news.get_nowait_batch(news.qsize()):
-            hear(said, display, number)
-        for task in ended:
-            number = crew.pop(task)
-            display.leave(number)
-            try:
-                ray.get(task)
-            except ray.exceptions.RayError as error:
-                reason = str(error).strip().splitlines()[-1]
-                say(f"worker {number} has died ({type(error).__name__}: {reason})")
+    ended, _ = ray.wait(list(running), timeout=interrupt.WAKE)
+    interrupt.check()
+    for task in ended:
+        number = running.pop(task)
+        try:
+            ray.get(task)
+        except ray.exceptions.RayError as error:
+            if isinstance(cause := getattr(error, "cause", None), Mistake):
+                raise cause from None
+            require_no_repeated_failure(study)
+            reason = str(error).strip().splitlines()[-1]
+            say(f"worker {number} has died ({type(error).__name__}: {reason})")
 
 
-def _dismiss(crew: list[Any]) -> None:
-    """Ends tasks that are still at work, each after it has ended its trial."""
+def _end(tasks: list[Any]) -> None:
+    """End tasks that still run, each after it has ended its trial."""
     import ray
 
-    for task in crew:
+    if not tasks:
+        return
+    for task in tasks:
         ray.cancel(task)
-    if crew:
-        say(f"waiting for {len(crew)} workers to end their trials, {PATIENCE} s at most")
-    _, slow = ray.wait(crew, num_returns=len(crew), timeout=PATIENCE) if crew else ([], [])
+    say(f"waiting for {len(tasks)} workers to end their trials, {PATIENCE} s at most")
+    _, slow = ray.wait(tasks, num_returns=len(tasks), timeout=PATIENCE)
     for task in slow:
         ray.cancel(task, force=True)
 
 
-def _work(
-    number: int,
-    name: str,
-    data: str,
-    weights: str,
-    cores: int,
-    stores: Mapping[str, str],
-    news: Any,
-) -> None:
-    """What a task does, on a node of the cluster."""
-    os.environ.update({**threads(cores), **stores})
-    mlflow.set_tracking_uri(stores["MLFLOW_TRACKING_URI"])
-    interrupt.install()
+def _work(number: int, arguments: list[str], environment: Mapping[str, str]) -> None:
+    """Run a worker on a node of the cluster; what it prints goes to Ray's log.
 
-    def open_study() -> tuple[optuna.Study, Plan]:
-        study, plan = find(name, open_dataset(data, needs=("train", "test")), weights)
-        end_dead(study)  # of an earlier try on this node
-        settle(study)
-        return study, plan
-
-    # What hangs is told to Ray's log, which the driver shows
-    work(open_study, Telling(lambda said: news.put((number, said))), sys.stderr)
+    Raises:
+        Mistake: The worker found a user error.
+        WorkerDied: It ended in another way than it should.
+    """
+    worker = Worker(number, arguments, environment, SimpleQueue())
+    try:
+        code = worker.wait()
+    except KeyboardInterrupt:  # Ray's way to cancel a task
+        worker.terminate()
+        worker.wait(PATIENCE)
+        raise
+    if code == USER_ERROR:
+        raise Mistake(worker.reason)
+    if code:
+        raise WorkerDied(worker.trace or worker.reason or f"exit code {code}")

@@ -3,6 +3,9 @@
 import re
 import unicodedata
 
+USER_ERROR = 2  # exit code
+PREFIX = "pneumo: "  # of the line on standard error that says why a command failed
+
 LONGEST = 1_500  # characters of a message
 QUOTED = 120  # characters of what a message quotes
 

@@ -12,10 +12,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from queue import Empty, SimpleQueue
-from threading import Event
-from typing import Any, NoReturn, TypeVar
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Thread
+from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
 
@@ -71,50 +70,45 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
-class Abandoned(Exception):
-    """Ends work that nobody waits for any more."""
+def end_with_input() -> None:
+    """Have this process get SIGTERM at the end of its standard input.
 
-
-def in_own_thread(work: Callable[[Callable[..., None]], T], hear: Callable[..., None]) -> T:
-    """What `work(tell)` returns or raises; it runs in a thread, this one waits.
-
-    `tell(…)` calls `hear(…)` in this thread and waits for it. When `hear` raises, or a signal
-    comes, that leaves here, and `tell`, also with nothing to tell, raises `Abandoned` there. Only
-    a signal does not wait until the work has ended.
+    That is a pipe from the process that started it, and ends with that one, however it does.
     """
-    told, heard, abandoned = SimpleQueue(), SimpleQueue(), Event()
 
-    def tell(*news: Any) -> None:
-        if news:
-            told.put(news)
-            heard.get()
-        if abandoned.is_set():
-            raise Abandoned
+    def wait_for_end() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = ThreadPoolExecutor(max_workers=1)
+    Thread(target=wait_for_end, daemon=True).start()
+
+
+def in_own_thread(work: Callable[[], T], meanwhile: Callable[[], None] = lambda: None) -> T:
+    """Run work in a thread of its own, and wait for it where a signal is heard.
+
+    A signal does not wait for the work, which goes on until it ends or the process does.
+
+    Args:
+        work: Called once, in the other thread.
+        meanwhile: Called in this thread every `WAKE` seconds.
+
+    Returns:
+        What the work returns.
+
+    Raises:
+        KeyboardInterrupt: A signal has come.
+        Exception: Whatever the work or `meanwhile` raises.
+    """
+    executor = ThreadPoolExecutor(max_workers=1)
     try:
-        result = thread.submit(work, tell)
-        result.add_done_callback(lambda _: told.put(None))
-        while news := _next(told):
+        result = executor.submit(work)
+        while not wait([result], timeout=WAKE).done:
             check()
-            hear(*news)
-            heard.put(True)
-    except BaseException as error:
-        abandoned.set()
-        heard.put(True)
-        thread.shutdown(wait=isinstance(error, Exception))
-        raise
-    thread.shutdown()
+            meanwhile()
+    finally:
+        executor.shutdown(wait=False)
     return result.result()
-
-
-def _next(told: SimpleQueue) -> Any:
-    while True:
-        check()
-        try:
-            return told.get(timeout=WAKE)
-        except Empty:  # a signal wakes nobody who waits
-            continue
 
 
 def leave(code: int) -> NoReturn:

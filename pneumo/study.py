@@ -4,7 +4,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -29,7 +29,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pneumo import intake, interrupt, tracking
 from pneumo.config import RunConfig, derived_seed
-from pneumo.console import StudyDisplay, say
+from pneumo.console import say
 from pneumo.data import cache
 from pneumo.data.dataset import Dataset
 from pneumo.errors import Mistake
@@ -319,12 +319,15 @@ def _existing(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> opt
     )
 
 
-def find(name: str, dataset: Dataset, weights: str = "") -> tuple[optuna.Study, Plan]:
+def find(
+    name: str, dataset: Dataset, weights: str = "", patience: float = 0
+) -> tuple[optuna.Study, Plan]:
     """A study that another process has begun, and what it searches: see `Plan.of`.
 
-    Raises `Mistake` where there is none, or where data, weights or MLflow's store are others.
+    `patience`: see `open_storage`. Raises `Mistake` where there is no such study, or where data,
+    weights or MLflow's store are others.
     """
-    storage = open_storage()
+    storage = open_storage(patience)
     if name not in (names := optuna.get_all_study_names(storage)):
         raise Mistake(
             f"study must be one of those in PNEUMO_STORAGE ({', '.join(sorted(names)) or 'none'}): "
@@ -333,11 +336,6 @@ def find(name: str, dataset: Dataset, weights: str = "") -> tuple[optuna.Study, 
     begun = optuna.load_study(storage=storage, study_name=name)
     plan = Plan.of(begun, dataset, weights)
     return load(storage, name, plan), plan
-
-
-def join(name: str, plan: Plan) -> optuna.Study:
-    """The study of that name, which another process has begun, for one that works on it."""
-    return _existing(open_storage(OUTAGE), name, plan)
 
 
 def require_new(name: str) -> None:
@@ -502,20 +500,10 @@ def counted(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=COUNTED))
 
 
-def best_so_far(study: optuna.Study) -> tuple[int, float] | None:
-    """The number and the score of the best trial, if one is complete."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    best = max(complete, key=lambda trial: trial.value, default=None)
-    return best and (best.number, best.value)
-
-
-def display_of(
-    study: optuna.Study, workers: int = 1, then: Callable[[], None] = lambda: None
-) -> StudyDisplay:
-    """What shows how far the study comes, from where it is, and calls `then` after each trial."""
-    goal, done, best = Goal.of(study), counted(study), best_so_far(study)
-    objective = study.user_attrs["objective"]
-    return StudyDisplay(goal.trials, workers, done, best, goal.deadline, then, objective)
+def best_of(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
+    """Return the complete trial with the best score, the first of equals, or None."""
+    complete = (trial for trial in trials if trial.state == TrialState.COMPLETE)
+    return max(complete, key=lambda trial: trial.value, default=None)
 
 
 @dataclass(frozen=True)
@@ -571,6 +559,15 @@ def repeated_failure(study: optuna.Study) -> str | None:
     kinds = {error.partition(":")[0] for error in errors}
     alike = len(errors) == FAILURES_IN_A_ROW and len(kinds) == 1
     return errors[-1] if alike and not kinds & {"", INTERRUPTED} else None
+
+
+def require_no_repeated_failure(study: optuna.Study) -> None:
+    """Raise `StudyStopped` if the last three trials that ended failed of the same cause."""
+    if error := repeated_failure(study):
+        raise StudyStopped(
+            f"{FAILURES_IN_A_ROW} trials in a row failed alike ({error}); "
+            "the traceback is with their runs in MLflow: mend the cause and start again"
+        )
 
 
 def last_value(trial: FrozenTrial) -> float | None:

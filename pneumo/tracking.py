@@ -318,10 +318,12 @@ def find_run(run_id: str) -> Run | None:
 
 
 def exists(run_id: str) -> bool:
-    """Whether the run is in this store."""
+    """Return whether a run is in this store, deleted or not."""
     try:
         mlflow.get_run(run_id)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code != MISSING:
+            raise
         return False
     return True
 
@@ -576,13 +578,14 @@ def _log_input(described: MetaDataset, **how: Any) -> None:
         mlflow.log_input(described, **how)
 
 
-def log_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
-    """An epoch's metrics under `epoch/`, in one call; `epoch` counts from 1.
+def log_epoch(run_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
+    """Log an epoch's metrics under `epoch/`, in one call; `epoch` counts from 1.
 
     The metric that is logged first is what MLflow's plots of several runs begin with.
     """
     metrics = {"val_auc": metrics["val_auc"], **metrics}
-    mlflow.log_metrics({f"epoch/{name}": value for name, value in metrics.items()}, step=epoch)
+    named = {f"epoch/{name}": value for name, value in metrics.items()}
+    mlflow.log_metrics(named, step=epoch, run_id=run_id)
 
 
 def log_evaluation(

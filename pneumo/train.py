@@ -12,7 +12,7 @@ from keras.optimizers.schedules import CosineDecay, LearningRateSchedule
 from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
-from pneumo import features, interrupt, models, perturb
+from pneumo import features, models, perturb
 from pneumo.augment import Variation
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig, derived_seed
@@ -92,19 +92,9 @@ def train(
     `deepest`: the greatest `unfreeze_depth` among the runs that share stored features with this
     one. Raises `TrainingDiverged` when the loss is not finite, and whatever a callback raises.
     """
-    epochs = itertools.count(1)
-
-    def hear(metrics: Mapping[str, float]) -> None:
-        epoch = next(epochs)
-        for callback in callbacks:
-            callback(epoch, metrics)
-
-    return interrupt.in_own_thread(lambda tell: _fit(config, images, deepest, tell), hear)
-
-
-def _fit(config: RunConfig, images: Images, deepest: int, tell: Callable[..., None]) -> Result:
+    report = _EpochEnd(callbacks)
     members = [
-        _fit_member(config.model_copy(update={"seed": seed}), images, deepest, tell)
+        _fit_member(config.model_copy(update={"seed": seed}), images, deepest, report)
         for seed in _member_seeds(config)
     ]
     said = zip(*(member.logits for member in members), strict=True)
@@ -133,14 +123,14 @@ class _Member:
 
 
 def _fit_member(
-    config: RunConfig, images: Images, deepest: int, tell: Callable[..., None]
+    config: RunConfig, images: Images, deepest: int, report: keras.callbacks.Callback
 ) -> _Member:
     keras.utils.clear_session()  # what a previous model left behind would stay in memory
     history: History = []
     with _sources(config, images, deepest) as source_of:
         model = models.build(config)
         ended = [
-            _fit_phase(config, phase, model, source_of(phase), history, tell)
+            _fit_phase(config, phase, model, source_of(phase), history, report)
             for phase in phases(config)
         ]
         best = max(ended, key=lambda phase: phase.score)  # the first of equals
@@ -228,7 +218,7 @@ def _fit_phase(
     model: keras.Model,
     source: Source,
     history: History,
-    tell: Callable[..., None],
+    report: keras.callbacks.Callback,
 ) -> _Ended:
     models.unfreeze(model, phase.unfreeze_depth)
     # The statistics of random weights are those of nothing: MobileNet would not learn with them
@@ -246,7 +236,7 @@ def _fit_phase(
         epochs=phase.until,
         class_weight=class_weights(source.fitting.labels),
         # Each needs what the ones before it do
-        callbacks=[feed, _Validation(source, config.objective, history), _Telling(tell), stopping],
+        callbacks=[feed, _Validation(source, config.objective, history), report, stopping],
         shuffle=False,  # `Feed` does it
         verbose=0,
     )
@@ -318,15 +308,14 @@ class _Validation(keras.callbacks.Callback):
         self._history.append((logits, scored))
 
 
-class _Telling(keras.callbacks.Callback):
-    """Tells of each epoch, and lets the training be abandoned after any batch."""
+class _EpochEnd(keras.callbacks.Callback):
+    """Calls functions after each epoch, counted from 1 through all fits that it is given to."""
 
-    def __init__(self, tell: Callable[..., None]) -> None:
+    def __init__(self, functions: Sequence[EpochCallback]) -> None:
         super().__init__()
-        self._tell = tell
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
-        self._tell()
+        self._functions, self._epochs = functions, itertools.count(1)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        self._tell({name: float(value) for name, value in logs.items()})
+        number, metrics = next(self._epochs), {name: float(it) for name, it in logs.items()}
+        for function in self._functions:
+            function(number, metrics)

@@ -1,14 +1,15 @@
 """One Keras run under MLflow: what `train` does once and a study many times."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy.special import expit
 
-from pneumo import tracking
+from pneumo import interrupt, tracking
 from pneumo.config import RunConfig
 from pneumo.data.dataset import Dataset
 from pneumo.evaluate import (
@@ -41,18 +42,34 @@ def run_trial(
     dataset: Dataset,
     callbacks: Sequence[EpochCallback] = (),
     deepest: int = 0,
+    meanwhile: Callable[[], None] = lambda: None,
     **run: Any,
 ) -> Trial:
-    """Trains, evaluates on validation and stores all of it in a run (`run`: see `keras_run`).
+    """Train a model, evaluate it on validation and store all of it in a run.
 
-    `callbacks`, `deepest`: see `train`. The temperature comes from validation, the threshold from
-    validation as `perturb.EACH` changes it: that of images as they are suits no others.
-    Raises what `train` raises, the run then ended.
+    The temperature comes from validation, the threshold from validation as `perturb.EACH` changes
+    it: that of images as they are suits no others. Training has a thread of its own, so that a
+    signal does not wait for it.
+
+    Args:
+        config: What is trained.
+        dataset: The images; only training and validation are used.
+        callbacks: See `train`; called in the training's thread.
+        deepest: See `train`.
+        meanwhile: Called in the calling thread, twice a second while the model trains.
+        **run: See `tracking.keras_run`.
+
+    Returns:
+        The run, its model and its metrics.
+
+    Raises:
+        Exception: Whatever `train` raises, after the run has been ended.
     """
     clock = [time.monotonic()]
     with tracking.keras_run(config=config, **run) as run_id:
         images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
-        result = train(config, images, [tracking.log_epoch, *callbacks], deepest)
+        report = [partial(tracking.log_epoch, run_id), *callbacks]
+        result = interrupt.in_own_thread(lambda: train(config, images, report, deepest), meanwhile)
         clock.append(time.monotonic())
         val = images.split("val")
         divisor = temperature(val.labels, result.val_logits)

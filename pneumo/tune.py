@@ -14,6 +14,7 @@ from pneumo.config import SCORES
 from pneumo.console import import_tensorflow, say, table
 from pneumo.errors import without_passwords
 from pneumo.pages import short
+from pneumo.progress import StudyProgress
 from pneumo.study import (
     STORE_ERRORS,
     Goal,
@@ -21,7 +22,6 @@ from pneumo.study import (
     StudyStopped,
     await_others,
     begin,
-    display_of,
     end_dead,
     evict,
     how_to_continue,
@@ -109,7 +109,7 @@ def _search_and_register(
     study.set_user_attr("model_name", model_name)
     page = StudyPage(study, plan)
     try:
-        searching(study, plan, then=page.refresh)
+        searching(study, plan, after_trials=page.refresh)
         await_others(study)
         settle(study)
         if goal.keep_models:
@@ -139,24 +139,22 @@ def search(
     plan: Plan,
     workers: int = 1,
     launcher: str = "local",
-    then: Callable[[], None] = lambda: None,
+    after_trials: Callable[[], None] = lambda: None,
 ) -> None:
-    """Runs trials until the study's goal is reached, and calls `then` after each of them.
+    """Run trials until the study's goal is reached, and show how far it has come.
 
-    `workers`, `launcher`: see `tune`.
+    `workers`, `launcher`: see `tune`; `after_trials`: see `StudyProgress`.
     """
-    goal = Goal.of(study)
-    if launcher == "ray":
-        cluster.launch(study, plan, workers, then)
-        return
-    if workers > 1 or goal.trial_timeout:
-        launch.launch(study, plan, workers, then)
-        return
-    import_tensorflow()
-    from pneumo.work import search_trials
+    with StudyProgress(study, workers, after_trials) as progress:
+        if launcher == "ray":
+            cluster.launch(study, plan, workers, progress)
+        elif workers > 1 or Goal.of(study).trial_timeout:
+            launch.launch(study, plan, workers, progress)
+        else:
+            import_tensorflow()
+            from pneumo.work import search_trials
 
-    with display_of(study, then=then) as display:
-        search_trials(study, plan, display)
+            search_trials(study, plan, progress.update)
 
 
 def _register_winner(study: optuna.Study, plan: Plan, model_name: str) -> Outcome:

@@ -2,16 +2,15 @@
 
 import faulthandler
 import gc
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from typing import IO, Protocol
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pneumo import interrupt, tracking
-from pneumo.config import SCORES
+from pneumo.console import say
 from pneumo.errors import in_words
 from pneumo.process import ProcessId
 from pneumo.study import (
@@ -20,47 +19,38 @@ from pneumo.study import (
     Goal,
     Plan,
     StudyStopped,
-    best_so_far,
-    counted,
     evict,
-    last_value,
     repeated_failure,
+    require_no_repeated_failure,
     running,
 )
 from pneumo.train import EpochCallback
 from pneumo.trial import run_name, run_trial
 
 
-class Display(Protocol):
-    """What hears of the trials, as `console.StudyDisplay` does."""
-
-    def epoch(self, trial: int, epoch: int, metrics: Mapping[str, float]) -> None:
-        """A trial has come so far."""
-
-    def trial(
-        self, line: str, done: int, best: tuple[int, float] | None, took: float | None
-    ) -> None:
-        """A trial has ended, of which `line` tells.
-
-        `done` counts those of the study that count; `best`: number and score of the best of them;
-        `took`: seconds, None where it has failed.
-        """
-
-    def note(self, line: str) -> None:
-        """Something else to tell."""
-
-
 def search_trials(
-    study: optuna.Study, plan: Plan, display: Display, hung: IO[str] | None = None
+    study: optuna.Study,
+    plan: Plan,
+    update: Callable[[], None] = lambda: None,
+    enforce_timeout: bool = False,
 ) -> None:
-    """Runs trials until the study's goal is reached; a failed one is replaced.
+    """Run trials until the study's goal is reached; a failed one is replaced.
 
-    When a store fails between two trials, the search goes on. With `hung`, an open file, the
-    goal's `trial_timeout` holds: beyond it a trial is ended, with this process, and the file tells
-    where it was. Raises `StudyStopped` after three failures of the same kind in a row.
+    When a store fails between two trials, the search goes on.
+
+    Args:
+        study: A study that has its goal.
+        plan: What it searches.
+        update: Called twice a second while a trial trains, and when one has ended.
+        enforce_timeout: Whether a trial that takes longer than the goal's `trial_timeout` is
+            ended, and this process with it; standard error then tells where each thread was.
+
+    Raises:
+        StudyStopped: Three trials in a row failed of the same cause, or a store failed three
+            times without a trial between.
     """
     gc.freeze()  # modules stay: the collection before each trial need not go through them
-    work = _Work(study, plan, display, hung)
+    work = _Work(study, plan, update, enforce_timeout)
     failures = 0
     while True:
         try:
@@ -77,16 +67,17 @@ def search_trials(
                     f"a store of the study has failed {failures} times without a trial between "
                     f"({reason}); see that it answers, and give the same command again"
                 ) from error
-            display.note(f"a store of the study has failed, and the search goes on ({reason})")
+            say(f"a store of the study has failed, and the search goes on ({reason})")
 
 
 class _Work:
     """A process's work on a study."""
 
     def __init__(
-        self, study: optuna.Study, plan: Plan, display: Display, hung: IO[str] | None
+        self, study: optuna.Study, plan: Plan, update: Callable[[], None], enforce_timeout: bool
     ) -> None:
-        self._study, self._plan, self._display, self._hung = study, plan, display, hung
+        self._study, self._plan, self._update = study, plan, update
+        self._enforce_timeout = enforce_timeout
         self._scores: dict[int, float] = {}
         self.ended = 0  # trials since the search was begun or taken up
 
@@ -102,11 +93,7 @@ class _Work:
             callbacks=[self._trial_ended],
             catch=(Exception,),  # a failure gets no score, and the search goes on without it
         )
-        if error := repeated_failure(self._study):
-            raise StudyStopped(
-                f"{FAILURES_IN_A_ROW} trials in a row failed alike ({error}); "
-                "the traceback is with their runs in MLflow: mend the cause and start again"
-            )
+        require_no_repeated_failure(self._study)
 
     def settle(self) -> None:
         """Ends what this process left running; what has its score already is complete."""
@@ -118,8 +105,7 @@ class _Work:
 
     def _trial_ended(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self.ended += 1
-        took = None if trial.state == TrialState.FAIL else trial.duration.total_seconds()
-        self._display.trial(_line(trial), counted(study), best_so_far(study), took)
+        self._update()
         if keep := self._goal.keep_models:
             evict(study, keep, at_most=1)  # those beyond have gone before
         if self._goal.reached(study) or repeated_failure(study):
@@ -127,16 +113,16 @@ class _Work:
         interrupt.check()  # so would the next one
 
     def _objective(self, trial: optuna.Trial) -> float:
-        limit = self._goal.trial_timeout if self._hung else None
-        with _at_most(limit, self._hung):
-            score = _objective(trial, self._plan, self._display)
+        limit = self._goal.trial_timeout if self._enforce_timeout else None
+        with _at_most(limit):
+            score = _objective(trial, self._plan, self._update)
         self._scores = {trial.number: score}
         return score
 
 
 @contextmanager
-def _at_most(seconds: int | None, file: IO[str] | None) -> Iterator[None]:
-    """Ends the process after so many seconds; the file then tells where each thread was.
+def _at_most(seconds: int | None) -> Iterator[None]:
+    """End the process after so many seconds; standard error then tells where each thread was.
 
     The one who does it is a thread that Python does not run: a fit that holds Python's lock, or
     hears no signal, cannot keep it from that.
@@ -144,14 +130,14 @@ def _at_most(seconds: int | None, file: IO[str] | None) -> Iterator[None]:
     if not seconds:
         yield
         return
-    faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _objective(trial: optuna.Trial, plan: Plan, display: Display) -> float:
+def _objective(trial: optuna.Trial, plan: Plan, update: Callable[[], None]) -> float:
     study = trial.study
     trial.set_user_attr("process", ProcessId.current())
     tags = tracking.subject_tags(plan.experiment.name, plan.dataset)
@@ -164,8 +150,9 @@ def _objective(trial: optuna.Trial, plan: Plan, display: Display) -> float:
         done = run_trial(
             config,
             plan.dataset,
-            [_pruning(trial, config.objective), partial(display.epoch, trial.number)],
+            [_pruning(trial, config.objective)],
             deepest=depths.high if depths else config.unfreeze_depth,
+            meanwhile=update,
             parent_id=study.user_attrs["run_id"],
             name=f"trial {trial.number} · {name}",
             tags={**tags, "pneumo.study": study.study_name},
@@ -193,14 +180,3 @@ def _pruning(trial: optuna.Trial, objective: str) -> EpochCallback:
             raise optuna.TrialPruned(f"below the median after epoch {epoch}")
 
     return report
-
-
-def _line(trial: FrozenTrial) -> str:
-    """What a log says of a trial that has ended."""
-    if trial.state == TrialState.FAIL:
-        return f"trial {trial.number:3d}  failed: {trial.user_attrs.get('error', 'see its run')}"
-    state = "pruned" if trial.state == TrialState.PRUNED else ""
-    objective = trial.user_attrs["config"]["objective"]
-    score = f"{SCORES[objective]} {last_value(trial):.4f} {state:6}"
-    took = f"{trial.duration.seconds:4d} s"
-    return f"trial {trial.number:3d}  {score}  {took}  {trial.user_attrs['name']}"

@@ -64,7 +64,9 @@ def run_of(half: str, dataset: Dataset, threshold: float = 0.3, **tags: str) -> 
     with tracking.command_run("train", "handmade", tags) as parent:
         config = RunConfig(image_size=SIDE)
         with tracking.keras_run(parent, half, config, tags) as run_id:
-            tracking.log_epoch(1, dict.fromkeys(("loss", "auc", "val_loss", "val_auc"), 0.5))
+            tracking.log_epoch(
+                run_id, 1, dict.fromkeys(("loss", "auc", "val_loss", "val_auc"), 0.5)
+            )
             tracking.log_evaluation("val", evaluate(val, probabilities, threshold))
             tracking.log_files(images)
             uri = tracking.log_model(run_id, model, settings).model_uri

@@ -1,18 +1,21 @@
 """Small real studies, and what reads their runs back."""
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import mlflow
 import optuna
 import pandas as pd
 
-from pneumo import registry, tracking
+from pneumo import launch, registry, tracking
 from pneumo.config import RunConfig
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.study import Plan
 from pneumo.tune import Outcome, tune
+from tests.conftest import ROOT
 
 BASE = RunConfig(image_size=32, epochs=2, dense_widths=(32,))
 SMALL = ["--image_size", "32", "--dense_widths", "32"]  # the flags of a network as small
@@ -50,6 +53,22 @@ EPOCH = {"epoch/loss", "epoch/auc", "epoch/val_loss", "epoch/val_auc"}
 def run_study(sample, **options) -> Outcome:
     plan = Plan(TINY, sample, options.pop("fixed", {}))
     return tune(plan, **{"trials": 2, "model_name": "pneumonia-sample", **options})
+
+
+def let_workers_load(monkeypatch, folder: Path, experiment: str) -> None:
+    """Have workers that this process starts find a file as the experiment `tiny`.
+
+    It may import nothing of `tests`, which takes MLflow's variables from a worker's environment.
+    """
+    lay_out_project(folder, "tiny", experiment)
+    monkeypatch.setattr(launch, "PROJECT", folder)
+
+
+def lay_out_project(folder: Path, name: str, experiment: str) -> None:
+    """Make a folder from which `python -m pneumo` runs, with one experiment more."""
+    shutil.copytree(ROOT / "experiments", folder / "experiments")
+    (folder / "experiments" / f"{name}.py").write_text(experiment)
+    (folder / "pneumo").symlink_to(ROOT / "pneumo")
 
 
 def tags(run) -> dict[str, str]:

@@ -75,70 +75,67 @@ def test_an_item_of_a_long_list_is_such_a_check():
         next(seen)
 
 
-def in_own_thread(work):
-    """What the work returns, and what it told."""
-    told = []
-    return interrupt.in_own_thread(work, lambda *news: told.append(news)), told
+def test_work_in_a_thread_returns():
+    main, waited = threading.get_ident(), threading.Event()
 
-
-def test_work_in_a_thread_tells_and_returns():
-    main = threading.get_ident()
-
-    def work(tell):
+    def work():
         assert threading.get_ident() != main
-        tell(1, "a")
-        tell()
-        tell(2, "b")
+        assert waited.wait(10)
         return "done"
 
-    assert in_own_thread(work) == ("done", [(1, "a"), (2, "b")])
+    def meanwhile():
+        assert threading.get_ident() == main
+        waited.set()
+
+    assert interrupt.in_own_thread(work, meanwhile) == "done"
 
 
-def test_what_the_work_raises_comes_up_here():
-    def work(tell):
+@pytest.mark.parametrize("where", ["work", "meanwhile"])
+def test_what_is_raised_comes_up_here(where):
+    ended = threading.Event()
+
+    def fail():
         raise ValueError("inside")
 
+    calls = {"work": lambda: ended.wait(10), "meanwhile": lambda: None, where: fail}
     with pytest.raises(ValueError, match="inside"):
-        in_own_thread(work)
-
-
-def test_what_the_hearer_raises_ends_the_work():
-    ended = []
-
-    def work(tell):
-        try:
-            tell(1)
-        except interrupt.Abandoned:
-            ended.append(True)
-            raise
-
-    def hear(number):
-        raise ValueError("enough")
-
-    with pytest.raises(ValueError, match="enough"):
-        interrupt.in_own_thread(work, hear)
-    assert ended == [True]
+        interrupt.in_own_thread(**calls)
+    ended.set()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_does_not_wait_for_the_work(number):
-    computed, abandoned = threading.Event(), threading.Event()
+    computed, ended = threading.Event(), threading.Event()
 
-    def work(tell):
-        tell("begun")
+    def work():
         send(number)
         computed.wait(timeout=30)  # as a compiled function that lets nothing in
-        try:
-            tell()
-        except interrupt.Abandoned:
-            abandoned.set()
+        ended.set()
 
     with pytest.raises(KeyboardInterrupt):
-        in_own_thread(work)
-    assert not computed.is_set()
-    assert not abandoned.is_set()
+        interrupt.in_own_thread(work)
+    assert not ended.is_set()
     computed.set()
-    assert abandoned.wait(timeout=10)
+    assert ended.wait(timeout=10)
+
+
+def test_a_process_ends_with_its_input():
+    code = (
+        "import signal, sys, time\n"
+        "from pneumo import interrupt\n"
+        "interrupt.install()\n"
+        "interrupt.end_with_input()\n"
+        "print('ready', flush=True)\n"
+        "try:\n"
+        "    while True: interrupt.check(); time.sleep(0.1)\n"
+        "except KeyboardInterrupt: sys.exit(7)\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(10) == 7
 
 
 @pytest.mark.parametrize("asked", [False, True])

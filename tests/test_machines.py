@@ -1,8 +1,7 @@
 """One study of several machines: its stores are servers, which fail and come back."""
 
-import ctypes
+import re
 import signal
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,10 +10,10 @@ import psycopg
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pneumo import tracking
-from pneumo.console import StudyDisplay
+from pneumo import tracking, work
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.study import Goal, Plan, await_others, begin, find, is_dead, open_storage, settle
+from pneumo.trial import run_trial
 from pneumo.tune import search
 from pneumo.work import search_trials
 from tests.studies import (
@@ -26,30 +25,35 @@ from tests.studies import (
     at_work,
     children,
     counted,
+    let_workers_load,
     require_whole,
     run_of,
     tags,
     text,
     until,
 )
+from tests.terminal import watch
 from tests.test_command_line import start
 
 pytestmark = pytest.mark.slow
 
 
 def test_a_worker_joins_from_elsewhere_and_leaves(shared, tmp_path, monkeypatch):
-    driver = start("tune", "--trials", "4", "--study", "joined", "--epochs", "25", *SMALL)
-    until(lambda: at_work(shared))
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    worker = start("worker", "--study", "joined", "--data", "sample")
-    until(lambda: len({it.data.tags["pneumo.pid"] for it in at_work(shared)}) == 2)
-    worker.send_signal(signal.SIGTERM)  # in the middle of a trial
-    told, errors = worker.communicate(timeout=60)
+    command = ["-m", "pneumo", "tune", "--trials", "4", "--study", "joined", "--epochs", "25"]
+    with ThreadPoolExecutor(1) as other:
+        driver = other.submit(watch, *command, *SMALL)
+        until(lambda: at_work(shared))
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        worker = start("worker", "--study", "joined", "--data", "sample", start_new_session=True)
+        until(lambda: len({it.data.tags["pneumo.pid"] for it in at_work(shared)}) == 2)
+        worker.send_signal(signal.SIGTERM)  # in the middle of a trial
+        told, errors = worker.communicate(timeout=60)
+        seen = driver.result()
     assert (worker.returncode, errors) == (1, "pneumo: interrupted; what was finished is kept\n")
     assert told.startswith("joined study joined: ")
-    output, errors = driver.communicate(timeout=LIMIT)
-    assert (driver.returncode, errors) == (0, "")
+    assert (seen.code, seen.errors) == (0, "")
+    assert any(f"process {worker.pid}" in screen for screen in seen.screens)
     trials = require_whole(shared, "joined")
     assert [trial.state.name for trial in trials].count("FAIL") == 1
     assert counted(trials) == 4
@@ -72,50 +76,50 @@ def test_what_fell_silent_elsewhere_is_ended_by_the_next(shared, sample, monkeyp
         worker.communicate()
         monkeypatch.setattr("pneumo.study.GRACE", 1)
         time.sleep(1.5)
-        search_trials(*find("silent", sample), StudyDisplay(1))
+        search_trials(*find("silent", sample))
     silent, done = require_whole(shared, "silent")
     assert (silent.state.name, done.params) == ("FAIL", silent.params)  # the baseline again
     failed = shared.search_runs(["0"], "tags.`pneumo.study` = 'silent' and status = 'FAILED'")
     assert {it.data.tags["pneumo.kind"] for it in failed} == {"trial", "worker"}
 
 
-class Cutting(StudyDisplay):
-    """Cuts the connection that is telling Optuna the score of the first trial."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(2)
-        self._url, self.notes = url, []
-
-    def epoch(self, trial: int, epoch: int, metrics) -> None:
-        if (trial, epoch) == (0, BASE.epochs):
-            self._lock = psycopg.connect(self._url)
-            self._lock.execute("LOCK TABLE trial_values")  # the score has to wait
-            self._cutter = threading.Thread(target=self._cut)
-            self._cutter.start()
-
-    def _cut(self) -> None:
-        with self._lock, psycopg.connect(self._url, autocommit=True) as own:
-            waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-            until(lambda: own.execute(f"SELECT pid {waiting}").fetchall())
-            assert own.execute(f"SELECT pg_terminate_backend(pid) {waiting}").fetchall() == [
-                (True,)
-            ]
-
-    def note(self, line: str) -> None:
-        self.notes.append(line)
-        self._cutter.join()
+def cut_connection(url: str) -> None:
+    """Cut the connection that is about to store the score of a trial."""
+    with psycopg.connect(url) as lock, psycopg.connect(url, autocommit=True) as own:
+        lock.execute("LOCK TABLE trial_values")  # the score has to wait
+        waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        until(lambda: own.execute(f"SELECT pid {waiting}").fetchall())
+        assert own.execute(f"SELECT pg_terminate_backend(pid) {waiting}").fetchall() == [(True,)]
 
 
-def test_a_score_that_did_not_arrive_is_told_again(servers, shared, sample):
-    plan = Plan(TINY, sample, {})
-    with mlflow.start_run() as parent:
+def test_a_score_that_did_not_arrive_is_told_again(servers, shared, sample, monkeypatch, capsys):
+    with mlflow.start_run() as parent, ThreadPoolExecutor(1) as other:
+        plan = Plan(TINY, sample, {})
         study = begin(open_storage(), "cut", plan, parent.info.run_id)
         Goal(2).set(study)
-        display = Cutting(servers[0].address)
-        search_trials(study, plan, display)
-    [note] = display.notes
-    assert note.startswith("a store of the study has failed, and the search goes on (")
+        cutting = []
+
+        def run_and_cut(*arguments, **options):
+            done = run_trial(*arguments, **options)
+            if not cutting:
+                cutting.append(other.submit(cut_connection, servers[0].address))
+                until(lambda: locked(servers[0].address))
+            return done
+
+        monkeypatch.setattr(work, "run_trial", run_and_cut)
+        search_trials(study, plan)
+        cutting[0].result()
+    notes = re.findall("^a store of the study has failed, .*", capsys.readouterr().out, re.M)
+    assert len(notes) == 1
+    assert notes[0].startswith("a store of the study has failed, and the search goes on (")
     assert [it.state.name for it in require_whole(shared, "cut")] == ["COMPLETE"] * 2
+
+
+def locked(url: str) -> bool:
+    """Return whether the table of scores is locked."""
+    with psycopg.connect(url) as own:
+        lock = "SELECT 1 FROM pg_locks WHERE relation = 'trial_values'::regclass"
+        return bool(own.execute(f"{lock} AND mode = 'AccessExclusiveLock'").fetchall())
 
 
 def test_what_ended_a_run_is_not_hidden_by_a_server_that_is_away(
@@ -138,21 +142,32 @@ def test_what_ended_a_run_is_not_hidden_by_a_server_that_is_away(
     assert [run.data.tags["optuna.state"] for run in runs] == ["FAIL"] * 2
 
 
-def troubled(trial, base):
-    """The second trial diverges, the third hangs in a way that hears nothing."""
-    config = TINY.suggest(trial, base)
-    if trial._trial and trial._trial.number == 1:
+# The second trial diverges, the third hangs in a way that no signal ends
+TROUBLED = """
+import ctypes
+import optuna
+from experiments.tune import suggest as usual
+from pneumo.config import RunConfig
+
+BASE = RunConfig(image_size=32, epochs=25, dense_widths=(32,))
+
+def suggest(trial, base):
+    config = usual(trial, base)
+    number = trial._trial.number if isinstance(trial._trial, optuna.Trial) else 0
+    if number == 1:
         return config.model_copy(update={"learning_rate": 1e30})
-    if trial._trial and trial._trial.number == 2:
+    if number == 2:
         ctypes.PyDLL(None).sleep(1000)  # with Python's lock held
     return config
+"""
 
 
-def test_a_night_in_which_all_goes_wrong(servers, shared, sample, monkeypatch, capsys):
+def test_a_night_in_which_all_goes_wrong(servers, shared, sample, monkeypatch, capsys, tmp_path):
     trials, server = servers
+    let_workers_load(monkeypatch, tmp_path / "project", TROUBLED)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")  # tries again sooner
     base = BASE.model_copy(update={"epochs": 25})
-    plan = Plan(Experiment("tiny", base, troubled), sample, {})
+    plan = Plan(Experiment("tiny", base, TINY.suggest), sample, {})
 
     def has_diverged() -> bool:  # its traceback is then stored, whatever the server does
         states = {run.data.tags.get("optuna.state") for run in children(shared, parent.info.run_id)}
@@ -166,12 +181,7 @@ def test_a_night_in_which_all_goes_wrong(servers, shared, sample, monkeypatch, c
             store.start()
 
     with mlflow.start_run() as parent:
-        study = begin(
-            open_storage(),
-            "bad",
-            Plan(Experiment("tiny", base, TINY.suggest), sample, {}),
-            parent.info.run_id,
-        )
+        study = begin(open_storage(), "bad", plan, parent.info.run_id)
         Goal(4, trial_timeout=LIMIT // 2).set(study)
         with ThreadPoolExecutor(1) as other:
             failing = other.submit(stores_fail)
@@ -186,5 +196,5 @@ def test_a_night_in_which_all_goes_wrong(servers, shared, sample, monkeypatch, c
     where = text(hung.info.run_id, "traceback.txt")
     late = f"not done after {LIMIT // 2} s, the limit"
     assert where.startswith(f"{late}; where each thread was:\n\n")
-    assert " in troubled\n" in where
-    assert f"trial   2  failed: {late}\n" in capsys.readouterr().out
+    assert " in suggest\n" in where
+    assert re.search(rf"^worker \d has ended trial 2: {late}$", capsys.readouterr().out, re.M)

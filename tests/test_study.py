@@ -24,7 +24,6 @@ from sklearn.metrics import roc_auc_score
 
 from pneumo import interrupt, models, registry, tracking
 from pneumo.config import RunConfig
-from pneumo.console import StudyDisplay
 from pneumo.data.pixels import decode
 from pneumo.errors import Mistake
 from pneumo.evaluate import score, youden_threshold
@@ -370,7 +369,7 @@ def test_who_has_heard_an_interrupt_begins_no_trial(store, sample, monkeypatch):
         Goal(1).set(study)
         monkeypatch.setattr(interrupt._State, "asked", True)
         with pytest.raises(KeyboardInterrupt):
-            search_trials(study, plan, StudyDisplay(1))
+            search_trials(study, plan)
     assert [trial.state.name for trial in study.trials] == ["WAITING"]
 
 
@@ -539,7 +538,7 @@ def searched(suggest, sample, trials, pruner=None) -> tuple[optuna.Study, str]:
         study.set_user_attr("run_id", run.info.run_id)
         Goal(trials).set(study)
         plan = Plan(Experiment("tiny", BASE, suggest), sample, {})
-        search_trials(study, plan, StudyDisplay(trials))
+        search_trials(study, plan)
     return study, run.info.run_id
 
 

@@ -18,28 +18,52 @@ from tests.terminal import Seen, watch
 
 STUDY = """
 import time
-from pneumo.console import StudyDisplay, say, track
+from datetime import timedelta
+import optuna
+from pneumo.console import say, track
+from pneumo.process import ProcessId
+from pneumo.progress import StudyProgress
 
-workers = {workers}
-display = StudyDisplay(20, workers, done=5, best=(3, 0.91234), deadline={deadline})
-at = dict(worker=1) if workers > 1 else dict()
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+study = optuna.create_study(direction="maximize")
+study.set_user_attr("objective", "val_auc")
+study.set_user_attr("goal", dict(trials=20, deadline={deadline}))
+known = dict(name="as in a log", config=dict(objective="val_auc"))
 
 def pause():
+    progress.update()
     time.sleep({pause})
 
+def begin(*process, **attributes):
+    trial = study.ask()
+    trial.set_user_attr("process", process or ProcessId.current())
+    for name, value in attributes.items():
+        trial.set_user_attr(name, value)
+    return trial
+
+def add(score, seconds):
+    trial = optuna.trial.create_trial(value=score, user_attrs=known)
+    trial.datetime_complete = trial.datetime_start + timedelta(seconds=seconds)
+    study.add_trial(trial)
+
+for score in 0.5, 0.6, 0.7, 0.91234, 0.8:
+    add(score, 1)
 say("study night")
-with display:
+with StudyProgress(study, {workers}) as progress:
     pause()
-    display.epoch(6, 2, dict(val_auc=0.87654), **at)
+    trial = begin(error="for a reason")
+    if {workers} > 1:
+        begin("elsewhere", "boot", "namespace", 4711, "1").report(0.5, 1)
     pause()
-    display.trial("trial   6  as in a log", 6, (6, 0.98765), {took}, **at)
-    display.note("a note")
+    trial.report(0.87654, 2)
     pause()
-    display.trial("trial   7  failed: for a reason", 6, (6, 0.98765), None, **at)
+    add(0.98765, {took})
+    progress.update()
+    say("a note")
+    pause()
+    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    progress.update()
     for _ in track([1, 2], 2, "Decoding"):
-        pause()
-    if workers > 1:
-        display.leave(0)
         pause()
 say("the end")
 """
@@ -70,37 +94,34 @@ def moments(seen: Seen) -> list[list[str]]:
 def test_a_study_on_a_terminal():
     seen = study()
     shown = moments(seen)
-    begun = ["study night", "5 of 20 trials", "best  val AUC 0.9123  trial 3"]
-    assert [*begun, "now                   starting"] in shown
-    assert [*begun, "now   val AUC 0.8765  trial 6, epoch 2"] in shown
-    best = ["6 of 20 trials, about 44 min left", "best  val AUC 0.9877  trial 6"]
-    assert ["study night", "a note", *best, "now                   starting"] in shown
-    above = ["study night", "a note", "trial   7  failed: for a reason"]
-    decoding = [lines for lines in shown if lines[: len(above)] == above and len(lines) == 7]
+    begun = ["study night", "5 of 20 trials", "best     val AUC 0.9123  trial 3"]
+    assert ["study night", "5 of 20 trials", "best  val AUC 0.9123  trial 3"] in shown
+    assert [*begun, "trial 5                  starting"] in shown
+    assert [*begun, "trial 5  val AUC 0.8765  epoch 2"] in shown
+    left = "6 of 20 trials, about 44 min left"
+    at_work = [left, "best     val AUC 0.9877  trial 6", "trial 5  val AUC 0.8765  epoch 2"]
+    assert ["study night", "a note", *at_work] in shown
+    above = ["study night", "a note", "trial   5  failed: for a reason"]
+    best = "best  val AUC 0.9877  trial 6"
+    decoding = [it for it in shown if it[: len(above)] == above and "Decoding" in it[-1]]
     assert decoding
-    assert {tuple(lines[3:5]) for lines in decoding} == {tuple(best)}
-    assert all(lines[6].startswith("Decoding ") for lines in decoding)
+    assert {tuple(lines[3:5]) for lines in decoding} == {(left, best)}
     # what has been reached stays, and nothing of what was at work
-    assert shown[-1] == [*above, "6 of 20 trials", best[1], "the end"]
+    assert shown[-1] == [*above, "6 of 20 trials", best, "the end"]
     assert seen.written.count("\x1b[?25l") == seen.written.count("\x1b[?25h")  # the cursor is back
 
 
-def test_each_worker_has_a_line():
+def test_each_trial_has_a_line():
     shown = moments(study(workers=2))
     states = [lines[-4:] for lines in shown]
-    begun = [
-        "5 of 20 trials",
-        "best      val AUC 0.9123  trial 3",
-        "worker 0                  starting",
-    ]
-    assert [*begun, "worker 1                  starting"] in states
-    assert [*begun, "worker 1  val AUC 0.8765  trial 6, epoch 2"] in states
-    best = "best      val AUC 0.9877  trial 6"
+    begun = ["5 of 20 trials", "best     val AUC 0.9123  trial 3"]
+    other = "trial 6  val AUC 0.5000  epoch 1, process 4711 on elsewhere"
+    assert [*begun, "trial 5                  starting", other] in states
+    assert [*begun, "trial 5  val AUC 0.8765  epoch 2", other] in states
+    best = "best     val AUC 0.9877  trial 7"
     left = "6 of 20 trials, about 22 min left"  # two at a time
-    assert [left, best, begun[2], "worker 1                  starting"] in states
-    ended = ["worker 0                  ended", "worker 1                  starting"]
-    assert [left, best, *ended] in states
-    assert shown[-1][-3:] == ["6 of 20 trials", "best  val AUC 0.9877  trial 6", "the end"]
+    assert [left, best, "trial 5  val AUC 0.8765  epoch 2", other] in states
+    assert shown[-1][-3:] == ["6 of 20 trials", "best  val AUC 0.9877  trial 7", "the end"]
 
 
 def longest(seen: Seen) -> int:
@@ -135,34 +156,20 @@ def test_no_colour_is_drawn_where_none_is_wanted():
 
 
 PLAIN = (
-    "study night\ntrial   6  as in a log\na note\ntrial   7  failed: for a reason\n"
-    "Decoding: 2 images\nthe end\n"
+    "study night\ntrial   {}  val AUC 0.9877         {:4d} s  as in a log\na note\n"
+    "trial   5  failed: for a reason\nDecoding: 2 images\nthe end\n"
 )
 
 
 def test_a_dumb_terminal_gets_the_lines_of_a_log():
-    assert study(pause=0, TERM="dumb").written.replace("\r\n", "\n") == PLAIN
+    written = study(pause=0, TERM="dumb").written
+    assert written.replace("\r\n", "\n") == PLAIN.format(6, 190)
 
 
 def test_a_log():
     code = STUDY.format(workers=2, took=60, pause=0, deadline=None)
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (process.stdout, process.stderr) == (PLAIN, "")
-
-
-def test_a_worker_writes_nothing_itself():
-    code = (
-        "import sys\n"
-        "from pneumo import console\n"
-        "told = []\n"
-        "console.say_to(told.append)\n"
-        "console.say('a line ' * 40)\n"
-        "for _ in console.track([1], 1, 'Decoding'): console.say('[it]')\n"
-        "print(told, file=sys.stderr)\n"
-    )
-    seen = watch("-c", code, FORCE_COLOR="1")
-    assert seen.written == ""
-    assert seen.errors == f"{['a line ' * 40, 'Decoding: 1 images', '[it]']}\n"
+    assert (process.stdout, process.stderr) == (PLAIN.format(7, 60), "")
 
 
 TABLE = """

@@ -1,6 +1,5 @@
 """Several processes on one study: what they leave, and that none of them is needed."""
 
-import multiprocessing
 import os
 import re
 import signal
@@ -14,17 +13,17 @@ import psutil
 import pytest
 
 from pneumo import launch
-from pneumo.experiment import Experiment, load_experiment
+from pneumo.experiment import load_experiment
 from pneumo.study import Goal, Plan, StudyStopped, begin, open_storage
-from pneumo.tune import tune
+from pneumo.tune import search, tune
 from tests.conftest import ROOT
 from tests.studies import (
-    BASE,
     SMALL,
     TINY,
     at_work,
     children,
     counted,
+    let_workers_load,
     require_whole,
     run_of,
     until,
@@ -39,12 +38,12 @@ NIGHT = ["--study", "night", "--workers", "2"]
 
 
 def processes(parent: int) -> list[int]:
-    """The workers of a driver: its children that multiprocessing has spawned."""
+    """The workers of a driver: those of its children that run the command `worker`."""
     found = []
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(parent).children():
             with suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
-                if "spawn_main" in " ".join(child.cmdline()):
+                if "worker" in child.cmdline():
                     found.append(child.pid)
     return found
 
@@ -124,7 +123,7 @@ def test_a_study_outlives_a_worker_and_its_driver(store):
     done = counted(optuna.load_study(study_name="night", storage=open_storage()).trials)
     seen = watch("-m", "pneumo", *command)
     assert (seen.code, seen.errors) == (0, "")
-    begun = next(it for it in seen.screens if "worker 1" in it)
+    begun = next(it for it in seen.screens if ", process " in it)
     assert f"continuing study night: {done} trials are done" in begun
     assert f"{done} of 3 trials\nbest " in begun
     trials = require_whole(store, "night")
@@ -155,40 +154,40 @@ def test_an_interrupt_ends_all(store, whom, number):
     assert {run.info.status for run in store.search_runs(["0"])} == {"KILLED"}
 
 
-def dies(trial, base):
-    """In a worker; the driver asks for the baseline alone."""
-    if multiprocessing.parent_process():
-        os.kill(os.getpid(), signal.SIGKILL)
-    return TINY.suggest(trial, base)
+# An experiment of which each trial ends in the same way
+ENDS = """
+import os
+import optuna
+from experiments.tune import suggest as usual
+from pneumo.config import RunConfig
 
+BASE = RunConfig(image_size=32, epochs=2, dense_widths=(32,))
 
-def fails(trial, base):
-    """In a worker, too."""
-    if multiprocessing.parent_process():
-        raise ValueError("of this kind")
-    return TINY.suggest(trial, base)
-
-
-def launched(sample, suggest) -> None:
-    """Two workers on a study whose search space is of this kind."""
-    plan = Plan(Experiment("tiny", BASE, suggest), sample, {})
-    with mlflow.start_run() as parent:
-        # the baseline is asked of the space too
-        study = begin(open_storage(), "night", Plan(TINY, sample, {}), parent.info.run_id)
-        Goal(4).set(study)
-        launch.launch(study, plan, 2)
+def suggest(trial, base):
+    if isinstance(trial._trial, optuna.Trial):
+        {end}
+    return usual(trial, base)
+"""
 
 
 @pytest.mark.parametrize(
-    ("suggest", "reason"),
+    ("end", "reason"),
     [
-        (dies, "3 workers have died without a trial done: look at what they said"),
-        (fails, r"3 trials in a row failed alike \(ValueError: of this kind\)"),
+        ("os.kill(os.getpid(), 9)", "3 workers have died without a trial done: look at what"),
+        (
+            "raise ValueError('of this kind')",
+            r"3 trials in a row failed alike \(ValueError: of this kind\)",
+        ),
     ],
 )
-def test_a_study_that_cannot_go_on_stops(store, sample, suggest, reason):
-    with pytest.raises(StudyStopped, match=reason):
-        launched(sample, suggest)
+def test_a_study_that_cannot_go_on_stops(store, sample, tmp_path, monkeypatch, end, reason):
+    let_workers_load(monkeypatch, tmp_path / "project", ENDS.format(end=end))
+    with mlflow.start_run() as parent:
+        plan = Plan(TINY, sample, {})
+        study = begin(open_storage(), "night", plan, parent.info.run_id)
+        Goal(4).set(study)
+        with pytest.raises(StudyStopped, match=reason):
+            search(study, plan, workers=2)
 
 
 def test_a_mistake_that_a_worker_finds_is_the_users(store, tmp_path):

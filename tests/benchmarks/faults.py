@@ -10,7 +10,6 @@ the new host name and the new container need root.
 
 import argparse
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,9 +28,8 @@ from mlflow import MlflowClient
 from optuna.trial import FrozenTrial
 
 from pneumo import tracking
-from tests.conftest import ROOT
 from tests.services import Server, mlflow_server, postgresql
-from tests.studies import at_work, counted, require_whole, until
+from tests.studies import at_work, counted, lay_out_project, require_whole, until
 from tests.test_workers import processes
 
 SMOKE = "nan --trials 5"
@@ -217,9 +215,7 @@ def place(fault: str) -> Iterator[Path]:
     """A project with the troubled experiment, where the cache's disk may be full."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as after:
         folder, disk = Path(name), Path(name) / "disk"
-        shutil.copytree(ROOT / "pneumo", folder / "pneumo")
-        shutil.copytree(ROOT / "experiments", folder / "experiments")
-        (folder / "experiments" / "troubled.py").write_text(TROUBLED)
+        lay_out_project(folder, "troubled", TROUBLED)
         disk.mkdir()
         if fault == "disk":
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=True)

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import mlflow
@@ -25,16 +24,10 @@ import numpy as np
 import optuna
 
 from pneumo import tracking
-from pneumo.config import RunConfig
-from pneumo.data.dataset import open_dataset
-from pneumo.experiment import Experiment
-from pneumo.study import Plan
-from pneumo.tune import tune
-from tests.benchmarks.stub import stub_of
+from tests.conftest import ROOT
 from tests.services import mlflow_server, postgresql
-from tests.studies import disagreements, loads, runs_by_number
+from tests.studies import disagreements, lay_out_project, loads, runs_by_number
 
-CONFIG = RunConfig(image_size=32, epochs=6, dense_widths=(32,), augment_strength=0)
 EDGE = 40  # trials at both ends that do not count: workers come and go
 BLOCK = 100  # trials at the start, and as many at the end
 SAMPLED = 20  # models that are loaded
@@ -47,18 +40,18 @@ CHROMIUM = [
 ]
 
 
-@cache
-def fit_no_more() -> None:
-    """From now on a fit in this process takes no time, and gives what a real one gives."""
-    from pneumo import trial
+# An experiment whose fits take no time, and give what real ones give
+EXPERIMENT = """
+from pneumo import trial
+from pneumo.config import RunConfig
+from tests.benchmarks.stub import stub_of
 
-    trial.train = stub_of(CONFIG)
+BASE = RunConfig(image_size=32, epochs=6, dense_widths=(32,), augment_strength=0)
+trial.train = stub_of(BASE)
 
-
-def suggest(trial: optuna.Trial, base: RunConfig) -> RunConfig:
-    """A search space, for a worker whose fits are stubs."""
-    fit_no_more()
+def suggest(trial, base):
     return base.override({"dropout": trial.suggest_float("dropout", 0.0, 0.6)})
+"""
 
 
 def bookkeeping(trials: Sequence[optuna.trial.FrozenTrial]) -> tuple[float, float]:
@@ -130,30 +123,35 @@ def main() -> None:
         os.environ["PNEUMO_STORAGE"] = storage.address
         os.environ["MLFLOW_TRACKING_URI"] = server.address
         mlflow.set_tracking_uri(server.address)
-        experiment = Experiment("thousand", CONFIG, suggest)
-        plan = Plan(experiment, open_dataset("sample"), {})
+        project = Path(folder) / "project"
+        lay_out_project(project, "thousand", EXPERIMENT)
         began = time.perf_counter()
-        outcome = tune(
-            plan,
-            trials=options.trials,
-            model_name="thousand",
-            name="thousand",
-            workers=options.workers,
+        command = [sys.executable, "-m", "pneumo", "tune", "--experiment", "thousand"]
+        command += ["--trials", str(options.trials), "--workers", str(options.workers)]
+        path = os.pathsep.join((str(project), str(ROOT)))
+        environment = {**os.environ, "PYTHONPATH": path}
+        subprocess.run(
+            [*command, "--study", "thousand"],
+            cwd=project,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            check=True,
         )
         minutes = (time.perf_counter() - began) / 60
-        trials = outcome.study.get_trials(deepcopy=False)
+        optimised = optuna.load_study(study_name="thousand", storage=storage.address)
+        trials = optimised.get_trials(deepcopy=False)
         states = [trial.state.name for trial in trials]
         first, last = bookkeeping(trials)
         print(f"{len(trials)} trials in {minutes:.1f} min: {sorted(set(states))}")
         print(f"bookkeeping of a trial at the start {first:.2f} s, at the end {last:.2f} s")
         print(f"ratio {last / first:.2f}")
-        run = mlflow.get_run(outcome.study.user_attrs["run_id"])
+        run = mlflow.get_run(optimised.user_attrs["run_id"])
         place = f"{server.address}/#/experiments/{run.info.experiment_id}/runs"
         blank = opening("about:blank", "<html>")
         table = opening(place, run.info.run_name) - blank
         study = opening(f"{server.address}/{tracking.page(run)}", run.info.run_name) - blank
         print(f"MLflow's table of runs opens in {table:.1f} s, the study's page in {study:.1f} s")
-        whole = verdict(outcome.study)
+        whole = verdict(optimised)
     sys.exit(not whole)
 
 

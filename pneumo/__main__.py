@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pneumo import interrupt
+from pneumo import attributes, interrupt, tag_names
 from pneumo.config import RunConfig
 from pneumo.errors import PREFIX, USER_ERROR, Mistake, is_text, reason_for, shown
 
@@ -125,6 +125,8 @@ def _parser() -> Parser:
         "on validation, at which the threshold is chosen (default: the model's own threshold)",
         _share,
     )
+    what = "true: evaluate it on pixels / 255 as well, a published bug, in a run of its own"
+    _option(command, "preprocessing_skew", False, what, _truth)
 
     command = _command(commands, "promote", promote, "make a version the champion, if it is fit")
     _option(command, "model_name", "pneumonia", "registered model", _name)
@@ -375,7 +377,7 @@ def _join(options: argparse.Namespace) -> int:
     if options.workers == 1:
         _require_fit(plan.base)
     tags = tracking.subject_tags(plan.experiment.name, dataset) | tracking.process_tags()
-    tags |= {"pneumo.study": options.study, "mlflow.parentRunId": study.user_attrs["run_id"]}
+    tags |= {tag_names.STUDY: options.study, tag_names.PARENT: attributes.RUN_ID.of(study)}
     with tracking.command_run("worker", f"of {options.study}", tags) as run_id:
         studies.warn_of_other_commit(study, run_id)
         say(f"joined study {options.study}: {done} trials are done")
@@ -409,7 +411,7 @@ def train(options: argparse.Namespace) -> int:
 
     experiment = load_experiment(options.experiment)
     config = experiment.base.override(_overrides(options))
-    dataset = open_dataset(options.data, ("train", "test") if experiment.afterwards else ("train",))
+    dataset = open_dataset(options.data, needs=("train",))
     _require_fit(config)
     from pneumo import intake, registry, tracking
     from pneumo.console import say, say_epoch
@@ -418,7 +420,7 @@ def train(options: argparse.Namespace) -> int:
     tracking.connect()
     tags = tracking.subject_tags(experiment.name, dataset)
     with tracking.command_run("train", experiment.name, tags) as run_id:
-        images = intake.take(dataset, config)
+        intake.take(dataset, config)
         name = run_name(config)
         trial = run_trial(config, dataset, [say_epoch], parent_id=run_id, name=name, tags=tags)
         for metric, value in trial.metrics.items():
@@ -427,8 +429,6 @@ def train(options: argparse.Namespace) -> int:
             model = registry.load(trial.model_uri)
             stored = registry.register(trial.run_id, model, options.model_name)
             say(f"registered {stored.title} as @{registry.CHALLENGER}")
-        if experiment.afterwards:
-            experiment.afterwards(registry.find(trial.model_uri), images)
     say(tracking.how_to_look(run_id))
     return 0
 
@@ -449,6 +449,10 @@ def evaluate(options: argparse.Namespace) -> int:
     with evidence.evaluation_run(stored, dataset) as (run_id, images):
         found = evidence.examine(stored, images, options.split, options.sensitivity or None)
     evidence.show(stored, options.split, found)
+    if options.preprocessing_skew:
+        from pneumo.skew import evaluate_with_skew
+
+        evaluate_with_skew(stored, images, options.split, found, run_id)
     say(tracking.how_to_look(run_id))
     return 0
 
@@ -499,8 +503,8 @@ def predict(options: argparse.Namespace) -> int:
 
     tracking.connect()
     stored = registry.find(options.model)
-    tags = {"pneumo.model": stored.title, "pneumo.data": Path(options.images).name}
-    with tracking.command_run("predict", tags["pneumo.data"], tags):
+    tags = {tag_names.MODEL: stored.title, tag_names.DATA: Path(options.images).name}
+    with tracking.command_run("predict", tags[tag_names.DATA], tags):
         counts = prediction.predict(stored, files, out)
         if options.explain:
             prediction.explain(stored, files, explained(out))

@@ -13,7 +13,17 @@ import numpy as np
 from mlflow.entities import Run
 from scipy.special import expit
 
-from pneumo import evaluate, figures, models, overlap, pages, registry, shortcuts, tracking
+from pneumo import (
+    evaluate,
+    figures,
+    models,
+    overlap,
+    pages,
+    registry,
+    shortcuts,
+    tag_names,
+    tracking,
+)
 from pneumo.console import say, table
 from pneumo.data.dataset import Dataset, Images, Split
 from pneumo.evaluate import Evaluation
@@ -67,16 +77,15 @@ class Evidence:
 
 def images_for(stored: registry.Stored, dataset: Dataset) -> Images:
     """A data set's images as the model takes them. Raises `Mistake` as `Dataset.decode`."""
-    size = stored.model.keras_model.input_shape[1]
     allowed = float(stored.trial.data.params["max_unreadable"])
-    return dataset.decode(size, allowed, stored.model.settings["resize"])
+    return dataset.decode(stored.model.image_size, allowed, stored.model.settings["resize"])
 
 
 @contextmanager
 def evaluation_run(stored: registry.Stored, dataset: Dataset) -> Iterator[tuple[str, Images]]:
     """A run of kind `evaluate`; yields its id, and the images as the model takes them."""
     images = images_for(stored, dataset)
-    tags = tracking.subject_tags(stored.trial.data.tags["pneumo.experiment"], dataset)
+    tags = tracking.subject_tags(stored.trial.data.tags[tag_names.EXPERIMENT], dataset)
     with tracking.command_run("evaluate", stored.title, tags) as run_id:
         tracking.log_data(images)
         yield run_id, images
@@ -95,7 +104,7 @@ def examine(
     external = seen is not None and seen.external
     with tracking.evaluating(stored.title, stored.model_id, split_name, external) as run_id:
         found = _examine(stored, images, split_name, sensitivity, seen)
-    own_data = stored.trial.data.tags["pneumo.data_digest"] == images.dataset.digest
+    own_data = stored.trial.data.tags[tag_names.DATA_DIGEST] == images.dataset.digest
     if stored.version and split_name == "test" and sensitivity is None and own_data:
         registry.tell_of_test(stored, run_id, found.evaluation.metrics)
     return found
@@ -116,7 +125,7 @@ def _examine(
     if sensitivity is not None:
         threshold = evaluate.threshold_for(sensitivity, *of_val)
     logits = models.logits(stored.model.keras_model, split.images)
-    probabilities = expit(logits / settings["temperature"])
+    probabilities = models.to_probabilities(logits, settings["temperature"])
     evaluation = evaluate.evaluate(split, probabilities, threshold, intervals=True)
     numbers = evaluate.details(evaluation, logits, settings["temperature"])
     numbers["validation"] = evaluate.score(*of_val, threshold)
@@ -166,7 +175,7 @@ def _findings(
     """What a reader must not miss, the gravest first."""
     if images.dataset.synthetic:
         yield "The images are synthetic: nothing here says anything about patients."
-    elif trial.data.tags["pneumo.synthetic"] == "true":
+    elif trial.data.tags[tag_names.SYNTHETIC] == "true":
         yield "The model was trained on synthetic images: it knows nothing about patients."
     if why := overlap.explain(seen):
         yield f"{why[0].upper()}{why[1:]}."
@@ -301,15 +310,15 @@ def _selection(trial: Run) -> str:
         f"from validation, too, and the threshold ({rule}) from its images changed as if they came "
         "from elsewhere."
     )
-    if "pneumo.study" not in tags:
+    if tag_names.STUDY not in tags:
         return (
-            f"One run of experiment {tags['pneumo.experiment']}, chosen among no others. {chosen}"
+            f"One run of experiment {tags[tag_names.EXPERIMENT]}, chosen among no others. {chosen}"
         )
     states = tracking.count_states(trial)
     trials = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
     return (
-        f"Trial {tags['optuna.trial_number']} of study {tags['pneumo.study']} (trials: {trials}), "
-        f"the one with the greatest {trial.data.params['objective']}. {chosen}"
+        f"Trial {tags[tag_names.TRIAL_NUMBER]} of study {tags[tag_names.STUDY]} "
+        f"(trials: {trials}), the one with the greatest {trial.data.params['objective']}. {chosen}"
     )
 
 

@@ -13,7 +13,6 @@ FOLDER = Path(__file__).parent.parent / "experiments"
 
 # What a file may hold, by the field of `Experiment` that it gives
 OPTIONAL = {
-    "afterwards": "afterwards",
     "resources": "RESOURCES",
     "queue": "QUEUE",
     "prune": "PRUNE",
@@ -24,19 +23,16 @@ OPTIONAL = {
 class Experiment:
     """An experiment's base config, and its search space if it has one.
 
-    `suggest(trial, base)` gives the config of an Optuna trial. `afterwards(stored, images)` is what
-    `train` does in the end with the trained model, a `registry.Stored`, beyond what it does anyway;
-    the data must then have a test split. `resources`: what one of its trials takes of a Ray
-    cluster, as `num_cpus` and `num_gpus`. `queue`: what a study tries first, after the baseline, as
-    suggestions' names and values, one trial each; the same ones again are tried with another seed.
-    `prune`: whether bad trials end early; a question about all of them needs them whole.
-    `question`: what it asks, the first line of its note.
+    `suggest(trial, base)` gives the config of an Optuna trial. `resources`: what one of its trials
+    takes of a Ray cluster, as `num_cpus` and `num_gpus`. `queue`: what a study tries first, after
+    the baseline, as suggestions' names and values, one trial each; the same ones again are tried
+    with another seed. `prune`: whether bad trials end early; a question about all of them needs
+    them whole. `question`: what it asks, the first line of its note.
     """
 
     name: str
     base: RunConfig
     suggest: Callable[[Any, RunConfig], RunConfig] | None
-    afterwards: Callable[[Any, Any], None] | None = None
     resources: Mapping[str, float] = field(default_factory=lambda: {"num_cpus": 1})
     queue: Sequence[Mapping[str, Any]] = ()
     prune: bool = True

@@ -43,12 +43,6 @@ def install() -> None:
         signal.signal(number, _handle)
 
 
-def ignore() -> None:
-    """From now on nothing is heard."""
-    for number in (*SIGNALS, signal.SIGALRM):
-        signal.signal(number, signal.SIG_IGN)
-
-
 def _handle(*_: object) -> None:
     if time.monotonic() < _State.deaf_until:
         return

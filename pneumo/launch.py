@@ -14,7 +14,7 @@ import optuna
 from joblib import cpu_count
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import interrupt, tracking
+from pneumo import attributes, interrupt, tracking
 from pneumo.console import say
 from pneumo.errors import PREFIX, USER_ERROR, Mistake
 from pneumo.parallel import gpus
@@ -22,10 +22,11 @@ from pneumo.process import ProcessId
 from pneumo.progress import StudyProgress
 from pneumo.study import (
     FAILURES_IN_A_ROW,
+    FailureCount,
     Goal,
-    Losses,
     Plan,
     StudyStopped,
+    counted,
     end_dead,
     require_no_repeated_failure,
     settle,
@@ -148,7 +149,7 @@ def launch(study: optuna.Study, plan: Plan, workers: int, progress: StudyProgres
         StudyStopped: Three trials in a row failed of the same cause, or three workers died
             without a trial done.
     """
-    losses, ended = Losses(study), SimpleQueue()
+    deaths, ended = FailureCount(lambda: counted(study)), SimpleQueue()
     start = partial(_start, study, plan, workers, ended)
     running = [start(number) for number in range(workers)]
     try:
@@ -165,7 +166,11 @@ def launch(study: optuna.Study, plan: Plan, workers: int, progress: StudyProgres
             _report_death(worker, study)
             take_over(study, plan)
             require_no_repeated_failure(study)
-            _require_hope(losses)
+            if deaths.add():
+                raise StudyStopped(
+                    f"{FAILURES_IN_A_ROW} workers have died without a trial done: look at what "
+                    "they said, or give fewer workers if the memory is too small"
+                )
             if not Goal.of(study).reached(study):
                 running.append(start(worker.number))
     finally:
@@ -202,21 +207,13 @@ def _report_death(worker: Worker, study: optuna.Study) -> None:
         if _was_lost_by(worker, trial):
             say(f"worker {worker.number} has ended trial {trial.number}: {late}")
             where = f"{late}; where each thread was:\n\n{worker.trace}"
-            tracking.log_hang(study.user_attrs["run_id"], trial.number, where)
+            tracking.log_hang(attributes.RUN_ID.of(study), trial.number, where)
 
 
 def _was_lost_by(worker: Worker, trial: FrozenTrial) -> bool:
     """Return whether a trial failed because this worker, which ran it, has ended."""
-    own = tuple(trial.user_attrs.get("process", ())) == worker.id
-    return own and trial.state == TrialState.FAIL and "error" not in trial.user_attrs
-
-
-def _require_hope(losses: Losses) -> None:
-    if losses.too_many():
-        raise StudyStopped(
-            f"{FAILURES_IN_A_ROW} workers have died without a trial done: look at what they said, "
-            "or give fewer workers if the memory is too small"
-        )
+    own = tuple(attributes.PROCESS.get(trial, ())) == worker.id
+    return own and trial.state == TrialState.FAIL and not attributes.ERROR.get(trial, "")
 
 
 def _end(workers: list[Worker]) -> None:

@@ -209,7 +209,12 @@ def probabilities(model: keras.Model, images: np.ndarray, temperature: float = 1
     """
     if images.dtype != np.uint8:
         raise TypeError(f"images must be uint8 pixels 0 to 255: got {images.dtype}")
-    return expit(logits(model, images) / temperature)
+    return to_probabilities(logits(model, images), temperature)
+
+
+def to_probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the probability of pneumonia for each logit, 0 to 1, shape and dtype as given."""
+    return expit(logits / temperature)
 
 
 def logits(part: keras.Model, inputs: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 from mlflow.entities import Run
 
-from pneumo import tracking
+from pneumo import tag_names, tracking
 from pneumo.data.dataset import Dataset
 from pneumo.data.index import tells_no_patient
 
@@ -70,7 +70,7 @@ def find_overlap(trial: Run, dataset: Dataset, split: str) -> Overlap | None:
 def _files_of(trial: Run, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     """Return the training and validation files of a model, and its test files, if known."""
     found = tracking.read_files(trial.info.run_id)
-    if found is None and trial.data.tags["pneumo.data_digest"] == dataset.digest:
+    if found is None and trial.data.tags[tag_names.DATA_DIGEST] == dataset.digest:
         # The run is older than its list of files or has lost it, but this is the same data set
         is_test = dataset.rows["split"] == "test"
         return dataset.rows[~is_test], dataset.rows[is_test]

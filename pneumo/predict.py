@@ -13,7 +13,7 @@ from PIL import Image
 
 from pneumo import tracking
 from pneumo.console import track
-from pneumo.data.pixels import UnreadableImage, decode
+from pneumo.data.pixels import UnreadableImage
 from pneumo.errors import Mistake
 from pneumo.explain import HiResCam
 from pneumo.figures import overlay
@@ -135,7 +135,6 @@ def _explained(stored: Stored, paths: Sequence[str]) -> Iterator[tuple[str, np.n
 
 def _decoded(stored: Stored, paths: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
     """The files that can be read, as the model takes them: uint8, shape (size, size)."""
-    size, resize = stored.model.keras_model.input_shape[1], stored.model.settings["resize"]
     for path in paths:
         with suppress(OSError, UnreadableImage):  # its row has the reason
-            yield path, decode(Path(path).read_bytes(), size, resize)
+            yield path, stored.model.decode(Path(path).read_bytes())

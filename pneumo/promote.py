@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 
-from pneumo import bootstrap, evaluate, evidence, overlap, registry, tracking
+from pneumo import bootstrap, evaluate, evidence, overlap, registry, tag_names, tracking
 from pneumo.console import say, table
 from pneumo.data.dataset import Dataset
 from pneumo.errors import Mistake
@@ -190,13 +190,13 @@ def promote(
     version = _version_of(model_name, candidate)
     champion = registry.holder(model_name, CHAMPION)
     tags = {**tracking.data_tags(dataset), **_tags(model_name, version, champion)}
-    tags["pneumo.split"] = split
+    tags[tag_names.SPLIT] = split
     margins = Margins(margin, sensitivity_margin)
     with tracking.command_run("promote", f"{model_name} version {version}", tags) as run_id:
         decision = _decide(model_name, version, champion, dataset, split, margins)
         if decision.promoted:
             threshold = decision.figures["candidate_threshold"]
-            registry.tag(model_name, version, {registry.THRESHOLD: str(threshold)})
+            registry.tag(model_name, version, {tag_names.THRESHOLD: str(threshold)})
             found = registry.crown(model_name, version, champion)
             if found != champion:
                 decision.reasons.append(
@@ -245,7 +245,7 @@ def roll_back(model_name: str) -> None:
             "and there is none; promote another version instead"
         )
     registry.require_as_registered(model_name, version)
-    tags = {**_tags(model_name, version, champion), "pneumo.rollback": "true"}
+    tags = {**_tags(model_name, version, champion), tag_names.ROLLBACK: "true"}
     about = f"{model_name} version {version} again"
     with tracking.command_run("promote", about, tags) as run_id:
         found = registry.crown(model_name, version, champion)
@@ -278,9 +278,9 @@ def _version_of(model_name: str, candidate: str) -> int:
 
 def _tags(model_name: str, version: int, champion: int) -> dict[str, str]:
     return {
-        "pneumo.model": model_name,
-        "pneumo.candidate": str(version),
-        "pneumo.champion": str(champion or "none"),
+        tag_names.MODEL: model_name,
+        tag_names.CANDIDATE: str(version),
+        tag_names.COMPARED_WITH: str(champion or "none"),
     }
 
 
@@ -380,7 +380,7 @@ def _title(version: ModelVersion) -> str:
 
 
 def _is_synthetic(version: ModelVersion) -> bool:
-    return version.tags.get("pneumo.synthetic") == "true"
+    return version.tags.get(tag_names.SYNTHETIC) == "true"
 
 
 def _references(champions: Mapping[int, Held], version: int, champion: int) -> dict[str, Held]:
@@ -433,6 +433,6 @@ def _tell(model_name: str, run_id: str, news: Mapping[int, str]) -> None:
     """Notes on versions what was decided about them, and where."""
     for version, text in news.items():
         say(f"{model_name} version {version}: {text}")
-        tags = {registry.PROMOTION: text, registry.PROMOTION_RUN: run_id}
+        tags = {tag_names.PROMOTION: text, tag_names.PROMOTION_RUN: run_id}
         registry.tag(model_name, version, tags)
         registry.describe(model_name, version)

@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from pneumo import tracking
+from pneumo import tag_names, tracking
 from pneumo.data import cache
 from pneumo.data.sample import example_file
 from pneumo.errors import Mistake
@@ -27,18 +27,7 @@ if TYPE_CHECKING:  # what finds no model must not wait for TensorFlow
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 
-# Tags of a version
-TEST_EVALUATIONS = "pneumo.test_evaluations"  # how often it was evaluated on its own test
-MODEL_DIGEST = "pneumo.model_digest"  # of its files, as they were registered
-EVALUATION_RUN = "pneumo.evaluation_run"  # that held it against test the last time
-PROMOTION, PROMOTION_RUN = "pneumo.promotion", "pneumo.promotion_run"  # the last decision about it
-WAS_CHAMPION = "pneumo.was_champion"  # true once it has become champion
-THRESHOLD = "pneumo.threshold"  # its own, noted when it is promoted
-VERSIONS = "mlflow.modelVersions"  # of a logged model, for MLflow's page on it
-TOLD_BY_THE_TRIAL = (
-    *("pneumo.experiment", "pneumo.data", "pneumo.data_digest", "pneumo.synthetic"),
-    *("pneumo.patients", "pneumo.study", "optuna.trial_number"),
-)
+TOLD_BY_THE_TRIAL = (*tag_names.OF_SUBJECT, tag_names.TRIAL_NUMBER)
 
 ABOUT = (
     "Pneumonia or not, on chest X-rays of children. For research; not a medical device.\n\n"
@@ -77,7 +66,7 @@ class Stored:
     @property
     def synthetic(self) -> bool:
         """Whether it was trained on synthetic images."""
-        return self.trial.data.tags["pneumo.synthetic"] == "true"
+        return self.trial.data.tags[tag_names.SYNTHETIC] == "true"
 
 
 class Tampered(Mistake):
@@ -131,7 +120,7 @@ def _wrong(model: "PneumoniaModel") -> Iterator[str]:
     """What of a model is not as pneumo makes it, in words."""
     from pneumo.models import members_of  # TensorFlow, which takes long, only now
 
-    network, size = model.keras_model, model.keras_model.input_shape[1]
+    network, size = model.keras_model, model.image_size
     shapes = *network.input_shape, *network.output_shape
     if type(size) is not int or shapes != (None, size, size, 1, None, 1):
         yield f"it takes {network.input_shape} and gives {network.output_shape}"
@@ -200,7 +189,7 @@ def _located(model_uri: str) -> tuple[str, ModelVersion | None, str, str]:
         version = client.get_model_version(match["name"], match["number"])
     else:  # which may move meanwhile
         version = client.get_model_version_by_alias(match["name"], match["alias"])
-    if MODEL_DIGEST not in version.tags:
+    if tag_names.MODEL_DIGEST not in version.tags:
         raise _anothers(model_uri)
     exact = f"models:/{version.name}/{version.version}"
     return exact, version, logged_model_id(version), version.run_id
@@ -217,7 +206,7 @@ def _trial(run_id: str | None, model_uri: str) -> Run:
             f"the run that trained a model must be in {tracking.store()}: run {run_id}, of "
             f"'{model_uri}', has been removed; train or tune again, or give another model"
         ) from None
-    if run is None or run.data.tags.get("pneumo.kind") != "trial":
+    if run is None or run.data.tags.get(tag_names.KIND) != "trial":
         raise _anothers(model_uri)
     return run
 
@@ -248,9 +237,9 @@ def _anothers(model_uri: str) -> Mistake:
 
 
 def _require_unchanged(version: ModelVersion, folder: Path) -> None:
-    if MODEL_DIGEST not in version.tags:
+    if tag_names.MODEL_DIGEST not in version.tags:
         raise _anothers(f"models:/{version.name}/{version.version}")
-    found, registered = digest(folder), version.tags[MODEL_DIGEST]
+    found, registered = digest(folder), version.tags[tag_names.MODEL_DIGEST]
     if found != registered:
         now = f"are {found} now" if any(folder.iterdir()) else "are missing"
         raise Tampered(
@@ -294,7 +283,7 @@ def log_test_evaluations(stored: Stored, count: int) -> None:
         stored: The model; its version has the tag, or MLflow's model if it is not registered.
         count: The number of evaluations.
     """
-    tags = {TEST_EVALUATIONS: str(count)}
+    tags = {tag_names.TEST_EVALUATIONS: str(count)}
     if stored.version:
         tag(stored.name, stored.version, tags)
     else:
@@ -304,7 +293,7 @@ def log_test_evaluations(stored: Stored, count: int) -> None:
 def tell_of_test(stored: Stored, run_id: str, metrics: dict[str, float]) -> None:
     """Notes on a version what a run has found on test of the data that the version is made of."""
     tags = {f"test_{name}": str(metrics[name]) for name in TOLD}
-    tag(stored.name, stored.version, {EVALUATION_RUN: run_id, **tags})
+    tag(stored.name, stored.version, {tag_names.EVALUATION_RUN: run_id, **tags})
     describe(stored.name, stored.version)
 
 
@@ -344,7 +333,7 @@ def register_once(run_id: str, model: "PneumoniaModel", model_name: str) -> Stor
         return _challenger(named[0], model)
     if not versions:
         return register(run_id, model, model_name)
-    model_id, files_digest = logged_model_id(versions[0]), versions[0].tags[MODEL_DIGEST]
+    model_id, files_digest = logged_model_id(versions[0]), versions[0].tags[tag_names.MODEL_DIGEST]
     version = _add_version(model_name, mlflow.get_run(run_id), model_id, files_digest)
     return _challenger(version, model)
 
@@ -372,12 +361,12 @@ def _add_version(model_name: str, trial: Run, model_id: str, files_digest: str) 
             raise
     tags = {key: trial.data.tags[key] for key in TOLD_BY_THE_TRIAL if key in trial.data.tags}
     tags |= {f"val_{name}": str(trial.data.metrics[f"val_{name}"]) for name in TOLD}
-    tags |= {MODEL_DIGEST: files_digest, **tracking.commit(trial)}
+    tags |= {tag_names.MODEL_DIGEST: files_digest, **tracking.commit(trial)}
     source = f"models:/{model_id}"
     version = client.create_model_version(model_name, source, tags=tags, model_id=model_id)
-    listed = json.loads(client.get_logged_model(model_id).tags.get(VERSIONS, "[]"))
+    listed = json.loads(client.get_logged_model(model_id).tags.get(tag_names.VERSIONS, "[]"))
     listed.append({"name": version.name, "version": version.version})
-    client.set_logged_model_tags(model_id, {VERSIONS: json.dumps(listed)})
+    client.set_logged_model_tags(model_id, {tag_names.VERSIONS: json.dumps(listed)})
     describe(model_name, int(version.version))
     return version
 
@@ -390,8 +379,8 @@ def describe(model_name: str, version: int) -> None:
         ABOUT.partition("\n")[0],
         _origin(it.tags),
         _figures("On validation", it.tags, "val_"),
-        _figures("On test", it.tags, "test_") if EVALUATION_RUN in it.tags else "",
-        f"Last decision: {it.tags[PROMOTION]}." if PROMOTION in it.tags else "",
+        _figures("On test", it.tags, "test_") if tag_names.EVALUATION_RUN in it.tags else "",
+        f"Last decision: {it.tags[tag_names.PROMOTION]}." if tag_names.PROMOTION in it.tags else "",
         " · ".join(f"[{text}]({address})" for text, address in _links(it)),
     ]
     client.update_model_version(model_name, it.version, "\n\n".join(filter(None, lines)))
@@ -399,12 +388,12 @@ def describe(model_name: str, version: int) -> None:
 
 def _origin(tags: dict[str, str]) -> str:
     made = "A single run"
-    if "pneumo.study" in tags:
-        made = f"Trial {tags['optuna.trial_number']} of study {tags['pneumo.study']}"
-    data = f"{tags['pneumo.data']} (digest {tags['pneumo.data_digest']})"
+    if tag_names.STUDY in tags:
+        made = f"Trial {tags[tag_names.TRIAL_NUMBER]} of study {tags[tag_names.STUDY]}"
+    data = f"{tags[tag_names.DATA]} (digest {tags['pneumo.data_digest']})"
     synthetic = "**The images are synthetic: it knows nothing about patients.**"
-    warning = synthetic if tags["pneumo.synthetic"] == "true" else ""
-    return f"{made}, experiment {tags['pneumo.experiment']}, on {data}. {warning}".strip()
+    warning = synthetic if tags[tag_names.SYNTHETIC] == "true" else ""
+    return f"{made}, experiment {tags[tag_names.EXPERIMENT]}, on {data}. {warning}".strip()
 
 
 def _figures(where: str, tags: dict[str, str], prefix: str) -> str:
@@ -417,15 +406,17 @@ def _links(version: ModelVersion) -> Iterator[tuple[str, str]]:
     tags, trial = version.tags, tracking.find_run(version.run_id)
     if trial:
         yield "the run that trained it", tracking.page(trial)
-        study = "pneumo.study" in tags and tracking.find_run(trial.data.tags["mlflow.parentRunId"])
+        study = tag_names.STUDY in tags and tracking.find_run(trial.data.tags[tag_names.PARENT])
         if study:
             yield "its study", tracking.page(study)
             yield "the page of that", tracking.page(study, "study/study.html")
-    run = tracking.find_run(tags[EVALUATION_RUN]) if EVALUATION_RUN in tags else None
+    run, decision = (
+        tracking.find_run(tags[name]) if name in tags else None
+        for name in (tag_names.EVALUATION_RUN, tag_names.PROMOTION_RUN)
+    )
     # The run of a study may by now be the evaluation of a later winner
     if run and version.source == f"models:/{tracking.evaluated_model(run)}":
         yield "evidence", tracking.page(run, "test/evidence.html")
-    decision = tracking.find_run(tags[PROMOTION_RUN]) if PROMOTION_RUN in tags else None
     if decision:
         yield "the last decision", tracking.page(decision)
 
@@ -472,14 +463,14 @@ def champions(model_name: str) -> dict[int, ModelVersion]:
     return {
         number: version
         for number, version in sorted(found.items())
-        if number in holders or WAS_CHAMPION in version.tags
+        if number in holders or tag_names.WAS_CHAMPION in version.tags
     }
 
 
 def own_threshold(version: ModelVersion) -> float | None:
     """Return the threshold of a version without its files, None if nothing in the store has it."""
-    if THRESHOLD in version.tags:
-        return float(version.tags[THRESHOLD])
+    if tag_names.THRESHOLD in version.tags:
+        return float(version.tags[tag_names.THRESHOLD])
     trial = tracking.find_run(version.run_id)
     return trial.data.metrics["val_threshold"] if trial else None
 
@@ -497,7 +488,7 @@ def crown(model_name: str, version: int, champion: int) -> int:
         found = holder(model_name, CHAMPION)
         if found == champion:
             for number in {version, champion, holder(model_name, PREVIOUS)} - {0}:
-                tag(model_name, number, {WAS_CHAMPION: "true"})
+                tag(model_name, number, {tag_names.WAS_CHAMPION: "true"})
             if champion:
                 client.set_registered_model_alias(model_name, PREVIOUS, str(champion))
             client.set_registered_model_alias(model_name, CHAMPION, str(version))

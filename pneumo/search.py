@@ -1,15 +1,29 @@
 """What a study suggests: the sampler, and a trial that some fields are kept out of."""
 
-from collections.abc import Collection, Iterable, Mapping
+import warnings
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from pneumo.config import RunConfig, derived_seed
 from pneumo.errors import Mistake
 from pneumo.experiment import Experiment
+
+DISTRIBUTIONS = {
+    "suggest_float": FloatDistribution,
+    "suggest_int": IntDistribution,
+    "suggest_categorical": CategoricalDistribution,
+}
 
 # Set here though some are Optuna's defaults, which have changed between its versions
 SAMPLER = {"n_startup_trials": 8, "multivariate": True, "group": False, "constant_liar": True}
@@ -54,15 +68,24 @@ class ReseededTPE(BaseSampler):
 class Search:
     """A trial in which some fields are fixed: they keep the base's values and leave the search.
 
-    Without a `trial` nothing is searched: all suggestions are the base's own values, and
-    `baseline` collects those that a trial would need to give the base.
+    Without a `trial` nothing is searched: each suggestion is the base's own value, or the one that
+    is `chosen` for it by its name.
+
+    Attributes:
+        baseline: What a search without a trial has suggested, by name.
+        distributions: The distribution of each of these.
     """
 
     def __init__(
-        self, base: RunConfig, fixed: Collection[str], trial: optuna.Trial | None = None
+        self,
+        base: RunConfig,
+        fixed: Collection[str],
+        trial: optuna.Trial | None = None,
+        chosen: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        self._base, self._fixed, self._trial = base, fixed, trial
+        self._base, self._fixed, self._trial, self._chosen = base, fixed, trial, chosen
         self.baseline: dict[str, Any] = {}
+        self.distributions: dict[str, BaseDistribution] = {}
 
     def suggest_float(self, name: str, *space: Any, **options: Any) -> float:
         """As `optuna.Trial.suggest_float`."""
@@ -80,37 +103,14 @@ class Search:
         field, value = base_value(self._base, name)
         if field in self._fixed:
             return value
-        if self._trial is None:
-            self.baseline[name] = value
-            return value
-        return getattr(self._trial, method)(name, *space, **options)
-
-
-class Ends(Search):
-    """A search in which nothing is searched, and `of` collects the ends of each suggestion's range.
-
-    `chosen`: a suggestion's name and the value that it then has instead of the base's.
-    """
-
-    def __init__(
-        self, base: RunConfig, fixed: Collection[str], chosen: tuple[str, Any] = ("", None)
-    ) -> None:
-        super().__init__(base, fixed)
-        self._chosen = chosen
-        self.of: dict[str, Iterable] = {}
-
-    def _suggest(self, method: str, name: str, space: tuple, options: dict) -> Any:
-        value = super()._suggest(method, name, space, options)
-        if name not in self.baseline:
-            return value
-        given = [*space, *(options[it] for it in ("choices", "low", "high") if it in options)]
-        self.of[name] = given[0] if method == "suggest_categorical" else _ends(*given[:2], options)
-        return self._chosen[1] if name == self._chosen[0] else value
-
-
-def _ends(low: float, high: float, options: dict) -> tuple[float, float]:
-    whole = isinstance(low, int) and isinstance(high, int)
-    return low, high - (high - low) % options.get("step", 1) if whole else high
+        if self._trial is not None:
+            return getattr(self._trial, method)(name, *space, **options)
+        with warnings.catch_warnings():
+            # Of a range that its step does not divide Optuna warns when a trial suggests it
+            warnings.simplefilter("ignore", UserWarning)
+            self.distributions[name] = DISTRIBUTIONS[method](*space, **options)
+        self.baseline[name] = self._chosen.get(name, value)
+        return self.baseline[name]
 
 
 def require_fits(experiment: Experiment, base: RunConfig, fixed: Mapping[str, str]) -> None:
@@ -119,12 +119,13 @@ def require_fits(experiment: Experiment, base: RunConfig, fixed: Mapping[str, st
     `base`: the experiment's own with what is `fixed`, which the space may contradict. Tried are
     the ends of each range, and each choice, with the base's values for all others.
     """
-    whole = Ends(base, fixed)
+    whole = Search(base, fixed)
     experiment.suggest(whole, base)
-    for name, values in whole.of.items():
-        for value in values:
+    for name, it in whole.distributions.items():
+        ends = it.choices if isinstance(it, CategoricalDistribution) else (it.low, it.high)
+        for value in ends:
             try:
-                experiment.suggest(Ends(base, fixed, (name, value)), base)
+                experiment.suggest(Search(base, fixed, chosen={name: value}), base)
             except Mistake as mistake:
                 raise Mistake(
                     f"experiments/{experiment.name}.py searches {name} as far as {value}, which "

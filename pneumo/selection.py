@@ -11,13 +11,11 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import bootstrap, interrupt, tracking
+from pneumo import attributes, bootstrap, interrupt, tracking
 from pneumo.bootstrap import Improvement
 from pneumo.console import say
 from pneumo.errors import in_words
 from pneumo.study import Plan
-
-ATTRIBUTE = "improvement"  # among the study's user attributes
 
 
 def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -54,7 +52,7 @@ def store_improvement(study: optuna.Study, plan: Plan) -> None:
     except Exception as error:  # whatever it is, the study has its winner
         say(f"the improvement over the baseline has no bound ({_reason(error)})")
         return
-    study.set_user_attr(ATTRIBUTE, asdict(found) | {"complete": len(complete)})
+    attributes.IMPROVEMENT.set(study, asdict(found) | {"complete": len(complete)})
 
 
 def read_improvement(study: optuna.Study, complete: Sequence[FrozenTrial]) -> Improvement | None:
@@ -62,12 +60,12 @@ def read_improvement(study: optuna.Study, complete: Sequence[FrozenTrial]) -> Im
 
     A study never loses a complete trial, so their number shows whether there are new ones.
     """
-    stored = dict(study.user_attrs.get(ATTRIBUTE, {}))
+    stored = dict(attributes.IMPROVEMENT.get(study, {}))
     return Improvement(**stored) if stored.pop("complete", None) == len(complete) else None
 
 
 def _predictions(trial: FrozenTrial) -> pd.DataFrame:
-    return tracking.read_predictions(trial.user_attrs["run_id"], "val")
+    return tracking.read_predictions(attributes.RUN_ID.of(trial), "val")
 
 
 def _readable(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Iterator[pd.DataFrame]:
@@ -77,7 +75,7 @@ def _readable(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Iterator[pd
         try:
             predictions = _predictions(trial)
         except Exception as error:
-            mlflow.get_run(study.user_attrs["run_id"])  # raises if no run can be read
+            mlflow.get_run(attributes.RUN_ID.of(study))  # raises if no run can be read
             say(f"trial {trial.number} has no readable predictions ({_reason(error)})")
         else:
             yield predictions

@@ -42,6 +42,19 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         self.keras_model = keras.models.load_model(keras_file, compile=False, safe_mode=True)
         self.settings = json.loads(settings_file.read_text())
 
+    @property
+    def image_size(self) -> int:
+        """Side of the square that the network takes, in pixels."""
+        return self.keras_model.input_shape[1]
+
+    def decode(self, file: bytes) -> np.ndarray:
+        """Return an image as the network takes it: uint8, shape (size, size).
+
+        Raises:
+            UnreadableImage: The bytes are no image that can be decoded.
+        """
+        return decode(file, self.image_size, self.settings["resize"])
+
     def predict(
         self,
         context: mlflow.pyfunc.PythonModelContext,
@@ -77,8 +90,7 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
 
     def _decoded(self, value: Any) -> tuple[np.ndarray | None, str | None]:
         try:
-            size, resize = self.keras_model.input_shape[1], self.settings["resize"]
-            return decode(file_bytes(value), size, resize), None
+            return self.decode(file_bytes(value)), None
         except UnreadableImage as error:
             return None, str(error)
 

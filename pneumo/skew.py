@@ -1,47 +1,49 @@
-"""The published mistake, on purpose: a model trained on pixels 0-255 is scored on pixels / 255."""
+"""Preprocessing skew on purpose: a model trained on pixels 0-255 is given pixels / 255."""
 
 import keras
 import numpy as np
-from scipy.special import expit
 
-from pneumo import evidence, models, tracking
+from pneumo import evidence, models, tag_names, tracking
 from pneumo.console import say, table
 from pneumo.data.dataset import Images
-from pneumo.evaluate import HEADLINE, Evaluation, evaluate
+from pneumo.evaluate import Evaluation, evaluate
+from pneumo.evidence import Evidence
 from pneumo.pages import with_interval
 from pneumo.registry import Stored
 
 SHOWN = ("accuracy", "sensitivity", "specificity", "auc")
 
 
-def hold_against_test(stored: Stored, images: Images) -> None:
-    """Holds a model against test, once with the mistake and once without, as two runs.
+def evaluate_with_skew(
+    stored: Stored, images: Images, split: str, sound: Evidence, parent_id: str
+) -> None:
+    """Evaluate a model on pixels / 255, and show that beside its evaluation without the skew.
 
-    The one with the mistake has the tag `pneumo.mistake`, and is no evaluation that anything else
-    would take for one.
+    The evaluation has a run of its own with the tag `pneumo.preprocessing_skew`. That run names no
+    model, so no decision is made on it.
+
+    Args:
+        stored: The model.
+        images: The images as the model takes them.
+        split: `test`, `val` or `train`. On `test` this counts as one more look.
+        sound: The evaluation without the skew, on the same split.
+        parent_id: Id of the run of that evaluation.
     """
-    test, threshold = images.split("test"), stored.model.settings["threshold"]
-    tags = tracking.subject_tags(stored.trial.data.tags["pneumo.experiment"], images.dataset)
-    with tracking.command_run(
-        "evaluate", f"{stored.title}, mistaken", {**tags, "pneumo.mistake": "pixels / 255"}
-    ):
-        tracking.record_look(stored.model_id, images.dataset.images_digest("test"))
-        twin = as_published(stored.model.keras_model)
+    tags = tracking.subject_tags(stored.trial.data.tags[tag_names.EXPERIMENT], images.dataset)
+    tags |= {tag_names.SKEW: "pixels / 255", tag_names.PARENT: parent_id}
+    with tracking.command_run("evaluate", f"{stored.title}, with skew", tags):
+        if split == "test":
+            tracking.record_look(stored.model_id, images.dataset.images_digest("test"))
+        data, threshold = images.split(split), sound.evaluation.metrics["threshold"]
         # As in `models.probabilities`, but for the check of uint8 pixels, which would refuse them
-        logits = models.logits(twin, test.images.astype(np.float32) / 255)
-        probabilities = expit(logits / stored.model.settings["temperature"])
-        mistaken = evaluate(test, probabilities, threshold, intervals=True)
-        tracking.log_evaluation("test", mistaken)
-    numbers = {
-        "at_threshold": mistaken.metrics,
-        "validation": {name: stored.trial.data.metrics[f"val_{name}"] for name in HEADLINE},
-        "accuracy_of_all_pneumonia": float(test.labels.mean()),
-    }
-    with evidence.evaluation_run(stored, images.dataset):
-        found = evidence.examine(stored, images, "test").evaluation
-    _show({"with the mistake": mistaken, "with the harness": found})
-    for finding in evidence.failures(numbers, "test"):
-        say(f"what evaluate would say of the mistake: {finding}")
+        twin = as_published(stored.model.keras_model)
+        logits = models.logits(twin, data.images.astype(np.float32) / 255)
+        probabilities = models.to_probabilities(logits, stored.model.settings["temperature"])
+        skewed = evaluate(data, probabilities, threshold, intervals=True)
+        tracking.log_evaluation(split, skewed)
+    _show(split, {"without skew": sound.evaluation, "with skew": skewed})
+    for finding in evidence.failures({**sound.numbers, "at_threshold": skewed.metrics}, split):
+        say(f"note, with skew: {finding}")
 
 
 def as_published(model: keras.Model) -> keras.Model:
@@ -61,10 +63,9 @@ def _behind_float_input(member: keras.Model) -> keras.Model:
     return keras.Model(pixels, member.get_layer("head")(twin.output))
 
 
-def _show(evaluations: dict[str, Evaluation]) -> None:
-    """What became of the same model on test."""
+def _show(split: str, evaluations: dict[str, Evaluation]) -> None:
     rows = [
         (name, *(with_interval(it.metrics, metric) for metric in SHOWN), str(it.confusion))
         for name, it in evaluations.items()
     ]
-    table("The same model on test", ("", *SHOWN, "counts"), rows)
+    table(f"The same model on {split}", ("", *SHOWN, "counts"), rows)

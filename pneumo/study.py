@@ -27,7 +27,7 @@ from sqlalchemy import event, make_url
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from pneumo import intake, interrupt, tracking
+from pneumo import attributes, intake, interrupt, tag_names, tracking
 from pneumo.config import RunConfig, derived_seed
 from pneumo.console import say
 from pneumo.data import cache
@@ -108,9 +108,9 @@ class Plan:
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """Return the distribution of each suggestion, by its name."""
-        trial = optuna.trial.FixedTrial(self.baseline())
-        self.experiment.suggest(Search(self.base, self.fixed, trial), self.base)
-        return trial.distributions
+        search = Search(self.base, self.fixed)
+        self.experiment.suggest(search, self.base)
+        return search.distributions
 
     def sampler(self) -> ReseededTPE:
         """What suggests a trial's values."""
@@ -264,7 +264,7 @@ def _end_silent(study: optuna.Study, trial: FrozenTrial) -> None:
     """Ends the MLflow run of a trial that fell silent; what was asked for is asked for again."""
     if asked := trial.system_attrs.get("fixed_params"):
         study.enqueue_trial(asked)
-    tracking.end_silent(study.user_attrs["run_id"], trial.number)
+    tracking.end_silent(attributes.RUN_ID.of(study), trial.number)
 
 
 def load(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.Study:
@@ -273,7 +273,7 @@ def load(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.S
     for fact, value in plan.facts().items():
         _require_same(name, fact, study.user_attrs.get(fact), value)
     _require_same_search_space(study, plan)
-    if not tracking.exists(study.user_attrs["run_id"]):
+    if not tracking.exists(attributes.RUN_ID.of(study)):
         raise Mistake(
             f"study '{name}' has its runs in another MLflow store than this one; "
             "set MLFLOW_TRACKING_URI to where it was begun"
@@ -302,7 +302,7 @@ def _require_same_search_space(study: optuna.Study, plan: Plan) -> None:
     space = plan.search_space()
     begun = {
         suggestion: json_to_distribution(text)
-        for suggestion, text in study.user_attrs.get("search_space", {}).items()
+        for suggestion, text in attributes.SEARCH_SPACE.get(study, {}).items()
     }
     _require_same(study.study_name, "search space", sorted(begun), sorted(space))
     for suggestion, distribution in space.items():
@@ -385,7 +385,7 @@ def begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: st
         study.set_user_attr(fact, value)
     for suggestions in asked:
         study.enqueue_trial(suggestions)
-    mlflow.set_tag("pneumo.study", name)
+    mlflow.set_tag(tag_names.STUDY, name)
     settings = {
         "sampler": {"name": "TPESampler", **SAMPLER},
         "pruner": {"name": "MedianPruner", **PRUNER} if plan.experiment.prune else {},
@@ -402,7 +402,7 @@ def warn_of_other_commit(study: optuna.Study, run_id: str) -> None:
     Neither the experiment's file nor the package need then be those that the study began with.
     """
     begun, here = (
-        tracking.commit_of(mlflow.get_run(it)) for it in (study.user_attrs["run_id"], run_id)
+        tracking.commit_of(mlflow.get_run(it)) for it in (attributes.RUN_ID.of(study), run_id)
     )
     if begun and here and begun != here:
         say(
@@ -438,7 +438,7 @@ def end_dead(study: optuna.Study) -> None:
 
 
 def _has_no_process(trial: FrozenTrial) -> bool:
-    if process := trial.user_attrs.get("process"):
+    if process := attributes.PROCESS.get(trial, None):
         return is_dead(ProcessId.from_values(process))
     return (datetime.now() - trial.datetime_start).total_seconds() > UNCLAIMED
 
@@ -461,7 +461,7 @@ def settle(study: optuna.Study) -> None:
     """Makes MLflow say of each trial that has ended what Optuna says of it."""
     trials = study.get_trials(deepcopy=False)
     ended = {trial.number: trial.state.name for trial in trials if trial.state.is_finished()}
-    tracking.settle(study.user_attrs["run_id"], ended, is_dead)
+    tracking.settle(attributes.RUN_ID.of(study), ended, is_dead)
 
 
 def await_others(study: optuna.Study) -> None:
@@ -485,7 +485,7 @@ def await_others(study: optuna.Study) -> None:
 
 def _owner(trial: FrozenTrial) -> str:
     """Return who runs a trial, and when it ends at the latest if nobody does."""
-    process = trial.user_attrs.get("process")
+    process = attributes.PROCESS.get(trial, None)
     if not process:
         return f"which no process has claimed: it fails {UNCLAIMED} s after its start"
     process = ProcessId.from_values(process)
@@ -523,11 +523,11 @@ class Goal:
     @classmethod
     def of(cls, study: optuna.Study) -> "Goal":
         """As the study has it, whoever works on it and wherever."""
-        return cls(**study.user_attrs["goal"])
+        return cls(**attributes.GOAL.of(study))
 
     def set(self, study: optuna.Study) -> None:
         """Makes it the study's."""
-        study.set_user_attr("goal", asdict(self))
+        attributes.GOAL.set(study, asdict(self))
 
     def reached(self, study: optuna.Study) -> bool:
         """Whether no new trial is to start."""
@@ -535,25 +535,29 @@ class Goal:
         return late or counted(study) >= self.trials
 
 
-class Losses:
-    """Counts what is lost while no trial is done."""
+class FailureCount:
+    """Number of failures in a row: those between which nothing was done.
 
-    def __init__(self, study: optuna.Study) -> None:
-        self._study, self._done, self._lost = study, counted(study), 0
+    Args:
+        done: Returns how much has been done so far.
+    """
 
-    def too_many(self) -> bool:
-        """One more; whether it is as many as `FAILURES_IN_A_ROW`, and going on has no hope."""
-        done = counted(self._study)
-        self._lost = self._lost + 1 if done == self._done else 1
-        self._done = done
-        return self._lost >= FAILURES_IN_A_ROW
+    def __init__(self, done: Callable[[], int]) -> None:
+        self._done, self._before, self._failures = done, done(), 0
+
+    def add(self) -> bool:
+        """Count one failure; return whether there are now `FAILURES_IN_A_ROW`."""
+        now = self._done()
+        self._failures = self._failures + 1 if now == self._before else 1
+        self._before = now
+        return self._failures >= FAILURES_IN_A_ROW
 
 
 def repeated_failure(study: optuna.Study) -> str | None:
     """The last error, if the last three trials that ended failed with errors of its type."""
     ended = [it for it in study.get_trials(deepcopy=False) if it.state.is_finished()]
     errors = [
-        it.user_attrs.get("error", INTERRUPTED) if it.state == TrialState.FAIL else ""
+        attributes.ERROR.get(it, INTERRUPTED) if it.state == TrialState.FAIL else ""
         for it in ended[-FAILURES_IN_A_ROW:]
     ]
     kinds = {error.partition(":")[0] for error in errors}
@@ -583,4 +587,4 @@ def evict(study: optuna.Study, keep: int, at_most: int | None = None) -> None:
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         best_first = sorted(complete, key=lambda trial: -trial.value)  # of equals the first
         for trial in best_first[keep:][:at_most]:
-            tracking.delete_model(trial.user_attrs["model_uri"])
+            tracking.delete_model(attributes.MODEL_URI.of(trial))

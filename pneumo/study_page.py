@@ -15,7 +15,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import bootstrap, evaluate, graphs, pages, selection, tracking
+from pneumo import attributes, bootstrap, evaluate, graphs, pages, selection, tracking
 from pneumo.config import spelled_out
 from pneumo.console import say
 from pneumo.data.dataset import SAMPLE
@@ -35,7 +35,7 @@ RUNNING, STOPPED, DONE = "running", "stopped", "done"
 
 
 class StudyPage:
-    """Writes the page of a study below `study/` of its run in MLflow, and stills at its end.
+    """Writes the page of a study below `study/` of its run in MLflow.
 
     With each the run's description says in few words what the page says.
     """
@@ -63,9 +63,7 @@ class StudyPage:
     def _write(self, state: str) -> None:
         report = Report(self._study, self._plan, state)
         files = {"study.html": report.page().encode()}
-        if state != RUNNING:
-            files |= graphs.stills(self._study)
-        tracking.log_study(self._study.user_attrs["run_id"], files, report.description())
+        tracking.log_study(attributes.RUN_ID.of(self._study), files, report.description())
 
 
 @dataclass(frozen=True)
@@ -113,8 +111,8 @@ class Report:
         self._alternatives = len(complete) - 1  # complete trials besides the baseline
         self._duel = None
         if self._best and self._baseline:
-            self._duel = _duel(*(it.user_attrs["run_id"] for it in (self._baseline, self._best)))
-        winner = study.user_attrs.get("winner", {})
+            self._duel = _duel(*(attributes.RUN_ID.of(it) for it in (self._baseline, self._best)))
+        winner = attributes.WINNER.get(study, {})
         self._winner = winner if "test_metrics" in winner else None  # else it is not evaluated yet
 
     def page(self) -> str:
@@ -149,7 +147,7 @@ class Report:
 
     def description(self) -> str:
         """Its words in Markdown, and the way to it."""
-        run = mlflow.get_run(self._study.user_attrs["run_id"])
+        run = mlflow.get_run(attributes.RUN_ID.of(self._study))
         link = f"[The page of this study]({tracking.page(run, PAGE)})"
         words = [f"**{name}** {text}" for name, text in self._words().items()]
         return "\n\n".join([*words, link])
@@ -162,7 +160,7 @@ class Report:
         }
 
     def _asked(self) -> str:
-        experiment, fixed = self._plan.experiment, self._study.user_attrs["fixed"]
+        experiment, fixed = self._plan.experiment, attributes.FIXED.of(self._study)
         kept = f" ({', '.join(f'{name} {value}' for name, value in fixed.items())} fixed)"
         return (
             f"{experiment.question or 'Which values are the best?'} Experiment {experiment.name} "
@@ -181,7 +179,7 @@ class Report:
             yield "None has come to its end yet."
             return
         yield (
-            f"The best is trial {self._best.number} ({self._best.user_attrs['name']}), "
+            f"The best is trial {self._best.number} ({attributes.NAME.of(self._best)}), "
             f"{', '.join(self._reached())}."
         )
         if not self._duel:
@@ -286,7 +284,7 @@ class Report:
         """The command that trains the best trial again."""
         if not self._best:
             return ""
-        base, text = self._plan.experiment.base.as_text(), self._best.user_attrs["config"]
+        base, text = self._plan.experiment.base.as_text(), attributes.CONFIG.of(self._best)
         changed = {name: value for name, value in text.items() if base[name] != value}
         if "weights" in changed:  # which the text names by their content
             changed["weights"] = self._plan.base.weights
@@ -298,9 +296,9 @@ class Report:
         )
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        runs = tracking.trial_runs(self._study.user_attrs["run_id"])
+        runs = tracking.trial_runs(attributes.RUN_ID.of(self._study))
         for trial in self._trials:
-            config = trial.user_attrs.get("config", {})
+            config = attributes.CONFIG.get(trial, {})
             scored = trial.state == TrialState.COMPLETE or trial.intermediate_values
             yield {
                 "number": trial.number,
@@ -311,7 +309,7 @@ class Report:
                 "fields": [pages.short(config.get(name, "")) for name in self._plan.searched()],
                 "epochs": trial.last_step or "",
                 "took": timedelta(seconds=round(_seconds(trial))) if _seconds(trial) else "",
-                "error": trial.user_attrs.get("error", ""),
+                "error": attributes.ERROR.get(trial, ""),
             }
 
 
@@ -359,8 +357,8 @@ def _spent(trials: list[FrozenTrial]) -> dict[str, float]:
     for trial in trials:
         if not trial.state.is_finished():
             continue
-        processes[tuple(trial.user_attrs.get("process", ()))].append(trial)
-        parts = trial.user_attrs.get("seconds", {})
+        processes[tuple(attributes.PROCESS.get(trial, ()))].append(trial)
+        parts = attributes.SECONDS.get(trial, {})
         for part, seconds in parts.items():
             spent[f"{part} of complete trials"] += seconds
         rest = f"{trial.state.name.lower()} trials"

@@ -19,7 +19,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-import matplotlib
 import mlflow
 import pandas as pd
 from mlflow.data.code_dataset_source import CodeDatasetSource
@@ -37,7 +36,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy import make_url
 
-from pneumo import figures
+from pneumo import figures, tag_names
 from pneumo.config import RunConfig
 from pneumo.console import say
 from pneumo.data.dataset import Dataset, Images
@@ -72,28 +71,12 @@ SIGNATURE = ModelSignature(
 # What is stored of a model, below `artifacts/`
 FILES = {"keras": "model.keras", "settings": "settings.json"}
 
-SOURCE = "mlflow.source.name"  # tag of a run: the file or the address that it was made by
-
-REASON = "pneumo.reason"  # tag of a run: why it failed, or why a candidate was not promoted
-
-PROCESS = "pneumo.process"  # tag of a run: the `ProcessId` of the process that works on it
-
-MODEL_ID = "pneumo.model_id"  # tag of a run: the model that it has held against a split
-
-# Tags of a run that evaluates models on test: the digest of the images, and JSON that maps the
-# MLflow id of each of these models to the number of its looks at the images
-IMAGES_DIGEST, LOOKS = "pneumo.images_digest", "pneumo.test_looks"
 
 # Artifacts of a Keras run: its training and validation files, and the test files of its data set
 TRAINING_FILES, TEST_FILES = "data/files.csv", "data/test_files.csv"
 
 # The columns of predictions that are numbers; all others of the tables are text
 NUMBERS = {"label": "int64", "probability": "float64"}
-
-OF_SUBJECT = {
-    *("pneumo.experiment", "pneumo.data", "pneumo.data_digest", "pneumo.synthetic"),
-    *("pneumo.patients", "pneumo.study"),
-}
 
 # Optuna's states of trials that have ended, and how their runs end
 STATUSES = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
@@ -123,7 +106,6 @@ def set_up() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "6")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # we say it at the end
-    matplotlib.use("agg")  # pyplot, which Optuna draws with, would ask for a screen
     # Without git no commit is noted: MLflow says that at length, for each fact and each process
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     for name in ("mlflow", "alembic"):
@@ -216,17 +198,17 @@ def _unanswered(error: MlflowException) -> Mistake:
 
 def subject_tags(experiment: str, dataset: Dataset) -> dict[str, str]:
     """The tags that say which experiment a run belongs to, and which data it saw."""
-    return {"pneumo.experiment": experiment, **data_tags(dataset)}
+    return {tag_names.EXPERIMENT: experiment, **data_tags(dataset)}
 
 
 def data_tags(dataset: Dataset) -> dict[str, str]:
     """The tags that say which data a run saw."""
     tags = {
-        "pneumo.data": dataset.name,
-        "pneumo.data_digest": dataset.digest,
-        "pneumo.synthetic": str(dataset.synthetic).lower(),
+        tag_names.DATA: dataset.name,
+        tag_names.DATA_DIGEST: dataset.digest,
+        tag_names.SYNTHETIC: str(dataset.synthetic).lower(),
     }
-    return tags | ({"pneumo.patients": "unknown"} if dataset.unknown_patients else {})
+    return tags | ({tag_names.PATIENTS: "unknown"} if dataset.unknown_patients else {})
 
 
 @contextmanager
@@ -240,7 +222,7 @@ def command_run(
     It is called by its kind and what it is `about`, where that is known yet. `system_metrics`:
     MLflow also logs how busy the machine is.
     """
-    tags = {"pneumo.kind": kind, **tags}
+    tags = {tag_names.KIND: kind, **tags}
     run = mlflow.start_run(nested=True, tags=tags, log_system_metrics=system_metrics)
     _hide_token(run)
     if about:
@@ -250,7 +232,7 @@ def command_run(
             yield run_id
         except Exception as error:
             with suppress(MlflowException):
-                mlflow.set_tag(REASON, reason_for(error))
+                mlflow.set_tag(tag_names.REASON, reason_for(error))
             raise
 
 
@@ -262,7 +244,7 @@ def end_unused_run(kind: str, reason: str) -> None:
     os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     set_up()
     with suppress(MlflowException):
-        run = mlflow.start_run(tags={"pneumo.kind": kind, REASON: reason})
+        run = mlflow.start_run(tags={tag_names.KIND: kind, tag_names.REASON: reason})
         _hide_token(run)
         name_run(run, f"{kind}, failed")
         mlflow.end_run("FAILED")
@@ -273,10 +255,10 @@ def _hide_token(run: Run) -> None:
 
     MLflow keeps that address as it was given; from that of a clone's remote it takes the token.
     """
-    source = run.data.tags.get(SOURCE, "")
+    source = run.data.tags.get(tag_names.SOURCE, "")
     public = re.sub(r"(https?://)[^/@]*@", r"\1", source)
     if public != source:
-        mlflow.set_tag(SOURCE, public)
+        mlflow.set_tag(tag_names.SOURCE, public)
 
 
 def name_run(run: Run, name: str) -> None:
@@ -299,7 +281,7 @@ def find_study(name: str) -> str:
     """Return the id of the run of a study, or '' if this store has none of that name."""
     found = mlflow.search_runs(
         search_all_experiments=True,
-        filter_string=f"tags.`pneumo.kind` = 'study' and tags.`pneumo.study` = '{name}'",
+        filter_string=f"tags.`{tag_names.KIND}` = 'study' and tags.`{tag_names.STUDY}` = '{name}'",
         max_results=1,
         output_format="list",
     )
@@ -332,14 +314,14 @@ def process_tags() -> dict[str, str]:
     """Return the tags by which a later process finds out whether this one still runs."""
     process = ProcessId.current()
     return {
-        "pneumo.host": process.host,
-        "pneumo.pid": str(process.pid),
-        PROCESS: process.to_json(),
+        tag_names.HOST: process.host,
+        tag_names.PID: str(process.pid),
+        tag_names.PROCESS: process.to_json(),
     }
 
 
 def _process_of(run: Run) -> ProcessId:
-    return ProcessId.from_values(json.loads(run.data.tags.get(PROCESS, "[]")))
+    return ProcessId.from_values(json.loads(run.data.tags.get(tag_names.PROCESS, "[]")))
 
 
 def settle(
@@ -360,7 +342,7 @@ def settle(
     study = client.get_run(study_run_id)
     for run in _below(study, ViewType.ALL):
         tags = run.data.tags
-        if number := tags.get("optuna.trial_number"):
+        if number := tags.get(tag_names.TRIAL_NUMBER):
             runs[int(number)].append(run)
         elif not _ended(run) and is_dead(_process_of(run)):
             client.set_terminated(run.info.run_id, "FAILED")
@@ -371,7 +353,7 @@ def settle(
         *spare, own = sorted(found, key=lambda run: len(run.data.params)) or [None]
         for run in spare:
             client.delete_run(run.info.run_id)
-        if own and (own.data.tags.get("optuna.state"), _ended(own)) != (state, True):
+        if own and (own.data.tags.get(tag_names.STATE), _ended(own)) != (state, True):
             _end_trial(own, state)
 
 
@@ -381,9 +363,9 @@ def _ended(run: Run) -> bool:
 
 def _late_run(study: Run, number: int) -> Run:
     """The run of a trial that ended before it had one."""
-    tags = {name: it for name, it in study.data.tags.items() if name in OF_SUBJECT}
-    tags |= {"pneumo.kind": "trial", "optuna.trial_number": str(number)}
-    tags |= {"mlflow.parentRunId": study.info.run_id}
+    tags = {name: it for name, it in study.data.tags.items() if name in tag_names.OF_SUBJECT}
+    tags |= {tag_names.KIND: "trial", tag_names.TRIAL_NUMBER: str(number)}
+    tags |= {tag_names.PARENT: study.info.run_id}
     return mlflow.MlflowClient().create_run(
         study.info.experiment_id, tags=tags, run_name=f"trial {number} · lost"
     )
@@ -391,7 +373,7 @@ def _late_run(study: Run, number: int) -> Run:
 
 def _end_trial(run: Run, state: str) -> None:
     client = mlflow.MlflowClient()
-    client.set_tag(run.info.run_id, "optuna.state", state)
+    client.set_tag(run.info.run_id, tag_names.STATE, state)
     client.set_terminated(run.info.run_id, STATUSES[state])
 
 
@@ -400,12 +382,12 @@ def end_silent(study_run_id: str, number: int) -> None:
     client = mlflow.MlflowClient()
     running = [run for run in _below(client.get_run(study_run_id)) if not _ended(run)]
     for trial in running:
-        if trial.data.tags.get("optuna.trial_number") == str(number):
+        if trial.data.tags.get(tag_names.TRIAL_NUMBER) == str(number):
             _end_trial(trial, "FAIL")
             running.remove(trial)
             machine = _process_of(trial).machine
             others = [run for run in running if _process_of(run).machine == machine]
-            if all(run.data.tags["pneumo.kind"] == "worker" for run in others):
+            if all(run.data.tags[tag_names.KIND] == "worker" for run in others):
                 for run in others:
                     client.set_terminated(run.info.run_id, "FAILED")
             return
@@ -415,7 +397,7 @@ def log_hang(study_run_id: str, number: int, trace: str) -> None:
     """Where a trial hung, as `traceback.txt` of its run."""
     client = mlflow.MlflowClient()
     for run in _below(client.get_run(study_run_id)):
-        if run.data.tags.get("optuna.trial_number") == str(number):
+        if run.data.tags.get(tag_names.TRIAL_NUMBER) == str(number):
             client.log_text(run.info.run_id, trace, "traceback.txt")
 
 
@@ -427,7 +409,7 @@ def _below(study: Run, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
     """
     return mlflow.search_runs(
         search_all_experiments=True,
-        filter_string=f"tags.`mlflow.parentRunId` = '{study.info.run_id}'",
+        filter_string=f"tags.`{tag_names.PARENT}` = '{study.info.run_id}'",
         run_view_type=view,
         max_results=MOST,
         output_format="list",
@@ -448,14 +430,14 @@ def keras_run(
     Ends as `command_run` does, but KILLED too by an exception of type `pruned`. With a
     `trial_number` it is tagged as a study's trial, with its `optuna.state`.
     """
-    tags = {**tags, "pneumo.kind": "trial", **process_tags()}
+    tags = {**tags, tag_names.KIND: "trial", **process_tags()}
     if trial_number is not None:
-        tags["optuna.trial_number"] = str(trial_number)
+        tags[tag_names.TRIAL_NUMBER] = str(trial_number)
     # `start_run` would make a child of the active run alone, and in its experiment: a worker's own
     # run is neither the study's nor need it be where that is
     run = mlflow.MlflowClient().create_run(
         mlflow.get_run(parent_id).info.experiment_id,
-        tags=resolve_tags({**tags, "mlflow.parentRunId": parent_id}),
+        tags=resolve_tags({**tags, tag_names.PARENT: parent_id}),
         run_name=name,
     )
     run = mlflow.start_run(run_id=run.info.run_id, nested=True)
@@ -489,7 +471,7 @@ def _end_active_run(status: str, state: str, states: bool, trace: bool = False) 
         if trace:
             mlflow.log_text(without_passwords(traceback.format_exc()), "traceback.txt")
         if states:
-            mlflow.set_tag("optuna.state", state)
+            mlflow.set_tag(tag_names.STATE, state)
     finally:
         mlflow.end_run(status)  # the run is no longer the active one, whatever the store says
 
@@ -497,7 +479,7 @@ def _end_active_run(status: str, state: str, states: bool, trace: bool = False) 
 def trial_runs(study_run_id: str) -> dict[int, Run]:
     """The runs of a study's trials by their numbers."""
     below = _below(mlflow.get_run(study_run_id))
-    numbers = ((run.data.tags.get("optuna.trial_number"), run) for run in below)
+    numbers = ((run.data.tags.get(tag_names.TRIAL_NUMBER), run) for run in below)
     return {int(number): run for number, run in numbers if number}
 
 
@@ -507,7 +489,7 @@ def log_study(study_run_id: str, files: Mapping[str, bytes], description: str) -
     `description`: Markdown.
     """
     _log_files("study", files, study_run_id)
-    mlflow.MlflowClient().set_tag(study_run_id, "mlflow.note.content", description)
+    mlflow.MlflowClient().set_tag(study_run_id, tag_names.NOTE, description)
 
 
 def log_data(images: Images) -> None:
@@ -522,7 +504,7 @@ def log_data(images: Images) -> None:
             for row in counts.to_dict("records")
             for what in ("images", "patients")
         }
-        source = CodeDatasetSource({"pneumo.data": dataset.name})
+        source = CodeDatasetSource({tag_names.DATA: dataset.name})
         described = MetaDataset(source, name=f"{dataset.name}/{split}", digest=dataset.digest)
         _log_input(described, context=CONTEXTS[split], tags=tags)
     if images.unreadable:
@@ -627,10 +609,14 @@ def evaluating(model: str, model_id: str, split: str, external: bool) -> Iterato
     It names MLflow's id of the model only from the end on, when all is logged: a study's run that
     shows its former winner's evaluation until then is never taken for one of the next.
     """
-    tags = {"pneumo.model": model, "pneumo.split": split, "pneumo.external": str(external).lower()}
-    mlflow.set_tags({**tags, MODEL_ID: ""})
+    tags = {
+        tag_names.MODEL: model,
+        tag_names.SPLIT: split,
+        tag_names.EXTERNAL: str(external).lower(),
+    }
+    mlflow.set_tags({**tags, tag_names.MODEL_ID: ""})
     yield mlflow.active_run().info.run_id
-    mlflow.set_tag(MODEL_ID, model_id)
+    mlflow.set_tag(tag_names.MODEL_ID, model_id)
 
 
 def record_look(model_id: str, images_digest: str) -> None:
@@ -645,7 +631,7 @@ def record_look(model_id: str, images_digest: str) -> None:
     """
     looks = _looks_of(mlflow.get_run(mlflow.active_run().info.run_id))
     looks[model_id] += 1
-    mlflow.set_tags({IMAGES_DIGEST: images_digest, LOOKS: json.dumps(looks)})
+    mlflow.set_tags({tag_names.IMAGES_DIGEST: images_digest, tag_names.LOOKS: json.dumps(looks)})
 
 
 def count_looks(images_digest: str) -> Counter[str]:
@@ -657,7 +643,7 @@ def count_looks(images_digest: str) -> Counter[str]:
     experiments = client.search_experiments(ViewType.ALL, max_results=MOST)
     runs = client.search_runs(
         [experiment.experiment_id for experiment in experiments],
-        f"tags.`{IMAGES_DIGEST}` = '{images_digest}'",
+        f"tags.`{tag_names.IMAGES_DIGEST}` = '{images_digest}'",
         ViewType.ALL,
         max_results=MOST,
     )
@@ -665,17 +651,21 @@ def count_looks(images_digest: str) -> Counter[str]:
 
 
 def _looks_of(run: Run) -> Counter[str]:
-    return Counter(json.loads(run.data.tags.get(LOOKS, "{}")))
+    return Counter(json.loads(run.data.tags.get(tag_names.LOOKS, "{}")))
 
 
 def evaluated_model(run: Run) -> str:
     """MLflow's id of the model that a run has held against a split; '' where it has none."""
-    return run.data.tags.get(MODEL_ID, "")
+    return run.data.tags.get(tag_names.MODEL_ID, "")
 
 
 def find_evaluation(model_id: str, data_digest: str, split: str) -> str | None:
     """The latest run that has held a model against a split of some data, if there is one."""
-    wanted = {MODEL_ID: model_id, "pneumo.data_digest": data_digest, "pneumo.split": split}
+    wanted = {
+        tag_names.MODEL_ID: model_id,
+        tag_names.DATA_DIGEST: data_digest,
+        tag_names.SPLIT: split,
+    }
     found = mlflow.search_runs(
         search_all_experiments=True,
         filter_string=" and ".join(f"tags.`{key}` = '{it}'" for key, it in wanted.items()),
@@ -727,14 +717,14 @@ def read_epochs(run_id: str) -> pd.DataFrame:
 
 def count_states(trial: Run) -> dict[str, int]:
     """Of the study that a trial belongs to: how many trials ended in each `optuna.state`."""
-    parent = trial.data.tags["mlflow.parentRunId"]
+    parent = trial.data.tags[tag_names.PARENT]
     runs = mlflow.MlflowClient().search_runs(
         [trial.info.experiment_id],
-        f"tags.`mlflow.parentRunId` = '{parent}' and tags.`pneumo.kind` = 'trial'",
+        f"tags.`{tag_names.PARENT}` = '{parent}' and tags.`{tag_names.KIND}` = 'trial'",
         max_results=MOST,
     )
     return dict(
-        Counter(run.data.tags["optuna.state"] for run in runs if "optuna.state" in run.data.tags)
+        Counter(run.data.tags[tag_names.STATE] for run in runs if tag_names.STATE in run.data.tags)
     )
 
 
@@ -776,8 +766,8 @@ def log_decision(
         champion_vacant: Why the decision was made without the champion, or ''.
     """
     outcome = f"not promoted: {'; '.join(reasons)}" if reasons else "promoted"
-    tags = {"pneumo.promoted": str(not reasons).lower(), "mlflow.note.content": outcome}
-    tags |= {REASON: "; ".join(reasons)} if reasons else {}
+    tags = {tag_names.PROMOTED: str(not reasons).lower(), tag_names.NOTE: outcome}
+    tags |= {tag_names.REASON: "; ".join(reasons)} if reasons else {}
     vacant = {"champion_vacant": champion_vacant} if champion_vacant else {}
     mlflow.set_tags(tags | {f"pneumo.{name}": why for name, why in vacant.items()})
     mlflow.log_metrics(dict(figures))
@@ -803,13 +793,13 @@ def delete_model(model_uri: str) -> None:
 
 def commit_of(run: Run) -> str:
     """Return the Git commit that a run's code came from, '' if it is not known."""
-    return run.data.tags.get("mlflow.source.git.commit", "")
+    return run.data.tags.get(tag_names.SOURCE_COMMIT, "")
 
 
 def commit(run: Run) -> dict[str, str]:
     """The commit that a run's code came from, as a tag; nothing where that is not known."""
     found = commit_of(run)
-    return {"pneumo.git_commit": found} if found else {}
+    return {tag_names.GIT_COMMIT: found} if found else {}
 
 
 def as_option(name: str, value: str) -> str:

@@ -19,6 +19,7 @@ from pneumo.evaluate import (
     temperature,
     youden_threshold,
 )
+from pneumo.models import to_probabilities
 from pneumo.train import EpochCallback, train
 
 PARTS = ("training", "evaluation", "storing the model")  # of a trial, one after the other
@@ -73,7 +74,7 @@ def run_trial(
         clock.append(time.monotonic())
         val = images.split("val")
         divisor = temperature(val.labels, result.val_logits)
-        probabilities = expit(result.val_logits / divisor)
+        probabilities = to_probabilities(result.val_logits, divisor)
         threshold = _threshold(config, val.labels, result.perturbed_logits / divisor)
         evaluation = evaluate(val, probabilities, threshold)
         evaluation.metrics.setdefault(config.objective.removeprefix("val_"), result.score)

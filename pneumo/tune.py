@@ -9,7 +9,7 @@ import mlflow
 import optuna
 from optuna.trial import TrialState
 
-from pneumo import cluster, launch, registry, selection, tracking
+from pneumo import attributes, cluster, launch, registry, selection, tag_names, tracking
 from pneumo.config import SCORES
 from pneumo.console import import_tensorflow, say, table
 from pneumo.errors import without_passwords
@@ -82,8 +82,8 @@ def tune(
     tags = tracking.subject_tags(plan.experiment.name, plan.dataset)
     if name in optuna.get_all_study_names(storage):
         study = load(storage, name, plan)
-        run_id = study.user_attrs["run_id"]
-        tags |= {"pneumo.study": name, "mlflow.parentRunId": run_id, **tracking.process_tags()}
+        run_id = attributes.RUN_ID.of(study)
+        tags |= {tag_names.STUDY: name, tag_names.PARENT: run_id, **tracking.process_tags()}
         resume = tracking.command_run("resume", name, tags)
         with resume as own_run_id, tracking.reopened(run_id):
             warn_of_other_commit(study, own_run_id)
@@ -105,8 +105,8 @@ def _search_and_register(
 ) -> Outcome:
     goal.set(study)
     default = "pneumonia-sample" if plan.dataset.synthetic else "pneumonia"
-    model_name = model_name or study.user_attrs.get("model_name", default)
-    study.set_user_attr("model_name", model_name)
+    model_name = model_name or attributes.MODEL_NAME.get(study, default)
+    attributes.MODEL_NAME.set(study, model_name)
     page = StudyPage(study, plan)
     try:
         searching(study, plan, after_trials=page.refresh)
@@ -145,7 +145,7 @@ def search(
 
     `workers`, `launcher`: see `tune`; `after_trials`: see `StudyProgress`.
     """
-    with StudyProgress(study, workers, after_trials) as progress:
+    with StudyProgress(study, after_trials) as progress:
         if launcher == "ray":
             cluster.launch(study, plan, workers, progress)
         elif workers > 1 or Goal.of(study).trial_timeout:
@@ -166,20 +166,20 @@ def _register_winner(study: optuna.Study, plan: Plan, model_name: str) -> Outcom
     """
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         raise StudyStopped("no trial came to its end, so there is no winner; allow more time")
-    best, before = study.best_trial, study.user_attrs.get("winner", {})
+    best, before = study.best_trial, attributes.WINNER.get(study, {})
     winner = {"trial": best.number, "model_name": model_name}
     unchanged = all(before.get(key) == value for key, value in winner.items())
     if unchanged and "test_metrics" in before:
         winner = before
     else:
         import_tensorflow()  # a driver of several workers has not needed it until now
-        model = registry.load(best.user_attrs["model_uri"])
-        stored = registry.register_once(best.user_attrs["run_id"], model, model_name)
+        model = registry.load(attributes.MODEL_URI.of(best))
+        stored = registry.register_once(attributes.RUN_ID.of(best), model, model_name)
         winner["version"] = stored.version
-        study.set_user_attr("winner", winner)
+        attributes.WINNER.set(study, winner)
         metrics, findings = _evaluate_once(study, plan, stored)
         winner |= {"test_metrics": metrics, "findings": findings}
-        study.set_user_attr("winner", winner)
+        attributes.WINNER.set(study, winner)
         if before and before["version"] != stored.version:  # its evidence page has been replaced
             registry.describe(before["model_name"], before["version"])
     found = (winner[name] for name in ("model_name", "version", "test_metrics", "findings"))
@@ -195,7 +195,7 @@ def _evaluate_once(
     """
     from pneumo import evidence
 
-    run = mlflow.get_run(study.user_attrs["run_id"])
+    run = mlflow.get_run(attributes.RUN_ID.of(study))
     if tracking.evaluated_model(run) != stored.model_id:
         found = evidence.examine(stored, evidence.images_for(stored, plan.dataset), "test")
         return found.evaluation.metrics, found.findings
@@ -216,7 +216,7 @@ def show(outcome: Outcome) -> None:
         if trial.state == TrialState.WAITING:  # it has neither values nor a score
             continue
         score = None if trial.state == TrialState.FAIL else last_value(trial)
-        config = trial.user_attrs.get("config", {})
+        config = attributes.CONFIG.get(trial, {})
         rows.append(
             (
                 f"{trial.number}{' best' if trial.number == best else ''}",
@@ -225,7 +225,7 @@ def show(outcome: Outcome) -> None:
                 *(short(config.get(name, "")) for name in outcome.searched),
             )
         )
-    score = SCORES[outcome.study.user_attrs["objective"]]
+    score = SCORES[attributes.OBJECTIVE.of(outcome.study)]
     columns = "trial", "state", score, *outcome.searched
     table(f"Study {outcome.study.study_name}", columns, rows)
     if waiting:
@@ -239,6 +239,6 @@ def show(outcome: Outcome) -> None:
     for finding in outcome.findings:
         say(f"note: {finding}")
     say(f"registered: {outcome.model_name} version {outcome.version} as @{registry.CHALLENGER}")
-    run_id = outcome.study.user_attrs["run_id"]
+    run_id = attributes.RUN_ID.of(outcome.study)
     say(f"the study's page: {tracking.where_to_open(run_id, PAGE)}")
     say(tracking.how_to_look(run_id))

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import interrupt, tracking
+from pneumo import attributes, interrupt, tag_names, tracking
 from pneumo.console import say
 from pneumo.errors import in_words
 from pneumo.process import ProcessId
 from pneumo.study import (
     FAILURES_IN_A_ROW,
     INTERRUPTED,
+    FailureCount,
     Goal,
     Plan,
     StudyStopped,
@@ -51,21 +52,19 @@ def search_trials(
     """
     gc.freeze()  # modules stay: the collection before each trial need not go through them
     work = _Work(study, plan, update, enforce_timeout)
-    failures = 0
+    failures = FailureCount(lambda: work.ended)
     while True:
         try:
-            if failures:
-                work.settle()
+            work.settle()
             return work.search()
         except StudyStopped:
             raise
         except Exception as error:  # of a store: those of a trial stay with it
-            failures = failures + 1 if not work.ended else 1
             reason = in_words(error).partition("\n")[0]
-            if failures == FAILURES_IN_A_ROW:
+            if failures.add():
                 raise StudyStopped(
-                    f"a store of the study has failed {failures} times without a trial between "
-                    f"({reason}); see that it answers, and give the same command again"
+                    f"a store of the study has failed {FAILURES_IN_A_ROW} times without a trial "
+                    f"between ({reason}); see that it answers, and give the same command again"
                 ) from error
             say(f"a store of the study has failed, and the search goes on ({reason})")
 
@@ -79,11 +78,10 @@ class _Work:
         self._study, self._plan, self._update = study, plan, update
         self._enforce_timeout = enforce_timeout
         self._scores: dict[int, float] = {}
-        self.ended = 0  # trials since the search was begun or taken up
+        self.ended = 0  # trials
 
     def search(self) -> None:
         """Trials, until there are enough or there is no hope."""
-        self.ended = 0
         self._goal = Goal.of(self._study)
         if self._goal.reached(self._study):
             return
@@ -98,7 +96,7 @@ class _Work:
     def settle(self) -> None:
         """Ends what this process left running; what has its score already is complete."""
         for trial in running(self._study):
-            if tuple(trial.user_attrs.get("process", ())) == ProcessId.current():
+            if tuple(attributes.PROCESS.get(trial, ())) == ProcessId.current():
                 score = self._scores.get(trial.number)
                 state = TrialState.FAIL if score is None else TrialState.COMPLETE
                 self._study.tell(trial.number, score, state, skip_if_finished=True)
@@ -139,13 +137,13 @@ def _at_most(seconds: int | None) -> Iterator[None]:
 
 def _objective(trial: optuna.Trial, plan: Plan, update: Callable[[], None]) -> float:
     study = trial.study
-    trial.set_user_attr("process", ProcessId.current())
+    attributes.PROCESS.set(trial, ProcessId.current())
     tags = tracking.subject_tags(plan.experiment.name, plan.dataset)
     try:
         config = plan.suggest(trial)
-        trial.set_user_attr("config", config.as_text())
+        attributes.CONFIG.set(trial, config.as_text())
         name = run_name(config)
-        trial.set_user_attr("name", name)
+        attributes.NAME.set(trial, name)
         depths = trial.distributions.get("unfreeze_depth")
         done = run_trial(
             config,
@@ -153,23 +151,23 @@ def _objective(trial: optuna.Trial, plan: Plan, update: Callable[[], None]) -> f
             [_pruning(trial, config.objective)],
             deepest=depths.high if depths else config.unfreeze_depth,
             meanwhile=update,
-            parent_id=study.user_attrs["run_id"],
+            parent_id=attributes.RUN_ID.of(study),
             name=f"trial {trial.number} · {name}",
-            tags={**tags, "pneumo.study": study.study_name},
+            tags={**tags, tag_names.STUDY: study.study_name},
             trial_number=trial.number,
             pruned=optuna.TrialPruned,
         )
     except optuna.TrialPruned:
         raise
     except KeyboardInterrupt:
-        trial.set_user_attr("error", INTERRUPTED)
+        attributes.ERROR.set(trial, INTERRUPTED)
         raise
     except Exception as error:
-        trial.set_user_attr("error", in_words(error))
+        attributes.ERROR.set(trial, in_words(error))
         raise
-    trial.set_user_attr("run_id", done.run_id)
-    trial.set_user_attr("model_uri", done.model_uri)
-    trial.set_user_attr("seconds", done.seconds)
+    attributes.RUN_ID.set(trial, done.run_id)
+    attributes.MODEL_URI.set(trial, done.model_uri)
+    attributes.SECONDS.set(trial, done.seconds)
     return done.metrics[config.objective.removeprefix("val_")]
 
 

@@ -43,10 +43,6 @@ EVIDENCE = {
     *("confusion_matrix.json", "confusion_matrix.png", "roc.png", "precision_recall.png"),
     *("reliability.png", "learning_curves.png", "worst_errors.png"),
 }
-PAGE = {
-    *("study.html", "optimisation_history.png", "parameter_importances.png", "slices.png"),
-    *("parallel_coordinates.png", "intermediate_values.png", "timeline.png"),
-}
 EPOCH = {"epoch/loss", "epoch/auc", "epoch/val_loss", "epoch/val_auc"}
 
 

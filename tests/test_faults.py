@@ -50,6 +50,17 @@ def test_a_database_that_does_not_open(monkeypatch, url, message):
     assert PASSWORD not in str(raised.value)
 
 
+def test_a_run_is_missing_only_if_the_store_says_so(store, monkeypatch):
+    assert not tracking.exists("0" * 32)
+
+    def fail(run_id):
+        raise MlflowException("the server is away")
+
+    monkeypatch.setattr(mlflow, "get_run", fail)
+    with pytest.raises(MlflowException, match="the server is away"):
+        tracking.exists("0" * 32)
+
+
 def test_a_server_of_mlflow_that_is_not_there(monkeypatch):
     for name in ("USERNAME", "PASSWORD"):  # which are set on the way
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")

@@ -21,6 +21,7 @@ OTHERS |= {
     "sensitivity_margin": "0.5",
     "rollback": "True",
     "explain": "True",
+    "preprocessing_skew": "True",
     "launcher": "ray",
 }
 REQUIRED = "given"  # stands for a parameter without a default

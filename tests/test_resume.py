@@ -9,7 +9,7 @@ import optuna
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pneumo import evidence, tracking
+from pneumo import evidence, tag_names, tracking
 from pneumo.__main__ import main
 from pneumo.config import RunConfig
 from pneumo.errors import Mistake
@@ -213,7 +213,7 @@ def fail(*_: object, **__: object) -> None:
 def as_if_not_yet_registered(outcome: Outcome, client) -> None:
     """Undoes what the end of a study has left of its winner."""
     client.delete_registered_model("pneumonia-sample")
-    client.set_tag(outcome.study.user_attrs["run_id"], tracking.MODEL_ID, "")
+    client.set_tag(outcome.study.user_attrs["run_id"], tag_names.MODEL_ID, "")
     stored(outcome).set_user_attr("winner", {})
 
 

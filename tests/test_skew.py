@@ -1,14 +1,16 @@
-"""The published mistake, and that nothing else makes it."""
+"""A model on pixels / 255, and that nothing else is given such pixels."""
 
 import json
 
 import numpy as np
 import pytest
 
-from pneumo import models, skew
+from pneumo import models, skew, tracking
 from pneumo.config import RunConfig
-from tests.studies import EVIDENCE, INTERVALS, METRICS, files, predictions, tags, text
-from tests.test_command_line import run
+from pneumo.data.dataset import open_dataset
+from tests import handmade
+from tests.studies import EVIDENCE, INTERVALS, METRICS, files, predictions
+from tests.test_command_line import run_here
 
 
 @pytest.fixture(scope="module", params=[(1, False), (2, True)])
@@ -36,49 +38,35 @@ def test_the_model_itself_refuses_such_pixels(model):
 
 
 @pytest.mark.slow
-def test_the_mistake_beside_the_harness(store):
-    fields = {"image_size": "32", "epochs": "2", "dense_widths": "32"}
-    flags = [word for name, value in fields.items() for word in (f"--{name}", value)]
-    code, output, errors = run("train", "--experiment", "published_cnn", *flags)
-    assert code == 0, errors
-    runs = {it.info.run_id: it for it in store.search_runs(["0"])}
-    [command] = [it for it in runs.values() if it.data.tags["pneumo.kind"] == "train"]
-    below = [it for it in runs.values() if "mlflow.parentRunId" in it.data.tags]
-    assert {it.data.tags["mlflow.parentRunId"] for it in below} == {command.info.run_id}
-    [mistaken] = [it for it in below if "pneumo.mistake" in it.data.tags]
-    [trial] = [it for it in below if it.data.tags["pneumo.kind"] == "trial"]
-    [sound] = [it for it in below if it not in (mistaken, trial)]
-    assert tags(mistaken)["pneumo.kind"] == tags(sound)["pneumo.kind"] == "evaluate"
-    assert "pneumo.model_id" not in tags(mistaken)  # so that no decision is made on it
-    assert set(mistaken.data.metrics) == {f"test_{it}" for it in METRICS | INTERVALS}
-    assert set(sound.data.metrics) == set(mistaken.data.metrics)
+def test_an_evaluation_with_skew(store, tmp_path, capsys):
+    data = str(handmade.write_images(tmp_path / "xrays"))
+    stored = handmade.register(handmade.run_of("left", open_dataset(data)), "handmade")
+    flags = ["--model", "models:/handmade/1", "--data", data, "--preprocessing_skew", "true"]
+    code, output, errors = run_here(capsys, "evaluate", *flags)
+    assert (code, errors) == (0, "")
+    runs = store.search_runs(["0"], "tags.`pneumo.kind` = 'evaluate'")
+    [skewed] = [it for it in runs if "pneumo.preprocessing_skew" in it.data.tags]
+    [sound] = [it for it in runs if it is not skewed]
+    assert skewed.data.tags["mlflow.parentRunId"] == sound.info.run_id
+    assert "pneumo.model_id" not in skewed.data.tags  # so that no decision is made on it
+    digest = sound.data.tags["pneumo.data_digest"]
+    assert tracking.find_evaluation(stored.model_id, digest, "test") == sound.info.run_id
+    assert set(skewed.data.metrics) == {f"test_{it}" for it in METRICS | INTERVALS}
+    assert set(sound.data.metrics) == set(skewed.data.metrics)
     assert files(store, sound.info.run_id) == {f"test/{it}" for it in EVIDENCE}
-    # both show how the model does on test
-    looks = json.loads(text(sound.info.run_id, "test/metrics.json"))
-    assert (looks["test_evaluations"], looks["test_evaluations_of_all_models"]) == (2, 2)
-    # all images are the same to it, so all get the same answer
-    found = predictions(mistaken.info.run_id, "test")["probability"]
+    # Each counts as a look, the second one after the first has written its page
+    assert json.loads(skewed.data.tags["pneumo.test_looks"]) == {stored.model_id: 1}
+    assert json.loads(sound.data.tags["pneumo.test_looks"]) == {stored.model_id: 1}
+    # All images are nearly black to it, so all get the same answer
+    found = predictions(skewed.info.run_id, "test")["probability"]
     assert found.max() - found.min() < 0.01
-    rates = [mistaken.data.metrics[f"test_{it}"] for it in ("sensitivity", "specificity")]
-    assert sorted(rates) == [0, 1]
-    share = predictions(mistaken.info.run_id, "test")["label"].mean()
-    assert mistaken.data.metrics["test_accuracy"] == pytest.approx(share if rates[0] else 1 - share)
-    assert sound.data.metrics["test_threshold"] == mistaken.data.metrics["test_threshold"]
-    for row, made in (("with the mistake", mistaken), ("with the harness", sound)):
-        found = made.data.metrics
-        shown = (
-            f"{found['test_auc']:.3f} ({found['test_auc_low']:.3f}–{found['test_auc_high']:.3f})"
-        )
-        [line] = [it for it in output.splitlines() if row in it]
-        assert shown in line
-    assert "what evaluate would say of the mistake: The model calls every image" in output
-
-
-@pytest.mark.slow
-def test_it_needs_test_images(store, folder):
-    for file in (folder / "test").rglob("*.png"):
-        file.unlink()
-    code, _, errors = run("train", "--experiment", "published_cnn", "--data", str(folder))
-    assert code == 2
-    assert "must hold images in test/NORMAL, and has none; add them" in errors
-    assert store.search_runs(["0"]) == []
+    rates = [skewed.data.metrics[f"test_{it}"] for it in ("sensitivity", "specificity")]
+    assert rates == [0, 1]
+    assert skewed.data.metrics["test_accuracy"] == 0.5
+    assert sound.data.metrics["test_accuracy"] > 0.9
+    assert sound.data.metrics["test_threshold"] == skewed.data.metrics["test_threshold"] == 0.3
+    for row, made in (("with skew", skewed), ("without skew", sound)):
+        auc, low, high = (made.data.metrics[f"test_auc{end}"] for end in ("", "_low", "_high"))
+        [line] = [it for it in output.splitlines() if it.startswith(row)]
+        assert f"{auc:.3f} ({low:.3f}–{high:.3f})" in line
+    assert "note, with skew: The model calls every image NORMAL." in output

@@ -40,7 +40,6 @@ from tests.studies import (
     EVIDENCE,
     INTERVALS,
     METRICS,
-    PAGE,
     PROCESS,
     SUBJECT,
     TINY,
@@ -69,7 +68,7 @@ def test_what_a_study_leaves_in_mlflow(study, client, sample):
     assert metrics == {f"test_{name}" for name in METRICS | INTERVALS}
     assert files(client, study_run.info.run_id) == {
         "study.json",
-        *(f"study/{name}" for name in PAGE),
+        "study/study.html",
         *(f"test/{name}" for name in EVIDENCE),
     }
     inputs = {one.dataset.name: one for one in study_run.inputs.dataset_inputs}

@@ -98,6 +98,8 @@ def test_two_workers(store):
     # the first trial is the baseline, whoever had it
     assert trials[0].params["dropout"] == 0.25
     assert len({tuple(trial.params.values()) for trial in trials}) == len(trials)
+    kinds = [run.data.tags["pneumo.kind"] for run in store.search_runs(["0"])]
+    assert sorted(kinds) == ["study", *["trial"] * len(trials)]  # a worker has no run of its own
     [study] = store.search_runs(["0"], "tags.`pneumo.kind` = 'study'")
     assert study.info.status == "FINISHED"
     assert "test_auc" in study.data.metrics

@@ -27,7 +27,6 @@ from pneumo.data.checksums import is_intact, seal, sync
 from pneumo.errors import Mistake
 
 SILENT_WAIT = 1.0  # seconds that a wait for another process may take before a line says so
-TRIES = 3  # to build what somebody deletes meanwhile
 FULL = errno.ENOSPC, errno.EDQUOT  # what a disk says that has no more room
 
 
@@ -37,7 +36,6 @@ def keep(name: str, build: Callable[[Path], None], verify: bool = True) -> Path:
     It is built next to its place and renamed, so that a killed or failed build leaves nothing that
     is later used. Of several processes that ask for the same folder at once, one builds and the
     others wait. No process removes the folder before this one ends, or gives it to `release`.
-    If a user deletes the cache meanwhile, the folder is built again.
 
     Args:
         name: Path of the folder in the cache.
@@ -46,19 +44,18 @@ def keep(name: str, build: Callable[[Path], None], verify: bool = True) -> Path:
             again. They are verified once per boot: see `checksums.is_intact`.
 
     Raises:
-        Mistake: The disk is full, or what it is built from was in the cache and was deleted.
+        Mistake: The disk is full, or the cache was deleted meanwhile.
     """
     folder = place(name)
     _tidy(place(""))
-    for _ in range(TRIES):
-        if _is_whole(folder, verify):
-            return folder
-        with lock(name) as held:
-            if _is_whole(folder, verify) or _built(folder, build, verify):
-                # Who waits for it will find the folder whole
-                Path(held.lock_file).unlink(missing_ok=True)
-                return folder
-    raise deleted()
+    if _is_whole(folder, verify):
+        return folder
+    with lock(name) as held:
+        if not _is_whole(folder, verify):
+            _build(folder, build, verify)
+        # Who waits for it will find the folder whole
+        Path(held.lock_file).unlink(missing_ok=True)
+    return folder
 
 
 @functools.cache  # once for each cache that a process uses
@@ -74,11 +71,7 @@ def _is_whole(folder: Path, verify: bool) -> bool:
     return False
 
 
-def _built(folder: Path, build: Callable[[Path], None], verify: bool) -> bool:
-    """Build a folder in its place; False if a user has deleted the cache meanwhile.
-
-    The lock is deleted with it, so that another process may build the same at the same time.
-    """
+def _build(folder: Path, build: Callable[[Path], None], verify: bool) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # damaged, or made by an older version
     draft = make_draft(folder)
     mark = draft / f"{OWN}{uuid4().hex}"  # a build may make its folder again, without its files
@@ -93,15 +86,12 @@ def _built(folder: Path, build: Callable[[Path], None], verify: bool) -> bool:
     except OSError as error:
         if error.errno in FULL:
             raise _full(folder, error) from None
-        if not mark.is_file():
-            return False
         if error.errno == errno.ENOENT and is_ours(error.filename):
             raise deleted() from None
         raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         release(draft)
-    return True
 
 
 def is_ours(path: str | Path | None) -> bool:

@@ -1,0 +1,54 @@
+"""User attributes of Optuna's studies and trials, with their types."""
+
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Owner(Protocol):
+    """A study or a trial of Optuna."""
+
+    user_attrs: dict[str, Any]
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """As `optuna.Study.set_user_attr`."""
+
+
+@dataclass(frozen=True)
+class Attribute(Generic[T]):
+    """A user attribute by its name in Optuna's storage, which keeps it as JSON."""
+
+    name: str
+
+    def of(self, owner: Owner) -> T:
+        """Return its value. Raise `KeyError` if it is not set."""
+        return owner.user_attrs[self.name]
+
+    def get(self, owner: Owner, default: T) -> T:
+        """Return its value, or `default` if it is not set."""
+        return owner.user_attrs.get(self.name, default)
+
+    def set(self, owner: Owner, value: T) -> None:
+        """Store a value."""
+        owner.set_user_attr(self.name, value)
+
+
+RUN_ID: Attribute[str] = Attribute("run_id")  # of the MLflow run, of a study and of a trial
+
+# Of a study; `Plan.facts` has more, by which a study is compared with what a command asks for
+FIXED: Attribute[dict[str, str]] = Attribute("fixed")  # values by fields that are not searched
+OBJECTIVE: Attribute[str] = Attribute("objective")
+SEARCH_SPACE: Attribute[dict[str, str]] = Attribute("search_space")  # distributions as JSON
+GOAL: Attribute[dict[str, Any]] = Attribute("goal")  # the fields of `Goal`
+MODEL_NAME: Attribute[str] = Attribute("model_name")  # registered model of the winner
+WINNER: Attribute[dict[str, Any]] = Attribute("winner")  # trial, version, evaluation on test
+IMPROVEMENT: Attribute[dict[str, Any]] = Attribute("improvement")  # of the best over the baseline
+
+# Of a trial
+PROCESS: Attribute[list] = Attribute("process")  # the `ProcessId` that runs it
+CONFIG: Attribute[dict[str, str]] = Attribute("config")  # fields of `RunConfig` as text
+NAME: Attribute[str] = Attribute("name")  # of its run
+ERROR: Attribute[str] = Attribute("error")  # type and message of the exception that ended it
+MODEL_URI: Attribute[str] = Attribute("model_uri")
+SECONDS: Attribute[dict[str, float]] = Attribute("seconds")  # by its parts, see `trial.PARTS`

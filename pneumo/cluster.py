@@ -8,10 +8,9 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import mlflow
@@ -19,8 +18,8 @@ import optuna
 
 from pneumo import interrupt
 from pneumo.console import say
-from pneumo.errors import USER_ERROR, Mistake
-from pneumo.launch import PATIENCE, PROJECT, Worker, threads, worker_arguments
+from pneumo.errors import Mistake
+from pneumo.launch import threads, worker_arguments
 from pneumo.progress import StudyProgress
 from pneumo.study import (
     FAILURES_IN_A_ROW,
@@ -29,6 +28,7 @@ from pneumo.study import (
     StudyStopped,
     require_no_repeated_failure,
 )
+from pneumo.worker_process import PATIENCE, PROJECT, WorkerDied, run_worker
 
 # The variables that say where the stores are, and what opens them, or how their names begin: of
 # Optuna, of MLflow's client, and of the artifact stores that it reaches without its server
@@ -61,10 +61,6 @@ def require() -> None:
             )
 
 
-class WorkerDied(Exception):
-    """A worker has ended in another way than it should."""
-
-
 def launch(study: optuna.Study, plan: Plan, workers: int, progress: StudyProgress) -> None:
     """Search a study in several tasks of the cluster until its goal is reached.
 
@@ -81,7 +77,7 @@ def launch(study: optuna.Study, plan: Plan, workers: int, progress: StudyProgres
     cores = max(1, int(resources.get("num_cpus", 1)))
     environment = {**threads(cores), **store_variables()}
     with _connected():
-        task = ray.remote(_work).options(
+        task = ray.remote(run_worker).options(
             name=f"pneumo {study.study_name}",
             max_retries=FAILURES_IN_A_ROW,
             retry_exceptions=[WorkerDied],
@@ -172,23 +168,3 @@ def _end(tasks: list[Any]) -> None:
     _, slow = ray.wait(tasks, num_returns=len(tasks), timeout=PATIENCE)
     for task in slow:
         ray.cancel(task, force=True)
-
-
-def _work(number: int, arguments: list[str], environment: Mapping[str, str]) -> None:
-    """Run a worker on a node of the cluster; what it prints goes to Ray's log.
-
-    Raises:
-        Mistake: The worker found a user error.
-        WorkerDied: It ended in another way than it should.
-    """
-    worker = Worker(number, arguments, environment, SimpleQueue())
-    try:
-        code = worker.wait()
-    except KeyboardInterrupt:  # Ray's way to cancel a task
-        worker.terminate()
-        worker.wait(PATIENCE)
-        raise
-    if code == USER_ERROR:
-        raise Mistake(worker.reason)
-    if code:
-        raise WorkerDied(worker.trace or worker.reason or f"exit code {code}")

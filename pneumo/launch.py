@@ -1,13 +1,7 @@
 """Processes of the command `worker` that search one study on this machine."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Thread
 
 import mlflow
 import optuna
@@ -16,9 +10,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pneumo import attributes, interrupt, tracking
 from pneumo.console import say
-from pneumo.errors import PREFIX, USER_ERROR, Mistake
+from pneumo.errors import USER_ERROR, Mistake
 from pneumo.parallel import gpus
-from pneumo.process import ProcessId
 from pneumo.progress import StudyProgress
 from pneumo.study import (
     FAILURES_IN_A_ROW,
@@ -32,84 +25,7 @@ from pneumo.study import (
     settle,
     take_over,
 )
-
-PATIENCE = 30  # seconds that an interrupted worker has to end its trial
-PROJECT = Path(__file__).parent.parent
-TIMED_OUT = "Timeout ("  # how what `faulthandler` writes begins
-
-
-class Worker:
-    """A process of the command `worker`, as the process that started it sees it.
-
-    What it prints is printed here. Its standard input is a pipe, whose end tells it that this
-    process has ended.
-
-    Attributes:
-        number: Number among the workers of this process, from 0.
-        id: Identity of the process.
-        reason: Why it ended, in its own words; '' while it runs, or if it gave no reason.
-        trace: Where each of its threads was if it has ended itself after the study's
-            `trial_timeout`, otherwise ''.
-    """
-
-    def __init__(
-        self,
-        number: int,
-        arguments: list[str],
-        environment: Mapping[str, str],
-        ended: SimpleQueue["Worker"],
-    ) -> None:
-        """Start the process.
-
-        Args:
-            number: See the attribute.
-            arguments: What `worker_arguments` returns.
-            environment: Variables that differ from those of this process.
-            ended: Where the worker is put when its process has closed its output.
-        """
-        self.number, self.reason, self.trace = number, "", ""
-        # Not from the current folder, where a file may have the name of a module
-        command = [sys.executable, "-P", "-m", "pneumo", "worker", *arguments]
-        path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
-        own = {name: it for name, it in os.environ.items() if name != "MLFLOW_RUN_ID"}
-        self._process = subprocess.Popen(
-            command,
-            env={**own, "PYTHONPATH": path, **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        self.id = ProcessId.from_pid(self._process.pid)
-        self._reader = Thread(target=self._read, args=(ended,), daemon=True)
-        self._reader.start()
-
-    def _read(self, ended: SimpleQueue["Worker"]) -> None:
-        with self._process.stdout as output:
-            for line in output:
-                if self.trace or line.startswith(TIMED_OUT):
-                    self.trace += line
-                elif line.startswith(PREFIX):
-                    self.reason = line.removeprefix(PREFIX).rstrip("\n")
-                else:
-                    say(line.rstrip("\n"))
-        ended.put(self)
-
-    def terminate(self) -> None:
-        """Have it end its trial and leave."""
-        self._process.terminate()
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Return its exit code once it has ended; kill it if that takes longer than `timeout`."""
-        try:
-            self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        code = self._process.wait()
-        self._process.stdin.close()
-        self._reader.join(1)  # longer only if another process has inherited its output
-        return code
+from pneumo.worker_process import PATIENCE, Worker
 
 
 def worker_arguments(study: optuna.Study, plan: Plan) -> list[str]:

@@ -10,7 +10,7 @@ import mlflow
 import optuna
 import pandas as pd
 
-from pneumo import launch, registry, tracking
+from pneumo import registry, tracking, worker_process
 from pneumo.config import RunConfig
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.study import Plan
@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 
 BASE = RunConfig(image_size=32, epochs=2, dense_widths=(32,))
 SMALL = ["--image_size", "32", "--dense_widths", "32"]  # the flags of a network as small
-LIMIT = 120  # seconds that anything may take
+LIMIT = 300  # seconds that anything may take
 TINY = Experiment("tiny", BASE, load_experiment("tune").suggest)
 
 PROCESS = {"pneumo.host", "pneumo.pid", "pneumo.process"}
@@ -57,7 +57,7 @@ def let_workers_load(monkeypatch, folder: Path, experiment: str) -> None:
     It may import nothing of `tests`, which takes MLflow's variables from a worker's environment.
     """
     lay_out_project(folder, "tiny", experiment)
-    monkeypatch.setattr(launch, "PROJECT", folder)
+    monkeypatch.setattr(worker_process, "PROJECT", folder)
 
 
 def lay_out_project(folder: Path, name: str, experiment: str) -> None:

@@ -18,7 +18,6 @@ from pneumo.tune import search
 from pneumo.work import search_trials
 from tests.studies import (
     BASE,
-    LIMIT,
     SMALL,
     SUBJECT,
     TINY,
@@ -36,6 +35,8 @@ from tests.terminal import watch
 from tests.test_command_line import start
 
 pytestmark = pytest.mark.slow
+
+TRIAL_TIMEOUT = 60  # seconds
 
 
 def test_a_worker_joins_from_elsewhere_and_leaves(shared, tmp_path, monkeypatch):
@@ -182,7 +183,7 @@ def test_a_night_in_which_all_goes_wrong(servers, shared, sample, monkeypatch, c
 
     with mlflow.start_run() as parent:
         study = begin(open_storage(), "bad", plan, parent.info.run_id)
-        Goal(4, trial_timeout=LIMIT // 2).set(study)
+        Goal(4, trial_timeout=TRIAL_TIMEOUT).set(study)
         with ThreadPoolExecutor(1) as other:
             failing = other.submit(stores_fail)
             search(study, plan, 2)
@@ -194,7 +195,7 @@ def test_a_night_in_which_all_goes_wrong(servers, shared, sample, monkeypatch, c
     diverged, hung = children(shared, parent.info.run_id)[1:3]
     assert "TrainingDiverged" in text(diverged.info.run_id, "traceback.txt")
     where = text(hung.info.run_id, "traceback.txt")
-    late = f"not done after {LIMIT // 2} s, the limit"
+    late = f"not done after {TRIAL_TIMEOUT} s, the limit"
     assert where.startswith(f"{late}; where each thread was:\n\n")
     assert " in suggest\n" in where
     assert re.search(rf"^worker \d has ended trial 2: {late}$", capsys.readouterr().out, re.M)

@@ -84,7 +84,7 @@ def without_linux(folder, code: str, *arguments: str) -> subprocess.CompletedPro
         env=environment,
         capture_output=True,
         text=True,
-        timeout=5 * LIMIT,
+        timeout=2 * LIMIT,
     )
 
 

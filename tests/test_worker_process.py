@@ -1,0 +1,85 @@
+"""A worker's process, whose command is a stand-in: what it says, and how it ends."""
+
+from queue import SimpleQueue
+
+import pytest
+
+from pneumo import worker_process
+from pneumo.errors import Mistake
+from pneumo.worker_process import Worker, WorkerDied, run_worker
+
+TRACE = "Timeout (0:00:01)!\nThread 0x1:\n  File x, line 1 in fit\n"
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Return a function that makes some code the program of `python -m pneumo`."""
+
+    def make(code: str) -> None:
+        (tmp_path / "pneumo").mkdir()
+        (tmp_path / "pneumo" / "__main__.py").write_text(f"import os, sys, time\n{code}\n")
+
+    monkeypatch.setattr(worker_process, "PROJECT", tmp_path)
+    return make
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "reason", "trace", "printed"),
+    [
+        ("print('a line')", 0, "", "", "a line\n"),
+        ("print('a', file=sys.stderr)", 0, "", "", "a\n"),
+        ("print('a'); sys.exit('pneumo: for a reason')", 1, "for a reason", "", "a\n"),
+        (f"print('a'); print({TRACE!r}, end=''); os._exit(1)", 1, "", TRACE, "a\n"),
+        ("os.kill(os.getpid(), 9)", -9, "", "", ""),
+        ("os.write(1, b'\\xff\\n')", 0, "", "", "\N{REPLACEMENT CHARACTER}\n"),
+    ],
+)
+def test_what_a_worker_says(command, capsys, code, exit_code, reason, trace, printed):
+    # On its way out Python flushes what is printed, and os._exit does not
+    command(code.replace("os._exit", "sys.stdout.flush(); os._exit"))
+    ended = SimpleQueue()
+    worker = Worker(3, [], {}, ended)
+    assert worker.wait() == exit_code
+    assert (worker.number, worker.reason, worker.trace) == (3, reason, trace)
+    assert capsys.readouterr().out == printed
+    assert ended.get(timeout=10) is worker
+
+
+def test_what_a_worker_is_given(command, capsys, monkeypatch, tmp_path):
+    command("print(sys.argv[1:], os.environ['A'], os.environ.get('MLFLOW_RUN_ID'), os.getpid())")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "1234")  # else it would end that run
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "pneumo.py").write_text("raise AssertionError('not this one')")
+    worker = Worker(0, ["--study", "night"], {"A": "b"}, SimpleQueue())
+    assert worker.wait() == 0
+    printed = f"['worker', '--study', 'night'] b None {worker.id.pid}\n"
+    assert capsys.readouterr().out == printed
+
+
+def test_a_worker_that_does_not_leave_is_killed(command):
+    command("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)")
+    worker = Worker(0, [], {}, SimpleQueue())
+    worker.terminate()
+    assert worker.wait(timeout=0.5) < 0
+
+
+def test_the_input_of_a_worker_ends_with_the_process_that_started_it(command):
+    command("sys.exit(7 if os.read(0, 1) == b'' else 8)")
+    worker = Worker(0, [], {}, SimpleQueue())
+    worker._process.stdin.close()
+    assert worker.wait() == 7
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "message"),
+    [
+        ("print('pneumo: no such data'); sys.exit(2)", Mistake, "no such data"),
+        ("sys.exit('pneumo: it stopped')", WorkerDied, "it stopped"),
+        ("os.kill(os.getpid(), 9)", WorkerDied, "exit code -9"),
+    ],
+)
+def test_how_a_worker_ends(command, code, error, message):
+    command(code)
+    with pytest.raises(error, match=f"^{message}$"):
+        run_worker(0, [], {})

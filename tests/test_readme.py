@@ -74,13 +74,15 @@ def flags_of(command: str, folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Stores with a study `night` that is done, and a model `pneumonia` with all its aliases."""
+    """Stores with a study `night`, a model `pneumonia` with all its aliases, and another model."""
     folder = tmp_path_factory.mktemp("prepared")
     images = str(handmade.write_images(folder / "images"))
     with store_in(folder):
         dataset = open_dataset(images, needs=("train", "test"))
         for half in ("right", "left"):
-            handmade.register(handmade.run_of(half, dataset), "pneumonia")
+            made = handmade.run_of(half, dataset)
+            handmade.register(made, "pneumonia")
+        handmade.register(made, "published_cnn")
         client = mlflow.MlflowClient()
         client.set_registered_model_alias("pneumonia", "champion", "1")
         client.set_registered_model_alias("pneumonia", "previous", "2")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 
 from pneumo.console import say
@@ -110,8 +110,11 @@ def run_worker(number: int, arguments: list[str], environment: Mapping[str, str]
         Mistake: The worker found a user error.
         WorkerDied: It ended in another way than it should.
     """
-    worker = Worker(number, arguments, environment, SimpleQueue())
+    ended: SimpleQueue[Worker] = SimpleQueue()
+    worker = Worker(number, arguments, environment, ended)
     try:
+        while not _has_ended(ended):  # Ray's way to cancel a task wakes nobody who waits
+            pass
         code = worker.wait()
     except KeyboardInterrupt:
         worker.terminate()
@@ -121,3 +124,12 @@ def run_worker(number: int, arguments: list[str], environment: Mapping[str, str]
         raise Mistake(worker.reason)
     if code:
         raise WorkerDied(worker.trace or worker.reason or f"exit code {code}")
+
+
+def _has_ended(ended: SimpleQueue[Worker]) -> bool:
+    """Wait for half a second at most; return whether a worker has ended."""
+    try:
+        ended.get(timeout=0.5)
+    except Empty:
+        return False
+    return True

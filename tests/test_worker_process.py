@@ -1,6 +1,8 @@
 """A worker's process, whose command is a stand-in: what it says, and how it ends."""
 
+import _thread
 from queue import SimpleQueue
+from threading import Timer
 
 import pytest
 
@@ -83,3 +85,18 @@ def test_how_a_worker_ends(command, code, error, message):
     command(code)
     with pytest.raises(error, match=f"^{message}$"):
         run_worker(0, [], {})
+
+
+def test_an_interrupt_that_wakes_nobody_ends_the_worker(command, tmp_path):
+    """As Ray cancels a task: Python sees it only where the main thread runs."""
+    ended = tmp_path / "ended"
+    command(
+        "import signal\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (open({str(ended)!r}, 'x'), sys.exit(1)))\n"
+        "time.sleep(100)"
+    )
+    timer = Timer(2, _thread.interrupt_main)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_worker(0, [], {})
+    assert ended.exists()

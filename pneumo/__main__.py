@@ -11,7 +11,15 @@ from typing import Any, NoReturn
 
 from pneumo import attributes, interrupt, tag_names
 from pneumo.config import RunConfig
-from pneumo.errors import PREFIX, USER_ERROR, Mistake, is_text, reason_for, shown
+from pneumo.errors import (
+    PREFIX,
+    USER_ERROR,
+    Mistake,
+    StudyStopped,
+    is_text,
+    reason_for,
+    shown,
+)
 
 # Nothing here may import TensorFlow or MLflow before the arguments are known to be right.
 
@@ -58,12 +66,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         return options.command(options)
+    except StudyStopped as reason:
+        _print_error(reason)
+        return 1
     except Mistake as mistake:
-        _complain(mistake)
+        _print_error(mistake)
         _end_unused_run(arguments, str(mistake))
         return USER_ERROR
     except KeyboardInterrupt:
-        _complain(INTERRUPTED)
+        _print_error(INTERRUPTED)
         _end_unused_run(arguments, INTERRUPTED)
         return 1
     except Exception as error:
@@ -71,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         raise
 
 
-def _complain(reason: object) -> None:
+def _print_error(reason: object) -> None:
     print(f"{PREFIX}{reason}", file=sys.stderr)
 
 
@@ -322,39 +333,29 @@ def tune(options: argparse.Namespace) -> int:
         _require_fit(base)
     from pneumo import cluster, tracking
     from pneumo import tune as studies
-    from pneumo.study import Plan, StudyStopped
+    from pneumo.study import Plan
 
     if options.launcher == "ray":
         cluster.require()
     tracking.connect()
-    try:
-        outcome = studies.tune(
-            Plan(experiment, dataset, fixed),
-            trials=options.trials,
-            model_name=options.model_name,
-            name=options.study,
-            timeout=options.timeout or None,
-            keep_models=None if options.keep_models == "all" else options.keep_models,
-            workers=options.workers,
-            launcher=options.launcher,
-            trial_timeout=options.trial_timeout or None,
-        )
-    except StudyStopped as reason:
-        _complain(reason)
-        return 1
+    outcome = studies.tune(
+        Plan(experiment, dataset, fixed),
+        trials=options.trials,
+        model_name=options.model_name,
+        name=options.study,
+        timeout=options.timeout or None,
+        keep_models=None if options.keep_models == "all" else options.keep_models,
+        workers=options.workers,
+        launcher=options.launcher,
+        trial_timeout=options.trial_timeout or None,
+    )
     studies.show(outcome)
     return 0
 
 
 def worker(options: argparse.Namespace) -> int:
     """Trials of a study that another process has begun, until its goal is reached."""
-    from pneumo.study import StudyStopped
-
-    try:
-        return _drive(options) if options.driven else _join(options)
-    except StudyStopped as reason:
-        _complain(reason)
-        return 1
+    return _drive(options) if options.driven else _join(options)
 
 
 def _join(options: argparse.Namespace) -> int:

@@ -9,7 +9,9 @@ T = TypeVar("T")
 class Owner(Protocol):
     """A study or a trial of Optuna."""
 
-    user_attrs: dict[str, Any]
+    @property
+    def user_attrs(self) -> dict[str, Any]:
+        """As `optuna.Study.user_attrs`."""
 
     def set_user_attr(self, key: str, value: Any) -> None:
         """As `optuna.Study.set_user_attr`."""

@@ -18,14 +18,13 @@ import optuna
 
 from pneumo import interrupt
 from pneumo.console import say
-from pneumo.errors import Mistake
+from pneumo.errors import Mistake, StudyStopped
 from pneumo.launch import threads, worker_arguments
 from pneumo.progress import StudyProgress
 from pneumo.study import (
     FAILURES_IN_A_ROW,
     Goal,
     Plan,
-    StudyStopped,
     require_no_repeated_failure,
 )
 from pneumo.worker_process import PATIENCE, PROJECT, WorkerDied, run_worker

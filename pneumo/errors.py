@@ -1,4 +1,4 @@
-"""The one exception that ends in a single line instead of a traceback, and what it may quote."""
+"""The exceptions that end in a single line instead of a traceback, and what it may quote."""
 
 import re
 import unicodedata
@@ -25,6 +25,10 @@ class Mistake(Exception):
     def __str__(self) -> str:
         line = re.sub(r"[^\S ]+", " ", without_passwords(super().__str__())).strip()
         return shown(line, LONGEST)
+
+
+class StudyStopped(RuntimeError):
+    """A study without a result, for a reason that the message gives in one line."""
 
 
 def without_passwords(text: str) -> str:

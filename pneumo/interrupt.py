@@ -79,7 +79,7 @@ def end_with_input() -> None:
 
 
 def in_own_thread(work: Callable[[], T], meanwhile: Callable[[], None] = lambda: None) -> T:
-    """Run work in a thread of its own, and wait for it where a signal is heard.
+    """Run work in a thread of its own, and wait for it in this one, which handles signals.
 
     A signal does not wait for the work, which goes on until it ends or the process does.
 

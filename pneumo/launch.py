@@ -1,7 +1,7 @@
 """Processes of the command `worker` that search one study on this machine."""
 
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 import mlflow
 import optuna
@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pneumo import attributes, interrupt, tracking
 from pneumo.console import say
-from pneumo.errors import USER_ERROR, Mistake
+from pneumo.errors import USER_ERROR, Mistake, StudyStopped
 from pneumo.parallel import gpus
 from pneumo.progress import StudyProgress
 from pneumo.study import (
@@ -18,14 +18,11 @@ from pneumo.study import (
     FailureCount,
     Goal,
     Plan,
-    StudyStopped,
     counted,
-    end_dead,
     require_no_repeated_failure,
-    settle,
     take_over,
 )
-from pneumo.worker_process import PATIENCE, Worker
+from pneumo.worker_process import PATIENCE, Worker, next_ended
 
 
 def worker_arguments(study: optuna.Study, plan: Plan) -> list[str]:
@@ -71,16 +68,17 @@ def launch(study: optuna.Study, plan: Plan, workers: int, progress: StudyProgres
     try:
         while running:
             progress.update()
+            worker = next_ended(ended)
             interrupt.check()  # a worker that got the same signal is not to be replaced
-            worker = _next(ended)
             if worker is None:
                 continue
             running.remove(worker)
-            if not worker.wait():
+            if worker.wait() == 0:
                 continue
-            interrupt.check()
             _report_death(worker, study)
             take_over(study, plan)
+            if worker.trace:
+                _log_hang(worker, study)
             require_no_repeated_failure(study)
             if deaths.add():
                 raise StudyStopped(
@@ -101,28 +99,24 @@ def _start(
     return Worker(number, worker_arguments(study, plan), environment, ended)
 
 
-def _next(ended: SimpleQueue[Worker]) -> Worker | None:
-    try:
-        return ended.get(timeout=interrupt.WAKE)
-    except Empty:
-        return None
-
-
 def _report_death(worker: Worker, study: optuna.Study) -> None:
-    """Say how a worker has died; log where its trial hung. Raise `Mistake` if it found one."""
+    """Print how a worker has died. Raise `Mistake` if it found a user error."""
     code = worker.wait()
     if code == USER_ERROR:
         raise Mistake(worker.reason)
-    if not worker.trace:
-        say(f"worker {worker.number} has died ({worker.reason or f'exit code {code}'})")
-        return
-    late = f"not done after {Goal.of(study).trial_timeout} s, the limit"
-    end_dead(study)
-    settle(study)  # the trial has a run now, if it had none
+    reason = _timeout(study) if worker.trace else worker.reason or f"exit code {code}"
+    say(f"worker {worker.number} has died ({reason})")
+
+
+def _timeout(study: optuna.Study) -> str:
+    return f"trial not done after {Goal.of(study).trial_timeout} s, the limit"
+
+
+def _log_hang(worker: Worker, study: optuna.Study) -> None:
+    """Log with the run of a worker's trial where that hung."""
     for trial in study.get_trials(deepcopy=False):
         if _was_lost_by(worker, trial):
-            say(f"worker {worker.number} has ended trial {trial.number}: {late}")
-            where = f"{late}; where each thread was:\n\n{worker.trace}"
+            where = f"{_timeout(study)}; where each thread was:\n\n{worker.trace}"
             tracking.log_hang(attributes.RUN_ID.of(study), trial.number, where)
 
 

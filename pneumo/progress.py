@@ -1,4 +1,4 @@
-"""How far a study has come, as Optuna's storage has it, whoever runs the trials."""
+"""Progress of a study, read from Optuna's storage: trials of all processes and machines."""
 
 import math
 import sys
@@ -43,7 +43,7 @@ class StudyProgress:
         self._study, self._after_trials = study, after_trials
         self._objective = attributes.OBJECTIVE.of(study)
         self._trials = study.get_trials(deepcopy=False)
-        self._told = {trial.number for trial in self._trials if trial.state.is_finished()}
+        self._reported = {trial.number for trial in self._trials if trial.state.is_finished()}
         self._bar = Progress(
             BarColumn(30),
             MofNCompleteColumn(" of "),
@@ -72,7 +72,7 @@ class StudyProgress:
         self._live.stop()
 
     def update(self) -> None:
-        """Read the study's trials, and tell of those that have ended.
+        """Read the study's trials, and report those that have ended.
 
         A storage that does not answer is asked again the next time.
         """
@@ -80,16 +80,16 @@ class StudyProgress:
             self._trials = self._study.get_trials(deepcopy=False)
             self._bar.update(self._task, completed=self._done())
             ended = [it for it in self._trials if it.state.is_finished()]
-            if new := [it for it in ended if it.number not in self._told]:
+            if new := [it for it in ended if it.number not in self._reported]:
                 for trial in new:
-                    self._tell(trial)
+                    self._report(trial)
                 self._after_trials()
 
     def _done(self) -> int:
         return sum(trial.state in COUNTED for trial in self._trials)
 
-    def _tell(self, trial: FrozenTrial) -> None:
-        self._told.add(trial.number)
+    def _report(self, trial: FrozenTrial) -> None:
+        self._reported.add(trial.number)
         if trial.state == TrialState.FAIL or not console.draws():
             console.say(describe(trial))
 

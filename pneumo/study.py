@@ -32,7 +32,7 @@ from pneumo.config import RunConfig, derived_seed
 from pneumo.console import say
 from pneumo.data import cache
 from pneumo.data.dataset import Dataset
-from pneumo.errors import Mistake
+from pneumo.errors import Mistake, StudyStopped
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.process import ProcessId
 from pneumo.search import SAMPLER, ReseededTPE, Search, base_value
@@ -57,10 +57,6 @@ OWN = ("epochs", "seed", "objective")  # fields that a study keeps beside those 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 FAILURES_IN_A_ROW = 3
 INTERRUPTED = "interrupted"  # the error of a trial that a person ended
-
-
-class StudyStopped(RuntimeError):
-    """A study without a result, for a reason that the message gives in one line."""
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,13 @@ from optuna.trial import TrialState
 from pneumo import attributes, cluster, launch, registry, selection, tag_names, tracking
 from pneumo.config import SCORES
 from pneumo.console import import_tensorflow, say, table
-from pneumo.errors import without_passwords
+from pneumo.errors import StudyStopped, without_passwords
 from pneumo.pages import short
 from pneumo.progress import StudyProgress
 from pneumo.study import (
     STORE_ERRORS,
     Goal,
     Plan,
-    StudyStopped,
     await_others,
     begin,
     end_dead,

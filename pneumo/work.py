@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pneumo import attributes, interrupt, tag_names, tracking
 from pneumo.console import say
-from pneumo.errors import in_words
+from pneumo.errors import StudyStopped, in_words
 from pneumo.process import ProcessId
 from pneumo.study import (
     FAILURES_IN_A_ROW,
@@ -19,7 +19,6 @@ from pneumo.study import (
     FailureCount,
     Goal,
     Plan,
-    StudyStopped,
     evict,
     repeated_failure,
     require_no_repeated_failure,

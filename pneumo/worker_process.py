@@ -1,6 +1,6 @@
-"""A process of the command `worker`, as the process that started it sees it.
+"""Processes of the command `worker`, started and watched by another process.
 
-Imports little, so that a task of a cluster that only starts one does not take long.
+Imports little: a task of a Ray cluster needs nothing else.
 """
 
 import os
@@ -113,7 +113,8 @@ def run_worker(number: int, arguments: list[str], environment: Mapping[str, str]
     ended: SimpleQueue[Worker] = SimpleQueue()
     worker = Worker(number, arguments, environment, ended)
     try:
-        while not _has_ended(ended):  # Ray's way to cancel a task wakes nobody who waits
+        # Ray cancels a task by an interrupt that does not end a wait without a timeout
+        while next_ended(ended) is None:
             pass
         code = worker.wait()
     except KeyboardInterrupt:
@@ -126,10 +127,9 @@ def run_worker(number: int, arguments: list[str], environment: Mapping[str, str]
         raise WorkerDied(worker.trace or worker.reason or f"exit code {code}")
 
 
-def _has_ended(ended: SimpleQueue[Worker]) -> bool:
-    """Wait for half a second at most; return whether a worker has ended."""
+def next_ended(ended: SimpleQueue[Worker]) -> Worker | None:
+    """Return the next worker that has ended, or None if none does within half a second."""
     try:
-        ended.get(timeout=0.5)
+        return ended.get(timeout=0.5)
     except Empty:
-        return False
-    return True
+        return None

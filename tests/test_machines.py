@@ -195,7 +195,7 @@ def test_a_night_in_which_all_goes_wrong(servers, shared, sample, monkeypatch, c
     diverged, hung = children(shared, parent.info.run_id)[1:3]
     assert "TrainingDiverged" in text(diverged.info.run_id, "traceback.txt")
     where = text(hung.info.run_id, "traceback.txt")
-    late = f"not done after {TRIAL_TIMEOUT} s, the limit"
+    late = f"trial not done after {TRIAL_TIMEOUT} s, the limit"
     assert where.startswith(f"{late}; where each thread was:\n\n")
     assert " in suggest\n" in where
-    assert re.search(rf"^worker \d has ended trial 2: {late}$", capsys.readouterr().out, re.M)
+    assert re.search(rf"^worker \d has died \({late}\)$", capsys.readouterr().out, re.M)

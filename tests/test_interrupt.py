@@ -135,7 +135,10 @@ def test_a_process_ends_with_its_input():
         assert process.stdout.readline() == "ready\n"
         assert process.poll() is None
         process.stdin.close()
-        assert process.wait(10) == 7
+        try:
+            assert process.wait(10) == 7
+        finally:
+            process.kill()  # else a process that does not end would be waited for
 
 
 @pytest.mark.parametrize("asked", [False, True])

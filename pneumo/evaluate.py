@@ -19,6 +19,11 @@ ENDS = ("", "_low", "_high")  # of the names of a value and its 95 % interval
 HEADLINE = ("auc", "sensitivity", "specificity", "accuracy")  # those with intervals
 
 
+def metric_title(name: str) -> str:
+    """Return what a sentence calls a metric in `HEADLINE`."""
+    return "AUC" if name == "auc" else name
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One model on one split.

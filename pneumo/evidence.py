@@ -26,7 +26,7 @@ from pneumo import (
 )
 from pneumo.console import say, table
 from pneumo.data.dataset import Dataset, Images, Split
-from pneumo.evaluate import Evaluation
+from pneumo.evaluate import Evaluation, metric_title
 from pneumo.explain import HiResCam
 from pneumo.overlap import Overlap
 from pneumo.pages import number, with_interval
@@ -225,7 +225,7 @@ def failures(numbers: Mapping[str, Any], split: str) -> Iterator[str]:
 def _fallen(here: Mapping[str, float], val: Mapping[str, float]) -> list[str]:
     """Each headline figure that validation put above its interval, in words."""
     return [
-        f"{'AUC' if name == 'auc' else name} {with_interval(here, name)} after {val[name]:.3f}"
+        f"{metric_title(name)} {with_interval(here, name)} after {val[name]:.3f}"
         for name in evaluate.HEADLINE
         if val[name] > here[f"{name}_high"]
     ]
@@ -267,7 +267,7 @@ def _page(
         day=date.today().isoformat(),
         findings=findings,
         headline={
-            "AUC" if name == "auc" else name: with_interval(numbers["at_threshold"], name)
+            metric_title(name): with_interval(numbers["at_threshold"], name)
             for name in evaluate.HEADLINE
         },
         metrics=list(_metric_rows(numbers)),

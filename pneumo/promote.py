@@ -1,162 +1,28 @@
 """Which model is the champion: the gate, what passes it, and the way back."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
-import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 
-from pneumo import bootstrap, evaluate, evidence, overlap, registry, tag_names, tracking
+from pneumo import bootstrap, evidence, overlap, registry, tag_names, tracking
+from pneumo.comparison import (
+    REFERENCES,
+    Decision,
+    Held,
+    Margins,
+    best_of,
+    demo_after_real,
+    describe_difference,
+    gate,
+)
 from pneumo.console import say, table
 from pneumo.data.dataset import Dataset
 from pneumo.errors import Mistake
+from pneumo.evaluate import metric_title
 from pneumo.registry import CHALLENGER, CHAMPION, PREVIOUS, Stored
 
-# What a champion must reach on the images of the decision, whoever it follows
-FLOORS = {"sensitivity": 0.90, "specificity": 0.60}
-CEILINGS = {"ece": 0.15}  # expected calibration error
-
-# The models that a candidate is compared with, by the prefix of their figures
-REFERENCES = {"": "champion", "best_": "best champion so far"}
-
 SHOWN = ("auc", "sensitivity", "specificity", "accuracy", "ece", "threshold")
-
-
-@dataclass(frozen=True)
-class Held:
-    """A model as a stored evaluation shows it.
-
-    `synthetic`: whether it was trained on synthetic images; `threshold`: its own; `predictions`:
-    columns as in `evaluate.Evaluation`.
-    """
-
-    title: str
-    synthetic: bool
-    threshold: float
-    predictions: pd.DataFrame
-
-    def metrics(self) -> dict[str, float]:
-        """As `evaluate.score`, at the model's own threshold."""
-        labels, probabilities = (self.predictions[it] for it in ("label", "probability"))
-        return evaluate.score(labels.to_numpy(), probabilities.to_numpy(), self.threshold)
-
-
-@dataclass(frozen=True)
-class Margins:
-    """Non-inferiority margins: by how much less a candidate may have, 0 to 1."""
-
-    auc: float
-    sensitivity: float
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether a candidate becomes champion: it does if there are no `reasons` against it.
-
-    Attributes:
-        reasons: Reasons for a refusal.
-        figures: `candidate_…` and `champion_…` as `Held.metrics`, and the differences between the
-            two; the same with the prefix `best_` for the best champion so far.
-        champion_vacant: Why the decision was made without the champion, or ''.
-    """
-
-    reasons: list[str]
-    figures: dict[str, float]
-    champion_vacant: str = ""
-
-    @property
-    def promoted(self) -> bool:
-        """Whether the gate is passed."""
-        return not self.reasons
-
-
-def gate(
-    candidate: Held, references: Mapping[str, Held], synthetic_images: bool, margins: Margins
-) -> Decision:
-    """Decide whether a candidate may become champion.
-
-    The candidate must reach `FLOORS` and `CEILINGS`, and be non-inferior to each reference: the
-    lower bounds of the 95 % intervals of the differences in AUC and in sensitivity, paired and by
-    patient as in `bootstrap.compare`, must lie above the negative margins. Without references the
-    floors alone decide.
-
-    Args:
-        candidate: The candidate with its predictions.
-        references: The champion and the best champion so far, by their keys in `REFERENCES`, with
-            predictions for the same images.
-        synthetic_images: Whether the images are synthetic; these move no model of real ones.
-        margins: Non-inferiority margins.
-
-    Returns:
-        The decision, with its figures and the reasons for a refusal.
-
-    Raises:
-        ValueError: The predictions are not for the same images.
-    """
-    metrics = candidate.metrics()
-    figures = {f"candidate_{name}": value for name, value in metrics.items()}
-    reasons = list(_below_the_floors(metrics))
-    if synthetic_images and not all(it.synthetic for it in (candidate, *references.values())):
-        reasons.append("the images are synthetic and say nothing of a model of real ones")
-    for prefix, reference in references.items():
-        if candidate.synthetic and not reference.synthetic:
-            reasons.append(_demo_after_real(candidate.title, reference.title))
-        compared = _compared(candidate, reference)
-        figures |= {f"{prefix}{name}": value for name, value in compared.items()}
-        title = f"{reference.title}{', the best champion so far' if prefix else ''}"
-        reasons += _inferior(compared, title, margins)
-    return Decision(reasons, figures)
-
-
-def _demo_after_real(candidate: str, champion: str) -> str:
-    return f"{candidate} was trained on synthetic images, {champion} on real ones"
-
-
-def _compared(candidate: Held, champion: Held) -> dict[str, float]:
-    """Return the champion's metrics, and `bootstrap.compare` as candidate − champion."""
-    found = bootstrap.compare(
-        champion.predictions, candidate.predictions, (champion.threshold, candidate.threshold)
-    )
-    return {
-        **{f"champion_{name}": value for name, value in champion.metrics().items()},
-        "auc_difference": found.auc_difference,
-        "auc_difference_low": found.low,
-        "auc_difference_high": found.high,
-        "sensitivity_difference": found.sensitivity_difference,
-        "sensitivity_difference_low": found.sensitivity_low,
-        "sensitivity_difference_high": found.sensitivity_high,
-        "champion_alone_right": found.first_only,
-        "candidate_alone_right": found.second_only,
-    }
-
-
-def _inferior(compared: Mapping[str, float], champion: str, margins: Margins) -> Iterator[str]:
-    """Yield a reason for each metric that may be too much smaller than the champion's."""
-    for name, margin in (("auc", margins.auc), ("sensitivity", margins.sensitivity)):
-        low = compared[f"{name}_difference_low"]
-        if not low > -margin:
-            yield (
-                f"its {_in_words(name)} may be {-low:.4f} smaller than that of {champion}, and "
-                f"less than {margin} is allowed ({_difference(name, compared)})"
-            )
-
-
-def _in_words(name: str) -> str:
-    return "AUC" if name == "auc" else name
-
-
-def _difference(name: str, figures: Mapping[str, float], prefix: str = "") -> str:
-    value, low, high = (figures[f"{prefix}{name}_difference{end}"] for end in evaluate.ENDS)
-    return f"difference {value:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
-
-
-def _below_the_floors(metrics: Mapping[str, float]) -> Iterator[str]:
-    for name, floor in FLOORS.items():
-        if not metrics[name] >= floor:  # NaN is below as well
-            yield f"{name} is {metrics[name]:.3f}, and {floor:.2f} is the least"
-    for name, ceiling in CEILINGS.items():
-        if not metrics[name] <= ceiling:
-            yield f"{name} is {metrics[name]:.3f}, and {ceiling:.2f} is the most"
 
 
 def promote(
@@ -224,9 +90,8 @@ def _show(decision: Decision) -> None:
         table("What is weighed", ("", *columns.values()), rows)
     for prefix, title in compared.items():
         for name in ("auc", "sensitivity"):
-            say(
-                f"{_in_words(name)} compared with the {title}: {_difference(name, figures, prefix)}"
-            )
+            difference = describe_difference(name, figures, prefix)
+            say(f"{metric_title(name)} compared with the {title}: {difference}")
     if decision.champion_vacant:
         say(f"note: @{CHAMPION} counts as vacant: {decision.champion_vacant}")
 
@@ -299,7 +164,7 @@ def _decide(
     references = _references(champions, version, champion)
     decision = replace(gate(held, references, dataset.synthetic, margins), champion_vacant=vacant)
     if vacant and held.synthetic and not _is_synthetic(versions[champion]):
-        decision.reasons.append(_demo_after_real(held.title, _title(versions[champion])))
+        decision.reasons.append(demo_after_real(held.title, _title(versions[champion])))
     if why := overlap.explain(overlap.find_overlap(candidate.trial, dataset, split)):
         decision.reasons.append(why)
     return decision
@@ -312,7 +177,7 @@ def _held(stored: Stored, dataset: Dataset, split: str) -> Held:
         with evidence.evaluation_run(stored, dataset) as (run_id, images):
             evidence.examine(stored, images, split)
     predictions = tracking.read_predictions(run_id, split)
-    return Held(stored.title, stored.synthetic, stored.model.settings["threshold"], predictions)
+    return Held(predictions, stored.model.settings["threshold"], stored.title, stored.synthetic)
 
 
 def _evaluation(model_id: str, dataset: Dataset, split: str) -> str | None:
@@ -372,7 +237,7 @@ def _from_store(version: ModelVersion, dataset: Dataset, split: str) -> Held | N
     if threshold is None:
         threshold = tracking.evaluated_threshold(run_id, split)
     predictions = tracking.read_predictions(run_id, split)
-    return Held(_title(version), _is_synthetic(version), threshold, predictions)
+    return Held(predictions, threshold, _title(version), _is_synthetic(version))
 
 
 def _title(version: ModelVersion) -> str:
@@ -396,20 +261,6 @@ def _references(champions: Mapping[int, Held], version: int, champion: int) -> d
     if best and best not in (version, champion):
         references["best_"] = champions[best]
     return references
-
-
-def best_of(champions: Mapping[int, Held], preferred: tuple[int, ...]) -> int:
-    """Return the number of the champion with the greatest AUC, 0 if there is none.
-
-    Of equal ones the one with the greatest sensitivity counts, so that a threshold that rises with
-    each promotion is noticed, then those that are `preferred`.
-    """
-
-    def rank(number: int) -> tuple[float, float, bool]:
-        metrics = champions[number].metrics()
-        return metrics["auc"], metrics["sensitivity"], number in preferred
-
-    return max(champions, key=rank, default=0)
 
 
 def _news(version: int, champion: int, decision: Decision) -> dict[int, str]:

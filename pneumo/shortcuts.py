@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pandas as pd
 
-from pneumo import bootstrap, models
-from pneumo.intervals import metric_intervals
+from pneumo import models
+from pneumo.comparison import ScoredPredictions
 from pneumo.pages import with_interval
 
 BORDER = 1 / 8  # of the side, along each: markers, collimation and shoulders, little lung
@@ -32,19 +32,17 @@ def check(
     patient.
     """
     return {
-        name: _beside_the_whole(predictions, models.probabilities(model, black))
+        name: _compare_with_whole(predictions, models.probabilities(model, black))
         for name, black in blackened(images)
     }
 
 
-def _beside_the_whole(whole: pd.DataFrame, probabilities: np.ndarray) -> dict[str, float]:
-    part = whole.assign(probability=probabilities)
-    compared = bootstrap.compare(whole, part, (0.5, 0.5))
-    bounds = metric_intervals(part, 0.5)
+def _compare_with_whole(whole: pd.DataFrame, probabilities: np.ndarray) -> dict[str, float]:
+    part = ScoredPredictions(whole.assign(probability=probabilities), 0.5)
+    metrics = part.metrics_with_intervals()
+    compared = part.compare_with(ScoredPredictions(whole, 0.5))
     return {
-        "auc": float(bootstrap.auc(part, np.ones((1, len(part)), int))[0]),
-        "auc_low": bounds["auc_low"],
-        "auc_high": bounds["auc_high"],
+        **{name: metrics[name] for name in ("auc", "auc_low", "auc_high")},
         "difference": compared.auc_difference,
         "difference_low": compared.low,
         "difference_high": compared.high,

@@ -16,11 +16,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from pneumo import attributes, bootstrap, evaluate, graphs, pages, selection, tracking
+from pneumo.comparison import ScoredPredictions
 from pneumo.config import spelled_out
 from pneumo.console import say
 from pneumo.data.dataset import SAMPLE
 from pneumo.errors import in_words
-from pneumo.intervals import metric_intervals
 from pneumo.pages import with_interval
 from pneumo.study import Goal, Plan, counted, how_to_continue, last_value
 
@@ -83,15 +83,14 @@ class Duel:
 @lru_cache(maxsize=1)
 def _duel(baseline: str, best: str) -> Duel:
     """Of two runs, by their ids."""
-    predictions = [tracking.read_predictions(run_id, "val") for run_id in (baseline, best)]
-    thresholds = [tracking.threshold(run_id) for run_id in (baseline, best)]
     values = [
-        evaluate.score(it["label"].to_numpy(), it["probability"].to_numpy(), threshold)
-        | metric_intervals(it, threshold)
-        for it, threshold in zip(predictions, thresholds, strict=True)
+        ScoredPredictions(
+            tracking.read_predictions(run_id, "val"), tracking.threshold(run_id)
+        ).metrics_with_intervals()
+        for run_id in (baseline, best)
     ]
     rows = [
-        ("AUC" if name == "auc" else name, *(with_interval(it, name) for it in values))
+        (evaluate.metric_title(name), *(with_interval(it, name) for it in values))
         for name in evaluate.HEADLINE
     ]
     gain = f"{values[1]['auc'] - values[0]['auc']:+.4f}"

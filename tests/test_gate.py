@@ -8,7 +8,7 @@ import pytest
 from scipy.special import expit
 
 from pneumo import evaluate
-from pneumo.promote import Held, Margins, best_of, gate
+from pneumo.comparison import Held, Margins, best_of, gate
 from tests.benchmarks.gate import DRIFT, decide, drifting, shares_of_equals
 
 PATIENTS = 400
@@ -33,7 +33,7 @@ def held(separation: float, title: str = "m version 1", seed: int = 0, **changes
         }
     )
     facts = {"synthetic": False, "threshold": 0.4, "predictions": predictions}
-    return Held(title, **{**facts, **changes})
+    return Held(title=title, **{**facts, **changes})
 
 
 GOOD, BETTER, POOR = (
@@ -166,7 +166,7 @@ def with_sensitivity(found: int, title: str = "m version 1", of: int = 390) -> H
         }
     )
     threshold = np.sort(predictions["probability"][:of])[of - found]
-    return Held(title, False, threshold, predictions)
+    return Held(predictions, threshold, title, synthetic=False)
 
 
 def test_sensitivity_that_is_lost_at_the_threshold_is_noticed():
@@ -196,7 +196,7 @@ def test_patients_are_drawn_with_all_images_for_sensitivity_too():
 
 def replace_patients(it: Held, patients) -> Held:
     predictions = it.predictions.assign(patient=patients)
-    return Held(it.title, it.synthetic, it.threshold, predictions)
+    return Held(predictions, it.threshold, it.title, it.synthetic)
 
 
 def test_the_best_champion_so_far_is_a_reference_of_its_own():

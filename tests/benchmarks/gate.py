@@ -18,8 +18,8 @@ import pandas as pd
 from scipy.special import expit
 from scipy.stats import norm
 
+from pneumo.comparison import REFERENCES, Decision, Held, Margins, best_of, gate
 from pneumo.evaluate import youden_threshold
-from pneumo.promote import REFERENCES, Decision, Held, Margins, best_of, gate
 
 SICK, NORMAL = 390, 234
 VALIDATION = (777, 270)
@@ -47,7 +47,7 @@ def held(number: int, noise: np.ndarray, spread: float, threshold: float) -> Hel
             "probability": expit((2 * labels - 1 + noise) * 2 / spread**2),
         }
     )
-    return Held(f"m version {number}", False, threshold, predictions)
+    return Held(predictions, threshold, f"m version {number}", synthetic=False)
 
 
 def spread_of(auc: float) -> float:

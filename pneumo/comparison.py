@@ -1,0 +1,197 @@
+"""Two models on the same images, and the gate that a candidate must pass to become champion."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from pneumo import bootstrap, evaluate
+from pneumo.bootstrap import Comparison
+from pneumo.evaluate import metric_title
+from pneumo.intervals import metric_intervals
+
+# What a champion must reach on the images of the decision, whoever it follows
+FLOORS = {"sensitivity": 0.90, "specificity": 0.60}
+CEILINGS = {"ece": 0.15}  # expected calibration error
+
+
+# The models that a candidate is compared with, by the prefix of their figures
+REFERENCES = {"": "champion", "best_": "best champion so far"}
+
+
+@dataclass(frozen=True)
+class ScoredPredictions:
+    """Predictions of a model, and the threshold at which they are scored.
+
+    Attributes:
+        predictions: Columns as in `evaluate.Evaluation`.
+        threshold: Positive is probability ≥ threshold.
+    """
+
+    predictions: pd.DataFrame
+    threshold: float
+
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of `evaluate.score`."""
+        labels, probabilities = (self.predictions[it] for it in ("label", "probability"))
+        return evaluate.score(labels.to_numpy(), probabilities.to_numpy(), self.threshold)
+
+    def metrics_with_intervals(self) -> dict[str, float]:
+        """Return the metrics, and the 95 % confidence intervals of those that have some."""
+        return self.metrics() | metric_intervals(self.predictions, self.threshold)
+
+    def compare_with(self, reference: "ScoredPredictions") -> Comparison:
+        """Return the differences from a reference, as `bootstrap.compare`: self − reference.
+
+        Raises:
+            ValueError: The predictions are not for the same images.
+        """
+        thresholds = reference.threshold, self.threshold
+        return bootstrap.compare(reference.predictions, self.predictions, thresholds)
+
+
+@dataclass(frozen=True)
+class Held(ScoredPredictions):
+    """A model as a stored evaluation shows it, at its own threshold.
+
+    Attributes:
+        title: What a person calls it.
+        synthetic: Whether it was trained on synthetic images.
+    """
+
+    title: str
+    synthetic: bool
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Non-inferiority margins: by how much less a candidate may have, 0 to 1."""
+
+    auc: float
+    sensitivity: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a candidate becomes champion: it does if there are no `reasons` against it.
+
+    Attributes:
+        reasons: Reasons for a refusal.
+        figures: `candidate_…` and `champion_…` as `Held.metrics`, and the differences between the
+            two; the same with the prefix `best_` for the best champion so far.
+        champion_vacant: Why the decision was made without the champion, or ''.
+    """
+
+    reasons: list[str]
+    figures: dict[str, float]
+    champion_vacant: str = ""
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the gate is passed."""
+        return not self.reasons
+
+
+def gate(
+    candidate: Held, references: Mapping[str, Held], synthetic_images: bool, margins: Margins
+) -> Decision:
+    """Decide whether a candidate may become champion.
+
+    The candidate must reach `FLOORS` and `CEILINGS`, and be non-inferior to each reference: the
+    lower bounds of the 95 % intervals of the differences in AUC and in sensitivity, paired and by
+    patient as in `bootstrap.compare`, must lie above the negative margins. Without references the
+    floors alone decide.
+
+    Args:
+        candidate: The candidate with its predictions.
+        references: The champion and the best champion so far, by their keys in `REFERENCES`, with
+            predictions for the same images.
+        synthetic_images: Whether the images are synthetic; these move no model of real ones.
+        margins: Non-inferiority margins.
+
+    Returns:
+        The decision, with its figures and the reasons for a refusal.
+
+    Raises:
+        ValueError: The predictions are not for the same images.
+    """
+    metrics = candidate.metrics()
+    figures = {f"candidate_{name}": value for name, value in metrics.items()}
+    reasons = list(_below_the_floors(metrics))
+    if synthetic_images and not all(it.synthetic for it in (candidate, *references.values())):
+        reasons.append("the images are synthetic and say nothing of a model of real ones")
+    for prefix, reference in references.items():
+        if candidate.synthetic and not reference.synthetic:
+            reasons.append(demo_after_real(candidate.title, reference.title))
+        compared = _compared(candidate, reference)
+        figures |= {f"{prefix}{name}": value for name, value in compared.items()}
+        title = f"{reference.title}{', the best champion so far' if prefix else ''}"
+        reasons += _inferior(compared, title, margins)
+    return Decision(reasons, figures)
+
+
+def demo_after_real(candidate: str, champion: str) -> str:
+    """Return the reason against a model of synthetic images that follows one of real images."""
+    return f"{candidate} was trained on synthetic images, {champion} on real ones"
+
+
+def _compared(candidate: Held, champion: Held) -> dict[str, float]:
+    """Return the champion's metrics, and the differences candidate − champion."""
+    found = candidate.compare_with(champion)
+    return {
+        **{f"champion_{name}": value for name, value in champion.metrics().items()},
+        "auc_difference": found.auc_difference,
+        "auc_difference_low": found.low,
+        "auc_difference_high": found.high,
+        "sensitivity_difference": found.sensitivity_difference,
+        "sensitivity_difference_low": found.sensitivity_low,
+        "sensitivity_difference_high": found.sensitivity_high,
+        "champion_alone_right": found.first_only,
+        "candidate_alone_right": found.second_only,
+    }
+
+
+def _inferior(compared: Mapping[str, float], champion: str, margins: Margins) -> Iterator[str]:
+    """Yield a reason for each metric that may be too much smaller than the champion's."""
+    for name, margin in (("auc", margins.auc), ("sensitivity", margins.sensitivity)):
+        low = compared[f"{name}_difference_low"]
+        if not low > -margin:
+            yield (
+                f"its {metric_title(name)} may be {-low:.4f} smaller than that of {champion}, and "
+                f"less than {margin} is allowed ({describe_difference(name, compared)})"
+            )
+
+
+def describe_difference(name: str, figures: Mapping[str, float], prefix: str = "") -> str:
+    """Return in words a difference from a reference and its interval.
+
+    Args:
+        name: `auc` or `sensitivity`.
+        figures: See `Decision.figures`.
+        prefix: See `REFERENCES`.
+    """
+    value, low, high = (figures[f"{prefix}{name}_difference{end}"] for end in evaluate.ENDS)
+    return f"difference {value:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
+
+
+def _below_the_floors(metrics: Mapping[str, float]) -> Iterator[str]:
+    for name, floor in FLOORS.items():
+        if not metrics[name] >= floor:  # NaN is below as well
+            yield f"{name} is {metrics[name]:.3f}, and {floor:.2f} is the least"
+    for name, ceiling in CEILINGS.items():
+        if not metrics[name] <= ceiling:
+            yield f"{name} is {metrics[name]:.3f}, and {ceiling:.2f} is the most"
+
+
+def best_of(champions: Mapping[int, Held], preferred: tuple[int, ...]) -> int:
+    """Return the number of the champion with the greatest AUC, 0 if there is none.
+
+    Of equal ones the one with the greatest sensitivity counts, so that a threshold that rises with
+    each promotion is noticed, then those that are `preferred`.
+    """
+
+    def rank(number: int) -> tuple[float, float, bool]:
+        metrics = champions[number].metrics()
+        return metrics["auc"], metrics["sensitivity"], number in preferred
+
+    return max(champions, key=rank, default=0)

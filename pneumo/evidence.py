@@ -100,7 +100,8 @@ def examine(
     `evaluate.threshold_for` on the validation images of the model's own run. On `test` it counts as
     one more look.
     """
-    seen = overlap.find_overlap(stored.trial, images.dataset, split_name)
+    files = tracking.known_files(stored.trial, images.dataset)
+    seen = overlap.find_overlap(files, images.dataset, split_name)
     external = seen is not None and seen.external
     with tracking.evaluating(stored.title, stored.model_id, split_name, external) as run_id:
         found = _examine(stored, images, split_name, sensitivity, seen)
@@ -142,6 +143,7 @@ def _examine(
     files = {
         "metrics.json": json.dumps(_json(numbers), indent=1).encode(),
         "evidence.html": page.encode(),
+        **figures.confusion_matrix_file(split_name, evaluation),
         **pictures,
     }
     tracking.log_evaluation(split_name, evaluation, files)

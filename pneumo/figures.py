@@ -15,6 +15,7 @@ from matplotlib.ticker import PercentFormatter
 from sklearn import metrics
 
 from pneumo import bootstrap
+from pneumo.evaluate import Evaluation
 
 # A plain Figure belongs to no window and no global list: nothing to close, nothing leaks.
 
@@ -81,6 +82,15 @@ def confusion_matrix(confusion: Mapping[str, int], title: str) -> Figure:
         axes.grid(visible=False)
         axes.set(xlabel="predicted", ylabel="actual", title=title)
     return figure
+
+
+def confusion_matrix_file(split: str, evaluation: Evaluation) -> dict[str, bytes]:
+    """Return the file `confusion_matrix.png` of an evaluation, to be stored with it."""
+    title = (
+        f"{split}: AUC {evaluation.metrics['auc']:.3f}, "
+        f"threshold {evaluation.metrics['threshold']:.3f}"
+    )
+    return {"confusion_matrix.png": png(confusion_matrix(evaluation.confusion, title))}
 
 
 def roc(predictions: pd.DataFrame, threshold: float) -> Figure:

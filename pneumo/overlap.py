@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import pandas as pd
-from mlflow.entities import Run
 
-from pneumo import tag_names, tracking
+from pneumo import tracking
 from pneumo.data.dataset import Dataset
 from pneumo.data.index import tells_no_patient
 
@@ -41,18 +40,20 @@ class Overlap:
         return {"images": self.images, "patients": self.patients, "own_test": self.own_test}
 
 
-def find_overlap(trial: Run, dataset: Dataset, split: str) -> Overlap | None:
+def find_overlap(
+    files: tuple[pd.DataFrame, pd.DataFrame] | None, dataset: Dataset, split: str
+) -> Overlap | None:
     """Compare a split with the files that a model was made with.
 
     Args:
-        trial: The Keras run that made the model.
+        files: The model's training and validation files (columns patient and sha256), and the test
+            files of its data set (column sha256); None if they are not known.
         dataset: The data set of the split.
         split: `train`, `val` or `test`.
 
     Returns:
-        The overlap, or None if the files of the model are not known.
+        The overlap, or None if the files are not known.
     """
-    files = _files_of(trial, dataset)
     if files is None:
         return None
     trained, tested = files
@@ -65,16 +66,6 @@ def find_overlap(trial: Run, dataset: Dataset, split: str) -> Overlap | None:
         own_test=int(rows["sha256"].isin(tested["sha256"]).sum()),
         is_own_test=split == "test" and set(rows["sha256"]) == set(tested["sha256"]),
     )
-
-
-def _files_of(trial: Run, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """Return the training and validation files of a model, and its test files, if known."""
-    found = tracking.read_files(trial.info.run_id)
-    if found is None and trial.data.tags[tag_names.DATA_DIGEST] == dataset.digest:
-        # The run is older than its list of files or has lost it, but this is the same data set
-        is_test = dataset.rows["split"] == "test"
-        return dataset.rows[~is_test], dataset.rows[is_test]
-    return found
 
 
 def explain(overlap: Overlap | None) -> str:

@@ -165,7 +165,8 @@ def _decide(
     decision = replace(gate(held, references, dataset.synthetic, margins), champion_vacant=vacant)
     if vacant and held.synthetic and not _is_synthetic(versions[champion]):
         decision.reasons.append(demo_after_real(held.title, _title(versions[champion])))
-    if why := overlap.explain(overlap.find_overlap(candidate.trial, dataset, split)):
+    files = tracking.known_files(candidate.trial, dataset)
+    if why := overlap.explain(overlap.find_overlap(files, dataset, split)):
         decision.reasons.append(why)
     return decision
 

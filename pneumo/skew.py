@@ -8,6 +8,7 @@ from pneumo.console import say, table
 from pneumo.data.dataset import Images
 from pneumo.evaluate import Evaluation, evaluate
 from pneumo.evidence import Evidence
+from pneumo.figures import confusion_matrix_file
 from pneumo.pages import with_interval
 from pneumo.registry import Stored
 
@@ -40,7 +41,7 @@ def evaluate_with_skew(
         logits = models.logits(twin, data.images.astype(np.float32) / 255)
         probabilities = models.to_probabilities(logits, stored.model.settings["temperature"])
         skewed = evaluate(data, probabilities, threshold, intervals=True)
-        tracking.log_evaluation(split, skewed)
+        tracking.log_evaluation(split, skewed, confusion_matrix_file(split, skewed))
     _show(split, {"without skew": sound.evaluation, "with skew": skewed})
     for finding in evidence.failures({**sound.numbers, "at_threshold": skewed.metrics}, split):
         say(f"note, with skew: {finding}")

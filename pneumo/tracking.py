@@ -36,7 +36,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy import make_url
 
-from pneumo import figures, tag_names
+from pneumo import tag_names
 from pneumo.config import RunConfig
 from pneumo.console import say
 from pneumo.data.dataset import Dataset, Images
@@ -542,6 +542,16 @@ def read_files(run_id: str) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     return _read_table(run_id, TRAINING_FILES), tested
 
 
+def known_files(trial: Run, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Return what `read_files` does; for a run without its list, what the same data set tells."""
+    found = read_files(trial.info.run_id)
+    if found is None and trial.data.tags[tag_names.DATA_DIGEST] == dataset.digest:
+        # The run is older than such lists or has lost its own
+        is_test = dataset.rows["split"] == "test"
+        return dataset.rows[~is_test], dataset.rows[is_test]
+    return found
+
+
 def _read_table(run_id: str, path: str) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
         file = mlflow.artifacts.download_artifacts(
@@ -573,17 +583,11 @@ def log_epoch(run_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
 def log_evaluation(
     split: str, evaluation: Evaluation, files: Mapping[str, bytes] = MappingProxyType({})
 ) -> None:
-    """Metrics as `val_…` or `test_…`; predictions, confusion matrix and `files` below `val/` …"""
+    """Metrics as `val_…` or `test_…`; predictions, counts and `files` below `val/` or `test/`."""
     mlflow.log_metrics({f"{split}_{name}": value for name, value in evaluation.metrics.items()})
-    picture = figures.confusion_matrix(
-        evaluation.confusion,
-        f"{split}: AUC {evaluation.metrics['auc']:.3f}, "
-        f"threshold {evaluation.metrics['threshold']:.3f}",
-    )
     files = {
         "predictions.csv": evaluation.predictions.to_csv(index=False).encode(),
         "confusion_matrix.json": json.dumps(evaluation.confusion).encode(),
-        "confusion_matrix.png": figures.png(picture),
         **files,
     }
     _log_files(split, files)

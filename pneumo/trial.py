@@ -19,6 +19,7 @@ from pneumo.evaluate import (
     temperature,
     youden_threshold,
 )
+from pneumo.figures import confusion_matrix_file
 from pneumo.models import to_probabilities
 from pneumo.train import EpochCallback, train
 
@@ -78,7 +79,7 @@ def run_trial(
         threshold = _threshold(config, val.labels, result.perturbed_logits / divisor)
         evaluation = evaluate(val, probabilities, threshold)
         evaluation.metrics.setdefault(config.objective.removeprefix("val_"), result.score)
-        tracking.log_evaluation("val", evaluation)
+        tracking.log_evaluation("val", evaluation, confusion_matrix_file("val", evaluation))
         tracking.log_files(images)
         clock.append(time.monotonic())
         settings = {

@@ -239,7 +239,8 @@ def test_a_model_whose_list_of_files_is_lost(store, stored, dataset, tmp_path):
     _, numbers, _ = evaluated(stored, dataset)
     assert numbers["overlap"] == {"images": 0, "patients": 0, "own_test": ALL}
     assert tagged(store) == "1"
-    assert overlap.find_overlap(stored.trial, dataset, "val").images == 16
+    files = tracking.known_files(stored.trial, dataset)
+    assert overlap.find_overlap(files, dataset, "val").images == 16
     others = as_test(dataset, "test", tmp_path / "others", name="9{}", change=True)
     run, numbers, findings = evaluated(stored, others)
     assert numbers["overlap"] is None

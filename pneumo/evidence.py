@@ -3,13 +3,15 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from mlflow.entities import Run
 from scipy.special import expit
 
@@ -25,7 +27,7 @@ from pneumo import (
     tracking,
 )
 from pneumo.console import say, table
-from pneumo.data.dataset import Dataset, Images, Split
+from pneumo.data.dataset import Dataset, Images
 from pneumo.evaluate import Evaluation, metric_title
 from pneumo.explain import HiResCam
 from pneumo.overlap import Overlap
@@ -125,7 +127,8 @@ def _examine(
     threshold = settings["threshold"]
     if sensitivity is not None:
         threshold = evaluate.threshold_for(sensitivity, *of_val)
-    logits = models.logits(stored.model.keras_model, split.images)
+    pixels = split.images
+    logits = models.logits(stored.model.keras_model, pixels)
     probabilities = models.to_probabilities(logits, settings["temperature"])
     evaluation = evaluate.evaluate(split, probabilities, threshold, intervals=True)
     numbers = evaluate.details(evaluation, logits, settings["temperature"])
@@ -134,11 +137,12 @@ def _examine(
     numbers["test_evaluations"] = looks[stored.model_id]
     numbers["test_evaluations_of_all_models"] = looks.total()
     numbers["overlap"] = seen.counts() if seen else None
-    numbers["shortcuts"] = shortcuts.check(
-        stored.model.keras_model, split.images, evaluation.predictions
-    )
+    predict = partial(models.probabilities, stored.model.keras_model)
+    numbers["shortcuts"] = shortcuts.check(predict, pixels, evaluation.predictions)
     findings = numbers["findings"] = list(_findings(numbers, images, trial, split_name, seen))
-    pictures = _pictures(stored, split, evaluation, logits)
+    epochs = tracking.read_epochs(trial.info.run_id)
+    hires_cam = HiResCam(stored.model.keras_model)
+    pictures = _pictures(evaluation, pixels, logits, epochs, hires_cam)
     page = _page(stored, images, split_name, evaluation, numbers, findings, pictures)
     files = {
         "metrics.json": json.dumps(_json(numbers), indent=1).encode(),
@@ -234,18 +238,29 @@ def _fallen(here: Mapping[str, float], val: Mapping[str, float]) -> list[str]:
 
 
 def _pictures(
-    stored: registry.Stored, split: Split, evaluation: Evaluation, logits: np.ndarray
+    evaluation: Evaluation,
+    pixels: np.ndarray,
+    logits: np.ndarray,
+    epochs: pd.DataFrame,
+    heat_maps: Callable[[np.ndarray], np.ndarray],
 ) -> dict[str, bytes]:
+    """Return the figures as PNG files.
+
+    Args:
+        evaluation: The model on a split.
+        pixels: Its images, uint8, shape (n, size, size, 1).
+        logits: Their logits before the temperature.
+        epochs: As `tracking.read_epochs` returns them.
+        heat_maps: See `figures.worst_errors`.
+    """
     predictions, threshold = evaluation.predictions, evaluation.metrics["threshold"]
-    probabilities = predictions["probability"].to_numpy()
-    epochs = tracking.read_epochs(stored.trial.info.run_id)
-    hires_cam = HiResCam(stored.model.keras_model)
+    labels, probabilities = (predictions[it].to_numpy() for it in ("label", "probability"))
     drawn = {
         "roc.png": figures.roc(predictions, threshold),
         "precision_recall.png": figures.precision_recall(predictions, threshold),
-        "reliability.png": figures.reliability(split.labels, probabilities, expit(logits)),
+        "reliability.png": figures.reliability(labels, probabilities, expit(logits)),
         "learning_curves.png": figures.learning_curves(epochs),
-        "worst_errors.png": figures.worst_errors(predictions, split.images, threshold, hires_cam),
+        "worst_errors.png": figures.worst_errors(predictions, pixels, threshold, heat_maps),
     }
     return {name: figures.png(figure) for name, figure in drawn.items()}
 

@@ -8,8 +8,6 @@ from markupsafe import Markup
 from optuna.trial import TrialState
 from plotly.offline import get_plotlyjs
 
-from pneumo import attributes
-from pneumo.config import spelled_out
 from pneumo.figures import BLUE, GREY, ORANGE
 
 LAYOUT = {
@@ -84,19 +82,19 @@ def script() -> Markup:
     return Markup(get_plotlyjs())
 
 
-def interactive(study: optuna.Study) -> dict[str, Markup]:
-    """Name → HTML of each graph that there are trials enough for."""
+def interactive(study: optuna.Study, objective: str) -> dict[str, Markup]:
+    """Name → HTML of each graph that there are trials enough for; `objective`: its title."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return {
-        name: _interactive(study, name, graph, {f"Trial{it.number}" for it in complete})
+        name: _interactive(study, name, objective, {f"Trial{it.number}" for it in complete})
         for name, graph in GRAPHS.items()
         if len(complete) >= graph.complete
     }
 
 
-def _interactive(study: optuna.Study, name: str, graph: Graph, complete: set[str]) -> Markup:
-    objective = attributes.CONFIG.of(study.best_trial)["objective"]
-    options = {"target_name": spelled_out(objective)} if graph.scored else {}
+def _interactive(study: optuna.Study, name: str, objective: str, complete: set[str]) -> Markup:
+    graph = GRAPHS[name]
+    options = {"target_name": objective} if graph.scored else {}
     with warnings.catch_warnings():
         # Optuna warns that importances are less accurate if a range was changed
         warnings.simplefilter("ignore", UserWarning)

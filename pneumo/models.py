@@ -8,7 +8,6 @@ import numpy as np
 from keras import layers
 from scipy.special import expit
 
-from pneumo import interrupt
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
 from pneumo.pretrained import pretrained
@@ -225,7 +224,6 @@ def logits(part: keras.Model, inputs: np.ndarray) -> np.ndarray:
     found = []
     # `predict` would make a pipeline at each call, which takes longer than a small part does
     for start in range(0, len(inputs), BATCH):
-        interrupt.check()
         found.append(part.predict_on_batch(inputs[start : start + BATCH])[:, 0])
     # Their probabilities in float64 keep apart what float32 would round to 1
     return np.concatenate(found, dtype=np.float64)

@@ -4,12 +4,11 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from joblib import cpu_count
 
-from pneumo import interrupt
 from pneumo.errors import Mistake
 
 S = TypeVar("S")
@@ -75,7 +74,6 @@ def in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
 
     Raises:
         Exception: What the function raises, at the place of that item in the order.
-        KeyboardInterrupt: A signal has come.
     """
     cores = cpu_count()
     threads = ThreadPoolExecutor(cores)
@@ -83,21 +81,12 @@ def in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
     try:
         for item in items:
             if len(taken) == AHEAD * cores:
-                yield _result(taken.popleft())
+                yield taken.popleft().result()
             taken.append(threads.submit(function, item))
         while taken:
-            yield _result(taken.popleft())
+            yield taken.popleft().result()
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _result(future: Future[T]) -> T:
-    """Wait for a result, and raise `KeyboardInterrupt` if a signal comes first."""
-    interrupt.check()
-    while not future.done():
-        wait([future], interrupt.WAKE)
-        interrupt.check()
-    return future.result()
 
 
 def in_batches(step: Callable[..., T], *rows: Sequence) -> Iterator[T]:

@@ -1,12 +1,10 @@
 """Whether a model needs the lungs: what it makes of images whose centre or border is black."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
-import keras
 import numpy as np
 import pandas as pd
 
-from pneumo import models
 from pneumo.comparison import ScoredPredictions
 from pneumo.pages import with_interval
 
@@ -23,17 +21,21 @@ def blackened(images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def check(
-    model: keras.Model, images: np.ndarray, predictions: pd.DataFrame
+    predict: Callable[[np.ndarray], np.ndarray], images: np.ndarray, predictions: pd.DataFrame
 ) -> dict[str, dict[str, float]]:
-    """What is left of the AUC without the `centre` and without the `border` of the images.
+    """Measure the AUC without the `centre` and without the `border` of the images.
 
-    `predictions`: of the whole images, in their order, columns as in `evaluate.Evaluation`. Each
-    with `auc`, and the `difference` to that of the whole images, and their 95 % intervals, by
-    patient.
+    Args:
+        predict: Returns a probability, or any other score, for each of some images.
+        images: uint8, shape (n, size, size, 1).
+        predictions: Of the whole images, in their order, columns as in `evaluate.Evaluation`.
+
+    Returns:
+        For each of both the `auc` and the `difference` to that of the whole images, with 95 %
+        confidence intervals by patient.
     """
     return {
-        name: _compare_with_whole(predictions, models.probabilities(model, black))
-        for name, black in blackened(images)
+        name: _compare_with_whole(predictions, predict(black)) for name, black in blackened(images)
     }
 
 

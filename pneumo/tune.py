@@ -32,7 +32,8 @@ from pneumo.study import (
     take_over,
     warn_of_other_commit,
 )
-from pneumo.study_page import DONE, PAGE, STOPPED, StudyPage
+from pneumo.study_page import StudyPage
+from pneumo.study_report import DONE, PAGE, STOPPED
 
 
 @dataclass(frozen=True)

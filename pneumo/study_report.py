@@ -1,0 +1,331 @@
+"""The report on a study: what was asked, what was found, and what to do next."""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from functools import lru_cache
+from typing import Any
+
+import mlflow
+import optuna
+
+from pneumo import bootstrap, evaluate, graphs, pages, tracking
+from pneumo.bootstrap import Improvement
+from pneumo.comparison import ScoredPredictions
+from pneumo.config import RunConfig, spelled_out
+from pneumo.data.dataset import SAMPLE, Dataset
+from pneumo.pages import with_interval
+
+PAGE = "study/study.html"  # among the artifacts of the study's run
+
+# How a study stands
+RUNNING, STOPPED, DONE = "running", "stopped", "done"
+
+
+@dataclass(frozen=True)
+class TrialSummary:
+    """What the report says of a trial.
+
+    Attributes:
+        number: Optuna's number of the trial.
+        state: Optuna's name of its state, as `COMPLETE`.
+        run_id: Id of its run, '' if it has not stored one.
+        name: Name of its run, '' if it has none yet.
+        score: Objective, of a pruned or running trial the last one; None if it has none.
+        config: Fields of `RunConfig` as text.
+        epochs: Number of the last epoch with a score, or 0.
+        seconds: Duration, 0 while it runs.
+        error: Why it failed, or ''.
+    """
+
+    number: int
+    state: str
+    run_id: str
+    name: str
+    score: float | None
+    config: dict[str, str]
+    epochs: int
+    seconds: float
+    error: str
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """What the report says of a study at one moment.
+
+    Attributes:
+        study: The study, for its plots.
+        run_id: Id of its run.
+        state: `RUNNING`, `STOPPED` or `DONE`.
+        experiment: Name of its experiment.
+        question: What the experiment asks, or ''.
+        dataset: Its images.
+        base: Config of the baseline.
+        experiment_base: Fields of the experiment's base config as text.
+        fixed: Values of the fields that are not searched, as text.
+        searched: Names of the fields that are searched.
+        n_trials: Number of trials it is to have.
+        n_done: Number of complete and pruned trials.
+        trials: All of its trials, by number.
+        best: The best of the complete trials, if there is one.
+        baseline: The first complete trial with the baseline's values, if there is one.
+        improvement: Improvement of the best over the baseline, if it is known.
+        winner: The registered model with its metrics on test, once it is evaluated.
+        seconds: What its processes spent their time on, by what it was.
+        changed_ranges: Hyperparameter, first trial, and range before and from then on.
+        at_edge: Hyperparameters whose best value has no room on one side.
+        how_to_continue: In words, how to continue it.
+    """
+
+    study: optuna.Study
+    run_id: str
+    state: str
+    experiment: str
+    question: str
+    dataset: Dataset
+    base: RunConfig
+    experiment_base: dict[str, str]
+    fixed: dict[str, str]
+    searched: list[str]
+    n_trials: int
+    n_done: int
+    trials: list[TrialSummary]
+    best: TrialSummary | None
+    baseline: TrialSummary | None
+    improvement: Improvement | None
+    winner: dict[str, Any] | None
+    seconds: dict[str, float]
+    changed_ranges: list[tuple[str, int, str, str]]
+    at_edge: list[str]
+    how_to_continue: str
+
+
+@dataclass(frozen=True)
+class BaselineComparison:
+    """The best trial beside the baseline on validation, each at its own threshold.
+
+    `rows`: name, of the baseline and of the best, each value with its 95 % interval by patient;
+    `auc`: of the best, likewise; `gain`: difference of AUC, best minus baseline. It has no
+    interval here: one of this comparison alone would not account for the choice of the best.
+    """
+
+    rows: list[tuple[str, str, str]]
+    auc: str
+    gain: str
+
+
+@lru_cache(maxsize=1)
+def _compare(baseline: str, best: str) -> BaselineComparison:
+    """Of two runs, by their ids."""
+    values = [
+        ScoredPredictions(
+            tracking.read_predictions(run_id, "val"), tracking.threshold(run_id)
+        ).metrics_with_intervals()
+        for run_id in (baseline, best)
+    ]
+    rows = [
+        (evaluate.metric_title(name), *(with_interval(it, name) for it in values))
+        for name in evaluate.HEADLINE
+    ]
+    gain = f"{values[1]['auc'] - values[0]['auc']:+.4f}"
+    return BaselineComparison(rows, with_interval(values[1], "auc"), gain)
+
+
+class StudyReport:
+    """The report on a study as a page, and its words alone."""
+
+    def __init__(self, summary: StudySummary) -> None:
+        self._it = summary
+        self._comparison = None
+        if summary.best and summary.baseline:
+            self._comparison = _compare(summary.baseline.run_id, summary.best.run_id)
+
+    def page(self) -> str:
+        """Return the HTML page."""
+        it, base = self._it, self._it.base
+        images = it.dataset.decode(base.image_size, base.max_unreadable, base.resize)
+        return pages.render(
+            "study.html",
+            images,
+            {},
+            name=it.study.study_name,
+            day=date.today().isoformat(),
+            state=it.state,
+            headline=self._headline(),
+            findings=it.winner["findings"] if it.winner else [],
+            words=self._words(),
+            duel=self._comparison,
+            bound=self._bound(),
+            level=bootstrap.LEVELS[1],
+            best=it.best,
+            baseline=it.baseline,
+            repeat=self._repeat(),
+            graphs=graphs.GRAPHS,
+            drawn=graphs.interactive(it.study, self._score) if it.best else {},
+            script=graphs.script(),
+            times=list(_time_fractions(it.seconds)),
+            changed_ranges=it.changed_ranges,
+            fields=it.searched,
+            score=self._score,
+            trials=list(self._rows()),
+        )
+
+    def description(self) -> str:
+        """Return its words in Markdown, and the way to the page."""
+        link = f"[The page of this study]({tracking.page(mlflow.get_run(self._it.run_id), PAGE)})"
+        words = [f"**{name}** {text}" for name, text in self._words().items()]
+        return "\n\n".join([*words, link])
+
+    def _words(self) -> dict[str, str]:
+        return {
+            "Asked": self._asked(),
+            "Found": " ".join(self._found()),
+            "Next": " ".join(self._next()),
+        }
+
+    def _asked(self) -> str:
+        it = self._it
+        kept = f" ({', '.join(f'{name} {value}' for name, value in it.fixed.items())} fixed)"
+        return (
+            f"{it.question or 'Which values are the best?'} Experiment {it.experiment} "
+            f"on {it.dataset.name}: {it.n_trials} trials of at most {it.base.epochs} epochs over "
+            f"{', '.join(it.searched)}{kept if it.fixed else ''}."
+        )
+
+    def _found(self) -> Iterator[str]:
+        best, winner = self._it.best, self._it.winner
+        yield f"{self._done()} trials are done."
+        if not best:
+            yield "None has come to its end yet."
+            return
+        yield f"The best is trial {best.number} ({best.name}), {', '.join(self._reached())}."
+        if not self._comparison:
+            yield "The baseline has no result to hold it against."
+        elif self._best_is_baseline:
+            yield "It is the baseline: nothing that was tried is better."
+        else:
+            yield f"Its AUC {self._difference()}."
+        if winner:
+            test_auc = with_interval(winner["test_metrics"], "auc")
+            yield f"On test, asked for trial {winner['trial']} alone: AUC {test_auc}."
+
+    @property
+    def _best_is_baseline(self) -> bool:
+        return bool(self._comparison) and self._it.best.number == self._it.baseline.number
+
+    def _difference(self) -> str:
+        """Say how the best compares with the baseline: better only if the bound is above 0."""
+        gain, improvement = self._comparison.gain, self._it.improvement
+        if improvement and improvement.low > 0:
+            return f"is {gain} above the baseline's: {self._bound()}"
+        differs = f"differs from the baseline's by {gain}"
+        if improvement:
+            return f"{differs}, which may be chance: {self._bound()}"
+        if self._it.state == DONE:
+            return f"{differs}, which may be chance: no confidence bound could be computed"
+        return f"{differs}; whether that may be chance is computed at the study's end"
+
+    def _bound(self) -> str:
+        """Return the confidence bound of the difference in words, or "" if there is none."""
+        found = self._it.improvement
+        if not found or self._best_is_baseline:
+            return ""
+        bound = f"at least {found.low:+.4f} at {bootstrap.LEVELS[1]} % confidence"
+        # Complete trials besides the baseline
+        alternatives = sum(trial.state == "COMPLETE" for trial in self._it.trials) - 1
+        if alternatives == 1:
+            return bound
+        readable = f"{found.trials} of " if found.trials < alternatives else ""
+        return f"{bound}, accounting for the choice among {readable}{alternatives} trials"
+
+    def _reached(self) -> Iterator[str]:
+        if self._score != "validation AUC" or not self._comparison:
+            yield f"{self._score} {self._it.best.score:.3f}"
+        if self._comparison:
+            yield f"validation AUC {self._comparison.auc}"
+
+    @property
+    def _score(self) -> str:
+        return spelled_out(self._it.base.objective)
+
+    def _done(self) -> str:
+        return f"{self._it.n_done} of {self._it.n_trials}"
+
+    def _next(self) -> Iterator[str]:
+        it = self._it
+        if it.state == RUNNING:
+            yield "It runs; this is written anew about once a minute."
+            return
+        if it.state == STOPPED:
+            yield f"It was stopped before its end: to continue, {it.how_to_continue}."
+            return
+        for name in it.at_edge:
+            yield (
+                f"The best {name} lies at the edge of what was searched: widen its range in "
+                f"experiments/{it.experiment}.py."
+            )
+        if it.dataset.source == SAMPLE:
+            yield "Give it real X-rays (-P data=PATH): these are synthetic."
+        else:
+            yield "Read test/evidence.html among the artifacts; if it convinces you, " + _command(
+                "promote", model_name=it.winner["model_name"], data=it.dataset.source
+            )
+
+    def _headline(self) -> dict[str, str]:
+        winner = self._it.winner
+        test = winner and with_interval(winner["test_metrics"], "auc")
+        return {
+            "trials done": self._done(),
+            "best validation AUC": self._comparison.auc if self._comparison else "–",
+            "above the baseline": self._above(),
+            "test AUC, asked once": test or "not asked yet",
+        }
+
+    def _above(self) -> str:
+        if not self._comparison:
+            return "–"
+        if self._best_is_baseline:
+            return "the baseline is the best"
+        improvement = self._it.improvement
+        low = f" (≥ {improvement.low:+.4f})" if improvement else ""
+        return f"{self._comparison.gain}{low}"
+
+    def _repeat(self) -> str:
+        """The command that trains the best trial again."""
+        it = self._it
+        if not it.best:
+            return ""
+        base, config = it.experiment_base, it.best.config
+        changed = {name: value for name, value in config.items() if base[name] != value}
+        if "weights" in changed:  # which the text names by their content
+            changed["weights"] = it.base.weights
+        return _command("train", experiment=it.experiment, data=it.dataset.source, **changed)
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        runs = tracking.trial_runs(self._it.run_id)
+        for trial in self._it.trials:
+            run = runs.get(trial.number)
+            yield {
+                "number": trial.number,
+                "address": tracking.address(run) if run else "",
+                "state": trial.state.lower(),
+                "best": trial == self._it.best,
+                "value": "" if trial.score is None else f"{trial.score:.4f}",
+                "fields": [pages.short(trial.config.get(name, "")) for name in self._it.searched],
+                "epochs": trial.epochs or "",
+                "took": timedelta(seconds=round(trial.seconds)) if trial.seconds else "",
+                "error": trial.error,
+            }
+
+
+def _time_fractions(seconds: dict[str, float]) -> Iterator[tuple[str, str, str]]:
+    """Yield what processes spent time on, how long, and which fraction of their time."""
+    whole = sum(seconds.values()) or 1  # no trial has ended yet
+    for what, spent in seconds.items():
+        yield what, str(timedelta(seconds=round(spent))), f"{spent / whole:.0%}"
+
+
+def _command(entry: str, **parameters: str) -> str:
+    given = " ".join(f"-P {name}={shlex.quote(value)}" for name, value in parameters.items())
+    return f"mlflow run . -e {entry} --env-manager uv {given}"

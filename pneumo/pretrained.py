@@ -7,20 +7,37 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import h5py
-import keras
 import numpy as np
 
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
+from pneumo.console import import_tensorflow
+from pneumo.data.cache_entries import limit
 from pneumo.errors import Mistake
+
+if TYPE_CHECKING:
+    import keras
 
 # A size at which Keras has ImageNet's weights of every network; their shapes do not depend on it
 SHAPE = (224, 224, 3)
 
 # A layer's name and the shapes of its weights
 LayerShapes = tuple[str, list[tuple[int, ...]]]
+
+
+def prepare_to_fit(config: RunConfig) -> None:
+    """Import TensorFlow, and find mistakes that need it before a run is made.
+
+    Raises:
+        Mistake: The weights do not fit the backbone or cannot be had, or the environment gives the
+            cache no valid limit.
+    """
+    import_tensorflow()
+    pretrained(config)
+    limit()
 
 
 def pretrained(config: RunConfig) -> list[np.ndarray] | None:
@@ -70,7 +87,7 @@ def _explained_download(name: str) -> Iterator[None]:
         ) from None
 
 
-def _first_difference(network: keras.Model, file: Path) -> str | None:
+def _first_difference(network: "keras.Model", file: Path) -> str | None:
     """Where a weights file in the layout of Keras Applications stops fitting, in words."""
     expected = [(it.name, [tuple(w.shape) for w in it.weights]) for it in network.layers]
     try:

@@ -15,6 +15,7 @@ from scipy.special import expit
 
 from pneumo import models, registry
 from pneumo.__main__ import main
+from pneumo.commands.arguments import flags_of, parse
 from pneumo.perturb import EACH, perturbed
 from tests.conftest import ROOT
 
@@ -141,6 +142,20 @@ def test_a_mistake_gets_one_line_and_exit_code_2(mistakes, capsys, arguments, me
     assert message in errors
     assert errors.count("\n") == 1
     assert not os.path.exists("mlflow.db")  # refused before a run was made
+
+
+@pytest.mark.parametrize(
+    ("text", "truth"), [("true", True), ("ON", True), ("False", False), ("off", False), ("", False)]
+)
+def test_a_truth_is_true_or_false_on_or_off_in_any_case(text, truth):
+    _, options = parse(["promote", "--rollback", text])
+    assert options.rollback is truth
+
+
+def test_an_empty_value_stands_for_the_default():
+    for command in ("tune", "train", "prepare"):
+        default = parse([command])
+        assert parse([command, *(f"--{flag}=" for flag in flags_of(type(default[1])))]) == default
 
 
 @pytest.mark.slow

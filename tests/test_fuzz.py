@@ -3,7 +3,6 @@
 PNEUMO_FUZZ multiplies the number of examples.
 """
 
-import argparse
 import io
 import os
 import subprocess
@@ -19,7 +18,8 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pneumo.__main__ import _parser, main
+from pneumo.__main__ import main
+from pneumo.commands.arguments import COMMANDS, flags_of
 from pneumo.config import RunConfig
 from pneumo.data import index
 from pneumo.data.pixels import UnreadableImage, decode
@@ -89,13 +89,7 @@ def test_a_field_takes_a_value_or_says_why_not(field, value):
 
 def flags() -> list[tuple[str, str]]:
     """Each command with each of its flags."""
-    [commands] = (it for it in _parser()._actions if isinstance(it, argparse._SubParsersAction))
-    return [
-        (name, action.dest)
-        for name, command in commands.choices.items()
-        for action in command._actions
-        if action.dest != "help"
-    ]
+    return [(name, flag) for name, it in COMMANDS.items() for flag in flags_of(it.options)]
 
 
 # What each command needs, and none of it there: whatever else is given, there is something to say

@@ -1,0 +1,315 @@
+"""What a user may give to each command: models of the options, and the parser made from them.
+
+Imports nothing that takes long: `--help` and a mistake in the arguments need no more than this.
+"""
+
+import argparse
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
+from pydantic.fields import FieldInfo
+
+from pneumo.config import RunConfig
+from pneumo.errors import Mistake, is_text, shown
+
+MOST = 10**9  # of what is counted, and of seconds
+MOST_WORKERS = 1_000
+LONGEST_VALUE = 4_096  # characters, as many as a path may have
+LONGEST_NAME = 60  # characters; files are named after studies and models
+
+COUNT_RULE = f"a whole number from 1 to {MOST}"
+TRUTHS = {"true": True, "on": True, "false": False, "off": False}
+
+DATA = "sample, mendeley (is downloaded), a folder, a .zip or a .tar.gz"
+MODEL = "models:/NAME@ALIAS, or /VERSION"
+REGISTERED = "registered model"
+
+
+def _must_be(rule: str) -> WrapValidator:
+    """Return a validator that says a rule in place of what pydantic says of a refused value."""
+
+    def check(text: str, validate: Callable[[str], Any]) -> Any:
+        try:
+            return validate(text)
+        except ValidationError:
+            raise ValueError(f"must be {rule}") from None
+
+    return WrapValidator(check)
+
+
+Count = Annotated[int, Field(ge=1, le=MOST), _must_be(COUNT_RULE)]
+WorkerCount = Annotated[
+    int, Field(ge=1, le=MOST_WORKERS), _must_be(f"a whole number from 1 to {MOST_WORKERS}")
+]
+CountOrAll = Annotated[Literal["all"] | Count, BeforeValidator(str.lower), _must_be(COUNT_RULE)]
+Share = Annotated[float, Field(gt=0, le=1), _must_be("a share above 0, up to 1")]
+Margin = Annotated[float, Field(ge=0, le=1), _must_be("a number from 0 to 1")]
+Truth = Annotated[
+    bool, BeforeValidator(lambda text: TRUTHS.get(text.lower())), _must_be("true or false")
+]
+Name = Annotated[
+    str,
+    Field(max_length=LONGEST_NAME, pattern=re.compile(r"^\w[\w .-]*\Z")),
+    _must_be(
+        f"a name of letters, digits, '_', '-', '.' and spaces, up to {LONGEST_NAME} characters"
+    ),
+]
+Launcher = Annotated[Literal["local", "ray"], _must_be("local or ray")]
+
+# Flags that several commands have
+Experiment = Annotated[str, Field(description="file of experiments/, without .py")]
+Data = Annotated[str, Field(description=DATA)]
+Workers = Annotated[WorkerCount, Field(description="processes that search at the same time")]
+WorkersPerGpu = Annotated[WorkerCount, Field(description="of them that may share one GPU")]
+Split = Annotated[
+    Literal["test", "val", "train"],
+    Field(description="test, val or train"),
+    _must_be("test, val or train"),
+]
+
+
+class Options(BaseModel):
+    """Options of one command: a flag for each field, whose description is the flag's help.
+
+    A field `overrides` stands for the flags that are fields of `RunConfig`. It holds those that
+    were given, as text: `RunConfig` checks them when the experiment is known.
+
+    Attributes:
+        run_fields: Names of the fields of `RunConfig` that are flags of the command.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    run_fields: ClassVar[tuple[str, ...]] = ()
+
+
+class TuneOptions(Options):
+    """Options of `tune`."""
+
+    run_fields = tuple(RunConfig.model_fields)
+
+    experiment: Experiment = "tune"
+    data: Data = "sample"
+    overrides: dict[str, str] = {}
+    trials: Count = Field(20, description="trials to complete or prune")
+    workers: Workers = 1
+    workers_per_gpu: WorkersPerGpu = 1
+    launcher: Launcher = Field("local", description="of the workers: local, or ray for a cluster")
+    study: Name | None = Field(
+        None, description="name of the study (default: made from the run's id)"
+    )
+    timeout: Count | None = Field(None, description="seconds after which no new trial starts")
+    trial_timeout: Count | None = Field(
+        None, description="seconds that a trial may take, or it fails"
+    )
+    model_name: Name | None = Field(
+        None,
+        description=f"{REGISTERED} (default: the study's own, pneumonia or pneumonia-sample)",
+    )
+    keep_models: CountOrAll = Field("all", description="all, or of how many of the best trials")
+
+
+class WorkerOptions(Options):
+    """Options of `worker`."""
+
+    study: Name = Field(description="its name")
+    data: Data
+    workers: Workers = 1
+    workers_per_gpu: WorkersPerGpu = 1
+    weights: str | None = Field(
+        None, description="path of the study's file of weights, if it has one"
+    )
+    driven: Truth = Field(
+        False,
+        description="true: leave runs and display to the process that has started this one, and "
+        "end with it",
+    )
+
+
+class TrainOptions(Options):
+    """Options of `train`."""
+
+    run_fields = tuple(RunConfig.model_fields)
+
+    experiment: Experiment = "cnn"
+    data: Data = "sample"
+    overrides: dict[str, str] = {}
+    model_name: Name | None = Field(None, description=f"{REGISTERED} (default: do not register)")
+
+
+class EvaluateOptions(Options):
+    """Options of `evaluate`."""
+
+    model: str = Field("models:/pneumonia@challenger", description=MODEL)
+    data: Data  # required, so that a real model is not held against the sample by accident
+    split: Split = "test"
+    sensitivity: Share | None = Field(
+        None,
+        description="on validation, at which the threshold is chosen (default: the model's own "
+        "threshold)",
+    )
+    preprocessing_skew: Truth = Field(
+        False,
+        description="true: evaluate it on pixels / 255 as well, a published bug, in a run of its "
+        "own",
+    )
+
+
+class PromoteOptions(Options):
+    """Options of `promote`."""
+
+    model_name: Name = Field("pneumonia", description=REGISTERED)
+    candidate: Name = Field("challenger", description="alias or number of the version")
+    data: str | None = Field(None, description=f"{DATA}; needed but for a rollback")
+    split: Split = "test"
+    margin: Margin = Field(0.02, description="by how much its AUC may be smaller, 0 to 1")
+    sensitivity_margin: Margin = Field(
+        0.05, description="by how much its sensitivity may be smaller, 0 to 1"
+    )
+    rollback: Truth = Field(False, description="true: bring @previous back")
+
+
+class PredictOptions(Options):
+    """Options of `predict`."""
+
+    model: str = Field("models:/pneumonia@champion", description=MODEL)
+    images: str = Field(description="a file, a folder or a glob of image files")
+    out: str = Field(description="the CSV; one that is there is continued")
+    explain: Truth = Field(False, description="true: heat maps, in a folder beside out")
+
+
+class ExploreOptions(Options):
+    """Options of `explore`."""
+
+    data: Data
+
+
+class PrepareOptions(Options):
+    """Options of `prepare`."""
+
+    run_fields = "image_size", "resize", "max_unreadable"
+
+    data: Data = "sample"
+    test_images: str | None = Field(
+        None,
+        description="text file that lists the test images to keep, one path a line; needs out",
+    )
+    out: str | None = Field(
+        None, description="folder, new or empty: a copy of data with these test images only"
+    )
+    overrides: dict[str, str] = {}
+
+
+class TestOptions(Options):
+    """Options of `test`, which has none."""
+
+
+class Command(NamedTuple):
+    """A command: the model of its options, and what its help says it does."""
+
+    options: type[Options]
+    description: str
+
+
+COMMANDS = {
+    "tune": Command(TuneOptions, "search with Optuna, register the best model"),
+    "worker": Command(WorkerOptions, "join a study that is running elsewhere"),
+    "train": Command(TrainOptions, "one Keras run of one experiment"),
+    "evaluate": Command(EvaluateOptions, "the evidence for one model on one split"),
+    "promote": Command(PromoteOptions, "make a version the champion, if it is fit"),
+    "predict": Command(PredictOptions, "score image files, to a CSV"),
+    "explore": Command(ExploreOptions, "look at a data set before anyone trains"),
+    "prepare": Command(PrepareOptions, "import a data set and fill the pixel cache"),
+    "test": Command(TestOptions, "the test suite"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser that says what is wrong in one line, without the whole usage."""
+
+    def parse_known_args(self, *arguments: Any) -> tuple[argparse.Namespace, list[str]]:
+        """Refuse what it does not know itself, so that the command's own help is named."""
+        options, unknown = super().parse_known_args(*arguments)
+        if unknown:
+            self.error(f"unrecognized arguments: {shown(' '.join(unknown))}")
+        if lost := [name for name, value in vars(options).items() if value == []]:
+            self.error(f"argument --{lost[0]}: must not be '--'")  # of which argparse makes a list
+        return options, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `Mistake`."""
+        raise Mistake(f"{message}; see python -m {self.prog} --help")
+
+
+def parse(arguments: list[str]) -> tuple[str, Options]:
+    """Return the name of the command and its options.
+
+    A flag with an empty value counts as not given: MLproject has no other way to say so.
+
+    Raises:
+        Mistake: The arguments name no command, or do not fit it.
+    """
+    parser = Parser(prog="pneumo", description="An experiment harness for chest X-rays.")
+    parsers = _add_commands(parser)
+    given = {flag: text for flag, text in vars(parser.parse_args(arguments)).items() if text}
+    command = given.pop("command")
+    options = COMMANDS[command].options
+    overrides = {flag: given.pop(flag) for flag in options.run_fields if flag in given}
+    if overrides:
+        given["overrides"] = overrides
+    try:
+        return command, options(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag, rule = first["loc"][0], first["msg"].removeprefix("Value error, ")
+        parsers[command].error(f"argument --{flag}: {rule}: got '{shown(given[flag])}'")
+
+
+def _add_commands(parser: Parser) -> dict[str, Parser]:
+    """Add a parser for each command, and return these parsers by the commands' names."""
+    commands = parser.add_subparsers(
+        required=True, dest="command", metavar="command", parser_class=Parser
+    )
+    for name, (options, what) in COMMANDS.items():
+        command = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
+        for flag, field in flags_of(options).items():
+            required = field.is_required()
+            command.add_argument(
+                f"--{flag}",
+                required=required,
+                default=argparse.SUPPRESS,
+                metavar="VALUE",
+                type=partial(_text, required),
+                help=field.description + ("" if flag in options.run_fields else _default(field)),
+            )
+    return commands.choices
+
+
+def flags_of(options: type[Options]) -> dict[str, FieldInfo]:
+    """Return the flags of a command with the fields that they set, in the order of its help."""
+    flags: dict[str, FieldInfo] = {}
+    for name, field in options.model_fields.items():
+        if name == "overrides":
+            flags |= {it: RunConfig.model_fields[it] for it in options.run_fields}
+        else:
+            flags[name] = field
+    return flags
+
+
+def _default(field: FieldInfo) -> str:
+    """Return what the help says of the default; nothing if there is none, or none that is fixed."""
+    shows = not field.is_required() and field.default is not None
+    return f" (default: {field.default})" if shows else ""
+
+
+def _text(required: bool, text: str) -> str:
+    """Return a flag's value. Raise argparse's error if it cannot be shown and stored."""
+    if (text or not required) and len(text) <= LONGEST_VALUE and is_text(text):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"must be 1 to {LONGEST_VALUE} characters in UTF-8, no control characters: "
+        f"got '{shown(text)}'"
+    )

@@ -1,0 +1,52 @@
+"""The command `predict`: image files to a CSV of their probabilities."""
+
+import os
+from pathlib import Path
+
+from pneumo import tag_names
+from pneumo.commands.arguments import PredictOptions
+from pneumo.console import import_tensorflow, say
+from pneumo.data.index import explained, find_images
+from pneumo.errors import Mistake, shown
+
+LONGEST_FILE_NAME = 240  # bytes: a file system takes 255, and what goes with it is longer
+
+
+def predict(options: PredictOptions) -> int:
+    """Score image files."""
+    out = _path_of_csv(options.out)
+    files = find_images(options.images, out)
+    import_tensorflow()
+
+    # They import MLflow and TensorFlow, which a mistake need not wait for
+    from pneumo import predict as prediction
+    from pneumo import registry, tracking
+
+    tracking.connect()
+    stored = registry.find(options.model)
+    tags = {tag_names.MODEL: stored.title, tag_names.DATA: Path(options.images).name}
+    with tracking.command_run("predict", tags[tag_names.DATA], tags):
+        counts = prediction.predict(stored, files, out)
+        if options.explain:
+            prediction.explain(stored, files, explained(out))
+    if before := len(files) - counts["images"]:
+        say(f"{before} images were in {out} before")
+    say(
+        f"{counts['images']} images, {counts['positive']} called pneumonia, "
+        f"{counts['unreadable']} unreadable: {out}"
+    )
+    if options.explain:
+        say(f"what speaks for pneumonia in each: {explained(out)}")
+    return 0
+
+
+def _path_of_csv(given: str) -> Path:
+    """Return the path of the CSV. Raise `Mistake` if no file can be written there."""
+    out = Path(os.path.expanduser(given))
+    if len(os.fsencode(out.name)) > LONGEST_FILE_NAME:
+        raise Mistake(
+            f"out must have a name of up to {LONGEST_FILE_NAME} bytes: got '{shown(out.name)}'"
+        )
+    if os.path.isdir(out) or not os.path.isdir(out.absolute().parent):
+        raise Mistake(f"out must be a CSV file in a folder that is there: got '{shown(given)}'")
+    return out

@@ -1,0 +1,38 @@
+"""The command `prepare`: a data set indexed, decoded and counted, or a copy of a part of it."""
+
+import os
+from pathlib import Path
+
+from pneumo.commands.arguments import PrepareOptions
+from pneumo.config import RunConfig
+from pneumo.console import say, table
+from pneumo.data.dataset import open_dataset
+from pneumo.data.subset import write_subset
+from pneumo.errors import Mistake
+
+
+def prepare(options: PrepareOptions) -> int:
+    """Import a data set and fill the pixel cache."""
+    config = RunConfig().override(options.overrides)
+    if bool(options.test_images) != bool(options.out):
+        raise Mistake("test_images and out go together: give both, or neither")
+    dataset = open_dataset(options.data, needs=("test",) if options.out else ())
+    if options.out:
+        out = _absolute(options.out)
+        write_subset(dataset, _absolute(options.test_images), out)
+        dataset = open_dataset(str(out), needs=())
+
+    # They import MLflow, which a mistake need not wait for
+    from pneumo import intake, tracking
+
+    tracking.connect()
+    with tracking.command_run("prepare", dataset.name, tracking.data_tags(dataset)):
+        images = intake.take(dataset, config)
+    counts = images.counts()
+    table(f"{dataset.name}, digest {dataset.digest}", list(counts), counts.to_numpy())
+    say(images.summary())
+    return 0
+
+
+def _absolute(path: str) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(path)))

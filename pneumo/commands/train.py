@@ -1,0 +1,34 @@
+"""The command `train`: one Keras run of one experiment."""
+
+from pneumo.commands.arguments import TrainOptions
+from pneumo.console import say, say_epoch
+from pneumo.data.dataset import open_dataset
+from pneumo.experiment import load_experiment
+from pneumo.pretrained import prepare_to_fit
+
+
+def train(options: TrainOptions) -> int:
+    """Fit one model, and register it if a name is given."""
+    experiment = load_experiment(options.experiment)
+    config = experiment.base.override(options.overrides)
+    dataset = open_dataset(options.data, needs=("train",))
+    prepare_to_fit(config)
+
+    # They import MLflow and TensorFlow, which a mistake need not wait for
+    from pneumo import intake, registry, tracking
+    from pneumo.trial import run_name, run_trial
+
+    tracking.connect()
+    tags = tracking.subject_tags(experiment.name, dataset)
+    with tracking.command_run("train", experiment.name, tags) as run_id:
+        intake.take(dataset, config)
+        name = run_name(config)
+        trial = run_trial(config, dataset, [say_epoch], parent_id=run_id, name=name, tags=tags)
+        for metric, value in trial.metrics.items():
+            say(f"val_{metric} {value:.4f}")
+        if options.model_name:
+            model = registry.load(trial.model_uri)
+            stored = registry.register(trial.run_id, model, options.model_name)
+            say(f"registered {stored.title} as @{registry.CHALLENGER}")
+    say(tracking.how_to_look(run_id))
+    return 0

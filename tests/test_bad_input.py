@@ -11,7 +11,7 @@ from tests.bad.images import CASES as IMAGES
 from tests.bad.models import CASES as MODELS
 from tests.bad.models import RAN
 from tests.bad.xrays import prepare, xrays
-from tests.conftest import store_in
+from tests.support.stores import store_in
 
 CASES = [*ARCHIVES, *CONFIGURATIONS, *DATASETS, *IMAGES]
 

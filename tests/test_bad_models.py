@@ -10,7 +10,8 @@ import pytest
 from pneumo import registry
 from tests.bad import Case
 from tests.bad import models as bad
-from tests.test_command_line import run_here
+from tests.support.commands import run_here
+from tests.support.stores import files_of
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +25,7 @@ PLANTED = {
 @pytest.mark.parametrize("what", PLANTED)
 def test_what_lies_beside_a_model_is_not_run(store, tmp_path, what):
     stored = bad.stores(tmp_path)
-    PLANTED[what](bad.files_of(tmp_path, stored.trial))
+    PLANTED[what](files_of(tmp_path, stored.trial))
     found = registry.find(stored.trial)
     assert found.model.keras_model.input_shape == (None, 32, 32, 1)
     assert not Path(bad.RAN).exists()
@@ -34,7 +35,7 @@ def test_what_lies_beside_a_model_is_not_run(store, tmp_path, what):
 
 def test_a_pickle_is_not_opened(store, tmp_path):
     stored = bad.stores(tmp_path)
-    bad.pickled("python_model.pkl")(bad.files_of(tmp_path, stored.foreign))
+    bad.pickled("python_model.pkl")(files_of(tmp_path, stored.foreign))
     with pytest.raises(registry.Mistake, match="is another's"):
         registry.find(f"models:/{stored.foreign}")
     assert not Path(bad.RAN).exists()
@@ -45,7 +46,7 @@ def test_a_pickle_is_not_opened(store, tmp_path):
 
 def test_a_lambda_would_run_where_keras_is_told_to_trust_it(store, tmp_path):
     stored = bad.stores(tmp_path)
-    place = bad.files_of(tmp_path, stored.trial)
+    place = files_of(tmp_path, stored.trial)
     bad.with_lambda(place)
     Path(bad.RAN).unlink()
     with pytest.raises(registry.Mistake, match="`Lambda` layer"):
@@ -66,7 +67,7 @@ def test_addresses_that_name_no_model(store, tmp_path, capsys):
 
 def test_bytecode_as_python_leaves_it_changes_no_digest(store, tmp_path):
     stored = bad.stores(tmp_path)
-    place = bad.files_of(tmp_path, stored.version)
+    place = files_of(tmp_path, stored.version)
     before = registry.digest(place)
     bad.beside_its_source(0)(place)
     assert registry.digest(place) == before

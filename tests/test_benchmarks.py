@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.services import programs_of_postgresql
+from tests.support.paths import ROOT
+from tests.support.services import programs_of_postgresql
 
 FOLDER = ROOT / "tests" / "benchmarks"
 

@@ -6,10 +6,10 @@ from playwright.sync_api import expect
 
 from pneumo.data.dataset import open_dataset
 from pneumo.graphs import GRAPHS
-from tests.browser import chromium, walk
-from tests.conftest import store_in
-from tests.services import mlflow_server
-from tests.studies import run_study
+from tests.support.browser import chromium, walk
+from tests.support.services import mlflow_server
+from tests.support.stores import store_in
+from tests.support.studies import run_study
 
 pytestmark = pytest.mark.slow
 

@@ -20,8 +20,8 @@ from pneumo.data import cache, cache_entries, checksums, pixels
 from pneumo.data.cache_entries import GIB, hold, make_room, release, room_for
 from pneumo.errors import Mistake
 from pneumo.features import Features, Frozen, View
-from tests.conftest import ROOT
-from tests.weights import SMALL
+from tests.support.paths import ROOT
+from tests.support.weights import SMALL
 
 
 @dataclass

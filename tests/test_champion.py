@@ -11,12 +11,11 @@ from pneumo import evidence, registry
 from pneumo.data.dataset import open_dataset
 from pneumo.promote import promote, roll_back
 from tests.bad import models as bad
-from tests.conftest import store_in
-from tests.handmade import register, run_of, write_images
-from tests.studies import tags, text
-from tests.test_command_line import run_here
-from tests.test_gate import COMPARED
-from tests.test_registry import aliases, last_promotion
+from tests.support.commands import run_here
+from tests.support.decisions import COMPARED, aliases, last_promotion
+from tests.support.handmade import register, run_of, write_images
+from tests.support.stores import copy_stores, files_of, remove_runs, store_in
+from tests.support.studies import tags, text
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +46,7 @@ def original(images, tmp_path_factory):
 def client(original, tmp_path):
     """MLflow's client for copies of them."""
     with store_in(tmp_path) as client:
-        bad.copy_stores(original, tmp_path)
+        copy_stores(original, tmp_path)
         yield client
 
 
@@ -64,11 +63,11 @@ def change_files(client, number):
 
 
 def remove_trial(client, number):
-    bad.remove(version(client, number).run_id)
+    remove_runs(version(client, number).run_id)
 
 
 def files(client, number) -> Path:
-    return bad.files_of(Path.cwd(), version(client, number).source)
+    return files_of(Path.cwd(), version(client, number).source)
 
 
 def evaluation(client, number) -> str:
@@ -110,7 +109,7 @@ def test_a_champion_is_weighed_by_its_stored_evaluation(client, images, what):
 def test_a_champion_without_evidence_counts_as_vacant(client, images, what, capsys):
     spoil, reason = GONE[what]
     digest = version(client, GOOD).tags["pneumo.model_digest"]
-    bad.remove(evaluation(client, GOOD))
+    remove_runs(evaluation(client, GOOD))
     spoil(client, GOOD)
     call = ["promote", "--data", str(images.base), "--candidate", str(GOOD_AGAIN)]
     code, output, errors = run_here(capsys, *call)
@@ -138,7 +137,7 @@ def test_a_champion_without_evidence_counts_as_vacant(client, images, what, caps
 
 def test_a_demo_does_not_follow_a_real_champion_that_counts_as_vacant(client, images):
     for number in (POOR, GOOD):
-        bad.remove(evaluation(client, number))
+        remove_runs(evaluation(client, number))
     remove_files(client, GOOD)
     register(run_of("left", images, **{"pneumo.synthetic": "true"}), NAME)
     decision = promote(NAME, "challenger", images, "test", 0.02)
@@ -248,10 +247,10 @@ def test_a_description_has_no_links_to_runs_that_were_removed(client):
         registry.describe(NAME, GOOD)
         assert links(client, GOOD) == [it for it in every if it != link]
         client.restore_run(run_id)
-    bad.remove(*runs[1:])
+    remove_runs(*runs[1:])
     registry.describe(NAME, GOOD)
     assert links(client, GOOD) == every[:1]
-    bad.remove(runs[0])
+    remove_runs(runs[0])
     registry.describe(NAME, GOOD)
     assert not set(every) & set(links(client, GOOD))
 
@@ -273,7 +272,7 @@ def mlflow_store() -> str:
 
 def test_the_way_back_needs_the_files_alone(client, images, capsys):
     runs = [it.info.run_id for it in client.search_runs(["0"])]
-    bad.remove(*runs)
+    remove_runs(*runs)
     code, output, errors = run_here(capsys, "promote", "--rollback", "true")
     assert (code, errors) == (0, "")
     assert aliases(client, NAME) == {"challenger": 4, "champion": 1, "previous": 2}

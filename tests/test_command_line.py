@@ -16,32 +16,10 @@ from scipy.special import expit
 from pneumo import models, registry
 from pneumo.__main__ import main
 from pneumo.perturb import EACH, perturbed
-from tests.conftest import ROOT
+from tests.support.commands import mlflow_run, run, start
+from tests.support.paths import ROOT
 
 HEAVY = ("tensorflow", "keras", "mlflow", "optuna", "pandas", "numpy")
-
-
-def start(*arguments: str, **options) -> subprocess.Popen:
-    """A command in the current directory."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # which nobody sets who is not testing
-    command = [sys.executable, "-m", "pneumo", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **pipes, **options)
-
-
-def run(*arguments: str) -> tuple[int, str, str]:
-    """Exit code, output and errors of a command."""
-    process = start(*arguments)
-    output, errors = process.communicate(timeout=300)
-    return process.returncode, output, errors
-
-
-def run_here(capsys, *arguments: str) -> tuple[int, str, str]:
-    """The same within this process, where TensorFlow need not be imported again."""
-    capsys.readouterr()
-    code = main(list(arguments))
-    return code, *capsys.readouterr()
 
 
 def test_help_imports_nothing_heavy():
@@ -234,24 +212,6 @@ def test_what_is_registered_is_the_mean_of_all_members_and_their_mirror_images(s
     table = mlflow.artifacts.load_text(f"runs:/{trial.info.run_id}/val/predictions.csv")
     found = [float(line.rpartition(",")[2]) for line in table.splitlines()[1:]]
     assert found == pytest.approx(expit(logits(val.images) / divisor), abs=1e-6)
-
-
-def mlflow_run(entry_point: str, *parameters: str) -> subprocess.Popen:
-    """An entry point of the project as `mlflow run` starts it, in this environment."""
-    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", entry_point]
-    flags = [word for parameter in parameters for word in ("-P", parameter)]
-    environment = os.environ | {
-        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-        "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
-    }
-    return subprocess.Popen(
-        [*command, "--env-manager", "local", *flags],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 LONG = ["study=night", "epochs=1000", "patience=1000", "image_size=32"]

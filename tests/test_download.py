@@ -10,7 +10,7 @@ from pneumo.data.cache_entries import DOWNLOADED, IN_USE
 from pneumo.data.dataset import open_dataset
 from pneumo.data.download import CHUNK, SOURCES, Source
 from pneumo.errors import Mistake
-from tests.server import serving
+from tests.support.http_server import serving
 
 PATH = "/files/xrays.zip"
 

@@ -20,8 +20,9 @@ from pneumo.errors import Mistake
 from pneumo.intervals import metric_intervals
 from pneumo.models import probabilities
 from pneumo.overlap import Overlap
-from tests.conftest import store_in
-from tests.studies import (
+from tests.support.commands import run
+from tests.support.stores import store_in
+from tests.support.studies import (
     EVALUATED,
     EVIDENCE,
     INTERVALS,
@@ -34,7 +35,6 @@ from tests.studies import (
     tags,
     text,
 )
-from tests.test_command_line import run
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ from pneumo.data.dataset import open_dataset
 from pneumo.explain import GRID, HiResCam
 from pneumo.figures import overlay
 from pneumo.train import train
-from tests.conftest import SHARED
-from tests.weights import FILE, SMALL
+from tests.support.paths import SHARED
+from tests.support.weights import FILE, SMALL
 
 LAST_MAPS = {"cnn": "conv_2", "mobilenet": "conv_pw_13_relu", "resnet50v2": "post_relu"}
 

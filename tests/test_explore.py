@@ -13,8 +13,8 @@ from PIL import Image
 
 from pneumo import explore, survey
 from pneumo.data.dataset import Dataset, open_dataset
-from tests.studies import files, tags, text
-from tests.test_command_line import run
+from tests.support.commands import run
+from tests.support.studies import files, tags, text
 
 ARTIFACTS = {
     *("explore.html", "numbers.json", "files.csv", "duplicates.csv"),

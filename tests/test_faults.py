@@ -17,8 +17,9 @@ from pneumo.data import cache, pixels
 from pneumo.errors import Mistake
 from pneumo.process import ProcessId, _boot_id
 from pneumo.study import await_others, end_dead, is_dead, open_storage
-from tests.services import free_port
-from tests.studies import tags, until
+from tests.support.commands import ended_process
+from tests.support.services import free_port
+from tests.support.studies import tags, until
 
 PASSWORD = "open-sesame"
 
@@ -142,14 +143,6 @@ def test_a_trial_has_one_run(store, parent):
 
 
 POSTGRESQL = "postgresql://me@127.0.0.1:1/x"  # which nothing here opens
-
-
-def ended_process() -> ProcessId:
-    """A process of this machine that has ended."""
-    process = subprocess.Popen(["true"])
-    identity = ProcessId.from_pid(process.pid)
-    process.wait()
-    return identity
 
 
 def other_processes() -> dict[str, ProcessId]:

@@ -22,8 +22,8 @@ from pneumo.perturb import EACH, perturbed
 from pneumo.study import Plan
 from pneumo.train import train
 from pneumo.tune import tune
-from tests.conftest import ROOT
-from tests.weights import SMALL
+from tests.support.paths import ROOT
+from tests.support.weights import SMALL
 
 
 @pytest.fixture(scope="module")

@@ -5,17 +5,15 @@ PNEUMO_FUZZ multiplies the number of examples.
 
 import argparse
 import io
-import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from contextlib import redirect_stderr
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -23,32 +21,15 @@ from pneumo.__main__ import _parser, main
 from pneumo.config import RunConfig
 from pneumo.data import index
 from pneumo.data.pixels import UnreadableImage, decode
-from pneumo.errors import LONGEST, Mistake, is_text, shown
-from tests.bad.images import READABLE, UNREADABLE, file_of
-from tests.conftest import ROOT
+from pneumo.errors import Mistake, is_text
+from tests.bad.images import READABLE, UNREADABLE
+from tests.support.fuzzing import NASTY, examples, is_one_line, result
+from tests.support.images import file_of
+from tests.support.paths import ROOT
 
-TIMES = int(os.environ.get("PNEUMO_FUZZ", "1"))
 HEAVY = ("tensorflow", "keras", "mlflow", "optuna")
 
 
-def examples(count: int):
-    """The same examples each time, unless many more are asked for."""
-    return settings(
-        max_examples=count * TIMES,
-        derandomize=TIMES == 1,
-        deadline=None,
-        database=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    )
-
-
-NASTY = [
-    *("nan", "-inf", "1e400", "1e-400", "-0", "0x10", "1_000", "+1", " 1 ", "1.0", "9" * 5_000),
-    *("²", "٣", "１２８", "\0", "a\0b", "a\nb", "\r\n", "\u2028", "\x1b[2J", "\udcff", "\ud800"),
-    *("~", "~nobody-here", "-", "--", "-h", "--help", "%s", "%(prog)s", "{}", "@file", "'", '"'),
-    *("none", "0-0", "1-2-3-4-5", "-".join("9" * 2_000), "..", "a/b", "models:/", "x" * 5_000),
-    *("\N{RIGHT-TO-LEFT OVERRIDE}", "\N{NO-BREAK SPACE}", "é", "e\u0301", "🫁", "None", "True"),
-]
 TEXT = st.one_of(
     st.sampled_from(NASTY),
     st.text(st.characters(), max_size=30),  # which has surrogates
@@ -61,18 +42,6 @@ ANYTHING = st.one_of(
     *(st.none(), st.booleans(), st.integers(), st.floats(), st.binary(max_size=9)),
     st.lists(st.one_of(st.integers(), TEXT), max_size=6),
 )
-
-
-def result(call: Callable, *arguments) -> object:
-    """What a call gives, or the refusal that it raises."""
-    try:
-        return call(*arguments)
-    except (Mistake, UnreadableImage) as refusal:
-        return refusal
-
-
-def is_one_line(message: str) -> bool:
-    return is_text(message) and len(message) <= LONGEST and message == shown(message, LONGEST)
 
 
 @examples(400)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pneumo.data.archive import unpack
 from pneumo.errors import Mistake
-from tests.test_fuzz import NASTY, examples, is_one_line, result
+from tests.support.fuzzing import NASTY, examples, is_one_line, result
 
 PARTS = st.one_of(
     st.sampled_from(["..", ".", "", "a", "A", "train", "C:", "\\", "..\\", "e\u0301", "é", *NASTY]),

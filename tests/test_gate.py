@@ -10,13 +10,10 @@ from scipy.special import expit
 from pneumo import evaluate
 from pneumo.promote import Held, Margins, best_of, gate
 from tests.benchmarks.gate import DRIFT, decide, drifting, shares_of_equals
+from tests.support.decisions import COMPARED
 
 PATIENTS = 400
 MARGINS = Margins(0.02, 0.05)
-DIFFERENCES = {
-    f"{name}_difference{end}" for name in ("auc", "sensitivity") for end in ("", "_low", "_high")
-}
-COMPARED = DIFFERENCES | {"champion_alone_right", "candidate_alone_right"}
 
 
 def held(separation: float, title: str = "m version 1", seed: int = 0, **changes) -> Held:

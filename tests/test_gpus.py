@@ -13,9 +13,9 @@ import yaml
 from pneumo import tracking
 from pneumo.launch import share_of
 from pneumo.parallel import gpus
-from tests.conftest import ROOT
-from tests.studies import until
-from tests.test_command_line import run_here
+from tests.support.commands import run_here
+from tests.support.paths import ROOT
+from tests.support.studies import until
 
 
 class Driver(ModuleType):

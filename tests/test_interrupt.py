@@ -9,7 +9,7 @@ import pytest
 
 from pneumo import interrupt
 from pneumo.console import track
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(autouse=True)

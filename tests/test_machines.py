@@ -16,7 +16,8 @@ from pneumo.study import Goal, Plan, await_others, begin, find, is_dead, open_st
 from pneumo.trial import run_trial
 from pneumo.tune import search
 from pneumo.work import search_trials
-from tests.studies import (
+from tests.support.commands import start
+from tests.support.studies import (
     BASE,
     SMALL,
     SUBJECT,
@@ -31,8 +32,7 @@ from tests.studies import (
     text,
     until,
 )
-from tests.terminal import watch
-from tests.test_command_line import start
+from tests.support.terminal import watch
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 from pneumo import models
 from pneumo.backbones import BACKBONES, Backbone
 from pneumo.config import RunConfig
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 1), np.uint8)
 FIRST_CONVOLUTION = {"cnn": "conv_1", "mobilenet": "conv1", "resnet50v2": "conv1_conv"}

@@ -17,8 +17,8 @@ from pneumo.data.dataset import open_dataset
 from pneumo.evaluate import evaluate
 from pneumo.intervals import metric_intervals
 from pneumo.promote import promote
-from tests.handmade import SIDE, register, run_of, write_images
-from tests.studies import files, tags, text
+from tests.support.handmade import SIDE, register, run_of, write_images
+from tests.support.studies import files, tags, text
 
 pytestmark = pytest.mark.slow
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from pneumo import parallel
 from pneumo.parallel import AHEAD, in_batches, in_threads
-from tests.conftest import ROOT
-from tests.studies import until
-from tests.test_command_line import start
+from tests.support.commands import start
+from tests.support.paths import ROOT
+from tests.support.studies import until
 
 TAKEN = AHEAD * cpu_count()  # items that are at most taken before the caller has had a result
 SOON = 15  # seconds to end after a signal, of which 3 are allowed and the rest is for slow machines

@@ -1,5 +1,3 @@
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,14 +5,7 @@ from PIL import Image
 from pneumo.data.dataset import open_dataset
 from pneumo.data.pixels import UnreadableImage, decode
 from pneumo.errors import Mistake
-
-RAMP = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))  # dark left, bright right
-
-
-def file_of(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format=kind, **options)
-    return file.getvalue()
+from tests.support.images import RAMP, file_of
 
 
 def test_grey_pixels_stay_as_they_are():

@@ -18,8 +18,8 @@ from pneumo.data.pixels import decode
 from pneumo.errors import Mistake
 from pneumo.explain import HiResCam
 from pneumo.figures import overlay
-from tests.studies import tags
-from tests.test_command_line import run, run_here, start
+from tests.support.commands import run, run_here, start
+from tests.support.studies import tags
 
 HEADER = ["path", "probability", "label", "threshold", "model_version", "model_id", "error"]
 MODEL = "models:/pneumonia-sample@challenger"

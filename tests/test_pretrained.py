@@ -8,9 +8,9 @@ import pytest
 from pneumo import models, pretrained
 from pneumo.config import RunConfig
 from pneumo.errors import Mistake
-from tests.conftest import SHARED
-from tests.server import serving
-from tests.weights import FILE, SMALL, network, write
+from tests.support.http_server import serving
+from tests.support.paths import SHARED
+from tests.support.weights import FILE, SMALL, network, write
 
 
 @pytest.fixture(autouse=True)

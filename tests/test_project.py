@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pneumo.__main__ import _parser
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text())

@@ -6,9 +6,17 @@ import signal
 
 import pytest
 
-from tests.studies import LIMIT, SMALL, at_work, children, counted, require_whole, run_of, until
-from tests.test_command_line import run, start
-from tests.test_workers import lives
+from tests.support.commands import lives, run, start
+from tests.support.studies import (
+    LIMIT,
+    SMALL,
+    at_work,
+    children,
+    counted,
+    require_whole,
+    run_of,
+    until,
+)
 
 cluster_utils = pytest.importorskip(
     "ray.cluster_utils", reason="needs Ray, an extra: .ci/run tests it in an environment of its own"

@@ -19,9 +19,10 @@ from pneumo.__main__ import main
 from pneumo.config import RunConfig
 from pneumo.data.dataset import open_dataset
 from pneumo.data.download import Source
-from tests import handmade
-from tests.conftest import ROOT, store_in
-from tests.services import git_daemon, mlflow_ui
+from tests.support import handmade
+from tests.support.paths import ROOT
+from tests.support.services import git_daemon, mlflow_ui
+from tests.support.stores import store_in
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
@@ -43,7 +44,7 @@ ELSEWHERE = {
     "uv && mlflow run . -e test": (".ci/run", "README.md"),
     "-P workers=2": ("tests/test_workers.py", '"--workers", "2"'),
     "-P launcher=ray": ("tests/test_ray.py", '"--launcher", "ray"'),
-    "mlflow models serve": ("tests/services.py", '"models", "serve"'),
+    "mlflow models serve": ("tests/support/services.py", '"models", "serve"'),
     "base64 <": ("tests/test_serve.py", "base64 <"),
 }
 HERE = {"mlflow ui", "--experiment-name", "GIT_ADDRESS"}  # in tests of their own

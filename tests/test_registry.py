@@ -14,12 +14,12 @@ from pneumo.data import cache
 from pneumo.data.dataset import open_dataset
 from pneumo.errors import Mistake
 from pneumo.promote import promote, roll_back
-from tests.conftest import store_in
-from tests.handmade import register, run_of, write_images
-from tests.services import mlflow_server, postgresql
-from tests.studies import METRICS, predictions, tags, text
-from tests.test_command_line import run, run_here, start
-from tests.test_gate import COMPARED
+from tests.support.commands import run, run_here, start
+from tests.support.decisions import COMPARED, aliases, last_promotion
+from tests.support.handmade import register, run_of, write_images
+from tests.support.services import mlflow_server, postgresql
+from tests.support.stores import store_in
+from tests.support.studies import METRICS, predictions, tags, text
 
 pytestmark = pytest.mark.slow
 
@@ -62,21 +62,6 @@ def runs(client, images):
 def name(request) -> str:
     """A registered model of a test's own."""
     return request.node.originalname
-
-
-def aliases(client, name) -> dict[str, int]:
-    found = client.get_registered_model(name).aliases
-    return {alias: int(version) for alias, version in found.items()}
-
-
-def last_promotion(client, name):
-    """The latest decision about a model."""
-    found = client.search_runs(
-        ["0"],
-        f"tags.`pneumo.kind` = 'promote' and tags.`pneumo.model` = '{name}'",
-        order_by=["attributes.start_time DESC"],
-    )
-    return found[0]
 
 
 def promoted(name, images, candidate="challenger") -> bool:

@@ -23,8 +23,8 @@ from pneumo.study import (
     warn_of_other_commit,
 )
 from pneumo.tune import Outcome, show, tune
-from tests.conftest import store_in
-from tests.studies import BASE, TINY, run_study, tags, text
+from tests.support.stores import store_in
+from tests.support.studies import BASE, TINY, run_study, tags, text
 
 pytestmark = pytest.mark.slow
 

@@ -19,9 +19,9 @@ from pneumo.errors import Mistake, without_passwords
 from pneumo.experiment import Experiment
 from pneumo.study import Plan
 from pneumo.tune import tune
-from tests.services import free_port, mlflow_server, postgresql
-from tests.studies import BASE, SMALL, TINY, text
-from tests.test_command_line import run, run_here
+from tests.support.commands import run, run_here
+from tests.support.services import free_port, mlflow_server, postgresql
+from tests.support.studies import BASE, SMALL, TINY, text
 
 USER, PASSWORD = "warden", "p@ss/w:rd-4711"  # of the database
 READER, WORD = "reader", "Sesame & 0815"  # of MLflow's server

@@ -24,9 +24,10 @@ from pneumo.data.dataset import open_dataset
 from pneumo.data.pixels import UnreadableImage
 from pneumo.predict import predict
 from pneumo.serve import file_bytes
-from tests.conftest import ROOT, copy_of
-from tests.services import model_server
-from tests.test_pixels import RAMP, file_of
+from tests.support.images import RAMP, file_of
+from tests.support.paths import ROOT
+from tests.support.services import model_server
+from tests.support.stores import copy_of
 
 MODEL = "models:/pneumonia-sample@champion"
 

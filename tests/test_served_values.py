@@ -18,8 +18,8 @@ from PIL import Image
 
 from pneumo.data.pixels import UnreadableImage
 from pneumo.serve import COLUMNS, PneumoniaModel, file_bytes
-from tests.handmade import SIDE, looking
-from tests.test_fuzz import examples
+from tests.support.fuzzing import examples
+from tests.support.handmade import SIDE, looking
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA", "JPEG2000")
 

@@ -8,9 +8,9 @@ import pytest
 from pneumo import models, skew, tracking
 from pneumo.config import RunConfig
 from pneumo.data.dataset import open_dataset
-from tests import handmade
-from tests.studies import EVIDENCE, INTERVALS, METRICS, files, predictions
-from tests.test_command_line import run_here
+from tests.support import handmade
+from tests.support.commands import run_here
+from tests.support.studies import EVIDENCE, INTERVALS, METRICS, files, predictions
 
 
 @pytest.fixture(scope="module", params=[(1, False), (2, True)])

@@ -32,8 +32,8 @@ from pneumo.perturb import BLURRED, EACH, perturbed
 from pneumo.study import Goal, Plan, StudyStopped, begin, open_storage
 from pneumo.tune import show, tune
 from pneumo.work import search_trials
-from tests.conftest import store_in
-from tests.studies import (
+from tests.support.stores import store_in
+from tests.support.studies import (
     BASE,
     EPOCH,
     EVALUATED,
@@ -50,7 +50,7 @@ from tests.studies import (
     tags,
     text,
 )
-from tests.weights import FILE, SMALL
+from tests.support.weights import FILE, SMALL
 
 pytestmark = pytest.mark.slow
 

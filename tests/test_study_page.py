@@ -22,8 +22,8 @@ from pneumo.pages import with_interval
 from pneumo.study import Goal, Plan
 from pneumo.study_page import DONE, RUNNING, STOPPED, Report, StudyPage
 from pneumo.tune import tune
-from tests.conftest import store_in
-from tests.studies import children, files, predictions, text
+from tests.support.stores import store_in
+from tests.support.studies import children, files, predictions, text
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from pneumo.data import index
 from pneumo.data.dataset import open_dataset
 from pneumo.data.subset import write_subset
 from pneumo.errors import Mistake
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 HALF = ROOT / "experiments" / "test_half.txt"
 # The test images of 0000 to 0003 of the sample's first counter, and of two of its sick patients

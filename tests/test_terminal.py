@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from pneumo.console import quiet_if_well, uncollected
-from tests.conftest import ROOT
-from tests.terminal import Seen, watch
+from tests.support.paths import ROOT
+from tests.support.terminal import Seen, watch
 
 STUDY = """
 import time

@@ -7,9 +7,9 @@ import pytest
 
 from pneumo import cluster, tracking
 from pneumo.errors import Mistake
-from tests.server import serving
-from tests.services import Authority, mlflow_server
-from tests.test_command_line import run, run_here
+from tests.support.commands import run, run_here
+from tests.support.http_server import serving
+from tests.support.services import Authority, mlflow_server
 
 INSECURE = "MLFLOW_TRACKING_INSECURE_TLS"
 ADVICE = (

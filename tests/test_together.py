@@ -16,9 +16,9 @@ import pytest
 from pneumo import tracking
 from pneumo.data import archive, cache
 from pneumo.errors import Mistake
-from tests.handmade import write_images
-from tests.studies import LIMIT, SMALL, at_work, until
-from tests.test_command_line import run, start
+from tests.support.commands import run, start
+from tests.support.handmade import write_images
+from tests.support.studies import LIMIT, SMALL, at_work, until
 
 
 @pytest.mark.parametrize("build", [lambda _: None, lambda it: it.mkdir(parents=True)])

@@ -14,7 +14,7 @@ from pneumo.features import VIEWS
 from pneumo.feed import Feed, Pixels
 from pneumo.perturb import BLURRED, EACH, perturbed
 from pneumo.train import Phase, TrainingDiverged, class_weights, phases, train
-from tests.weights import SMALL
+from tests.support.weights import SMALL
 
 CONFIG = RunConfig(image_size=32, epochs=3, dense_widths=(16,), augment_strength=1.0)
 

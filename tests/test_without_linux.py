@@ -10,8 +10,8 @@ import optuna
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT
-from tests.studies import LIMIT, SMALL, children, counted, run_of
+from tests.support.paths import ROOT
+from tests.support.studies import LIMIT, SMALL, children, counted, run_of
 
 # Reads `/proc` in each way that Python has, from a file of that name
 READING = """
@@ -73,7 +73,7 @@ print(json.dumps(codes))
 
 def without_linux(folder, code: str, *arguments: str) -> subprocess.CompletedProcess:
     """Python code in a process of its own, which has nothing that only Linux has."""
-    paths = (ROOT / "tests" / "without_linux", ROOT)
+    paths = (ROOT / "tests" / "support" / "without_linux", ROOT)
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(map(str, paths)),

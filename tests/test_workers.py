@@ -5,19 +5,18 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 
 import mlflow
 import optuna
-import psutil
 import pytest
 
 from pneumo import launch
 from pneumo.experiment import load_experiment
 from pneumo.study import Goal, Plan, StudyStopped, begin, open_storage
 from pneumo.tune import search, tune
-from tests.conftest import ROOT
-from tests.studies import (
+from tests.support.commands import lives, processes, run, start
+from tests.support.paths import ROOT
+from tests.support.studies import (
     SMALL,
     TINY,
     at_work,
@@ -28,31 +27,12 @@ from tests.studies import (
     run_of,
     until,
 )
-from tests.terminal import watch
-from tests.test_command_line import run, start
+from tests.support.terminal import watch
 
 pytestmark = pytest.mark.slow
 
 SHORT = ["--epochs", "3", *SMALL]
 NIGHT = ["--study", "night", "--workers", "2"]
-
-
-def processes(parent: int) -> list[int]:
-    """The workers of a driver: those of its children that run the command `worker`."""
-    found = []
-    with suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(parent).children():
-            with suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
-                if "worker" in child.cmdline():
-                    found.append(child.pid)
-    return found
-
-
-def lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_the_driver_needs_no_tensorflow():

@@ -6,7 +6,6 @@ import json
 import marshal
 import pickle
 import shutil
-import sqlite3
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -17,13 +16,12 @@ from pathlib import Path
 import h5py
 import keras
 import mlflow
-from mlflow.cli import gc
 
 from pneumo.data.dataset import open_dataset
 from tests.bad import Case
-from tests.conftest import store_in
-from tests.handmade import SIDE, looking, register, run_of, write_images
-from tests.weights import network, write
+from tests.support.handmade import SIDE, looking, register, run_of, write_images
+from tests.support.stores import copy_stores, files_of, remove_runs, store_in
+from tests.support.weights import network, write
 
 RAN = "it-ran"  # the file that a payload leaves in the working directory
 
@@ -76,25 +74,6 @@ def stores(folder: Path) -> Stored:
     mlflow.set_tracking_uri(uri)
     copy_stores(original, folder)
     return stored
-
-
-def copy_stores(original: Path, folder: Path) -> None:
-    """Copy MLflow's stores of one folder to another, whose paths they then name."""
-    shutil.copytree(original / "mlruns", folder / "mlruns")
-    with sqlite3.connect(original / "mlflow.db") as source:
-        script = "\n".join(source.iterdump()).replace(f"{original}/mlruns", f"{folder}/mlruns")
-    source.close()
-    copy, target = sqlite3.connect(":memory:"), sqlite3.connect(folder / "mlflow.db")
-    copy.executescript(script)
-    copy.backup(target)
-    copy.close()
-    target.close()
-
-
-def files_of(folder: Path, model_id: str) -> Path:
-    """Where the files of a model lie."""
-    [place] = folder.rglob(f"{model_id.removeprefix('models:/')}/artifacts")
-    return place
 
 
 def evaluates(stored: Stored, model: str) -> list[str]:
@@ -234,16 +213,8 @@ def all_gone(place: Path) -> None:
 def without_its_trial(_: Path) -> None:
     """Remove all runs for good, as people do who need the room."""
     client = mlflow.MlflowClient()
-    remove(*(run.info.run_id for run in client.search_runs(["0"], "tags.`pneumo.kind` = 'trial'")))
-
-
-def remove(*run_ids: str) -> None:
-    """Delete runs and have `mlflow gc` remove them from the current store."""
-    client = mlflow.MlflowClient()
-    for run_id in run_ids:
-        client.delete_run(run_id)
-    store = ["--backend-store-uri", mlflow.get_tracking_uri()]
-    gc.main([*store, "--run-ids", ",".join(run_ids)], standalone_mode=False)
+    trials = client.search_runs(["0"], "tags.`pneumo.kind` = 'trial'")
+    remove_runs(*(run.info.run_id for run in trials))
 
 
 CHANGED = r"must be those that were registered, digest .* do not use this version"

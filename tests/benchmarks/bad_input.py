@@ -15,7 +15,8 @@ from collections import Counter
 from pathlib import Path
 
 from tests.bad import Case
-from tests.conftest import ROOT, store_in
+from tests.support.paths import ROOT
+from tests.support.stores import store_in
 from tests.test_bad_input import CASES, MODELS
 
 MOST_SECONDS, MOST_MEBIBYTES = 30, 2048

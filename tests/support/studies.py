@@ -15,7 +15,8 @@ from pneumo.config import RunConfig
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.study import Plan
 from pneumo.tune import Outcome, tune
-from tests.conftest import ROOT
+from tests.support import environment  # noqa: F401
+from tests.support.paths import ROOT
 
 BASE = RunConfig(image_size=32, epochs=2, dense_widths=(32,))
 SMALL = ["--image_size", "32", "--dense_widths", "32"]  # the flags of a network as small

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pyte
 
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 
 @dataclass

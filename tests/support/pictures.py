@@ -1,6 +1,6 @@
 """Takes the README's pictures, of a study of the synthetic sample.
 
-python -m tests.pictures .github/pictures
+python -m tests.support.pictures .github/pictures
 """
 
 import argparse
@@ -19,9 +19,9 @@ from pneumo.experiment import load_experiment
 from pneumo.explore import explore
 from pneumo.study import Plan
 from pneumo.tune import Outcome, show, tune
-from tests.browser import WINDOW, chromium, walk
-from tests.conftest import store_in
-from tests.services import mlflow_server
+from tests.support.browser import WINDOW, chromium, walk
+from tests.support.services import mlflow_server
+from tests.support.stores import store_in
 
 COLOURS = 128  # of a picture: a fifth of the bytes, and nothing to be seen of it
 STEPS = {"3-study": "run", "5-compare": "compare", "8-model": "model"}

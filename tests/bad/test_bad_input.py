@@ -4,16 +4,10 @@ import mlflow
 import pytest
 
 from pneumo.__main__ import main
-from tests.bad.archives import CASES as ARCHIVES
-from tests.bad.configurations import CASES as CONFIGURATIONS
-from tests.bad.datasets import CASES as DATASETS
-from tests.bad.images import CASES as IMAGES
-from tests.bad.models import CASES as MODELS
+from tests.bad.cases import CASES, MODELS
 from tests.bad.models import RAN
 from tests.bad.xrays import prepare, xrays
 from tests.support.stores import store_in
-
-CASES = [*ARCHIVES, *CONFIGURATIONS, *DATASETS, *IMAGES]
 
 
 @pytest.fixture(scope="module")

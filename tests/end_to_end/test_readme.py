@@ -42,10 +42,10 @@ EXPERIMENT, DIMENSION, _, SOURCE, NOTEBOOK = (it for language, it in BLOCKS if l
 ELSEWHERE = {
     "uv && mlflow run . -e tune": (".ci/run", "README.md"),
     "uv && mlflow run . -e test": (".ci/run", "README.md"),
-    "-P workers=2": ("tests/test_workers.py", '"--workers", "2"'),
-    "-P launcher=ray": ("tests/test_ray.py", '"--launcher", "ray"'),
+    "-P workers=2": ("tests/end_to_end/test_workers.py", '"--workers", "2"'),
+    "-P launcher=ray": ("tests/end_to_end/test_ray.py", '"--launcher", "ray"'),
     "mlflow models serve": ("tests/support/services.py", '"models", "serve"'),
-    "base64 <": ("tests/test_serve.py", "base64 <"),
+    "base64 <": ("tests/end_to_end/test_serve.py", "base64 <"),
 }
 HERE = {"mlflow ui", "--experiment-name", "GIT_ADDRESS"}  # in tests of their own
 

@@ -4,8 +4,8 @@ from tests.bad.archives import CASES as ARCHIVES
 from tests.bad.configurations import CASES as CONFIGURATIONS
 from tests.bad.datasets import CASES as DATASETS
 from tests.bad.images import CASES as IMAGES
-from tests.bad.models import CASES as MODELS
+from tests.bad.models import CASES as STORED
+from tests.bad.weights import CASES as WEIGHTS
 
 CASES = [*ARCHIVES, *CONFIGURATIONS, *DATASETS, *IMAGES]
-
-__all__ = ["CASES", "MODELS"]
+MODELS = [*STORED, *WEIGHTS]

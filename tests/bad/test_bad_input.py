@@ -5,7 +5,7 @@ import pytest
 
 from pneumo.__main__ import main
 from tests.bad.cases import CASES, MODELS
-from tests.bad.models import RAN
+from tests.bad.payloads import RAN
 from tests.bad.xrays import prepare, xrays
 from tests.support.stores import store_in
 

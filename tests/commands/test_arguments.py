@@ -1,23 +1,16 @@
-"""The commands as a person gives them: processes of their own, and what they leave behind."""
+"""What is wrong with a command, said in one line, and its help."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 
-import mlflow
-import numpy as np
-import optuna
 import pytest
-from PIL import Image
-from scipy.special import expit
 
-from pneumo import models, registry
 from pneumo.__main__ import main
-from pneumo.perturb import EACH, perturbed
-from tests.support.commands import mlflow_run, run, start
+from tests.support.commands import run
 from tests.support.paths import ROOT
+from tests.support.studies import tags
 
 HEAVY = ("tensorflow", "keras", "mlflow", "optuna", "pandas", "numpy")
 
@@ -145,164 +138,24 @@ def test_a_mistake_found_late_leaves_no_run_running(store, folder):
 
 
 @pytest.mark.slow
-def test_prepare(store, folder):
-    Image.new("L", (8, 8)).save(folder / "train" / "NORMAL" / "scan.png")
-    (folder / "train" / "NORMAL" / "IM-9999-0001.jpeg").write_bytes(b"no image")
-    code, output, errors = run("prepare", "--data", str(folder), "--image_size", "32")
-    assert (code, errors) == (0, "")
-    assert "val 82 images, 1 unreadable, 1 of unknown patients" in output
-    [prepared] = store.search_runs(["0"])
-    assert prepared.info.status == "FINISHED"
-    assert {k: v for k, v in prepared.data.tags.items() if k.startswith("pneumo.")} == {
-        "pneumo.kind": "prepare",
-        "pneumo.data": "xrays",
-        "pneumo.data_digest": prepared.inputs.dataset_inputs[0].dataset.digest,
-        "pneumo.synthetic": "false",
-        "pneumo.patients": "unknown",
-    }
-    table = mlflow.artifacts.load_text(f"runs:/{prepared.info.run_id}/data/unreadable.csv")
-    assert table == (
-        "path,reason\ntrain/NORMAL/IM-9999-0001.jpeg,no image format that can be read\n"
-    )
-
-
-@pytest.mark.slow
-def test_train(store):
-    flags = "--experiment tune --epochs 2 --image_size 32 --dense_widths none --seed 3"
-    code, output, errors = run("train", *flags.split(), "--model_name", "mine")
-    assert (code, errors) == (0, "")
-    assert "registered mine version 1 as @challenger" in output
-    command, trial = sorted(store.search_runs(["0"]), key=lambda run: run.info.start_time)
-    assert command.data.tags["pneumo.kind"] == "train"
-    assert command.data.metrics == {}
-    assert command.data.params == {}
-    assert trial.data.tags["mlflow.parentRunId"] == command.info.run_id
-    assert trial.data.tags["pneumo.kind"] == "trial"
-    assert not any(tag.startswith("optuna.") for tag in trial.data.tags)
-    assert trial.data.params["seed"] == "3"
-    assert trial.data.params["dense_widths"] == "none"
-    assert not any(name.startswith("test_") for name in trial.data.metrics)
-    assert {command.info.status, trial.info.status} == {"FINISHED"}
-    version = store.get_model_version_by_alias("mine", "challenger")
-    assert version.run_id == trial.info.run_id
-
-
-@pytest.mark.slow
-def test_what_is_registered_is_the_mean_of_all_members_and_their_mirror_images(store, sample):
-    flags = "--members 2 --mirror on --threshold_rule midpoint --epochs 2 --image_size 32"
-    code, output, errors = run("train", *flags.split(), "--model_name", "mine")
-    assert (code, errors) == (0, "")
-    [trial] = store.search_runs(["0"], "tags.`pneumo.kind` = 'trial'")
-    history = store.get_metric_history(trial.info.run_id, "epoch/val_auc")
-    assert [point.step for point in history] == [1, 2, 3, 4]
-    model = registry.load("models:/mine@challenger")
-    members = models.members_of(model.keras_model)
-    assert len(members) == 2
-
-    def logits(images):
-        views = (images, images[:, :, ::-1])
-        return np.mean([models.logits(it, view) for it in members for view in views], axis=0)
-
-    val = sample.decode(32, 0).split("val")
-    divisor = model.settings["temperature"]
-    changed = logits(perturbed(val, EACH).images) / divisor
-    means = [changed[val.labels == label].mean() for label in (0, 1)]
-    assert model.settings["threshold"] == pytest.approx(expit(np.mean(means)), abs=1e-6)
-    assert trial.data.metrics["val_threshold"] == model.settings["threshold"]
-    table = mlflow.artifacts.load_text(f"runs:/{trial.info.run_id}/val/predictions.csv")
-    found = [float(line.rpartition(",")[2]) for line in table.splitlines()[1:]]
-    assert found == pytest.approx(expit(logits(val.images) / divisor), abs=1e-6)
-
-
-LONG = ["study=night", "epochs=1000", "patience=1000", "image_size=32"]
-
-
-def started_study(store, through_mlflow: bool = False) -> subprocess.Popen:
-    """A study whose first trial is at work, in a process group of its own."""
-    if through_mlflow:
-        process = mlflow_run("tune", *LONG)
-    else:
-        flags = [word for parameter in LONG for word in f"--{parameter}".split("=")]
-        process = start("tune", *flags, start_new_session=True)
-    while not store.search_runs(["0"], "metrics.`epoch/val_auc` > 0"):
-        time.sleep(0.2)
-        assert process.poll() is None, process.stderr.read()
-    return process
-
-
-def runs_of(store) -> list:
-    return sorted(store.search_runs(["0"]), key=lambda run: run.info.start_time)
-
-
-def trials_of(study: str) -> list[optuna.trial.FrozenTrial]:
-    return optuna.load_study(study_name=study, storage=os.environ["PNEUMO_STORAGE"]).trials
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("through_mlflow", [False, True])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_nothing_stays_running(store, number, through_mlflow):
-    process = started_study(store, through_mlflow)
-    os.killpg(process.pid, number)  # as a terminal does
-    output, errors = process.communicate(timeout=60)  # training would take minutes
-    assert process.returncode != 0
-    option = "-P study=night" if through_mlflow else "--study night"
-    assert f"to continue, give the same command with {option}\n" in output
-    assert "pneumo: interrupted" in errors
-    if not through_mlflow:
-        assert process.returncode == 1
-        assert "Traceback" not in errors
-    [ended] = trials_of("night")
-    assert (ended.state.name, ended.user_attrs["error"]) == ("FAIL", "interrupted")
-    study, trial = runs_of(store)
-    assert trial.info.status == "KILLED"
-    # `mlflow run` gives its own run a status of its own
-    assert study.info.status in ({"KILLED", "FAILED"} if through_mlflow else {"KILLED"})
-    assert trial.data.tags["optuna.state"] == "FAIL"
-    assert not store.list_artifacts(trial.info.run_id)
-
-
-@pytest.mark.slow
-def test_what_a_dead_process_left_running_is_ended_by_the_next(store):
-    process = started_study(store)
-    process.kill()
-    output, _ = process.communicate()
-    assert output.startswith("study night\n")
-    assert {run.info.status for run in runs_of(store)} == {"RUNNING"}
-    flags = ["--study", "night", "--epochs", "1000", "--image_size", "32", "--patience", "1000"]
-    process = start("tune", *flags)
-    while len(runs_of(store)) < 4 or "dropout" not in runs_of(store)[3].data.params:
-        time.sleep(0.2)
-        assert process.poll() is None, process.stderr.read()
-    study, dead, resume, trial = runs_of(store)
-    assert dead.info.status == "FAILED"
-    assert dead.data.tags["optuna.state"] == "FAIL"
-    assert [it.state.name for it in trials_of("night")] == ["FAIL", "RUNNING"]
-    assert trial.data.params["dropout"] == dead.data.params["dropout"]  # the baseline again
-    process.send_signal(signal.SIGINT)  # while TensorFlow still traces the model
-    process.communicate(timeout=60)
-    study, dead, resume, trial = runs_of(store)
-    statuses = [run.info.status for run in (study, dead, resume, trial)]
-    assert statuses == ["KILLED", "FAILED", "KILLED", "KILLED"]
-    assert resume.data.tags["pneumo.kind"] == "resume"
-
-
-@pytest.mark.slow
-def test_mlflow_run(store):
-    parameters = ["trials=2", "epochs=1", "seed=5", "image_size=32", "study=night"]
-    process = mlflow_run("tune", *parameters)
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    for told in ("Study night", "0 best", "registered: pneumonia-sample version 1", "mlflow ui"):
-        assert told in output.replace("1 best", "0 best")
-    runs = store.search_runs(["0"])
-    [study] = [run for run in runs if run.data.tags["pneumo.kind"] == "study"]
-    trials = [run for run in runs if run.data.tags["pneumo.kind"] == "trial"]
-    assert len(runs) == 3
-    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {study.info.run_id}
-    # the command's own run, which MLflow made, with the parameters that it gave
-    assert study.data.tags["mlflow.project.entryPoint"] == "tune"
-    assert study.data.params["trials"] == "2"
-    assert study.data.tags["pneumo.study"] == "night"
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    assert {run.data.params["image_size"] for run in trials} == {"32"}
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind", "reason"),
+    [
+        ("tune --data nowhere", 2, "study", "data must be sample, mendeley"),
+        ("train --dropout 7", 2, "train", "dropout must be share of units"),
+        ("explore --data nowhere --depth 3", 2, "explore", "unrecognized arguments: --depth 3"),
+    ],
+)
+def test_a_command_that_fails_early_says_so_in_its_run(
+    store, monkeypatch, arguments, code, kind, reason
+):
+    run = store.create_run("0", run_name="capable-asp-139")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    for variable in ("MAX_RETRIES", "TIMEOUT"):
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", "1")
+    assert main(arguments.split()) == code
+    found = store.get_run(run.info.run_id)
+    assert (found.info.status, found.info.run_name) == ("FAILED", f"{kind}, failed")
+    assert set(tags(found)) == {"pneumo.kind", "pneumo.reason"}
+    assert tags(found)["pneumo.kind"] == kind
+    assert tags(found)["pneumo.reason"].startswith(reason)

@@ -1,9 +1,7 @@
 """`evaluate` as a process of its own, and the evidence that it leaves."""
 
-import io
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 
 import mlflow
@@ -14,9 +12,7 @@ from PIL import Image, ImageOps
 from scipy.special import expit, logit
 from sklearn import metrics
 
-from pneumo import evidence, figures, registry, shortcuts
-from pneumo.data.dataset import open_dataset
-from pneumo.errors import Mistake
+from pneumo import evidence, registry, shortcuts
 from pneumo.intervals import metric_intervals
 from pneumo.models import probabilities
 from pneumo.overlap import Overlap
@@ -277,49 +273,6 @@ def test_what_is_left_without_centre_or_border(stores, sample, on_test):
         assert found["difference"] == pytest.approx(auc - whole, abs=1e-9)
 
 
-def test_a_page_of_a_run_without_study(store, sample, monkeypatch):
-    fields = "--epochs 1 --members 2 --threshold_rule midpoint"
-    code, output, errors = run("train", "--model_name", "mine", *fields.split())
-    assert code == 0, errors
-    code, output, errors = run("evaluate", "--model", "models:/mine/1", "--data", "sample")
-    assert code == 0, errors
-    [made] = store.search_runs(["0"], "tags.`pneumo.kind` = 'evaluate'")
-    page = text(made.info.run_id, "test/evidence.html")
-    assert "One run of experiment cnn, chosen among no others." in page
-    assert "val_auc of each of its 2 members; the temperature" in page
-    assert "the threshold (midway between the classes) from its images" in page
-    assert numbers(made)["test_evaluations"] == 1
-
-
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [
-        ("models:/pneumonia-sample@champion", "got 'models:/pneumonia-sample@champion'"),
-        ("models:/nobody/1", "got 'models:/nobody/1'"),
-        ("models:/m-0", "got 'models:/m-0'"),
-        ("somewhere", "got 'somewhere'"),
-    ],
-)
-def test_a_model_that_is_not_there(study, address, message):
-    with pytest.raises(Mistake, match="model must be models:/NAME@ALIAS") as caught:
-        registry.find(address)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_another_ones_model_is_refused(study):
-    class Other(mlflow.pyfunc.PythonModel):
-        def predict(self, context, model_input: list[str]):
-            return model_input
-
-    with mlflow.start_run():
-        info = mlflow.pyfunc.log_model(name="other", python_model=Other(), pip_requirements=[])
-    mlflow.register_model(info.model_uri, "other")
-    for address in (info.model_uri, "models:/other/1"):
-        with pytest.raises(Mistake, match=f"must be one that pneumo made: '{address}' is another"):
-            registry.find(address)
-
-
 def findings(numbers_there, images, trial) -> str:
     seen = Overlap(total=180, images=0, patients=0, own_test=180, is_own_test=True)
     return " ".join(evidence._findings(numbers_there, images, trial, "test", seen))
@@ -344,72 +297,3 @@ def test_the_published_failure_cannot_be_missed(stores, sample, on_test):
     assert "AUC 0.500 (0.500–0.500) after 0.990" in told
     assert "accuracy 0.625 (0.625–0.625) after 0.974" in told
     assert "sensitivity 1.000" not in told
-
-
-def test_pictures_show_the_errors_furthest_from_the_threshold():
-    count = 20
-    table = pd.DataFrame(
-        {
-            "path": [f"test/NORMAL/IM-{number:04d}-0001.png" for number in range(count)],
-            "label": [0, 1] * (count // 2),
-            "probability": np.linspace(0, 1, count),
-        }
-    )
-    pixels = (
-        np.zeros((count, 8, 8, 1), np.uint8) + np.arange(count, dtype=np.uint8)[:, None, None, None]
-    )
-    asked = []
-
-    def heat_maps(images):
-        asked.append(images)
-        return (images[..., 0] > 10).astype(float)
-
-    figure = figures.worst_errors(table, pixels, 0.5, heat_maps)
-    above, below = figure.subfigs
-    wrong = [10, 12, 14, 16, 18], [1, 3, 5, 7, 9]
-    assert above.get_suptitle() == "PNEUMONIA called NORMAL: 5"
-    assert below.get_suptitle() == "NORMAL called PNEUMONIA: 5"
-    for part, expected in ((above, wrong[1]), (below, wrong[0][::-1])):
-        plain, explained = part.axes[0::2], part.axes[1::2]
-        shown = [int(axes.images[0].get_array()[0, 0]) for axes in plain]
-        assert shown == expected
-        titles = [axes.get_title().split()[0] for axes in plain]
-        assert titles == [f"IM-{number:04d}-0001" for number in expected]
-        for number, axes in zip(expected, explained, strict=True):
-            heat = np.full((8, 8), float(number > 10))
-            picture = figures.overlay(pixels[number, ..., 0], heat)
-            assert (axes.images[0].get_array() == picture).all()
-    assert [len(images) for images in asked] == [5, 5]  # no more than are shown
-    none = figures.worst_errors(table[table["label"] == 0], pixels, 1.01, heat_maps)
-    assert [part.get_suptitle()[-2:] for part in none.subfigs] == [" 0", " 0"]
-    Image.open(io.BytesIO(figures.png(none))).verify()
-
-
-def test_learning_curves_are_those_of_the_run(stores):
-    study, client = stores
-    best = study.study.best_trial
-    epochs = evidence.tracking.read_epochs(best.user_attrs["run_id"])
-    assert set(epochs) == {"loss", "auc", "val_loss", "val_auc"}
-    assert epochs["val_auc"].to_dict() == best.intermediate_values
-    figure = figures.learning_curves(epochs)
-    assert figure.axes[0].get_title() == "Loss, both classes weighing the same"
-    for axes, name in zip(figure.axes, ("loss", "auc"), strict=True):
-        lines = {line.get_label(): line for line in axes.lines}
-        assert list(lines["training"].get_ydata()) == list(epochs[name])
-        assert list(lines["val"].get_ydata()) == list(epochs[f"val_{name}"])
-    Image.open(io.BytesIO(figures.png(figure))).verify()
-
-
-def test_duplicates_and_copies_elsewhere_are_counted(folder):
-    shutil.copytree(folder / "test", folder / "chest_xray" / "test")  # as in Kaggle's archive
-    first, second, *_ = sorted((folder / "test" / "NORMAL").iterdir())
-    second.write_bytes(first.read_bytes())
-    dataset = open_dataset(str(folder), needs=("test",))
-    copies = sum(1 for _ in (folder / "chest_xray").rglob("*.png"))
-    assert dataset.census == {
-        "found": 546 + copies,
-        "junk": 0,
-        "elsewhere": copies,
-        "images": 546,
-        "duplicates": 1,
-    }

@@ -1,3 +1,5 @@
+"""Archives: unpacked once, and refused where they are torn or lead out of their folder."""
+
 import io
 import tarfile
 import zipfile

@@ -1,3 +1,5 @@
+"""Downloads: resumed, checked against what is expected, and refused where they lead elsewhere."""
+
 import hashlib
 import subprocess
 import zipfile

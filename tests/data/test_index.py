@@ -1,3 +1,5 @@
+"""The table of a data set's files: splits, classes, patients and the digest of all."""
+
 import os
 import shutil
 import tarfile
@@ -154,3 +156,18 @@ def test_images_to_predict_have_names_that_a_csv_can_hold(tmp_path):
     (tmp_path / os.fsdecode(b"K\xf6ln.png")).write_bytes(b"1")
     with pytest.raises(Mistake, match=r"K\\udcf6ln.png'; rename them"):
         index.find_images(str(tmp_path), tmp_path / "out.csv")
+
+
+def test_duplicates_and_copies_elsewhere_are_counted(folder):
+    shutil.copytree(folder / "test", folder / "chest_xray" / "test")  # as in Kaggle's archive
+    first, second, *_ = sorted((folder / "test" / "NORMAL").iterdir())
+    second.write_bytes(first.read_bytes())
+    dataset = open_dataset(str(folder), needs=("test",))
+    copies = sum(1 for _ in (folder / "chest_xray").rglob("*.png"))
+    assert dataset.census == {
+        "found": 546 + copies,
+        "junk": 0,
+        "elsewhere": copies,
+        "images": 546,
+        "duplicates": 1,
+    }

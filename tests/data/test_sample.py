@@ -1,3 +1,5 @@
+"""The synthetic data set."""
+
 import shutil
 
 from pneumo.data import sample as module

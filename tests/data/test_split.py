@@ -1,3 +1,5 @@
+"""Which patients are for validation, and that none is in two splits."""
+
 import shutil
 from itertools import pairwise
 

@@ -1,77 +1,17 @@
-"""What fails around a study, and what is left of it: stores, disks, processes."""
+"""Processes of a study that have died: what becomes of their trials and runs."""
 
-import os
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import mlflow
 import optuna
 import pytest
-from mlflow.exceptions import MlflowException
 from optuna.trial import TrialState
 
 from pneumo import tracking
-from pneumo.data import cache, pixels
-from pneumo.errors import Mistake
-from pneumo.process import ProcessId, _boot_id
+from pneumo.process import ProcessId
 from pneumo.study import await_others, end_dead, is_dead, open_storage
 from tests.support.commands import ended_process
-from tests.support.services import free_port
-from tests.support.studies import tags, until
-
-PASSWORD = "open-sesame"
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        (
-            f"postgresql://me:{PASSWORD}@127.0.0.1:1/x",
-            "PNEUMO_STORAGE must name a database that can be opened: "
-            "got postgresql://me:***@127.0.0.1:1/x (connection failed: ",
-        ),
-        ("sqlite:////nowhere/optuna.db", "got sqlite:////nowhere/optuna.db (unable to open"),
-        *(
-            (
-                url,
-                "PNEUMO_STORAGE must be the URL of a database, as postgresql://USER@HOST/DATABASE",
-            )
-            for url in (f"me:{PASSWORD}@here", f"nosuch://me:{PASSWORD}@here/x")
-        ),
-    ],
-)
-def test_a_database_that_does_not_open(monkeypatch, url, message):
-    monkeypatch.setenv("PNEUMO_STORAGE", url)
-    with pytest.raises(Mistake) as raised:
-        open_storage()
-    assert message in str(raised.value)
-    assert "\n" not in str(raised.value)
-    assert PASSWORD not in str(raised.value)
-
-
-def test_a_run_is_missing_only_if_the_store_says_so(store, monkeypatch):
-    assert not tracking.exists("0" * 32)
-
-    def fail(run_id):
-        raise MlflowException("the server is away")
-
-    monkeypatch.setattr(mlflow, "get_run", fail)
-    with pytest.raises(MlflowException, match="the server is away"):
-        tracking.exists("0" * 32)
-
-
-def test_a_server_of_mlflow_that_is_not_there(monkeypatch):
-    for name in ("USERNAME", "PASSWORD"):  # which are set on the way
-        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
-    mlflow.set_tracking_uri(f"http://me:{PASSWORD}@127.0.0.1:{free_port()}")
-    with pytest.raises(Mistake) as raised:
-        tracking.connect()
-    assert str(raised.value).startswith(
-        "MLFLOW_TRACKING_URI must name a server that answers: http://127.0.0.1:"
-    )
-    mlflow.set_tracking_uri(None)
+from tests.support.studies import tags
 
 
 @pytest.fixture
@@ -211,30 +151,6 @@ def test_on_other_databases_only_processes_of_this_container_are_judged(monkeypa
     assert not is_dead(ended_process())
 
 
-def test_a_process_that_nobody_has_waited_for_has_ended():
-    process = subprocess.Popen(["true"])
-    identity = ProcessId.from_pid(process.pid)
-    until(lambda: not identity.is_running())
-    assert Path(f"/proc/{process.pid}").exists()  # a zombie
-    process.wait()
-
-
-def test_a_process_without_proc(monkeypatch):
-    monkeypatch.setattr("pneumo.process.Path.read_text", raise_missing)
-    monkeypatch.setattr("pneumo.process.os.readlink", raise_missing)
-    _boot_id.cache_clear()
-    here = ProcessId.current()
-    ended = ended_process()
-    states = here.is_running(), here._replace(start_time="1").is_running(), ended.is_running()
-    _boot_id.cache_clear()
-    assert here[1:4] == ("", "", os.getpid())
-    assert states == (True, False, False)
-
-
-def raise_missing(*_: object) -> None:
-    raise FileNotFoundError
-
-
 def test_a_trial_that_nobody_has_is_dead_after_a_while(store, monkeypatch):
     study = optuna.create_study(storage=open_storage())
     study.ask()
@@ -256,79 +172,3 @@ def test_a_wait_says_what_it_waits_for(store, monkeypatch, capsys):
     line = f"waiting for trial 0, which process {process.pid} on {identity.host} is running\n"
     assert capsys.readouterr().out == line
     assert study.trials[0].state == TrialState.FAIL
-
-
-def test_a_wait_for_mlflow_says_so(monkeypatch, capsys):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
-    tracking.set_up()
-    before = mlflow.get_tracking_uri()
-    address = f"http://127.0.0.1:{free_port()}"
-    mlflow.set_tracking_uri(address)
-    with pytest.raises(MlflowException):
-        mlflow.search_experiments()
-    mlflow.set_tracking_uri(before)
-    said, errors = capsys.readouterr()
-    assert (said, errors) == (
-        f"waiting for MLflow's server at {address}, which does not answer\n",
-        "",
-    )
-
-
-def test_a_wait_for_another_process_says_so(own_cache, monkeypatch, capsys):
-    monkeypatch.setattr(cache, "SILENT_WAIT", 0.05)
-    code = (
-        "import time\nfrom pneumo.data import cache\n"
-        "with cache.lock('pixels/0123'):\n print(flush=True)\n time.sleep(0.5)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
-        other.stdout.readline()  # it holds the lock
-        with cache.lock("pixels/0123"):
-            assert other.wait(10) == 0
-    line = "waiting for another process that works on pixels in the cache\n"
-    assert capsys.readouterr().out == line
-
-
-def test_a_wait_for_the_database_says_so(monkeypatch, capsys):
-    monkeypatch.setenv("PNEUMO_STORAGE", f"postgresql://me:{PASSWORD}@127.0.0.1:{free_port()}/x")
-    with pytest.raises(Mistake):
-        open_storage(patience=2.5)
-    [line] = capsys.readouterr().out.splitlines()
-    assert line.startswith("waiting for Optuna's database at postgresql://me:***@127.0.0.1:")
-    assert line.endswith("/x, 2 s at most")
-
-
-@pytest.fixture
-def small_disk(tmp_path, monkeypatch) -> Path:
-    """A disk of 1 MiB, with the cache on it."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.call(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]):
-        pytest.skip("needs to be root, to make a small disk")
-    monkeypatch.setenv("PNEUMO_CACHE", str(disk))
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)  # a map of pixels may be open
-
-
-@pytest.mark.parametrize("is_full", ["from the start", "meanwhile"])
-def test_a_full_disk_is_said_in_a_line(small_disk, tmp_path, sample, monkeypatch, is_full):
-    files = [sample.base / path for path in sample.rows["path"]]
-    written = []
-    write_at = cache.write_at
-    monkeypatch.setattr(cache, "write_at", lambda *it: written.append(write_at(*it)))
-    if is_full == "meanwhile":
-        plenty = shutil.disk_usage(tmp_path)._replace(free=1 << 40)
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: plenty)
-    with pytest.raises(Mistake) as raised:
-        pixels.load(sample.base, sample.rows, 64, "squash")
-    assert str(raised.value) == (
-        f"the cache needs more disk than is free at {small_disk} (No space left on device for "
-        "pixels): free some, or set PNEUMO_CACHE to a larger disk"
-    )
-    assert len(files) * 64 * 64 > 1 << 20
-    assert bool(written) == (is_full == "meanwhile")
-    assert [it for it in small_disk.rglob("*") if it.is_file()] == [
-        small_disk / "locks" / next((small_disk / "locks").iterdir()).name
-    ]
-    read, _ = pixels.load(sample.base, sample.rows, 16, "squash")  # what fits does
-    assert read.shape == (len(files), 16, 16)

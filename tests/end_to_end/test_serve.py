@@ -21,26 +21,13 @@ from PIL import Image
 
 from pneumo import registry
 from pneumo.data.dataset import open_dataset
-from pneumo.data.pixels import UnreadableImage
 from pneumo.predict import predict
-from pneumo.serve import file_bytes
 from tests.support.images import RAMP, file_of
 from tests.support.paths import ROOT
 from tests.support.services import model_server
 from tests.support.stores import copy_of
 
 MODEL = "models:/pneumonia-sample@champion"
-
-
-def test_files_come_as_bytes_or_base64():
-    file = file_of(Image.fromarray(RAMP))
-    wrapped = base64.encodebytes(file)  # with line ends, as `base64` prints it
-    for value in (file, wrapped, wrapped.decode(), base64.b64encode(file).decode()):
-        assert file_bytes(value) == file
-    assert file_bytes(b"no base64!") == b"no base64!"
-    for value in (None, 1.5, float("nan"), [1]):
-        with pytest.raises(UnreadableImage, match=f"no image file, but {type(value).__name__}"):
-            file_bytes(value)
 
 
 @pytest.fixture(scope="module")

@@ -15,37 +15,9 @@ import pytest
 
 from pneumo import tracking
 from pneumo.data import archive, cache
-from pneumo.errors import Mistake
 from tests.support.commands import run, start
 from tests.support.handmade import write_images
 from tests.support.studies import LIMIT, SMALL, at_work, until
-
-
-@pytest.mark.parametrize("build", [lambda _: None, lambda it: it.mkdir(parents=True)])
-def test_a_cache_that_is_deleted_meanwhile_is_a_mistake(own_cache, build):
-    """Also if the build goes on in a folder of the same name, as for each file of an archive."""
-
-    def build_and_delete(folder: Path) -> None:
-        (folder / "a").touch()
-        shutil.rmtree(own_cache)
-        build(folder)
-
-    with pytest.raises(Mistake, match="was deleted while it was in use; give the same command"):
-        cache.keep("things/1", build_and_delete)
-    kept = cache.keep("things/1", lambda it: (it / "a").touch())
-    assert [it.name for it in kept.parent.iterdir()] == ["1"]
-
-
-def test_what_was_built_from_the_cache_has_gone(own_cache):
-    source = cache.keep("source", lambda folder: (folder / "a").touch())
-    shutil.rmtree(source)
-    with pytest.raises(Mistake, match="was deleted while it was in use; give the same command"):
-        cache.keep("things/1", lambda _: (source / "a").read_bytes())
-
-
-def test_a_file_of_somebody_else_that_is_missing_is_no_matter_of_the_cache(own_cache, tmp_path):
-    with pytest.raises(FileNotFoundError, match="missing"):
-        cache.keep("things/1", lambda _: (tmp_path / "missing").read_bytes())
 
 
 @pytest.fixture(scope="module")

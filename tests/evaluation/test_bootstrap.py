@@ -1,3 +1,5 @@
+"""Samples of patients, and what is compared on them."""
+
 import tracemalloc
 import weakref
 

@@ -1,3 +1,5 @@
+"""Intervals of single metrics, by hand and in simulations."""
+
 import numpy as np
 import pandas as pd
 import pytest

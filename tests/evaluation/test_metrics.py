@@ -1,3 +1,5 @@
+"""Metrics, thresholds, calibration and subgroups, by hand and against scikit-learn."""
+
 import numpy as np
 import pandas as pd
 import pytest

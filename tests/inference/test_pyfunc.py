@@ -20,6 +20,7 @@ from pneumo.data.pixels import UnreadableImage
 from pneumo.serve import COLUMNS, PneumoniaModel, file_bytes
 from tests.support.fuzzing import examples
 from tests.support.handmade import SIDE, looking
+from tests.support.images import RAMP, file_of
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA", "JPEG2000")
 
@@ -128,3 +129,14 @@ def test_odd_and_very_large_values(model, value):
 
 def test_no_value_is_no_answer(model):
     assert answers(model, []) == []
+
+
+def test_files_come_as_bytes_or_base64():
+    file = file_of(Image.fromarray(RAMP))
+    wrapped = base64.encodebytes(file)  # with line ends, as `base64` prints it
+    for value in (file, wrapped, wrapped.decode(), base64.b64encode(file).decode()):
+        assert file_bytes(value) == file
+    assert file_bytes(b"no base64!") == b"no base64!"
+    for value in (None, 1.5, float("nan"), [1]):
+        with pytest.raises(UnreadableImage, match=f"no image file, but {type(value).__name__}"):
+            file_bytes(value)

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -150,19 +149,3 @@ def test_a_study_logs_how_busy_its_gpus_are(driver, store, monkeypatch):
             "power_usage_percentage": 25.0,
         }.items()
     }
-
-
-def test_gpu_memory_grows_unless_it_is_told_not_to(tmp_path):
-    """A stand-in for TensorFlow writes what it finds when it is imported."""
-    (tmp_path / "tensorflow.py").write_text(
-        "import os\nprint(os.environ['TF_FORCE_GPU_ALLOW_GROWTH'])\nraise ImportError\n"
-    )
-    code = "from pneumo.console import import_tensorflow; import_tensorflow()"
-    for given, found in (({}, "true"), ({"TF_FORCE_GPU_ALLOW_GROWTH": "false"}, "false")):
-        process = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", **given},
-            capture_output=True,
-            text=True,
-        )
-        assert process.stdout == f"{found}\n"

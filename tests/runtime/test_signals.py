@@ -1,3 +1,5 @@
+"""Signals: where they are heard, and what they do not break into."""
+
 import os
 import signal
 import subprocess

@@ -1,3 +1,5 @@
+"""How images are varied."""
+
 import numpy as np
 import pytest
 import tensorflow as tf

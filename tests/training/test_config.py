@@ -1,3 +1,5 @@
+"""The settings of a run: their text, their rules, and what is said of a bad value."""
+
 import pytest
 from pydantic import ValidationError
 

@@ -1,3 +1,5 @@
+"""Networks: blocks, depth, head, and the file that they are stored in."""
+
 import re
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""A fit: its phases, the epoch whose weights are kept, and what it leaves behind."""
+
 import gc
 from dataclasses import replace
 
@@ -10,8 +12,6 @@ from sklearn.metrics import log_loss, roc_auc_score
 from pneumo import models
 from pneumo import train as train_module
 from pneumo.config import RunConfig, derived_seed
-from pneumo.features import VIEWS
-from pneumo.feed import Feed, Pixels
 from pneumo.perturb import BLURRED, EACH, perturbed
 from pneumo.train import Phase, TrainingDiverged, class_weights, phases, train
 from tests.support.weights import SMALL
@@ -272,44 +272,6 @@ def test_a_loss_that_is_no_number_ends_the_training(images):
         keras.utils.clear_session()  # else Keras remembers the other
 
 
-def epochs_of(images, shared=False, **fields) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """The batches of three epochs."""
-    config = CONFIG.override(fields)
-    feed = Feed(Pixels(images, config, shared), config)
-    data, found = feed.batches(), []
-    for epoch in range(3):
-        feed.on_epoch_begin(epoch)
-        found.append([(x.numpy(), y.numpy()) for x, y in data])
-    return found
-
-
-def test_batches_hold_every_image_once_in_another_order_each_epoch(images):
-    split = images.split("train")
-    epochs = epochs_of(images, augment_strength=0)
-    pixels, labels = zip(*epochs[0], strict=True)
-    pixels, labels = np.concatenate(pixels), np.concatenate(labels)
-    by_content = {image.tobytes(): label for image, label in zip(pixels, labels, strict=True)}
-    assert by_content == {
-        image.tobytes(): label for image, label in zip(split.images, split.labels, strict=True)
-    }
-    assert len(pixels) == len(split.labels)
-    assert not np.array_equal(pixels, np.concatenate([x for x, _ in epochs[1]]))
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_augmentation_differs_between_epochs_unless_they_share_a_view(images, shared):
-    epochs = [
-        {image.tobytes() for x, _ in batches for image in x}
-        for batches in epochs_of(images, shared, augment_strength=1)
-    ]
-    clean = {image.tobytes() for image in images.split("train").images}
-    assert [len(epoch) for epoch in epochs] == [len(clean)] * 3
-    assert not epochs[1] & (epochs[0] | epochs[2] | clean)
-    assert VIEWS == 2
-    assert (epochs[0] == epochs[2] == clean) == shared
-    assert bool(epochs[0] & (epochs[2] | clean)) == shared
-
-
 def test_what_a_fit_traced_does_not_stay_in_memory(images):
     def traced():
         keras.utils.clear_session()  # collects garbage, too
@@ -320,13 +282,6 @@ def test_what_a_fit_traced_does_not_stay_in_memory(images):
     for _ in range(3):
         fit(images, epochs=1)
     assert traced() == before
-
-
-def test_seeds_have_variations_and_orders_of_their_own(images):
-    [first, *_], [again, *_], [other, *_] = (epochs_of(images, seed=seed) for seed in (1, 1, 2))
-    for (x, _), (same, _), (unlike, _) in zip(first, again, other, strict=True):
-        assert np.array_equal(x, same)
-        assert not np.array_equal(x, unlike)
 
 
 def test_both_classes_weigh_the_same():

@@ -10,21 +10,13 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from pneumo import evidence, tag_names, tracking
-from pneumo.__main__ import main
 from pneumo.config import RunConfig
 from pneumo.errors import Mistake
 from pneumo.experiment import Experiment
-from pneumo.study import (
-    Plan,
-    StudyStopped,
-    how_to_continue,
-    open_storage,
-    storage_address,
-    warn_of_other_commit,
-)
+from pneumo.study import Plan, StudyStopped, how_to_continue, open_storage, warn_of_other_commit
 from pneumo.tune import Outcome, show, tune
 from tests.support.stores import store_in
-from tests.support.studies import BASE, TINY, run_study, tags, text
+from tests.support.studies import BASE, TINY, run_study, text
 
 pytestmark = pytest.mark.slow
 
@@ -78,14 +70,6 @@ def test_a_study_that_mlflow_alone_knows_is_refused(study, client, sample, tmp_p
     )
     assert runs(client) == before
     assert optuna.get_all_study_names(open_storage()) == []
-
-
-def test_the_address_of_the_storage(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PNEUMO_STORAGE", raising=False)
-    assert storage_address() == f"sqlite:///{tmp_path}/optuna.db"
-    monkeypatch.setenv("PNEUMO_STORAGE", "postgresql://me:secret@there/x")
-    assert storage_address() == "postgresql://me:***@there/x"
 
 
 def test_how_to_continue(monkeypatch, tmp_path):
@@ -251,41 +235,6 @@ def test_a_failure_after_the_test_evaluation(study, client, sample, monkeypatch)
     assert (found.version, found.test_metrics) == (1, study.test_metrics)
     assert found.findings == study.findings
     assert len(client.get_metric_history(run_id, "test_auc")) == before + 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "kind", "reason"),
-    [
-        ("tune --data nowhere", 2, "study", "data must be sample, mendeley"),
-        ("train --dropout 7", 2, "train", "dropout must be share of units"),
-        ("explore --data nowhere --depth 3", 2, "explore", "unrecognized arguments: --depth 3"),
-    ],
-)
-def test_a_command_that_fails_early_says_so_in_its_run(
-    store, monkeypatch, arguments, code, kind, reason
-):
-    run = store.create_run("0", run_name="capable-asp-139")
-    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
-    for variable in ("MAX_RETRIES", "TIMEOUT"):
-        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", "1")
-    assert main(arguments.split()) == code
-    found = store.get_run(run.info.run_id)
-    assert (found.info.status, found.info.run_name) == ("FAILED", f"{kind}, failed")
-    assert set(tags(found)) == {"pneumo.kind", "pneumo.reason"}
-    assert tags(found)["pneumo.kind"] == kind
-    assert tags(found)["pneumo.reason"].startswith(reason)
-
-
-def test_a_study_that_cannot_begin_says_so_in_its_run(store, folder, capsys):
-    for file in list((folder / "train" / "NORMAL").iterdir())[:20]:
-        file.write_text("no image")
-    assert main(["tune", "--data", str(folder), "--study", "night", "--image_size", "32"]) == 2
-    [run] = store.search_runs(["0"])
-    assert (run.info.status, run.info.run_name) == ("FAILED", "study night")
-    assert tags(run)["pneumo.kind"] == "study"
-    said = capsys.readouterr().err.removeprefix("pneumo: ").strip()
-    assert tags(run)["pneumo.reason"] == said
-    assert "cannot be read" in said
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+"""Suggestions and search spaces, and how Optuna searches them."""
+
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution

@@ -3,30 +3,16 @@
 import gc
 import os
 import shutil
-import sqlite3
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from functools import cache as cache_result
 from pathlib import Path
-
-# `mlflow run -e test` hands its own run to its children: a test would attach to it
-for variable in [name for name in os.environ if name.startswith("MLFLOW_")]:
-    del os.environ[variable]
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-# OpenMP's threads spin while they wait: beside another process of tests they take ten times as long
-os.environ["OMP_NUM_THREADS"] = "1"
-# The same figures everywhere, and as many workers as a test asks for
-os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 import pytest
 
 # Else what fails in there would not say with which values
-pytest.register_assert_rewrite("tests.services", "tests.studies")
+pytest.register_assert_rewrite("tests.support")
 
-ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared"
+from tests.support.paths import ROOT, SHARED
+from tests.support.stores import copy_of, store_in  # which cleans the environment
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist must see the groups
@@ -38,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     items.sort(key=is_slow)
     for item in filter(is_slow, items):
-        item.add_marker(pytest.mark.xdist_group(item.path.name))
+        item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(ROOT))))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -84,56 +70,12 @@ def weights(tmp_path_factory) -> Path:
     """A file of weights that fits a small MobileNet."""
     import h5py
 
-    from tests.weights import FILE, network, write
+    from tests.support.weights import FILE, network, write
 
     path = tmp_path_factory.mktemp("weights") / FILE
     with h5py.File(path, "w") as file:
         write(network(), file)
     return path
-
-
-@cache_result
-def _empty_store() -> bytes:
-    """The file of an empty MLflow store, which takes MLflow seconds to make."""
-    import mlflow
-
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
-        return (Path(folder) / "mlflow.db").read_bytes()
-
-
-def _begin_store(folder: Path) -> None:
-    """An empty store of the folder's own, if there is none."""
-    file = folder / "mlflow.db"
-    if not file.exists():
-        file.write_bytes(_empty_store())
-        with closing(sqlite3.connect(file)) as database:
-            place = "update experiments set artifact_location = ?"
-            database.execute(place, (f"{folder}/mlruns/0",))
-            database.commit()
-
-
-@contextmanager
-def store_in(folder: Path, tracking_uri: str = "") -> Iterator:
-    """The folder as working directory, with an Optuna and an MLflow store; MLflow's client.
-
-    `tracking_uri`: of another MLflow store than one in the folder.
-    """
-    import mlflow
-
-    from pneumo import tracking
-
-    tracking.set_up()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")
-        if not tracking_uri:
-            _begin_store(folder)
-        before = os.environ.get("MLFLOW_TRACKING_URI")  # where MLflow itself puts it
-        mlflow.set_tracking_uri(tracking_uri or f"sqlite:///{folder}/mlflow.db")
-        yield mlflow.MlflowClient()
-        mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture
@@ -146,7 +88,7 @@ def store(tmp_path):
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
     """A PostgreSQL for Optuna, and MLflow's server on another of its own."""
-    from tests.services import mlflow_server, postgresql
+    from tests.support.services import mlflow_server, postgresql
 
     folder = tmp_path_factory.mktemp("servers")
     with (
@@ -173,21 +115,11 @@ def shared(servers, tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, sample):
     """A study of two trials that several tests read, and the folder of its stores."""
-    from tests.studies import run_study
+    from tests.support.studies import run_study
 
     folder = tmp_path_factory.mktemp("finished")
     with store_in(folder):
         return run_study(sample), folder
-
-
-@contextmanager
-def copy_of(finished, folder: Path) -> Iterator:
-    """Copies of the finished study's stores, which a test may add to, as the current ones."""
-    outcome, original = finished
-    for database in original.glob("*.db"):
-        shutil.copy(database, folder)
-    with store_in(folder):
-        yield outcome
 
 
 @pytest.fixture

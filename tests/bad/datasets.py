@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.bad import Case
-from tests.bad.images import GREY, PNG, file_of
+from tests.bad.images import GREY, PNG
 from tests.bad.xrays import first, prepare, xrays
+from tests.support.images import file_of
 
 CLEAN = r"train \d+, val \d+ images, 0 unreadable"
 

@@ -1,6 +1,5 @@
 """A data set in which one file is no plain image."""
 
-import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -11,14 +10,9 @@ from PIL import Image
 
 from tests.bad import Case
 from tests.bad.xrays import prepare, xrays
+from tests.support.images import file_of
 
 GREY = Image.fromarray(np.tile(np.arange(96, dtype=np.uint8) * 2, (96, 1)))
-
-
-def file_of(image: Image.Image, kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format=kind, **options)
-    return file.getvalue()
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bad_input
 
-The same cases as in `tests/test_bad_input.py`, but as processes, whose time and memory are taken.
+The same cases as in `tests/bad/`, but as processes, whose time and memory are taken.
 """
 
 import argparse
@@ -15,8 +15,9 @@ from collections import Counter
 from pathlib import Path
 
 from tests.bad import Case
-from tests.conftest import ROOT, store_in
-from tests.test_bad_input import CASES, MODELS
+from tests.bad.cases import CASES, MODELS
+from tests.support.paths import ROOT
+from tests.support.stores import store_in
 
 MOST_SECONDS, MOST_MEBIBYTES = 30, 2048
 SMOKE = "--inputs 1"

@@ -28,9 +28,9 @@ from mlflow import MlflowClient
 from optuna.trial import FrozenTrial
 
 from pneumo import tracking
-from tests.services import Server, mlflow_server, postgresql
-from tests.studies import at_work, counted, lay_out_project, require_whole, until
-from tests.test_workers import processes
+from tests.support.commands import processes
+from tests.support.services import Server, mlflow_server, postgresql
+from tests.support.studies import at_work, counted, lay_out_project, require_whole, until
 
 SMOKE = "nan --trials 5"
 MARK = "PNEUMO_FAULTS"  # a variable that all processes of a study inherit

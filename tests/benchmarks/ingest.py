@@ -24,7 +24,7 @@ from PIL import Image
 from pneumo import __main__
 from pneumo.data.dataset import Dataset, open_dataset
 from pneumo.data.index import CLASSES
-from tests.conftest import store_in
+from tests.support.stores import store_in
 
 LARGE, SIZE = (1300, 1000), 224
 SMOKE = "--data sample --images 20"

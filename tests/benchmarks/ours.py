@@ -25,7 +25,7 @@ from tests.benchmarks.study_space import (
     arguments,
     config_of,
 )
-from tests.memory import anonymous_memory
+from tests.support.memory import anonymous_memory
 
 
 def suggest(trial: optuna.Trial, base: RunConfig) -> RunConfig:

@@ -29,7 +29,7 @@ from pneumo.experiment import Experiment
 from pneumo.train import STEPS_PER_EXECUTION, class_weights
 from pneumo.tune import tune
 from tests.benchmarks.stub import stub_of
-from tests.conftest import store_in
+from tests.support.stores import store_in
 
 SMOKE = "--trials 2 --stubs 2 --warm 1"
 

@@ -18,9 +18,10 @@ from optuna.trial import TrialState, create_trial
 from pneumo import tracking
 from pneumo.data.dataset import open_dataset
 from pneumo.study import Plan
-from pneumo.study_page import PAGE, RUNNING, StudyPage
-from tests.conftest import store_in
-from tests.studies import TINY, run_study
+from pneumo.study_page import StudyPage
+from pneumo.study_report import PAGE, RUNNING
+from tests.support.stores import store_in
+from tests.support.studies import TINY, run_study
 
 EPOCHS = 10
 SMOKE = "--trials 4"

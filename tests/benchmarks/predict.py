@@ -36,8 +36,8 @@ from pneumo.predict import predict
 from pneumo.registry import Stored
 from tests.benchmarks.ingest import SIZE, enlarge
 from tests.benchmarks.stub import stub_of
-from tests.conftest import store_in
-from tests.services import model_server
+from tests.support.services import model_server
+from tests.support.stores import store_in
 
 NAME = "benchmark"
 MODEL = f"models:/{NAME}@champion"

@@ -31,7 +31,7 @@ from pneumo.data.dataset import Dataset, open_dataset
 from pneumo.data.index import CLASSES
 from tests.benchmarks.costs import Costs
 from tests.benchmarks.study_space import arguments
-from tests.weights import write
+from tests.support.weights import write
 
 SWITCHES = ("pruning", "alone")
 SMOKE = "--data sample --images 60 --size 32 --epochs 1 --trials 1 --alone"

@@ -24,9 +24,9 @@ import numpy as np
 import optuna
 
 from pneumo import tracking
-from tests.conftest import ROOT
-from tests.services import mlflow_server, postgresql
-from tests.studies import disagreements, lay_out_project, loads, runs_by_number
+from tests.support.paths import ROOT
+from tests.support.services import mlflow_server, postgresql
+from tests.support.studies import disagreements, lay_out_project, loads, runs_by_number
 
 EDGE = 40  # trials at both ends that do not count: workers come and go
 BLOCK = 100  # trials at the start, and as many at the end

@@ -1,0 +1,11 @@
+"""All inputs: those that are no models, and models and weights, whose stores take long to make."""
+
+from tests.bad.archives import CASES as ARCHIVES
+from tests.bad.configurations import CASES as CONFIGURATIONS
+from tests.bad.datasets import CASES as DATASETS
+from tests.bad.images import CASES as IMAGES
+from tests.bad.models import CASES as STORED
+from tests.bad.weights import CASES as WEIGHTS
+
+CASES = [*ARCHIVES, *CONFIGURATIONS, *DATASETS, *IMAGES]
+MODELS = [*STORED, *WEIGHTS]

@@ -1,0 +1,93 @@
+"""Archives of arbitrary names and with arbitrary bytes wrong: what must hold for all.
+
+PNEUMO_FUZZ multiplies the number of examples.
+"""
+
+import gzip
+import io
+import shutil
+import tarfile
+import warnings
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pneumo.data.archive import unpack
+from pneumo.errors import Mistake
+from tests.support.fuzzing import NASTY, examples, is_one_line, result
+
+PARTS = st.one_of(
+    st.sampled_from(["..", ".", "", "a", "A", "train", "C:", "\\", "..\\", "e\u0301", "é", *NASTY]),
+    st.text(st.characters(), max_size=8),
+)
+NAMES = st.lists(st.lists(PARTS, min_size=1, max_size=4).map("/".join), min_size=1, max_size=4)
+
+
+def tar_of(names: list[str]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name in names:
+            with suppress(UnicodeError, ValueError):  # none that tarfile itself could write
+                tar.addfile(tarfile.TarInfo(name))
+    return file.getvalue()
+
+
+def zip_of(names: list[str]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as zipped, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that come twice
+        for name in names:
+            with suppress(UnicodeError, ValueError):
+                zipped.writestr(zipfile.ZipInfo(name), b"content")
+    return file.getvalue()
+
+
+def as_file(kind: str, content: bytes) -> bytes:
+    """What is wrong in a tar is wrong within its compression, too."""
+    return gzip.compress(content, 1, mtime=0) if kind == "tar.gz" else content
+
+
+MADE = {"tar.gz": tar_of, "zip": zip_of}
+GOOD = ["train/NORMAL/a.png", "train/PNEUMONIA/b.png", "test/NORMAL/ä.png"]
+
+
+def unpacked(kind: str, content: bytes, folder: Path) -> None:
+    """Files below the folder that they belong to, or one line that says why not."""
+    archive = folder / f"xrays.{kind}"
+    archive.write_bytes(as_file(kind, content))
+    found = result(unpack, archive)
+    if isinstance(found, Mistake):
+        assert is_one_line(str(found))
+        assert str(found).startswith(str(archive))
+    else:
+        below = list(found.rglob("*"))
+        assert all(it.resolve().is_relative_to(found.resolve()) for it in below)
+        assert not any(it.is_symlink() for it in below)
+    assert set(folder.iterdir()) <= {archive, folder / "cache"}
+    assert not list((folder / "cache").rglob(".*.draft"))
+    shutil.rmtree(folder / "cache", ignore_errors=True)  # else each would look through all
+
+
+@pytest.mark.parametrize("kind", MADE)
+@examples(60)
+@given(names=NAMES)
+def test_whatever_its_files_are_called(kind, names, own_cache, tmp_path):
+    unpacked(kind, MADE[kind](names), tmp_path)
+
+
+@pytest.mark.parametrize("kind", MADE)
+@examples(100)
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 2_000), st.binary(max_size=4)), max_size=6),
+    length=st.integers(0, 12_000),
+)
+def test_whatever_is_wrong_with_its_bytes(kind, changes, length, own_cache, tmp_path):
+    content = bytearray(MADE[kind](GOOD))
+    for place, wrong in changes:
+        place %= len(content)
+        content[place : place + len(wrong)] = wrong
+    unpacked(kind, bytes(content[:length]), tmp_path)

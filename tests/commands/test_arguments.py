@@ -1,0 +1,176 @@
+"""What is wrong with a command, said in one line, and its help."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pneumo.__main__ import main
+from pneumo.commands.arguments import flags_of, parse
+from tests.support.commands import run
+from tests.support.paths import ROOT
+from tests.support.studies import tags
+
+HEAVY = ("tensorflow", "keras", "mlflow", "optuna", "pandas", "numpy")
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom pneumo.__main__ import main\n"
+        "try: main(['tune', '--help'])\n"
+        "except SystemExit: pass\n"
+        f"print('loaded:', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.stdout.endswith("loaded: []\n")
+    assert "--dropout VALUE" in process.stdout
+
+
+@pytest.fixture
+def mistakes(folder, tmp_path, monkeypatch):
+    """A directory with data that is wrong in several ways."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed, where it is
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "words.txt").write_text("words")
+    (tmp_path / "torn.zip").write_bytes(b"PK\x03\x04")
+    for file in (folder / "test" / "NORMAL").iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("tune --data nowhere", "there is no 'nowhere' here"),
+        ("tune --data empty", "holds no data set"),
+        ("tune --data words.txt", "got the file 'words.txt'"),
+        ("tune --data torn.zip", "torn.zip could not be unpacked"),
+        ("tune --data xrays", "must hold images in test/NORMAL, and has none; add them"),
+        ("explore", "the following arguments are required: --data"),
+        ("explore --data empty", "holds no data set"),
+        ("prepare --data xrays", "must hold images in test/NORMAL, and has none; add them"),
+        (
+            "tune --experiment tine",
+            "experiment must be one of best, cnn, criterion, ",
+        ),
+        ("tune --experiment cnn", "a study needs suggest(trial, base) in experiments/cnn.py"),
+        ("train --dropout 1.5", "dropout must be share of units dropped in the head, 0 to 0.9"),
+        ("train --epochs many", "epochs must be passes over the data at most"),
+        ("train --unfreeze_depth 3", "unfreeze_depth must be 0 to 2 with backbone cnn: got 3"),
+        ("train --weights nowhere.h5", "or the path of a file of weights: got 'nowhere.h5'"),
+        (
+            "train --experiment tune_mobilenet --weights words.txt",
+            "words.txt does not fit mobilenet with alpha 0.25: it is no HDF5 file",
+        ),
+        ("tune --trials 0", "--trials: must be a whole number from 1 to 1000000000: got '0'"),
+        (
+            "tune --keep_models 0",
+            "--keep_models: must be a whole number from 1 to 1000000000: got '0'",
+        ),
+        ("promote", "promote needs data to decide on: give --data, or --rollback true"),
+        ("promote --rollback maybe", "--rollback: must be true or false: got 'maybe'"),
+        ("promote --data sample --margin 2", "--margin: must be a number from 0 to 1: got '2'"),
+        ("promote --data sample --margin much", "must be a number from 0 to 1: got 'much'"),
+        (
+            "promote --data sample --sensitivity_margin -0.1",
+            "--sensitivity_margin: must be a number from 0 to 1: got '-0.1'",
+        ),
+        ("predict --images words.txt", "the following arguments are required: --out"),
+        ("predict --images nowhere --out o.csv", "glob of image files: 'nowhere' names none"),
+        ("predict --images xrays --out a/o.csv", "in a folder that is there: got 'a/o.csv'"),
+        ("predict --images xrays --out xrays", "out must be a CSV file in a folder that is there"),
+        ("predict --images xrays --out o.csv --explain yes", "--explain: must be true or false"),
+        ("evaluate", "the following arguments are required: --data"),
+        ("evaluate --data nowhere", "there is no 'nowhere' here"),
+        ("evaluate --data sample --split tset", "--split: must be test, val or train: got 'tset'"),
+        ("evaluate --data sample --sensitivity 95", "--sensitivity: must be a share above 0, up"),
+        (
+            "tune --launcher ray",
+            "launcher=ray needs Ray, which is an extra: free its line",
+        ),
+        ("tune --launcher sun", "--launcher: must be local or ray: got 'sun'"),
+        (
+            "tune --timeout soon",
+            "--timeout: must be a whole number from 1 to 1000000000: got 'soon'",
+        ),
+        (
+            "tune --dropot 0.4",
+            "unrecognized arguments: --dropot 0.4; see python -m pneumo tune --help",
+        ),
+        ("tine", "invalid choice: 'tine'"),
+        ("", "the following arguments are required: command"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_2(mistakes, capsys, arguments, message):
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    assert main(arguments.split()) == 2
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    errors = capsys.readouterr().err
+    assert errors.startswith("pneumo: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not os.path.exists("mlflow.db")  # refused before a run was made
+
+
+@pytest.mark.parametrize(
+    ("text", "truth"), [("true", True), ("ON", True), ("False", False), ("off", False), ("", False)]
+)
+def test_a_truth_is_true_or_false_on_or_off_in_any_case(text, truth):
+    _, options = parse(["promote", "--rollback", text])
+    assert options.rollback is truth
+
+
+def test_an_empty_value_stands_for_the_default():
+    for command in ("tune", "train", "prepare"):
+        default = parse([command])
+        assert parse([command, *(f"--{flag}=" for flag in flags_of(type(default[1])))]) == default
+
+
+@pytest.mark.slow
+def test_a_budget_that_is_no_number_is_a_mistake(store, monkeypatch):
+    monkeypatch.setenv("PNEUMO_FEATURES", "plenty")
+    code, _, errors = run("train")
+    assert code == 2
+    assert "PNEUMO_FEATURES must be a whole number of GiB" in errors
+    assert store.search_runs(["0"]) == []
+
+
+@pytest.mark.slow
+def test_a_mistake_found_late_leaves_no_run_running(store, folder):
+    for file in list((folder / "train" / "NORMAL").iterdir())[:20]:
+        file.write_bytes(b"no image")
+    for command in ("prepare", "train", "tune"):
+        code, _, errors = run(command, "--data", str(folder))
+        assert code == 2
+        assert "20 of 546 images cannot be read" in errors
+        assert "Traceback" not in errors
+    runs = store.search_runs(["0"])
+    assert {run.info.status for run in runs} == {"FAILED"}
+    assert "RUNNING" not in {run.info.status for run in runs}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind", "reason"),
+    [
+        ("tune --data nowhere", 2, "study", "data must be sample, mendeley"),
+        ("train --dropout 7", 2, "train", "dropout must be share of units"),
+        ("explore --data nowhere --depth 3", 2, "explore", "unrecognized arguments: --depth 3"),
+    ],
+)
+def test_a_command_that_fails_early_says_so_in_its_run(
+    store, monkeypatch, arguments, code, kind, reason
+):
+    run = store.create_run("0", run_name="capable-asp-139")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    for variable in ("MAX_RETRIES", "TIMEOUT"):
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", "1")
+    assert main(arguments.split()) == code
+    found = store.get_run(run.info.run_id)
+    assert (found.info.status, found.info.run_name) == ("FAILED", f"{kind}, failed")
+    assert set(tags(found)) == {"pneumo.kind", "pneumo.reason"}
+    assert tags(found)["pneumo.kind"] == kind
+    assert tags(found)["pneumo.reason"].startswith(reason)

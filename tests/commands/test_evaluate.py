@@ -1,0 +1,299 @@
+"""`evaluate` as a process of its own, and the evidence that it leaves."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageOps
+from scipy.special import expit, logit
+from sklearn import metrics
+
+from pneumo import evidence, registry, shortcuts
+from pneumo.intervals import metric_intervals
+from pneumo.models import probabilities
+from pneumo.overlap import Overlap
+from tests.support.commands import run
+from tests.support.stores import store_in
+from tests.support.studies import (
+    EVALUATED,
+    EVIDENCE,
+    INTERVALS,
+    METRICS,
+    SUBJECT,
+    children,
+    files,
+    predictions,
+    run_study,
+    tags,
+    text,
+)
+
+pytestmark = pytest.mark.slow
+
+MODEL = "models:/pneumonia-sample@challenger"
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory, sample):
+    """A study of one trial in stores of this module's own."""
+    folder = tmp_path_factory.mktemp("evidence")
+    with store_in(folder):
+        yield run_study(sample, trials=1), mlflow.MlflowClient()
+
+
+def evaluated(client, *arguments: str):
+    """The run that one call of the command leaves, and what the command said."""
+    before = {run.info.run_id for run in client.search_runs(["0"])}
+    code, output, errors = run("evaluate", "--model", MODEL, *arguments)
+    assert (code, errors) == (0, "")
+    [made] = [it for it in client.search_runs(["0"]) if it.info.run_id not in before]
+    return made, output
+
+
+@pytest.fixture(scope="module")
+def on_test(stores):
+    return evaluated(stores[1], "--data", "sample")
+
+
+def numbers(made, split="test") -> dict:
+    return json.loads(text(made.info.run_id, f"{split}/metrics.json"))
+
+
+def threshold_metrics(labels, values, threshold) -> dict[str, float]:
+    """What scikit-learn says."""
+    called = values >= threshold
+    return {
+        "auc": metrics.roc_auc_score(labels, values),
+        "average_precision": metrics.average_precision_score(labels, values),
+        "accuracy": metrics.accuracy_score(labels, called),
+        "balanced_accuracy": metrics.balanced_accuracy_score(labels, called),
+        "sensitivity": metrics.recall_score(labels, called),
+        "specificity": metrics.recall_score(labels, called, pos_label=0),
+        "ppv": metrics.precision_score(labels, called),
+        "npv": metrics.precision_score(labels, called, pos_label=0),
+        "f1": metrics.f1_score(labels, called),
+        "mcc": metrics.matthews_corrcoef(labels, called),
+        "brier": metrics.brier_score_loss(labels, values),
+        "log_loss": metrics.log_loss(labels, values),
+        "threshold": threshold,
+    }
+
+
+def test_what_evaluate_leaves(stores, on_test):
+    made, _ = on_test
+    assert made.info.status == "FINISHED"
+    assert set(tags(made)) == {"pneumo.kind", *SUBJECT, *EVALUATED}
+    assert tags(made)["pneumo.kind"] == "evaluate"
+    assert tags(made)["pneumo.model"] == "pneumonia-sample version 1"
+    assert tags(made)["pneumo.split"] == "test"
+    assert tags(made)["pneumo.external"] == "false"
+    assert set(made.data.metrics) == {f"test_{name}" for name in METRICS | INTERVALS}
+    assert files(stores[1], made.info.run_id) == {f"test/{name}" for name in EVIDENCE}
+
+
+def test_it_finds_what_the_study_found(stores, on_test):
+    study, client = stores
+    winner = client.get_run(study.study.user_attrs["run_id"])
+    of_test = {it: value for it, value in winner.data.metrics.items() if it.startswith("test_")}
+    assert on_test[0].data.metrics == of_test
+    assert predictions(winner.info.run_id, "test").equals(
+        predictions(on_test[0].info.run_id, "test")
+    )
+
+
+def test_every_number_follows_from_the_predictions(on_test):
+    made, _ = on_test
+    found, table = numbers(made), predictions(made.info.run_id, "test")
+    table["subtype"] = table["subtype"].fillna("")
+    labels, values = table["label"], table["probability"]
+    threshold = made.data.metrics["test_threshold"]
+    for key, cut in (("at_threshold", threshold), ("at_0.5", 0.5)):
+        expected = threshold_metrics(labels, values, cut) | metric_intervals(table, cut)
+        ece = found[key].pop("ece")
+        assert found[key] == pytest.approx(expected, abs=1e-9)
+        bins = pd.cut(values, np.linspace(0, 1, 11), right=False)
+        gaps = (labels - values).groupby(bins, observed=True).sum().abs()
+        assert ece == pytest.approx(gaps.sum() / len(values), abs=1e-9)
+    false_positives, reached, _ = metrics.roc_curve(labels, values)
+    assert found["specificity_at_95_sensitivity"] == pytest.approx(
+        max(1 - false_positives[reached >= 0.95]), abs=1e-9
+    )
+    raw = expit(logit(values) * found["temperature"])
+    assert found["uncalibrated"] == pytest.approx(
+        {
+            "log_loss": metrics.log_loss(labels, raw),
+            "brier": metrics.brier_score_loss(labels, raw),
+            "ece": found["uncalibrated"]["ece"],
+        },
+        abs=1e-9,
+    )
+    assert found["accuracy_of_all_pneumonia"] == labels.mean()
+    assert (found["images"], found["patients"]) == (len(table), table["patient"].nunique())
+    for name, values_there in found["subgroups"].items():
+        rows = table[table["subtype"] == name.partition("/")[2]]
+        right = (rows["probability"] >= threshold) == rows["label"]
+        rate = "sensitivity" if name.startswith("PNEUMONIA") else "specificity"
+        assert values_there[rate] == pytest.approx(right.mean(), abs=1e-9)
+        assert values_there["images"] == len(rows)
+
+
+def test_the_temperature_lowers_the_loss_on_validation(stores, on_test):
+    study, client = stores
+    found = numbers(on_test[0])
+    val = predictions(study.study.best_trial.user_attrs["run_id"], "val")
+    raw = expit(logit(val["probability"]) * found["temperature"])
+    before = found["validation"]["uncalibrated"]
+    assert before["log_loss"] == pytest.approx(metrics.log_loss(val["label"], raw), abs=1e-9)
+    assert found["validation"]["log_loss"] < before["log_loss"] - 1e-6
+    assert list(np.argsort(raw)) == list(np.argsort(val["probability"]))
+
+
+def test_each_look_at_test_is_counted(stores):
+    study, client = stores
+
+    def looks() -> int:
+        version = client.get_model_version("pneumonia-sample", "1")
+        return int(version.tags["pneumo.test_evaluations"])
+
+    before = looks()
+    looked, output = evaluated(client, "--data", "sample")
+    assert numbers(looked)["test_evaluations"] == looks() == before + 1
+    said = f"Looks at test: this model {before + 1}, all models {before + 1}."
+    assert said in " ".join(output.split())
+    made, output = evaluated(client, "--data", "sample", "--split", "val")
+    assert "do not show how it does on new ones" in " ".join(output.split())
+    assert "on new ones" not in text(looked.info.run_id, "test/evidence.html")
+    assert numbers(made, "val")["test_evaluations"] == looks() == before + 1
+    # on validation the model's own predictions come out again
+    best = study.study.best_trial.user_attrs["run_id"]
+    assert predictions(made.info.run_id, "val")["probability"].to_numpy() == pytest.approx(
+        predictions(best, "val")["probability"].to_numpy(), abs=1e-6
+    )
+    # a model that is in no registry has a count of its own
+    address = study.study.best_trial.user_attrs["model_uri"]
+    code, _, errors = run("evaluate", "--model", address, "--data", "sample")
+    assert code == 0, errors
+    model = client.get_logged_model(address.removeprefix("models:/"))
+    assert model.tags["pneumo.test_evaluations"] == "1"
+    assert looks() == before + 1
+
+
+def test_a_sensitivity_is_kept_on_validation(stores):
+    study, client = stores
+    made, _ = evaluated(client, "--data", "sample", "--sensitivity", "0.97")
+    val = predictions(study.study.best_trial.user_attrs["run_id"], "val")
+    values = val["probability"]
+    sick = values[val["label"] == 1]
+    upper = max(it for it in sick if (sick >= it).mean() >= 0.97)
+    lower = values[values < upper].max()
+    threshold = made.data.metrics["test_threshold"]
+    assert threshold == pytest.approx((upper + lower) / 2, abs=1e-12)
+    assert numbers(made)["validation"]["sensitivity"] >= 0.97
+
+
+def test_a_cohort_of_other_images_is_external(stores, sample, tmp_path):
+    study, client = stores
+    for path in sample.rows["path"][sample.rows["split"] == "test"]:
+        target = tmp_path / "cohort" / path.replace("person", "child")  # a name without patient
+        target.parent.mkdir(parents=True, exist_ok=True)
+        ImageOps.mirror(Image.open(sample.base / path)).save(target)
+    (target.parent / "torn.png").write_bytes(b"no image")
+    (target.parent / ".DS_Store").write_bytes(b"")
+    made, output = evaluated(client, "--data", str(tmp_path / "cohort"))
+    assert tags(made)["pneumo.external"] == "true"
+    assert tags(made)["pneumo.patients"] == "unknown"
+    assert tags(made)["pneumo.synthetic"] == "false"
+    page = text(made.info.run_id, "test/evidence.html")
+    for told in (
+        "External data: other images than those that the model was made with.",
+        "The model was trained on synthetic images",
+        "1 images could not be read",
+        "images are of unknown patients",
+    ):
+        assert told in output
+        assert told in page
+    assert "PNEUMONIA/torn.png</code>: no image format that can be read" in page
+    assert set(numbers(made)["subgroups"]) == {"NORMAL/IM", "NORMAL/NORMAL2-IM"}
+
+
+class _Page(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.cells: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.cells.append(data.strip())
+
+
+def test_the_page_stands_alone_and_says_what_was_found(stores, on_test):
+    made, output = on_test
+    page, found = text(made.info.run_id, "test/evidence.html"), numbers(made)
+    read = _Page(page)
+    assert len(read.links) == 6
+    assert all(link.startswith("data:image/png;base64,") for link in read.links)
+    assert "url(" not in page
+    here = found["at_threshold"]
+    for name in ("auc", "sensitivity", "specificity", "accuracy"):
+        shown = f"{here[name]:.3f} ({here[f'{name}_low']:.3f}–{here[f'{name}_high']:.3f})"
+        assert read.cells.count(shown) >= 2  # at the top and in the table
+    assert f"{found['validation']['auc']:.3f}" in read.cells
+    assert "The images are synthetic: nothing here says anything about patients." in read.cells
+    assert "Licence: made by pneumo; they show nobody." in page
+    assert re.search(r"Trial 0 of study tiny-\w{8} \(trials: 1 complete\)", page)
+    for field in stores[1].get_run(stores[0].study.best_trial.user_attrs["run_id"]).data.params:
+        assert f"<code>{field}=" in page
+    [found_files] = re.findall(r"<td>found</td><td class=\"n\">(\d+)</td>", page)
+    assert found_files == "546"
+    assert "threshold" in output
+    for sentence in shortcuts.in_words(found["shortcuts"]).values():
+        assert sentence in page
+
+
+def test_what_is_left_without_centre_or_border(stores, sample, on_test):
+    """From the stored model and the images, by scikit-learn."""
+    model = registry.find(MODEL).model
+    test = sample.decode(32, 0).split("test")
+    for name, black in shortcuts.blackened(test.images):
+        auc = metrics.roc_auc_score(test.labels, probabilities(model.keras_model, black))
+        found = numbers(on_test[0])["shortcuts"][name]
+        assert set(found) == {
+            f"{it}{end}" for it in ("auc", "difference") for end in ("", "_low", "_high")
+        }
+        assert found["auc"] == pytest.approx(auc, abs=1e-9)
+        whole = on_test[0].data.metrics["test_auc"]
+        assert found["difference"] == pytest.approx(auc - whole, abs=1e-9)
+
+
+def findings(numbers_there, images, trial) -> str:
+    seen = Overlap(total=180, images=0, patients=0, own_test=180, is_own_test=True)
+    return " ".join(evidence._findings(numbers_there, images, trial, "test", seen))
+
+
+def test_the_published_failure_cannot_be_missed(stores, sample, on_test):
+    """97 % on validation, and on test all images called pneumonia."""
+    study, client = stores
+    here = dict(auc=0.5, accuracy=0.625, sensitivity=1.0, specificity=0.0)
+    here |= {f"{name}_{end}": value for name, value in here.items() for end in ("low", "high")}
+    found = {
+        **numbers(on_test[0]),
+        "at_threshold": here,
+        "validation": dict(auc=0.99, accuracy=0.974, sensitivity=0.98, specificity=0.96),
+        "accuracy_of_all_pneumonia": 0.625,
+    }
+    [trial] = children(client, study)
+    told = findings(found, sample.decode(32, 0), trial)
+    assert "The model calls every image PNEUMONIA." in told
+    assert "Accuracy 62.5% is not surely better than giving every image the same answer" in told
+    assert "Worse on test than validation promised: auc" not in told
+    assert "AUC 0.500 (0.500–0.500) after 0.990" in told
+    assert "accuracy 0.625 (0.625–0.625) after 0.974" in told
+    assert "sensitivity 1.000" not in told

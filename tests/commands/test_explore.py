@@ -1,0 +1,265 @@
+"""`explore` as a process of its own, and what it finds in data that is wrong in many ways."""
+
+import io
+import json
+import shutil
+from collections import Counter
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pneumo import explore, survey
+from pneumo.data.dataset import Dataset, open_dataset
+from tests.support.commands import run
+from tests.support.studies import files, tags, text
+
+ARTIFACTS = {
+    *("explore.html", "numbers.json", "files.csv", "duplicates.csv"),
+    *("samples.png", "images_per_patient.png", "sizes.png", "looks.png"),
+}
+CONSTANT = {"pixels": 9216.0, "aspect": 1.0, "colour": "grey"}
+
+
+def opened(data) -> Dataset:
+    return open_dataset(str(data), needs=(), in_conflict=True)
+
+
+def described(data) -> pd.DataFrame:
+    return survey.describe_files(opened(data).decode(survey.SIDE, 1))
+
+
+@pytest.fixture(scope="module")
+def looked(sample) -> pd.DataFrame:
+    return described("sample")
+
+
+@pytest.fixture
+def wrong(folder):
+    """The sample with one file of each kind that must be listed; the paths of these."""
+    normal, sick = folder / "train" / "NORMAL", folder / "train" / "PNEUMONIA"
+    jpeg = io.BytesIO()
+    Image.effect_noise((200, 100), 50).save(jpeg, "JPEG")
+    (normal / "IM-9001-0001.jpeg").write_bytes(jpeg.getvalue()[:2000])
+    (normal / "notes.txt").write_text("notes")
+    (sick / "person9002_virus_1.png").write_bytes(b"")
+    Image.effect_noise((96, 64), 50).convert("RGB").save(sick / "person9003_virus_1.png")
+    Image.effect_noise((96, 96), 50).save(sick / "scan 7.png")
+    shutil.copy(normal / "IM-0101-0001.png", sick / "person9004_bacteria_1.png")
+    shutil.copy(normal / "IM-0102-0001.png", folder / "test" / "NORMAL" / "IM-9005-0001.png")
+    shutil.copy(normal / "IM-0104-0001.png", folder / "test" / "NORMAL" / "IM-9006-0001.png")
+    Image.effect_noise((96, 96), 50).save(folder / "test" / "NORMAL" / "IM-0103-0009.png")
+    return folder
+
+
+def test_a_name_that_tells_no_patient_is_no_patient_of_two_splits(wrong):
+    Image.effect_noise((96, 96), 50).save(wrong / "test" / "PNEUMONIA" / "scan 7.png")
+    numbers = explore.count(described(wrong))
+    assert (numbers["unknown_patients"], numbers["shared_patients"]) == (3, ["IM-0103"])
+
+
+def test_each_problem_is_found(wrong):
+    found = described(wrong)
+    told = dict(survey.problems(found))
+    assert set(told) == {
+        *("train/NORMAL/IM-9001-0001.jpeg", "train/NORMAL/notes.txt"),
+        *("train/PNEUMONIA/person9002_virus_1.png", "train/PNEUMONIA/person9003_virus_1.png"),
+        "train/PNEUMONIA/scan 7.png",
+    }
+    assert told["train/NORMAL/IM-9001-0001.jpeg"].startswith("unreadable: ")
+    assert Counter(path for path, _ in survey.problems(found))["train/NORMAL/notes.txt"] == 2
+    assert told["train/PNEUMONIA/person9003_virus_1.png"] == "stored in colour (RGB): read as grey"
+    rows = found.set_index("path")
+    errors = rows.loc[rows["error"] != "", "error"]
+    assert set(errors.index) == set(list(told)[:3])
+    assert rows.loc[errors.index, ["width", "mean", "sharpness", "aspect"]].isna().all(axis=None)
+    assert rows.loc["train/PNEUMONIA/person9003_virus_1.png", "aspect"] == 1.5
+    assert set(survey.constants(found)) == set()
+
+
+def test_copies_across_classes_and_splits(wrong):
+    copies = survey.copies(described(wrong))
+    assert [list(rows["path"]) for _, rows in copies.groupby("group")] == [
+        ["test/NORMAL/IM-9005-0001.png", "train/NORMAL/IM-0102-0001.png"],
+        ["test/NORMAL/IM-9006-0001.png", "train/NORMAL/IM-0104-0001.png"],
+        ["train/NORMAL/IM-0101-0001.png", "train/PNEUMONIA/person9004_bacteria_1.png"],
+    ]
+    counts = survey.count_copies(copies)
+    # whether the third group is cut in two by validation follows from the patients' names
+    third_is_cut = copies.loc[copies["group"] == 3, "split"].nunique() > 1
+    assert counts == {
+        "groups": 3,
+        "files": 6,
+        "across_splits": 2 + third_is_cut,
+        "across_classes": 1,
+        "across_patients": 3,
+    }
+    assert explore.count(described(wrong))["shared_patients"] == ["IM-0103"]
+
+
+def test_what_is_there_is_counted(looked, sample):
+    counts = survey.count(looked)
+    assert list(counts["split"].unique()) == ["train", "val", "test"]
+    assert counts["images"].sum() == 546
+    assert counts["patients"].sum() == 340  # of no patient are there two kinds
+    sizes = survey.images_per_patient(looked)
+    assert sizes.sum() == 546
+    assert len(sizes) == 340
+    assert sizes.max() == 3
+    assert survey.constants(looked) == CONSTANT
+    assert dict(survey.problems(looked)) == {}
+    assert survey.count_copies(survey.copies(looked))["groups"] == 0
+
+
+def test_intensity_and_sharpness(folder):
+    grey = np.full((224, 224), 100, np.uint8)
+    edge = grey.copy()
+    edge[:, 112:] = 140  # the Laplacian is ± 40 along two columns, else 0
+    for name, pixels in (("IM-9001-0001.png", grey), ("IM-9002-0001.png", edge)):
+        Image.fromarray(pixels).save(folder / "train" / "NORMAL" / name)
+    rows = described(folder).set_index("path")
+    flat, step = (rows.loc[f"train/NORMAL/IM-900{it}-0001.png"] for it in (1, 2))
+    assert (flat["mean"], flat["sharpness"]) == (100, 0)
+    assert step["mean"] == 120
+    assert step["sharpness"] == pytest.approx(40**2 * 2 / 224)
+
+
+def known(split: str, label: int, patients: int, **columns) -> pd.DataFrame:
+    names = [f"{split}{label}-{number}" for number in range(patients)]
+    table = pd.DataFrame({"patient": names, "split": split, "label": label, "error": ""})
+    constant = dict.fromkeys(survey.METADATA, 1.0)
+    return table.assign(**{"class": ("NORMAL", "PNEUMONIA")[label], **constant, **columns})
+
+
+def sharper(**splits: tuple[float, float]) -> pd.DataFrame:
+    """Files of which NORMAL and PNEUMONIA are that much sharper, in standard deviations."""
+    rng = np.random.default_rng(0)
+    return pd.concat(
+        known(split, label, 200, sharpness=rng.normal(shift, 1, 200))
+        for split, shifts in splits.items()
+        for label, shift in enumerate(shifts)
+    )
+
+
+def test_what_metadata_give_away():
+    told = survey.give_away(sharper(train=(0, 3), test=(0, 3)))
+    assert set(told) == {"label", "split", "split_normal", "split_pneumonia"}
+    # two normal distributions, three standard deviations apart
+    assert told["label"]["sharpness"] == pytest.approx(0.983, abs=0.01)
+    assert told["label"]["auc"] == pytest.approx(0.983, abs=0.02)
+    assert told["label"]["auc_low"] < told["label"]["auc"] < told["label"]["auc_high"]
+    assert told["label"]["bytes"] == 0.5
+    for name in ("split", "split_normal", "split_pneumonia"):
+        assert told[name]["auc"] == pytest.approx(0.5, abs=0.08)
+
+
+def test_the_label_is_told_on_training_images():
+    table = sharper(train=(0, 3), test=(3, 0))
+    assert survey.give_away(table)["label"]["sharpness"] > 0.95
+    alone = survey.give_away(table[table["split"] == "test"])
+    assert set(alone) == {"label"}
+    assert alone["label"]["sharpness"] < 0.05
+
+
+def test_no_patient_is_on_both_sides_of_a_fold():
+    """Each patient's own number tells the label, and of no other patient's."""
+    one = known("train", 0, 30), known("train", 1, 30)
+    table = pd.concat([*one] * 10).sort_values("patient")
+    codes = np.random.default_rng(0).permutation(60)
+    table["bytes"] = codes[pd.factorize(table["patient"])[0]]
+    assert survey.give_away(table)["label"]["auc"] < 0.7
+
+
+def test_too_few_patients_say_nothing():
+    table = pd.concat([known("train", 0, 4), known("train", 1, 50), known("test", 1, 50)])
+    assert set(survey.give_away(table)) == {"split", "split_pneumonia"}
+
+
+def test_what_must_not_be_missed(wrong):
+    found = list(explore.find(explore.count(described(wrong))))
+    for sentence in (
+        "groups of identical files lie in more than one split: what is tested there has been",
+        "1 patients are in more than one split, as IM-0103.",
+        "1 groups of identical files are NORMAL and PNEUMONIA at once: one label is wrong.",
+        "3 groups of identical files are of different patients.",
+        "3 files cannot be read; they are listed with their reasons.",
+        "2 names tell no patient",
+        "Some images are stored in colour (1 PNEUMONIA); all are read as grey.",
+    ):
+        assert [it for it in found if sentence in it], sentence
+    assert found[0].startswith(("2 groups", "3 groups"))
+
+
+@pytest.mark.slow
+def test_the_run(store, wrong):
+    code, output, errors = run("explore", "--data", str(wrong))
+    assert (code, errors) == (0, "")
+    [made] = store.search_runs(["0"])
+    assert made.info.status == "FINISHED"
+    assert tags(made) == {
+        "pneumo.kind": "explore",
+        "pneumo.data": "xrays",
+        "pneumo.data_digest": opened(wrong).digest,
+        "pneumo.synthetic": "false",
+        "pneumo.patients": "unknown",
+    }
+    assert files(store, made.info.run_id, "explore") == {f"explore/{it}" for it in ARTIFACTS}
+    stored = json.loads(text(made.info.run_id, "explore/numbers.json"))
+    assert explore.metrics(stored) == made.data.metrics
+    expected = {"images": 552, "unreadable": 3, "coloured": 1, "duplicate_files": 6}
+    assert {name: made.data.metrics[name] for name in expected} == expected
+    assert made.data.metrics["test_normal_images"] == 68
+    listed = pd.read_csv(io.StringIO(text(made.info.run_id, "explore/files.csv")))
+    assert len(listed) == 555
+    copies = pd.read_csv(io.StringIO(text(made.info.run_id, "explore/duplicates.csv")))
+    page = text(made.info.run_id, "explore/explore.html")
+    for path in (*copies["path"], *(path for path, _ in survey.problems(described(wrong)))):
+        assert f"<code>{path}</code>" in page
+    for finding in explore.find(stored):
+        assert f"note: {finding}\n" in output
+        assert f"<li>{finding}</li>" in page
+    assert page.count('src="data:image/png;base64,') == 4
+
+
+@pytest.mark.slow
+def test_test_images_alone_and_no_image_at_all(store, folder):
+    shutil.rmtree(folder / "train")
+    code, output, errors = run("explore", "--data", str(folder))
+    assert code == 0, errors
+    [made] = store.search_runs(["0"])
+    assert {it for it in made.data.metrics if it.endswith("_auc")} == {"label_auc"}
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"")
+    code, _, errors = run("explore", "--data", str(folder))
+    assert code == 2
+    assert errors == "pneumo: xrays must hold image files, and none of 146 is one\n"
+
+
+@pytest.mark.slow
+def test_the_real_archive(store, real_archive):
+    explore.explore(open_dataset(str(real_archive), needs=()))
+    [made] = store.search_runs(["0"])
+    found = made.data.metrics
+    copies = {key: value for key, value in found.items() if key.startswith("duplicate_")}
+    assert copies == {
+        "duplicate_groups": 25,
+        "duplicate_files": 52,
+        "duplicate_across_splits": 0,
+        "duplicate_across_classes": 0,
+        "duplicate_across_patients": 0,
+    }
+    parts = {key: value for key, value in found.items() if key.endswith("_patients")}
+    assert parts.pop("unknown_patients") == parts.pop("shared_patients") == 0
+    assert sum(parts.values()) == found["patients"] == 3865
+    assert (found["images"], found["unreadable"], found["most_images"]) == (5528, 0, 30)
+    numbers = json.loads(text(made.info.run_id, "explore/numbers.json"))
+    assert numbers["constant"] == {"pixels": 224.0**2, "aspect": 1.0, "colour": "RGB"}
+    page = mlflow.artifacts.load_text(f"runs:/{made.info.run_id}/explore/explore.html")
+    assert "Colour is constant here" in page
+    assert page.count("constant here: ") == 2  # size and aspect ratio
+    assert "None: each can be read, tells its patient" in page
+    # what no model that has seen the lungs should be proud of
+    assert found["label_auc_low"] > 0.85
+    assert found["split_normal_auc_low"] > 0.5

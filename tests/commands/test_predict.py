@@ -1,0 +1,240 @@
+"""`predict` as a process of its own, and the CSV that it writes."""
+
+import csv
+import io
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pneumo import registry
+from pneumo.data.index import find_images
+from pneumo.data.pixels import decode
+from pneumo.errors import Mistake
+from pneumo.explain import HiResCam
+from pneumo.figures import overlay
+from tests.support.commands import run, run_here, start
+from tests.support.studies import tags
+
+HEADER = ["path", "probability", "label", "threshold", "model_version", "model_id", "error"]
+MODEL = "models:/pneumonia-sample@challenger"
+
+
+@pytest.fixture
+def few(folder) -> Path:
+    """The images of test, and files that are none."""
+    (folder / "test" / "notes.txt").write_text("notes")
+    (folder / "test" / "empty.png").write_bytes(b"")
+    (folder / "test" / ".DS_Store").write_bytes(b"junk")
+    return folder / "test"
+
+
+def rows(out) -> list[list[str]]:
+    with open(out, newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "out.csv"
+
+
+def predicted(images, out) -> tuple[int, str, str]:
+    return run("predict", "--model", MODEL, "--images", str(images), "--out", str(out))
+
+
+def predicted_here(capsys, images, out) -> tuple[int, str, str]:
+    where = ["--images", str(images), "--out", str(out)]
+    return run_here(capsys, "predict", "--model", MODEL, *where)
+
+
+def test_files_of_a_folder_a_glob_and_one(few, tmp_path, monkeypatch):
+    everything = find_images(str(few), tmp_path / "out.csv")
+    assert len(everything) == 146 + 2  # the files that are no images too, hidden ones not
+    assert everything == sorted(everything)
+    normal = find_images(f"{few}/NORMAL/*.png", tmp_path / "out.csv")
+    assert normal == [it for it in everything if "/NORMAL/" in it]
+    assert find_images(f"{few}/**/*.png", tmp_path / "out.csv") == everything[:147]
+    assert find_images(normal[0], tmp_path / "out.csv") == normal[:1]
+    assert find_images(f"{few}/NORM*", tmp_path / "out.csv") == normal
+    strange = few / "a [b].png"
+    strange.write_bytes(b"")
+    assert find_images(str(strange), tmp_path / "out.csv") == [str(strange)]
+    assert str(few / "notes.txt") not in find_images(str(few), few / "notes.txt")  # that is out
+    monkeypatch.chdir(few)
+    assert find_images("NORMAL", Path("out.csv"))[0].startswith("NORMAL/IM-")
+
+
+@pytest.mark.parametrize("images", ["nowhere", "NORMAL/*.dcm", "empty"])
+def test_no_files(few, tmp_path, monkeypatch, images):
+    monkeypatch.chdir(few)
+    (few / "empty").mkdir()
+    with pytest.raises(Mistake, match="images must be a file, a folder or a glob of image files"):
+        find_images(images, Path("out.csv"))
+
+
+@pytest.mark.slow
+def test_every_file_has_its_row(study, client, few, out):
+    before = {it.info.run_id for it in client.search_runs(["0"])}
+    model_id = registry.find(MODEL).model_id
+    code, output, errors = predicted(few, out)
+    assert code == 0, errors
+    header, *found = rows(out)
+    assert header == HEADER
+    assert [path for path, *_ in found] == find_images(str(few), out)
+    by_name = {Path(path).name: values for path, *values in found}
+    reason = "no image format that can be read"
+    for name, why in (("notes.txt", reason), ("empty.png", f"{reason}: the file is empty")):
+        assert by_name.pop(name) == ["", "", "", "1", model_id, why]
+    # as the study has found them
+    run_id = study.study.user_attrs["run_id"]
+    stored = pd.read_csv(f"{client.get_run(run_id).info.artifact_uri}/test/predictions.csv")
+    threshold = client.get_run(run_id).data.metrics["test_threshold"]
+    for path, probability in zip(stored["path"], stored["probability"], strict=True):
+        values = by_name.pop(Path(path).name)
+        assert float(values[0]) == pytest.approx(probability, abs=1e-6)
+        assert values[1] == str(int(float(values[0]) >= threshold))
+        assert values[2:] == [str(threshold), "1", model_id, ""]
+    assert not by_name
+    [made] = [it for it in client.search_runs(["0"]) if it.info.run_id not in before]
+    positive = sum(row[2] == "1" for row in found)
+    assert made.data.metrics == {"images": 148, "positive": positive, "unreadable": 2}
+    assert tags(made) == {
+        "pneumo.kind": "predict",
+        "pneumo.model": "pneumonia-sample version 1",
+        "pneumo.data": "test",
+    }
+    assert f"148 images, {positive} called pneumonia, 2 unreadable: {out}" in output
+
+
+@pytest.mark.slow
+def test_what_is_there_is_continued(study, few, out, capsys):
+    assert predicted_here(capsys, few, out)[0] == 0
+    whole = out.read_text()
+    lines = whole.splitlines(keepends=True)
+    out.write_text("".join(lines[:100]) + lines[100][:30])  # as a killed process leaves
+    code, output, _ = predicted_here(capsys, few, out)
+    assert code == 0
+    continued = out.read_text()
+    assert continued.splitlines()[:100] == whole.splitlines()[:100]
+    # The batches are others than in one go, and on some processors that decides the last digits
+    pd.testing.assert_frame_equal(
+        *(pd.read_csv(io.StringIO(it)) for it in (continued, whole)), rtol=0, atol=1e-6
+    )
+    assert f"99 images were in {out} before" in output
+    assert list(out.parent.glob("out.csv*")) == [out]
+    code, output, _ = predicted_here(capsys, few, out)
+    assert code == 0
+    assert f"148 images were in {out} before" in output
+    assert out.read_text() == continued
+
+
+@pytest.mark.slow
+def test_each_image_is_explained(study, few, capsys):
+    out = few / "scores.csv"  # within the images, as people do
+    call = ["--model", MODEL, "--images", str(few), "--out", str(out)]
+    folder = few / "scores_explained"
+    assert run_here(capsys, "predict", *call)[0] == 0
+    assert not folder.exists()
+    code, output, errors = run("predict", *call, "--explain", "true")
+    assert (code, errors) == (0, "")
+    assert f"148 images were in {out} before" in output
+    assert f"what speaks for pneumonia in each: {folder}" in output
+    readable = [path for path, *_, error in rows(out)[1:] if not error]
+    assert len(readable) == 146
+    made = {str(it.relative_to(folder)) for it in folder.rglob("*") if it.is_file()}
+    assert made == {f"{Path(path).relative_to(few)}.png" for path in readable}
+    # the image as the model takes it, and beside it the same below its heat map
+    path, model = readable[7], registry.find(MODEL).model
+    pixels = decode(Path(path).read_bytes(), 32)
+    [heat] = HiResCam(model.keras_model)(pixels[np.newaxis, ..., np.newaxis])
+    picture = np.asarray(Image.open(folder / f"{Path(path).relative_to(few)}.png"))
+    assert (picture[:, :32] == pixels[..., np.newaxis]).all()
+    assert np.abs(picture[:, 32:].astype(int) - overlay(pixels, heat)).max() <= 1
+    # what is missing is made, what is there is kept, and neither is taken for an image
+    torn, kept = sorted(folder.rglob("*.png"))[:2]
+    torn.unlink()
+    kept.write_bytes(b"kept")
+    code, output, errors = run("predict", *call, "--explain", "true")
+    assert (code, errors) == (0, "")
+    assert "Explaining: 3 images" in output  # the one, and the two that are no images
+    assert torn.exists()
+    assert kept.read_bytes() == b"kept"
+    assert len(rows(out)) == 149
+
+
+@pytest.mark.slow
+def test_an_interrupt_loses_no_row(study, few, out):
+    many = few / "many"
+    many.mkdir()
+    image = next((few / "NORMAL").iterdir())
+    for number in range(20_000):
+        os.link(image, many / f"{number:05}.png")
+    call = ["--model", MODEL, "--images", str(many), "--out", str(out)]
+    process = start("predict", *call, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (out.exists() and len(rows(out)) > 100):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors == "pneumo: interrupted; what was finished is kept\n"
+    found = rows(out)
+    assert 100 < len(found) < 20_000
+    assert {len(row) for row in found} == {7}
+    assert [row[0] for row in found[1:]] == [f"{many}/{it:05}.png" for it in range(len(found) - 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a,b\n1,2\n", "out must be a CSV that predict has written, or new: got '"),
+        (
+            ",".join(HEADER) + "\nx.png,0.5,1,0.5,1,m-7,\n",
+            "' holds some of m-7; give another out",
+        ),
+        (
+            "path,probability,label,threshold,model_version,error\nx.png,0.5,1,0.5,1,\n",
+            f"out must have the columns {','.join(HEADER)}: '",
+        ),
+    ],
+)
+def test_another_table_stays_as_it_is(study, few, out, content, message, capsys):
+    out.write_text(content)
+    code, _, errors = predicted_here(capsys, few, out)
+    assert code == 2
+    [line] = errors.splitlines()
+    assert message in line
+    assert line.endswith("give another out") or "or new: got" in line
+    assert out.read_text() == content
+
+
+@pytest.mark.slow
+def test_version_1_of_another_model_does_not_continue(study, few, out, capsys):
+    image = str(next((few / "NORMAL").iterdir()))
+    assert predicted_here(capsys, image, out)[0] == 0
+    before = out.read_text()
+    first = registry.find(MODEL)
+    run_id = first.trial.info.run_id
+    other = registry.register(run_id, registry.load(f"models:/{first.model_id}"), "pneumonia")
+    assert (other.version, first.version) == (1, 1)
+    call = ["predict", "--model", "models:/pneumonia/1", "--images", image, "--out", str(out)]
+    code, _, errors = run_here(capsys, *call)
+    assert code == 2
+    assert errors == (
+        f"pneumo: out must hold predictions of pneumonia version 1 alone, model_id "
+        f"{other.model_id}: '{out}' holds some of {first.model_id}; give another out\n"
+    )
+    assert out.read_text() == before
+    # the same model by its other address
+    call[2] = f"models:/{first.model_id}"
+    assert run_here(capsys, *call)[0] == 0
+    assert out.read_text() == before

@@ -1,0 +1,29 @@
+"""`prepare` as a process of its own, and the run that it leaves."""
+
+import mlflow
+import pytest
+from PIL import Image
+
+from tests.support.commands import run
+
+
+@pytest.mark.slow
+def test_prepare(store, folder):
+    Image.new("L", (8, 8)).save(folder / "train" / "NORMAL" / "scan.png")
+    (folder / "train" / "NORMAL" / "IM-9999-0001.jpeg").write_bytes(b"no image")
+    code, output, errors = run("prepare", "--data", str(folder), "--image_size", "32")
+    assert (code, errors) == (0, "")
+    assert "val 82 images, 1 unreadable, 1 of unknown patients" in output
+    [prepared] = store.search_runs(["0"])
+    assert prepared.info.status == "FINISHED"
+    assert {k: v for k, v in prepared.data.tags.items() if k.startswith("pneumo.")} == {
+        "pneumo.kind": "prepare",
+        "pneumo.data": "xrays",
+        "pneumo.data_digest": prepared.inputs.dataset_inputs[0].dataset.digest,
+        "pneumo.synthetic": "false",
+        "pneumo.patients": "unknown",
+    }
+    table = mlflow.artifacts.load_text(f"runs:/{prepared.info.run_id}/data/unreadable.csv")
+    assert table == (
+        "path,reason\ntrain/NORMAL/IM-9999-0001.jpeg,no image format that can be read\n"
+    )

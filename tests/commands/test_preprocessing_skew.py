@@ -1,0 +1,72 @@
+"""A model on pixels / 255, and that nothing else is given such pixels."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pneumo import models, skew, tracking
+from pneumo.config import RunConfig
+from pneumo.data.dataset import open_dataset
+from tests.support import handmade
+from tests.support.commands import run_here
+from tests.support.studies import EVIDENCE, INTERVALS, METRICS, files, predictions
+
+
+@pytest.fixture(scope="module", params=[(1, False), (2, True)])
+def model(request):
+    count, mirror = request.param
+    members = [models.build(RunConfig(image_size=32, seed=seed)) for seed in range(count)]
+    return models.average(members, mirror)
+
+
+def test_the_twin_is_the_model_until_its_pixels_are_divided(model):
+    images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 1), np.uint8)
+    twin = skew.as_published(model)
+    assert models.logits(twin, images.astype(np.float32)) == pytest.approx(
+        models.logits(model, images), abs=1e-6
+    )
+    black = models.logits(model, np.zeros_like(images))
+    mistaken = models.logits(twin, images.astype(np.float32) / 255)
+    assert mistaken == pytest.approx(black, abs=0.01)
+    assert len(set(mistaken)) == 9  # not cast to black, but nearly
+
+
+def test_the_model_itself_refuses_such_pixels(model):
+    with pytest.raises(TypeError, match="images must be uint8 pixels 0 to 255: got float32"):
+        models.probabilities(model, np.zeros((1, 32, 32, 1), np.float32))
+
+
+@pytest.mark.slow
+def test_an_evaluation_with_skew(store, tmp_path, capsys):
+    data = str(handmade.write_images(tmp_path / "xrays"))
+    stored = handmade.register(handmade.run_of("left", open_dataset(data)), "handmade")
+    flags = ["--model", "models:/handmade/1", "--data", data, "--preprocessing_skew", "true"]
+    code, output, errors = run_here(capsys, "evaluate", *flags)
+    assert (code, errors) == (0, "")
+    runs = store.search_runs(["0"], "tags.`pneumo.kind` = 'evaluate'")
+    [skewed] = [it for it in runs if "pneumo.preprocessing_skew" in it.data.tags]
+    [sound] = [it for it in runs if it is not skewed]
+    assert skewed.data.tags["mlflow.parentRunId"] == sound.info.run_id
+    assert "pneumo.model_id" not in skewed.data.tags  # so that no decision is made on it
+    digest = sound.data.tags["pneumo.data_digest"]
+    assert tracking.find_evaluation(stored.model_id, digest, "test") == sound.info.run_id
+    assert set(skewed.data.metrics) == {f"test_{it}" for it in METRICS | INTERVALS}
+    assert set(sound.data.metrics) == set(skewed.data.metrics)
+    assert files(store, sound.info.run_id) == {f"test/{it}" for it in EVIDENCE}
+    # Each counts as a look, the second one after the first has written its page
+    assert json.loads(skewed.data.tags["pneumo.test_looks"]) == {stored.model_id: 1}
+    assert json.loads(sound.data.tags["pneumo.test_looks"]) == {stored.model_id: 1}
+    # All images are nearly black to it, so all get the same answer
+    found = predictions(skewed.info.run_id, "test")["probability"]
+    assert found.max() - found.min() < 0.01
+    rates = [skewed.data.metrics[f"test_{it}"] for it in ("sensitivity", "specificity")]
+    assert rates == [0, 1]
+    assert skewed.data.metrics["test_accuracy"] == 0.5
+    assert sound.data.metrics["test_accuracy"] > 0.9
+    assert sound.data.metrics["test_threshold"] == skewed.data.metrics["test_threshold"] == 0.3
+    for row, made in (("with skew", skewed), ("without skew", sound)):
+        auc, low, high = (made.data.metrics[f"test_auc{end}"] for end in ("", "_low", "_high"))
+        [line] = [it for it in output.splitlines() if it.startswith(row)]
+        assert f"{auc:.3f} ({low:.3f}–{high:.3f})" in line
+    assert "note, with skew: The model calls every image NORMAL." in output

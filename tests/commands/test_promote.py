@@ -1,0 +1,284 @@
+"""The gate on a store from which files and runs have been removed, and the champions it recalls."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from pneumo import evidence, registry
+from pneumo.data.dataset import open_dataset
+from pneumo.promote import promote, roll_back
+from tests.bad import models as bad
+from tests.support.commands import run_here
+from tests.support.decisions import COMPARED, aliases, last_promotion
+from tests.support.handmade import register, run_of, write_images
+from tests.support.stores import copy_stores, files_of, remove_runs, store_in
+from tests.support.studies import tags, text
+
+pytestmark = pytest.mark.slow
+
+NAME = "pneumonia"
+POOR, GOOD, POOR_AGAIN, GOOD_AGAIN = 1, 2, 3, 4
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A data set that counts as real."""
+    folder = write_images(tmp_path_factory.mktemp("images") / "halves")
+    return open_dataset(str(folder), needs=("train", "test"))
+
+
+@pytest.fixture(scope="module")
+def original(images, tmp_path_factory):
+    """Stores in which version 2 has followed version 1, and two equal ones are candidates."""
+    folder = tmp_path_factory.mktemp("original")
+    with store_in(folder):
+        for number in (POOR, GOOD, POOR_AGAIN, GOOD_AGAIN):
+            register(run_of("right" if number % 2 else "left", images), NAME)
+            if number in (POOR, GOOD):
+                assert promote(NAME, "challenger", images, "test", 0.02).promoted
+    return folder
+
+
+@pytest.fixture
+def client(original, tmp_path):
+    """MLflow's client for copies of them."""
+    with store_in(tmp_path) as client:
+        copy_stores(original, tmp_path)
+        yield client
+
+
+def version(client, number):
+    return client.get_model_version(NAME, str(number))
+
+
+def remove_files(client, number):
+    shutil.rmtree(files(client, number))
+
+
+def change_files(client, number):
+    bad.other_threshold(files(client, number))
+
+
+def remove_trial(client, number):
+    remove_runs(version(client, number).run_id)
+
+
+def files(client, number) -> Path:
+    return files_of(Path.cwd(), version(client, number).source)
+
+
+def evaluation(client, number) -> str:
+    return version(client, number).tags["pneumo.evaluation_run"]
+
+
+def evaluations(client) -> int:
+    return len(client.search_runs(["0"], "tags.`pneumo.kind` = 'evaluate'"))
+
+
+GONE = {
+    "files missing": (remove_files, "digest {digest}: they are missing; do not use this version"),
+    "files changed": (change_files, "now; do not use this version"),
+    "run removed": (remove_trial, "has been removed; train or tune again, or give another model"),
+}
+
+
+@pytest.mark.parametrize("what", GONE)
+def test_a_champion_is_weighed_by_its_stored_evaluation(client, images, what):
+    spoil, _ = GONE[what]
+    stored = client.get_run(evaluation(client, GOOD)).data.metrics
+    spoil(client, GOOD)
+    before = evaluations(client)
+    decision = promote(NAME, str(GOOD_AGAIN), images, "test", 0.02)
+    assert decision.promoted
+    assert decision.champion_vacant == ""
+    assert evaluations(client) == before + 1  # of the candidate
+    for name in ("auc", "sensitivity", "threshold", "ece"):
+        assert decision.figures[f"champion_{name}"] == stored[f"test_{name}"]
+    assert decision.figures["auc_difference_low"] == 0
+    made = last_promotion(client, NAME)
+    assert "pneumo.champion_vacant" not in made.data.tags
+    assert "champion_vacant" not in json.loads(text(made.info.run_id, "promotion.json"))
+    assert aliases(client, NAME) == {"challenger": 4, "champion": 4, "previous": 2}
+    assert version(client, GOOD).tags["pneumo.promotion"] == "followed by 4"
+
+
+@pytest.mark.parametrize("what", GONE)
+def test_a_champion_without_evidence_counts_as_vacant(client, images, what, capsys):
+    spoil, reason = GONE[what]
+    digest = version(client, GOOD).tags["pneumo.model_digest"]
+    remove_runs(evaluation(client, GOOD))
+    spoil(client, GOOD)
+    call = ["promote", "--data", str(images.base), "--candidate", str(GOOD_AGAIN)]
+    code, output, errors = run_here(capsys, *call)
+    assert (code, errors) == (0, "")
+    made = last_promotion(client, NAME)
+    why = made.data.tags["pneumo.champion_vacant"]
+    assert why.endswith(reason.format(digest=digest))
+    assert f"note: @champion counts as vacant: {why}" in output
+    assert tags(made)["pneumo.champion"] == "2"
+    # the best champion that is left is compared all the same
+    champion = {f"best_champion_{name}" for name in registry.TOLD}
+    assert champion | {f"best_{name}" for name in COMPARED} <= set(made.data.metrics)
+    assert not set(made.data.metrics) & (COMPARED | {"champion_auc"})
+    stored = json.loads(text(made.info.run_id, "promotion.json"))
+    assert stored == {
+        "promoted": True,
+        "reasons": [],
+        "champion_vacant": why,
+        **made.data.metrics,
+    }
+    assert aliases(client, NAME) == {"challenger": 4, "champion": 4, "previous": 2}
+    told = version(client, GOOD_AGAIN).tags["pneumo.promotion"]
+    assert told == "promoted over version 2, which could not be compared"
+
+
+def test_a_demo_does_not_follow_a_real_champion_that_counts_as_vacant(client, images):
+    for number in (POOR, GOOD):
+        remove_runs(evaluation(client, number))
+    remove_files(client, GOOD)
+    register(run_of("left", images, **{"pneumo.synthetic": "true"}), NAME)
+    decision = promote(NAME, "challenger", images, "test", 0.02)
+    assert "they are missing" in decision.champion_vacant
+    assert decision.reasons == [
+        "pneumonia version 5 was trained on synthetic images, pneumonia version 2 on real ones"
+    ]
+    assert aliases(client, NAME)["champion"] == GOOD
+
+
+def test_an_evaluation_of_other_images_is_not_compared(client, images):
+    run_id = evaluation(client, GOOD)
+    table = Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
+    table = table / "test" / "predictions.csv"
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(lines[:-1]))
+    decision = promote(NAME, str(GOOD_AGAIN), images, "test", 0.02)
+    assert decision.promoted
+    assert decision.champion_vacant == (
+        "the evaluation of pneumonia version 2 is not for the same images, patients and labels as "
+        "that of pneumonia version 4"
+    )
+    assert "best_auc_difference" in decision.figures
+    # the candidate's own is made again where its table is missing
+    run_id = evaluation(client, GOOD_AGAIN)
+    shutil.rmtree(Path(client.get_run(run_id).info.artifact_uri) / "test")
+    roll_back(NAME)
+    promote(NAME, str(GOOD_AGAIN), images, "test", 0.02)
+    assert evaluation(client, GOOD_AGAIN) != run_id
+
+
+def test_a_champion_keeps_its_own_threshold(client, images):
+    own = client.get_run(evaluation(client, GOOD)).data.metrics["test_threshold"]
+    stored = registry.find(f"models:/{NAME}/{GOOD}")
+    with evidence.evaluation_run(stored, images) as (run_id, decoded):
+        evidence.examine(stored, decoded, "test", sensitivity=1.0)
+    assert client.get_run(run_id).data.metrics["test_threshold"] != own
+    for spoil in (lambda: None, lambda: remove_trial(client, GOOD)):
+        spoil()
+        decision = promote(NAME, str(POOR_AGAIN), images, "test", 0.02)
+        assert decision.figures["champion_threshold"] == own
+    # of a version that was promoted before the threshold was noted
+    client.delete_model_version_tag(NAME, str(POOR), "pneumo.threshold")
+    assert registry.own_threshold(version(client, POOR)) == own
+    remove_trial(client, POOR)
+    assert registry.own_threshold(version(client, POOR)) is None
+
+
+def test_small_steps_down_from_the_best_champion_are_refused(client, images):
+    assert promote(NAME, str(POOR_AGAIN), images, "test", 1, 1).promoted
+    assert promote(NAME, str(POOR), images, "test", 1, 1).promoted
+    assert aliases(client, NAME) == {"challenger": 4, "champion": 1, "previous": 3}
+    # version 2 has no alias any more; its tag tells that it has been champion
+    assert set(registry.champions(NAME)) == {1, 2, 3}
+    decision = promote(NAME, str(POOR_AGAIN), images, "test", 0.02)
+    assert decision.figures["auc_difference"] == 0
+    best = client.get_run(evaluation(client, GOOD)).data.metrics
+    assert decision.figures["best_champion_auc"] == best["test_auc"]
+    assert decision.reasons
+    named = "smaller than that of pneumonia version 2, the best champion so far, and less than"
+    assert all(named in reason for reason in decision.reasons)
+    made = last_promotion(client, NAME)
+    assert made.data.metrics == decision.figures
+    assert tags(made)["pneumo.reason"] == "; ".join(decision.reasons)
+    client.delete_run(evaluation(client, GOOD))
+    decision = promote(NAME, str(POOR_AGAIN), images, "test", 0.02)
+    assert decision.promoted
+    assert not [name for name in decision.figures if name.startswith("best_")]
+
+
+def test_a_deleted_version_is_no_longer_the_best(client, images):
+    assert promote(NAME, str(POOR_AGAIN), images, "test", 1, 1).promoted
+    client.delete_model_version(NAME, str(GOOD))
+    assert set(registry.champions(NAME)) == {1, 3}
+    assert promote(NAME, str(POOR), images, "test", 0.02).promoted
+
+
+def test_champions_of_before_are_tagged_when_others_follow(client):
+    for number in (POOR, GOOD):
+        client.delete_model_version_tag(NAME, str(number), "pneumo.was_champion")
+    assert set(registry.champions(NAME)) == {1, 2}  # by their aliases
+    assert registry.crown(NAME, GOOD_AGAIN, POOR) == GOOD
+    assert set(registry.champions(NAME)) == {1, 2}
+    assert registry.crown(NAME, GOOD_AGAIN, GOOD) == GOOD
+    assert set(registry.champions(NAME)) == {1, 2, 4}
+    found = {it: version(client, it).tags.get("pneumo.was_champion") for it in range(1, 5)}
+    assert found == {1: "true", 2: "true", 3: None, 4: "true"}
+    roll_back(NAME)
+    assert set(registry.champions(NAME)) == {1, 2, 4}
+
+
+def links(client, number) -> list[str]:
+    last = version(client, number).description.rpartition("\n\n")[2]
+    return [link.partition("]")[0].removeprefix("[") for link in last.split(" · ")]
+
+
+def test_a_description_has_no_links_to_runs_that_were_removed(client):
+    every = ["the run that trained it", "evidence", "the last decision"]
+    assert links(client, GOOD) == every
+    runs = [
+        version(client, GOOD).run_id,
+        evaluation(client, GOOD),
+        version(client, GOOD).tags["pneumo.promotion_run"],
+    ]
+    for run_id, link in zip(runs, every, strict=True):
+        client.delete_run(run_id)
+        registry.describe(NAME, GOOD)
+        assert links(client, GOOD) == [it for it in every if it != link]
+        client.restore_run(run_id)
+    remove_runs(*runs[1:])
+    registry.describe(NAME, GOOD)
+    assert links(client, GOOD) == every[:1]
+    remove_runs(runs[0])
+    registry.describe(NAME, GOOD)
+    assert not set(every) & set(links(client, GOOD))
+
+
+def test_a_candidate_whose_run_was_removed(client, images, capsys):
+    remove_trial(client, GOOD_AGAIN)
+    call = ["promote", "--data", str(images.base)]
+    code, _, errors = run_here(capsys, *call)
+    assert code == 2
+    [line] = errors.splitlines()
+    assert line.startswith(f"pneumo: the run that trained a model must be in {mlflow_store()}: run")
+    assert "'models:/pneumonia/4', has been removed" in line
+    assert aliases(client, NAME)["champion"] == GOOD
+
+
+def mlflow_store() -> str:
+    return mlflow.get_tracking_uri()
+
+
+def test_the_way_back_needs_the_files_alone(client, images, capsys):
+    runs = [it.info.run_id for it in client.search_runs(["0"])]
+    remove_runs(*runs)
+    code, output, errors = run_here(capsys, "promote", "--rollback", "true")
+    assert (code, errors) == (0, "")
+    assert aliases(client, NAME) == {"challenger": 4, "champion": 1, "previous": 2}
+    remove_files(client, GOOD)
+    code, _, errors = run_here(capsys, "promote", "--rollback", "true")
+    assert code == 2
+    [line] = errors.splitlines()
+    assert line.endswith("they are missing; do not use this version")
+    assert aliases(client, NAME)["champion"] == POOR

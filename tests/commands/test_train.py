@@ -1,0 +1,58 @@
+"""`train` as a process of its own, and the model that it registers."""
+
+import mlflow
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from pneumo import models, registry
+from pneumo.perturb import EACH, perturbed
+from tests.support.commands import run
+
+
+@pytest.mark.slow
+def test_train(store):
+    flags = "--experiment tune --epochs 2 --image_size 32 --dense_widths none --seed 3"
+    code, output, errors = run("train", *flags.split(), "--model_name", "mine")
+    assert (code, errors) == (0, "")
+    assert "registered mine version 1 as @challenger" in output
+    command, trial = sorted(store.search_runs(["0"]), key=lambda run: run.info.start_time)
+    assert command.data.tags["pneumo.kind"] == "train"
+    assert command.data.metrics == {}
+    assert command.data.params == {}
+    assert trial.data.tags["mlflow.parentRunId"] == command.info.run_id
+    assert trial.data.tags["pneumo.kind"] == "trial"
+    assert not any(tag.startswith("optuna.") for tag in trial.data.tags)
+    assert trial.data.params["seed"] == "3"
+    assert trial.data.params["dense_widths"] == "none"
+    assert not any(name.startswith("test_") for name in trial.data.metrics)
+    assert {command.info.status, trial.info.status} == {"FINISHED"}
+    version = store.get_model_version_by_alias("mine", "challenger")
+    assert version.run_id == trial.info.run_id
+
+
+@pytest.mark.slow
+def test_what_is_registered_is_the_mean_of_all_members_and_their_mirror_images(store, sample):
+    flags = "--members 2 --mirror on --threshold_rule midpoint --epochs 2 --image_size 32"
+    code, output, errors = run("train", *flags.split(), "--model_name", "mine")
+    assert (code, errors) == (0, "")
+    [trial] = store.search_runs(["0"], "tags.`pneumo.kind` = 'trial'")
+    history = store.get_metric_history(trial.info.run_id, "epoch/val_auc")
+    assert [point.step for point in history] == [1, 2, 3, 4]
+    model = registry.load("models:/mine@challenger")
+    members = models.members_of(model.keras_model)
+    assert len(members) == 2
+
+    def logits(images):
+        views = (images, images[:, :, ::-1])
+        return np.mean([models.logits(it, view) for it in members for view in views], axis=0)
+
+    val = sample.decode(32, 0).split("val")
+    divisor = model.settings["temperature"]
+    changed = logits(perturbed(val, EACH).images) / divisor
+    means = [changed[val.labels == label].mean() for label in (0, 1)]
+    assert model.settings["threshold"] == pytest.approx(expit(np.mean(means)), abs=1e-6)
+    assert trial.data.metrics["val_threshold"] == model.settings["threshold"]
+    table = mlflow.artifacts.load_text(f"runs:/{trial.info.run_id}/val/predictions.csv")
+    found = [float(line.rpartition(",")[2]) for line in table.splitlines()[1:]]
+    assert found == pytest.approx(expit(logits(val.images) / divisor), abs=1e-6)

@@ -1,0 +1,196 @@
+"""Downloads: resumed, checked against what is expected, and refused where they lead elsewhere."""
+
+import hashlib
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pneumo.data import download
+from pneumo.data.cache_entries import DOWNLOADED, IN_USE
+from pneumo.data.dataset import open_dataset
+from pneumo.data.download import CHUNK, SOURCES, Source
+from pneumo.errors import Mistake
+from tests.support.http_server import serving
+
+PATH = "/files/xrays.zip"
+
+
+@pytest.fixture(scope="module")
+def content(sample, tmp_path_factory) -> bytes:
+    """The sample as the archive that a server offers."""
+    file = tmp_path_factory.mktemp("offered") / "xrays.zip"
+    with zipfile.ZipFile(file, "w") as zipped:
+        for image in sorted(sample.base.rglob("*.png")):
+            zipped.write(image, f"chest_xray/{image.relative_to(sample.base)}")
+    return file.read_bytes()
+
+
+@pytest.fixture
+def source(content, own_cache, monkeypatch):
+    """Names the server where `mendeley` comes from."""
+    monkeypatch.setattr(download, "FIRST_WAIT", 0.0)
+
+    def set_source(address: str, **facts) -> None:
+        known = {
+            "url": f"{address}{PATH}",
+            "file_name": "xrays.zip",
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "images": {"train": 400, "test": 146},
+            "licence": "CC BY 4.0",
+        }
+        monkeypatch.setitem(SOURCES, "mendeley", Source(**{**known, **facts}))
+
+    return set_source
+
+
+def certified(file: Path) -> Path:
+    """A certificate of this machine with its key, in one file, by OpenSSL."""
+    options = ["-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
+    options += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(file), "-out", "-"]
+    made = subprocess.run(["openssl", "req", "-x509", *options], capture_output=True, check=True)
+    file.write_bytes(file.read_bytes() + made.stdout)
+    return file
+
+
+def left(own_cache) -> list[str]:
+    names = [file.name for file in (own_cache / "downloads").iterdir()]
+    return [name for name in names if name != IN_USE]
+
+
+def test_what_is_downloaded_is_the_data_set(sample, content, source, own_cache):
+    with serving({PATH: content}) as server:
+        source(server.address)
+        dataset = open_dataset("mendeley", needs=("train", "test"))
+        assert open_dataset("mendeley").digest == dataset.digest == sample.digest
+    assert server.asked == [(PATH, None)]  # once
+    assert dataset.name == "mendeley"
+    assert not dataset.synthetic
+    assert (dataset.root / DOWNLOADED).exists()  # the last to make room for others
+    assert left(own_cache) == []
+
+
+def test_a_broken_connection_is_resumed(sample, content, source):
+    # what came of a chunk that did not end is asked for again
+    with serving({PATH: content}, breaks_after=[CHUNK + 9, 0, CHUNK]) as server:
+        source(server.address)
+        assert open_dataset("mendeley").digest == sample.digest
+    ranges = [None, f"bytes={CHUNK}-", f"bytes={CHUNK}-", f"bytes={2 * CHUNK}-"]
+    assert server.asked == [(PATH, asked) for asked in ranges]
+
+
+def test_another_process_goes_on_where_one_gave_up(sample, content, source, own_cache):
+    with serving({PATH: content}, breaks_after=[2 * CHUNK, 0, 0, 0]) as server:
+        source(server.address)
+        with pytest.raises(Mistake, match=r"the connection failed \(ChunkedEncodingError\)"):
+            open_dataset("mendeley")
+        assert left(own_cache) == ["xrays.zip.part"]
+        assert open_dataset("mendeley").digest == sample.digest
+    assert server.asked[-1] == (PATH, f"bytes={2 * CHUNK}-")
+
+
+def test_a_server_that_cannot_resume_starts_again(sample, content, source):
+    with serving({PATH: content}, breaks_after=[CHUNK + 9], resumes=False) as server:
+        source(server.address)
+        assert open_dataset("mendeley").digest == sample.digest
+    assert len(server.asked) == 2
+
+
+def test_a_part_that_is_whole_is_only_checked(sample, content, source, own_cache):
+    (own_cache / "downloads").mkdir(parents=True)
+    (own_cache / "downloads" / "xrays.zip.part").write_bytes(content)
+    with serving({PATH: content}) as server:
+        source(server.address)
+        assert open_dataset("mendeley").digest == sample.digest
+    assert server.asked == [(PATH, f"bytes={len(content)}-")]
+
+
+def test_other_content_is_refused_and_does_not_stay(content, source, own_cache):
+    with serving({PATH: b"error page"}) as server:
+        source(server.address)
+        with pytest.raises(Mistake, match="what came has another sha256") as mistake:
+            open_dataset("mendeley")
+    assert left(own_cache) == []
+    way_round = str(mistake.value).partition("try again, or ")[2]
+    assert way_round == (
+        f"1. get {server.address}{PATH} with a browser, "
+        f"2. see that its sha256 is {hashlib.sha256(content).hexdigest()}, "
+        "3. give the file itself: data=PATH/xrays.zip"
+    )
+
+
+def test_a_server_that_falls_silent_is_asked_again(sample, content, source, monkeypatch):
+    monkeypatch.setattr(download, "SILENCE", 0.5)
+    with serving({PATH: content}, breaks_after=[2 * CHUNK]) as server:
+        server.silence = 2
+        source(server.address)
+        assert open_dataset("mendeley").digest == sample.digest
+    assert server.asked == [(PATH, None), (PATH, f"bytes={2 * CHUNK}-")]
+
+
+def test_a_server_that_announces_more_than_there_is(content, source):
+    with serving({PATH: content}) as server:
+        server.lie = 1000
+        source(server.address)
+        with pytest.raises(Mistake, match=r"the connection failed \(ChunkedEncodingError\)"):
+            open_dataset("mendeley")
+
+
+def test_a_server_that_announces_less_than_there_is(content, source, own_cache):
+    with serving({PATH: content}) as server:
+        server.lie = -1000
+        source(server.address)
+        with pytest.raises(Mistake, match="what came has another sha256"):
+            open_dataset("mendeley")
+    assert left(own_cache) == []
+
+
+def test_a_server_that_sends_without_end(content, source, own_cache, monkeypatch):
+    monkeypatch.setattr(download, "MOST", CHUNK)
+    with serving({PATH: content}) as server:
+        source(server.address)
+        with pytest.raises(Mistake, match="the server sent more than 1,048,576 bytes"):
+            open_dataset("mendeley")
+    assert left(own_cache) == []
+
+
+def test_a_server_that_leads_out_of_https(content, source, own_cache, tmp_path, monkeypatch):
+    certificate = certified(tmp_path / "server.pem")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    with serving({PATH: content}) as open_to_all, serving({}) as server:
+        server.encrypt(certificate)
+        server.leads[PATH] = f"{open_to_all.address}{PATH}"
+        source(server.address)
+        with pytest.raises(Mistake, match="the server led from https to http://127.0.0.1:"):
+            open_dataset("mendeley")
+    assert left(own_cache) == []
+
+
+def test_a_server_that_leads_to_files_of_this_machine(content, source):
+    with serving({}) as server:
+        server.leads[PATH] = "file:///etc/passwd"
+        source(server.address)
+        with pytest.raises(Mistake, match=r"the connection failed \(InvalidSchema\)"):
+            open_dataset("mendeley")
+
+
+def test_a_server_without_the_file(source):
+    with serving({}) as server:
+        source(server.address)
+        with pytest.raises(Mistake, match="the server answered 404; try again, or 1"):
+            open_dataset("mendeley")
+
+
+def test_the_number_of_images_is_the_proof(content, source):
+    with serving({PATH: content}) as server:
+        source(server.address, images={"train": 5232, "test": 624})
+        with pytest.raises(Mistake, match=r"must hold .*5232.*: got .*400"):
+            open_dataset("mendeley")
+
+
+def test_the_published_data_set():
+    source = SOURCES["mendeley"]
+    assert sum(source.images.values()) == 5856
+    assert source.url.startswith("https://data.mendeley.com/public-files/datasets/rscbjbr9sj/")
+    assert len(source.sha256) == 64

@@ -1,0 +1,33 @@
+"""The synthetic data set."""
+
+import shutil
+
+from pneumo.data import sample as module
+from pneumo.data.index import build_index, digest
+
+
+def test_the_same_bytes_every_time(own_cache):
+    first = digest(build_index(module.make_sample()))
+    shutil.rmtree(own_cache)
+    assert digest(build_index(module.make_sample())) == first == "f0aab909c9061c2d"
+
+
+def test_counts(sample):
+    rows = sample.rows
+    assert sample.synthetic
+    assert sample.unknown_patients == 0
+    assert len(rows) == 546
+    assert rows.groupby("subtype")["patient"].nunique().to_dict() == {
+        "IM": 80,
+        "NORMAL2-IM": 60,
+        "bacteria": 120,
+        "virus": 80,
+    }
+    assert rows["sha256"].is_unique
+
+
+def test_brightness_alone_does_not_tell_the_classes_apart(sample):
+    from sklearn.metrics import roc_auc_score
+
+    train = sample.decode(32, 0).split("train")
+    assert roc_auc_score(train.labels, train.images.mean(axis=(1, 2, 3))) < 0.75

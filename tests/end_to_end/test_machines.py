@@ -1,0 +1,201 @@
+"""One study of several machines: its stores are servers, which fail and come back."""
+
+import re
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import mlflow
+import psycopg
+import pytest
+from mlflow.exceptions import MlflowException
+
+from pneumo import tracking, work
+from pneumo.experiment import Experiment, load_experiment
+from pneumo.study import Goal, Plan, await_others, begin, find, is_dead, open_storage, settle
+from pneumo.trial import run_trial
+from pneumo.tune import search
+from pneumo.work import search_trials
+from tests.support.commands import start
+from tests.support.studies import (
+    BASE,
+    SMALL,
+    SUBJECT,
+    TINY,
+    at_work,
+    children,
+    counted,
+    let_workers_load,
+    require_whole,
+    run_of,
+    tags,
+    text,
+    until,
+)
+from tests.support.terminal import watch
+
+pytestmark = pytest.mark.slow
+
+TRIAL_TIMEOUT = 60  # seconds
+
+
+def test_a_worker_joins_from_elsewhere_and_leaves(shared, tmp_path, monkeypatch):
+    command = ["-m", "pneumo", "tune", "--trials", "4", "--study", "joined", "--epochs", "25"]
+    with ThreadPoolExecutor(1) as other:
+        driver = other.submit(watch, *command, *SMALL)
+        until(lambda: at_work(shared))
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        worker = start("worker", "--study", "joined", "--data", "sample", start_new_session=True)
+        until(lambda: len({it.data.tags["pneumo.pid"] for it in at_work(shared)}) == 2)
+        worker.send_signal(signal.SIGTERM)  # in the middle of a trial
+        told, errors = worker.communicate(timeout=60)
+        seen = driver.result()
+    assert (worker.returncode, errors) == (1, "pneumo: interrupted; what was finished is kept\n")
+    assert told.startswith("joined study joined: ")
+    assert (seen.code, seen.errors) == (0, "")
+    assert any(f"process {worker.pid}" in screen for screen in seen.screens)
+    trials = require_whole(shared, "joined")
+    assert [trial.state.name for trial in trials].count("FAIL") == 1
+    assert counted(trials) == 4
+    workers = "tags.`pneumo.study` = 'joined' and tags.`pneumo.kind` = 'worker'"
+    [joined] = shared.search_runs(["0"], workers)
+    assert joined.info.status == "KILLED"
+    own = {"pneumo.kind", "pneumo.study", "pneumo.host", "pneumo.pid", "pneumo.process"}
+    assert set(tags(joined)) == SUBJECT | own
+    assert joined.data.tags["mlflow.parentRunId"] == run_of("joined")
+
+
+def test_what_fell_silent_elsewhere_is_ended_by_the_next(shared, sample, monkeypatch):
+    plan = Plan(load_experiment("tune"), sample, {"image_size": "32"})
+    with mlflow.start_run() as parent:
+        study = begin(open_storage(), "silent", plan, parent.info.run_id)
+        Goal(1).set(study)
+        worker = start("worker", "--study", "silent", "--data", "sample")
+        until(lambda: at_work(shared))
+        worker.kill()
+        worker.communicate()
+        monkeypatch.setattr("pneumo.study.GRACE", 1)
+        time.sleep(1.5)
+        search_trials(*find("silent", sample))
+    silent, done = require_whole(shared, "silent")
+    assert (silent.state.name, done.params) == ("FAIL", silent.params)  # the baseline again
+    failed = shared.search_runs(["0"], "tags.`pneumo.study` = 'silent' and status = 'FAILED'")
+    assert {it.data.tags["pneumo.kind"] for it in failed} == {"trial", "worker"}
+
+
+def cut_connection(url: str) -> None:
+    """Cut the connection that is about to store the score of a trial."""
+    with psycopg.connect(url) as lock, psycopg.connect(url, autocommit=True) as own:
+        lock.execute("LOCK TABLE trial_values")  # the score has to wait
+        waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        until(lambda: own.execute(f"SELECT pid {waiting}").fetchall())
+        assert own.execute(f"SELECT pg_terminate_backend(pid) {waiting}").fetchall() == [(True,)]
+
+
+def test_a_score_that_did_not_arrive_is_told_again(servers, shared, sample, monkeypatch, capsys):
+    with mlflow.start_run() as parent, ThreadPoolExecutor(1) as other:
+        plan = Plan(TINY, sample, {})
+        study = begin(open_storage(), "cut", plan, parent.info.run_id)
+        Goal(2).set(study)
+        cutting = []
+
+        def run_and_cut(*arguments, **options):
+            done = run_trial(*arguments, **options)
+            if not cutting:
+                cutting.append(other.submit(cut_connection, servers[0].address))
+                until(lambda: locked(servers[0].address))
+            return done
+
+        monkeypatch.setattr(work, "run_trial", run_and_cut)
+        search_trials(study, plan)
+        cutting[0].result()
+    notes = re.findall("^a store of the study has failed, .*", capsys.readouterr().out, re.M)
+    assert len(notes) == 1
+    assert notes[0].startswith("a store of the study has failed, and the search goes on (")
+    assert [it.state.name for it in require_whole(shared, "cut")] == ["COMPLETE"] * 2
+
+
+def locked(url: str) -> bool:
+    """Return whether the table of scores is locked."""
+    with psycopg.connect(url) as own:
+        lock = "SELECT 1 FROM pg_locks WHERE relation = 'trial_values'::regclass"
+        return bool(own.execute(f"{lock} AND mode = 'AccessExclusiveLock'").fetchall())
+
+
+def test_what_ended_a_run_is_not_hidden_by_a_server_that_is_away(
+    servers, shared, monkeypatch, capsys
+):
+    _, server = servers
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    parent = shared.create_run("0").info.run_id
+    with pytest.raises(ZeroDivisionError), tracking.keras_run(parent, "t", BASE, {}, 0):
+        server.kill()
+        raise ZeroDivisionError
+    assert mlflow.active_run() is None
+    assert "the end of run t is not stored (MlflowException: API request" in capsys.readouterr().out
+    with pytest.raises(MlflowException), tracking.keras_run(parent, "t", BASE, {}, 1):
+        raise AssertionError("never comes here")
+    server.start()
+    tracking.settle(parent, {0: "FAIL", 1: "FAIL"}, is_dead)
+    runs = children(shared, parent)
+    assert [run.info.status for run in runs] == ["FAILED"] * 2
+    assert [run.data.tags["optuna.state"] for run in runs] == ["FAIL"] * 2
+
+
+# The second trial diverges, the third hangs in a way that no signal ends
+TROUBLED = """
+import ctypes
+import optuna
+from experiments.tune import suggest as usual
+from pneumo.config import RunConfig
+
+BASE = RunConfig(image_size=32, epochs=25, dense_widths=(32,))
+
+def suggest(trial, base):
+    config = usual(trial, base)
+    number = trial._trial.number if isinstance(trial._trial, optuna.Trial) else 0
+    if number == 1:
+        return config.model_copy(update={"learning_rate": 1e30})
+    if number == 2:
+        ctypes.PyDLL(None).sleep(1000)  # with Python's lock held
+    return config
+"""
+
+
+def test_a_night_in_which_all_goes_wrong(servers, shared, sample, monkeypatch, capsys, tmp_path):
+    trials, server = servers
+    let_workers_load(monkeypatch, tmp_path / "project", TROUBLED)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")  # tries again sooner
+    base = BASE.model_copy(update={"epochs": 25})
+    plan = Plan(Experiment("tiny", base, TINY.suggest), sample, {})
+
+    def has_diverged() -> bool:  # its traceback is then stored, whatever the server does
+        states = {run.data.tags.get("optuna.state") for run in children(shared, parent.info.run_id)}
+        return "FAIL" in states
+
+    def stores_fail() -> None:
+        for store in (server, trials):
+            until(lambda: at_work(shared) and has_diverged())
+            store.kill()
+            time.sleep(2)
+            store.start()
+
+    with mlflow.start_run() as parent:
+        study = begin(open_storage(), "bad", plan, parent.info.run_id)
+        Goal(4, trial_timeout=TRIAL_TIMEOUT).set(study)
+        with ThreadPoolExecutor(1) as other:
+            failing = other.submit(stores_fail)
+            search(study, plan, 2)
+            failing.result()
+        await_others(study)
+        settle(study)
+    trials = require_whole(shared, "bad")
+    assert 4 <= counted(trials) <= 5
+    diverged, hung = children(shared, parent.info.run_id)[1:3]
+    assert "TrainingDiverged" in text(diverged.info.run_id, "traceback.txt")
+    where = text(hung.info.run_id, "traceback.txt")
+    late = f"trial not done after {TRIAL_TIMEOUT} s, the limit"
+    assert where.startswith(f"{late}; where each thread was:\n\n")
+    assert " in suggest\n" in where
+    assert re.search(rf"^worker \d has died \({late}\)$", capsys.readouterr().out, re.M)

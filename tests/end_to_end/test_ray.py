@@ -1,0 +1,102 @@
+"""The workers of a study as tasks of a Ray cluster: two nodes, on this machine."""
+
+import os
+import re
+import signal
+
+import pytest
+
+from tests.support.commands import lives, run, start
+from tests.support.studies import (
+    LIMIT,
+    SMALL,
+    at_work,
+    children,
+    counted,
+    require_whole,
+    run_of,
+    until,
+)
+
+cluster_utils = pytest.importorskip(
+    "ray.cluster_utils", reason="needs Ray, an extra: .ci/run tests it in an environment of its own"
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    # Ray does not close all that it opens
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+RAY = ["--launcher", "ray", "--workers", "2"]
+LONG = ["--epochs", "40", "--patience", "40", *SMALL]
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Of a cluster whose two nodes have room for one trial each."""
+    nodes = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes.add_node(num_cpus=1)
+    nodes.wait_for_nodes()
+    yield nodes.address
+    nodes.shutdown()
+
+
+@pytest.fixture
+def cluster(shared, address, monkeypatch):
+    """MLflow's client, where the commands find stores and cluster."""
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    return shared
+
+
+def pids(runs) -> set[int]:
+    """The processes whose runs these are; 0 for the run of a trial that ended before it had one."""
+    return {int(run.data.tags.get("pneumo.pid", 0)) for run in runs}
+
+
+def test_a_study_outlives_a_killed_task_and_an_interrupt(cluster):
+    command = ["tune", "--trials", "6", "--study", "ray", *RAY, *LONG]
+    driver = start(*command)
+    until(lambda: at_work(cluster, 2))
+    victim, other = pids(at_work(cluster))
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: pids(at_work(cluster)) - {victim, other})
+    crew = pids(at_work(cluster)) | {other}
+    driver.terminate()
+    output, errors = driver.communicate(timeout=LIMIT)
+    assert driver.returncode == 1, errors
+    assert "to continue, give the same command with --study ray" in output
+    assert errors.endswith("pneumo: interrupted; what was finished is kept\n")
+    until(lambda: not any(map(lives, crew)))
+    interrupted = require_whole(cluster, "ray")
+    failed = [trial for trial in interrupted if trial.state.name == "FAIL"]
+    dead = [it for it in children(cluster, run_of("ray")) if pids([it]) == {victim}][-1]
+    assert dead.data.tags["optuna.state"] == "FAIL"
+    others = [it for it in failed if it.number != int(dead.data.tags["optuna.trial_number"])]
+    assert {trial.user_attrs["error"] for trial in others} == {"interrupted"}
+
+    code, output, errors = run(*command)
+    assert code == 0, errors
+    trials = require_whole(cluster, "ray")
+    assert counted(trials) in (6, 7)
+    assert {it.number for it in trials if it.state.name == "FAIL"} == {it.number for it in failed}
+    lines = [line for line in output.splitlines() if re.match(r"trial +\d", line)]
+    assert len(lines) == len(trials) - len(interrupted)
+    assert "registered: pneumonia-sample version 1 as @challenger" in output
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("RAY_ADDRESS", "127.0.0.1:1", "launcher=ray needs a cluster that runs, and there is none"),
+        ("PNEUMO_STORAGE", "", "needs PNEUMO_STORAGE at a server that the whole cluster can reach"),
+        ("MLFLOW_TRACKING_URI", "", "launcher=ray needs MLFLOW_TRACKING_URI at a server"),
+    ],
+)
+def test_what_a_cluster_needs(cluster, monkeypatch, variable, value, message):
+    monkeypatch.setenv(variable, value)
+    code, _, errors = run("tune", "--study", "none", *RAY, *SMALL)
+    assert code == 2
+    assert message in errors
+    assert "Traceback" not in errors

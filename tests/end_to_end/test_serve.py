@@ -1,0 +1,234 @@
+"""The champion in an environment made of its own requirements, loaded and served over HTTP."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import requests
+from PIL import Image
+
+from pneumo import registry
+from pneumo.data.dataset import open_dataset
+from pneumo.predict import predict
+from tests.support.images import RAMP, file_of
+from tests.support.paths import ROOT
+from tests.support.services import model_server
+from tests.support.stores import copy_of
+
+MODEL = "models:/pneumonia-sample@champion"
+
+
+@pytest.fixture(scope="module")
+def stores(finished, tmp_path_factory):
+    """The folder of a study's stores, its model the champion."""
+    folder = tmp_path_factory.mktemp("stores")
+    with copy_of(finished, folder):
+        client = mlflow.MlflowClient()
+        client.set_registered_model_alias("pneumonia-sample", "champion", "1")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def own_environment(stores, tmp_path_factory) -> Path:
+    """The Python of a new environment that holds what the model says it needs, and no project."""
+    uv = shutil.which("uv")
+    if not uv:
+        pytest.skip("needs uv: pip install uv")
+    place = tmp_path_factory.mktemp("own") / "venv"
+    requirements = mlflow.pyfunc.get_model_dependencies(MODEL)
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, place], check=True)
+    install = [uv, "pip", "install", "-q", "--python", place / "bin" / "python"]
+    subprocess.run([*install, "-r", requirements], check=True)
+    return place / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def expected(stores, real_archive) -> dict[str, float]:
+    """Path → probability of 50 real images, as the harness gives it."""
+    dataset = open_dataset(str(real_archive))
+    files = [str(dataset.base / path) for path in dataset.rows["path"][::100][:50]]
+    with mlflow.start_run():
+        predict(registry.find(MODEL), files, stores / "out.csv")
+    table = pd.read_csv(stores / "out.csv")
+    assert len(table) == 50
+    assert table["error"].isna().all()
+    return dict(zip(table["path"], table["probability"], strict=True))
+
+
+@pytest.fixture(scope="module")
+def address(own_environment, expected, tmp_path_factory):
+    with model_server(own_environment, MODEL, tmp_path_factory.mktemp("elsewhere")) as server:
+        yield server.address
+
+
+@pytest.mark.slow
+def test_it_loads_where_the_project_is_not(own_environment, stores, expected, tmp_path):
+    code = (
+        "import importlib.util, json, sys, mlflow, pandas as pd\n"
+        "assert importlib.util.find_spec('pneumo') is None\n"
+        "mlflow.set_tracking_uri(sys.argv[1])\n"
+        f"model = mlflow.pyfunc.load_model('{MODEL}')\n"
+        "data = [open(path, 'rb').read() for path in json.load(sys.stdin)]\n"
+        "answer = model.predict(pd.DataFrame({'image': data}))\n"
+        "print(json.dumps(answer['probability'].tolist()))\n"
+    )
+    process = subprocess.run(
+        [own_environment, "-I", "-c", code, f"sqlite:///{stores}/mlflow.db"],
+        cwd=tmp_path,
+        input=json.dumps(list(expected)),
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout)
+    assert found == pytest.approx(list(expected.values()), abs=1e-6)
+
+
+def post(address: str, body: dict) -> requests.Response:
+    return requests.post(f"{address}/invocations", json=body, timeout=120)
+
+
+def records(images: list[str | None]) -> dict:
+    return {"dataframe_records": [{"image": image} for image in images]}
+
+
+SHAPES = {
+    "dataframe_records": records,
+    "dataframe_split": lambda images: {
+        "dataframe_split": {"columns": ["image"], "data": [[image] for image in images]}
+    },
+    "instances": lambda images: {"instances": [{"image": image} for image in images]},
+    "inputs": lambda images: {"inputs": {"image": images}},
+    "inputs, a list": lambda images: {"inputs": images},
+}
+
+
+@pytest.mark.slow
+def test_the_command_that_the_readme_gives(address, expected, tmp_path):
+    if not (shutil.which("jq") and shutil.which("curl")):
+        pytest.skip("needs jq and curl: apt install jq curl")
+    [command] = re.findall(r"^base64 < .*$", (ROOT / "README.md").read_text(), re.M)
+    image, probability = next(iter(expected.items()))
+    command = command.replace("IMAGE.jpeg", f"'{image}'").replace("http://127.0.0.1:5001", address)
+    answer = json.loads(subprocess.run(command, shell=True, capture_output=True, check=True).stdout)
+    [prediction] = answer["predictions"]
+    assert set(prediction) == {"probability", "label", "threshold", "error"}
+    assert prediction["probability"] == pytest.approx(probability, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def encoded(expected) -> list[str]:
+    return [base64.b64encode(Path(path).read_bytes()).decode() for path in expected]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_gives_the_same(address, expected, encoded, shape):
+    answer = post(address, SHAPES[shape](encoded))
+    assert answer.status_code == 200, answer.text
+    found = answer.json()["predictions"]
+    assert [it["probability"] for it in found] == pytest.approx(list(expected.values()), abs=1e-6)
+    assert {tuple(it) for it in found} == {("probability", "label", "threshold", "error")}
+    for it in found:
+        assert it["label"] == int(it["probability"] >= it["threshold"])
+        assert it["error"] is None
+
+
+def huge_png(side: int = 30_000) -> bytes:
+    """A black image of one bit a pixel: some kilobytes that would become 900 megabytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes((side // 8 + 1) * side), 1)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+@pytest.mark.slow
+def test_what_cannot_be_read_gets_its_error_and_the_others_their_answer(address, expected, encoded):
+    whole = base64.b64decode(encoded[0])
+    bad = {
+        "truncated": whole[: len(whole) // 2],
+        "no image format that can be read": b"This is a text, and no picture at all.",
+        "more pixels than any radiograph": huge_png(),
+    }
+    files = [base64.b64encode(it).decode() for it in bad.values()]
+    answer = post(address, records([*files, encoded[1], ""]))
+    assert answer.status_code == 200, answer.text
+    *errors, good, empty = answer.json()["predictions"]
+    for it, reason in zip([*errors, empty], [*bad, "no image format"], strict=True):
+        assert reason in it["error"]
+        assert (it["probability"], it["label"], it["threshold"]) == (None, None, None)
+    assert good["probability"] == pytest.approx(list(expected.values())[1], abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("body", ["", "{}", "text", '{"inputs": {"picture": ["x"]}}'])
+def test_a_request_that_makes_no_sense_is_refused_and_the_server_lives(address, encoded, body):
+    headers = {"Content-Type": "application/json"}
+    answer = requests.post(f"{address}/invocations", data=body, headers=headers, timeout=60)
+    assert answer.status_code == 400
+    assert answer.json()["error_code"] in ("BAD_REQUEST", "INVALID_PARAMETER_VALUE")
+    assert post(address, records(encoded[:1])).status_code == 200
+
+
+@pytest.mark.slow
+def test_two_hundred_at_once_and_eight_clients_at_once(address, expected, encoded):
+    answer = post(address, records(encoded * 4))
+    assert answer.status_code == 200
+    found = [it["probability"] for it in answer.json()["predictions"]]
+    assert found == pytest.approx(list(expected.values()) * 4, abs=1e-6)
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda image: post(address, records([image])), encoded))
+    found = [it.json()["predictions"][0]["probability"] for it in answers]
+    assert found == pytest.approx(list(expected.values()), abs=1e-6)
+
+
+KINDS = {
+    "JPEG": lambda image: file_of(image, "JPEG", quality=95),
+    "16 bits": lambda image: file_of(Image.fromarray(np.asarray(image).astype(np.uint16) * 257)),
+    "RGB": lambda image: file_of(image.convert("RGB")),
+    "RGBA": lambda image: file_of(image.convert("RGBA")),
+    "CMYK": lambda image: file_of(image.convert("CMYK"), "JPEG", quality=95),
+    "palette": lambda image: file_of(image.convert("P")),
+    "two colours": lambda image: file_of(image.convert("1")),
+    "turned": lambda image: _turned(image),
+}
+
+
+def _turned(image: Image.Image) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    image.rotate(90, expand=True).save(file, "JPEG", quality=95, exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.slow
+def test_every_kind_of_file_is_the_same_image(study):
+    image = Image.fromarray(RAMP)
+    given = {"PNG": file_of(image)} | {name: make(image) for name, make in KINDS.items()}
+    model = mlflow.pyfunc.load_model("models:/pneumonia-sample/1")
+    answer = model.predict(pd.DataFrame({"image": list(given.values())}))
+    answer.index = list(given)
+    assert answer["error"].isna().all()
+    as_png = answer["probability"]["PNG"]
+    for name in ("16 bits", "RGB", "RGBA", "palette"):
+        assert answer["probability"][name] == pytest.approx(as_png, abs=1e-6), name
+    for name in ("JPEG", "CMYK", "turned"):
+        assert answer["probability"][name] == pytest.approx(as_png, abs=0.01), name

@@ -1,0 +1,103 @@
+"""Several processes on one cache, and a cache that is deleted while it is in use."""
+
+import shutil
+import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from threading import Barrier
+
+import mlflow
+import pytest
+
+from pneumo import tracking
+from pneumo.data import archive, cache
+from tests.support.commands import run, start
+from tests.support.handmade import write_images
+from tests.support.studies import LIMIT, SMALL, at_work, until
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Path:
+    """An archive of a small data set."""
+    folder = tmp_path_factory.mktemp("packed")
+    write_images(folder / "halves")
+    with tarfile.open(folder / "A.tar.gz", "w:gz") as tar:
+        tar.add(folder / "halves", "halves")
+    return folder / "A.tar.gz"
+
+
+@contextmanager
+def seen(folder: Path):
+    """The inodes that come to be in a folder, hidden or not."""
+    found, over = set(), threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.001):
+            found.update(it.stat().st_ino for it in folder.glob("*") if it.is_dir())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_of_two_imports_at_once_one_unpacks(store, own_cache, packed):
+    call = ["prepare", "--data", str(packed), "--image_size", "32"]
+    sha256 = archive.hashlib.sha256(packed.read_bytes()).hexdigest()
+    with seen(own_cache / "archives") as folders:
+        with cache.lock(f"archives/{sha256}"):
+            both = [start(*call), start(*call)]
+            time.sleep(6)  # until both are waiting
+            assert not folders
+        ended = [(*process.communicate(timeout=LIMIT), process.returncode) for process in both]
+    for output, errors, code in ended:
+        assert (code, errors) == (0, "")
+        assert output.endswith("0 unreadable, 0 of unknown patients\n")
+    [unpacked] = (own_cache / "archives").iterdir()
+    assert folders == {unpacked.stat().st_ino}
+    assert {it.info.status for it in store.search_runs(["0"])} == {"FINISHED"}
+
+
+def test_two_commands_may_tell_of_the_same_data_at_once(store, sample):
+    images, together = sample.decode(32, 0), Barrier(2)
+
+    def tell(digest: str) -> str:
+        with mlflow.start_run() as run:
+            together.wait()
+            tracking.log_data(replace(images, dataset=replace(sample, digest=digest)))
+        return run.info.run_id
+
+    with ThreadPoolExecutor(2) as threads:
+        for digest in map(str, range(8)):  # without care, 7 of 10 end in an error
+            for run_id in threads.map(tell, [digest] * 2):
+                inputs = store.get_run(run_id).inputs.dataset_inputs
+                assert {(it.dataset.name, it.dataset.digest) for it in inputs} == {
+                    (f"sample/{split}", digest) for split in ("train", "val", "test")
+                }
+
+
+@pytest.mark.slow
+def test_a_cache_that_is_deleted_ends_a_study_in_one_line_and_the_next_run_works(
+    store, own_cache, packed
+):
+    flags = ["--data", str(packed), *SMALL, "--patience", "20"]
+    process = start("tune", *flags, "--trials", "2", "--epochs", "20")
+    until(lambda: at_work(store))
+    shutil.rmtree(own_cache, ignore_errors=True)
+    output, errors = process.communicate(timeout=LIMIT)
+    assert "trial   0  val AUC" in output  # which had its images; the next asks for them again
+    assert process.returncode == 1
+    assert errors.startswith("pneumo: 3 trials in a row failed alike (Mistake: the cache at ")
+    assert "was deleted while it was in use; give the same command again" in errors
+    assert errors.count("\n") == 1
+    assert "RUNNING" not in {it.info.status for it in store.search_runs(["0"])}
+    code, output, errors = run("train", *flags, "--epochs", "1")
+    assert (code, errors) == (0, "")

@@ -1,0 +1,198 @@
+"""Several processes on one study: what they leave, and that none of them is needed."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import mlflow
+import optuna
+import pytest
+
+from pneumo import launch
+from pneumo.experiment import load_experiment
+from pneumo.study import Goal, Plan, StudyStopped, begin, open_storage
+from pneumo.tune import search, tune
+from tests.support.commands import lives, processes, run, start
+from tests.support.paths import ROOT
+from tests.support.studies import (
+    SMALL,
+    TINY,
+    at_work,
+    children,
+    counted,
+    let_workers_load,
+    require_whole,
+    run_of,
+    until,
+)
+from tests.support.terminal import watch
+
+pytestmark = pytest.mark.slow
+
+SHORT = ["--epochs", "3", *SMALL]
+NIGHT = ["--study", "night", "--workers", "2"]
+
+
+def test_the_driver_needs_no_tensorflow():
+    code = (
+        "import sys, pneumo.tune, pneumo.launch, pneumo.study, pneumo.registry\n"
+        "print([name for name in ('tensorflow', 'keras') if name in sys.modules])"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.stdout == "[]\n", process.stderr
+
+
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(8, 2, "4"), (2, 3, "1"), (7, 2, "3")])
+def test_cores_are_shared_out(monkeypatch, cores, workers, threads):
+    monkeypatch.setattr(launch, "cpu_count", lambda: cores)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert launch.share_of(0, workers) == {
+        "LOKY_MAX_CPU_COUNT": threads,
+        "OMP_NUM_THREADS": threads,
+        "TF_NUM_INTRAOP_THREADS": threads,
+        "TF_NUM_INTEROP_THREADS": threads,
+    }
+
+
+def test_gpus_are_shared_out(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    shown = [launch.share_of(number, 3)["CUDA_VISIBLE_DEVICES"] for number in range(3)]
+    assert shown == ["3", "5", "3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # as people say that none is wanted
+    assert "CUDA_VISIBLE_DEVICES" not in launch.share_of(0, 3)
+
+
+def test_two_workers(store):
+    code, output, errors = run("tune", "--trials", "4", *NIGHT, *SHORT)
+    assert (code, errors) == (0, "")
+    trials = require_whole(store, "night")
+    assert 4 <= counted(trials) <= 5
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
+    lines = [line for line in output.splitlines() if re.match(r"trial +\d", line)]
+    assert len(lines) == len(trials)
+    runs = children(store, run_of("night"))
+    pids = {it.data.tags["pneumo.pid"] for it in runs}
+    assert len(pids) == 2
+    # the first trial is the baseline, whoever had it
+    assert trials[0].params["dropout"] == 0.25
+    assert len({tuple(trial.params.values()) for trial in trials}) == len(trials)
+    kinds = [run.data.tags["pneumo.kind"] for run in store.search_runs(["0"])]
+    assert sorted(kinds) == ["study", *["trial"] * len(trials)]  # a worker has no run of its own
+    [study] = store.search_runs(["0"], "tags.`pneumo.kind` = 'study'")
+    assert study.info.status == "FINISHED"
+    assert "test_auc" in study.data.metrics
+    challenger = store.get_model_version_by_alias("pneumonia-sample", "challenger")
+    assert int(challenger.version) == 1
+
+
+def test_a_study_outlives_a_worker_and_its_driver(store):
+    command = ["tune", "--trials", "3", *NIGHT, "--epochs", "12", *SMALL]
+    process = start(*command)
+    until(lambda: at_work(store, 2))
+    victim = int(at_work(store)[0].data.tags["pneumo.pid"])
+    first = processes(process.pid)
+    assert victim in first
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: len(set(processes(process.pid)) - {victim}) == 2)  # it is replaced
+    workers = processes(process.pid)
+    process.kill()
+    output, _ = process.communicate()
+    assert "has died (exit code -9)\ncontinuing study night: " in output
+    until(lambda: not any(map(lives, workers)))
+    assert not at_work(store)  # each has ended its trial
+    done = counted(optuna.load_study(study_name="night", storage=open_storage()).trials)
+    seen = watch("-m", "pneumo", *command)
+    assert (seen.code, seen.errors) == (0, "")
+    begun = next(it for it in seen.screens if ", process " in it)
+    assert f"continuing study night: {done} trials are done" in begun
+    assert f" {done} of 3 trials " in begun
+    trials = require_whole(store, "night")
+    assert 3 <= counted(trials) <= 4
+    assert any(trial.params["dropout"] == 0.25 for trial in trials if trial.state.name != "FAIL")
+    failed = store.search_runs(["0"], "attributes.status = 'FAILED'")
+    assert [(it.data.tags["pneumo.pid"], it.data.tags["optuna.state"]) for it in failed] == [
+        (str(victim), "FAIL")
+    ]
+    [study] = store.search_runs(["0"], "tags.`pneumo.kind` = 'study'")
+    assert study.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(("whom", "number"), [("group", signal.SIGINT), ("driver", signal.SIGTERM)])
+def test_an_interrupt_ends_all(store, whom, number):
+    long = ["--epochs", "1000", "--patience", "1000", *SMALL]
+    process = start("tune", *NIGHT, *long, start_new_session=True)
+    until(lambda: at_work(store, 2))
+    workers = processes(process.pid)
+    (os.killpg if whom == "group" else os.kill)(process.pid, number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "to continue, give the same command with --study night" in output
+    assert errors == "pneumo: interrupted; what was finished is kept\n"
+    assert not any(map(lives, workers))
+    trials = require_whole(store, "night")
+    assert {trial.user_attrs["error"] for trial in trials} == {"interrupted"}
+    assert {run.info.status for run in store.search_runs(["0"])} == {"KILLED"}
+
+
+# An experiment of which each trial ends in the same way
+ENDS = """
+import os
+import optuna
+from experiments.tune import suggest as usual
+from pneumo.config import RunConfig
+
+BASE = RunConfig(image_size=32, epochs=2, dense_widths=(32,))
+
+def suggest(trial, base):
+    if isinstance(trial._trial, optuna.Trial):
+        {end}
+    return usual(trial, base)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        ("os.kill(os.getpid(), 9)", "3 workers have died without a trial done: look at what"),
+        (
+            "raise ValueError('of this kind')",
+            r"3 trials in a row failed alike \(ValueError: of this kind\)",
+        ),
+    ],
+)
+def test_a_study_that_cannot_go_on_stops(store, sample, tmp_path, monkeypatch, end, reason):
+    let_workers_load(monkeypatch, tmp_path / "project", ENDS.format(end=end))
+    with mlflow.start_run() as parent:
+        plan = Plan(TINY, sample, {})
+        study = begin(open_storage(), "night", plan, parent.info.run_id)
+        Goal(4).set(study)
+        with pytest.raises(StudyStopped, match=reason):
+            search(study, plan, workers=2)
+
+
+def test_a_mistake_that_a_worker_finds_is_the_users(store, tmp_path):
+    (tmp_path / "words.h5").write_text("words")
+    weights = ["--weights", str(tmp_path / "words.h5")]
+    flags = ["--experiment", "tune_mobilenet", "--image_size", "32", *weights]
+    code, _, errors = run("tune", *NIGHT, *flags)
+    assert code == 2
+    assert errors.startswith("pneumo: ")
+    assert "does not fit mobilenet with alpha 0.25: it is no HDF5 file" in errors
+    assert "RUNNING" not in {run.info.status for run in store.search_runs(["0"])}
+
+
+def test_who_may_not_join(store, folder, sample):
+    plan = Plan(load_experiment("tune"), sample, {"image_size": "32", "epochs": "1"})
+    tune(plan, trials=1, model_name="m", name="night")
+    code, _, errors = run("worker", "--study", "nacht", "--data", "sample")
+    assert code == 2
+    assert "study must be one of those in PNEUMO_STORAGE (night): got 'nacht'" in errors
+    next((folder / "train" / "NORMAL").iterdir()).unlink()
+    code, _, errors = run("worker", "--study", "night", "--data", str(folder))
+    assert code == 2
+    assert "study 'night' was begun with data_digest" in errors
+    code, output, errors = run("worker", "--study", "night", "--data", "sample")
+    assert (code, errors) == (0, "")
+    assert output == "study night needs no more trials: 1 are done\n"

@@ -1,0 +1,194 @@
+"""Metrics, thresholds, calibration and subgroups, by hand and against scikit-learn."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+from sklearn import metrics
+
+from pneumo import evaluate as module
+from pneumo.intervals import metric_intervals
+
+# Hand-made: four normal, six sick images
+LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
+SCORES = np.array([0.1, 0.2, 0.35, 0.8, 0.15, 0.5, 0.6, 0.7, 0.9, 0.95])
+
+
+def test_hand_computed():
+    scores = module.score(LABELS, SCORES, 0.5)
+    # at 0.5: tn 3, fp 1, fn 1, tp 5; of 24 pairs, the sick one is above in 6+5+5+2... = 18
+    assert module.confusion(LABELS, SCORES, 0.5) == {"tn": 3, "fp": 1, "fn": 1, "tp": 5}
+    pairs = [(sick > normal) for sick in SCORES[4:] for normal in SCORES[:4]]
+    expected = {
+        "auc": sum(pairs) / 24,
+        "accuracy": 8 / 10,
+        "sensitivity": 5 / 6,
+        "specificity": 3 / 4,
+        "balanced_accuracy": (5 / 6 + 3 / 4) / 2,
+        "ppv": 5 / 6,
+        "npv": 3 / 4,
+        "f1": 2 * 5 / (2 * 5 + 1 + 1),
+        "mcc": (5 * 3 - 1 * 1) / np.sqrt(6 * 6 * 4 * 4),
+        "brier": np.mean((SCORES - LABELS) ** 2),
+        "log_loss": -np.mean(np.log(np.where(LABELS == 1, SCORES, 1 - SCORES))),
+        # precision at each sick image from the highest score down: 1, 1, 3/4, 4/5, 5/6, 6/9
+        "average_precision": (1 + 1 + 3 / 4 + 4 / 5 + 5 / 6 + 6 / 9) / 6,
+        "threshold": 0.5,
+    }
+    assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert set(scores) == {*expected, "ece"}
+
+
+def test_calibration_error_by_hand():
+    # bin 0.2–0.3: two images, mean probability 0.25, none sick; bin 0.9–1: two, 0.95, one sick
+    labels, scores = np.array([0, 0, 1, 0]), np.array([0.2, 0.3 - 1e-9, 0.9, 1.0])
+    error = module.expected_calibration_error(labels, scores)
+    assert error == pytest.approx((2 * 0.25 + 2 * (0.95 - 0.5)) / 4, abs=1e-6)
+
+
+def test_a_rate_of_nothing_is_not_a_number():
+    scores = module.score(LABELS, SCORES, threshold=2.0)
+    assert np.isnan(scores["ppv"])
+    assert scores["sensitivity"] == 0
+    assert scores["specificity"] == 1
+
+
+def test_the_threshold_itself_counts_as_positive():
+    assert module.confusion(LABELS, SCORES, 0.8) == {"tn": 3, "fp": 1, "fn": 4, "tp": 2}
+
+
+def test_youdens_threshold():
+    gains = {
+        cut: metrics.recall_score(LABELS, SCORES >= cut)
+        + metrics.recall_score(LABELS, SCORES >= cut, pos_label=0)
+        for cut in SCORES
+    }
+    assert max(sorted(gains, reverse=True), key=gains.get) == 0.5
+    # the next lower score is 0.35
+    assert module.youden_threshold(LABELS, SCORES) == pytest.approx((0.5 + 0.35) / 2, abs=1e-12)
+
+
+def test_midway_between_the_classes():
+    labels, logits = np.array([0, 0, 1, 1, 1]), np.array([-4.0, -2.0, 0.0, 3.0, 9.0])
+    assert module.midpoint_threshold(labels, logits) == pytest.approx(expit(0.5))
+
+
+def test_youdens_threshold_of_useless_scores_is_a_number():
+    assert module.youden_threshold(LABELS, np.full(10, 0.4)) == 0.2  # midway to 0
+    assert module.youden_threshold(LABELS, np.zeros(10)) == 0
+    assert np.isfinite(module.youden_threshold(LABELS, 1 - SCORES))
+
+
+def test_a_sensitivity_is_reached_at_the_middle_of_the_highest_plateau_that_does():
+    # each: the lowest score that must be called positive, and the next lower one
+    for sensitivity, upper, lower in [
+        (0.5, 0.7, 0.6),
+        (0.51, 0.6, 0.5),
+        (0.8, 0.5, 0.35),
+        (0.95, 0.15, 0.1),
+        (1.0, 0.15, 0.1),
+    ]:
+        found = module.threshold_for(sensitivity, LABELS, SCORES)
+        assert found == pytest.approx((upper + lower) / 2, abs=1e-12)
+    assert module.threshold_for(1.0, np.array([1, 0]), np.array([0.3, 0.6])) == 0.15
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_threshold_between_adjacent_numbers_calls_the_same_images_positive(dtype):
+    labels = np.array([0, 1, 1])
+    upper = np.linspace(0.1, 1, 200, dtype=dtype)  # some of their last bits are 0, some are 1
+    for value in (*upper, np.nextafter(dtype(0), dtype(1))):
+        scores = np.array([np.nextafter(value, dtype(0)), value, 1], dtype)
+        for threshold in (
+            module.youden_threshold(labels, scores),
+            module.threshold_for(1.0, labels, scores),
+        ):
+            for again in (scores, scores.astype(float)):
+                assert (again >= threshold).tolist() == [False, True, True]
+
+
+def test_specificity_at_a_sensitivity_is_the_best_there_is():
+    assert module.specificity_at(0.5, LABELS, SCORES) == 3 / 4
+    assert module.specificity_at(0.95, LABELS, SCORES) == 1 / 4
+
+
+def test_specificity_at_a_sensitivity_counts_every_point_of_a_straight_curve():
+    labels, scores = np.array([0, 1, 0, 1]), np.array([0.9, 0.9, 0.1, 0.1])
+    assert module.specificity_at(0.5, labels, scores) == 0.5
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        labels, scores = rng.permutation([0, 1] * 6), rng.integers(0, 4, 12) / 4
+        for sensitivity in (0.3, 0.5, 0.95):
+            reached = [it for it in scores if (scores[labels == 1] >= it).mean() >= sensitivity]
+            expected = max((scores[labels == 0] < it).mean() for it in reached)
+            found = module.specificity_at(sensitivity, labels, scores)
+            assert found == pytest.approx(expected, abs=1e-12)
+
+
+def unsure(temperature: float, images: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and the logits of a model that is too sure of itself by that factor."""
+    rng = np.random.default_rng(0)
+    true = rng.normal(0, 2, images)
+    return (rng.uniform(size=images) < expit(true)).astype(int), true * temperature
+
+
+@pytest.mark.parametrize("factor", [0.4, 1.0, 2.5])
+def test_the_temperature_is_by_how_much_a_model_is_too_sure(factor):
+    labels, logits = unsure(factor)
+    found = module.temperature(labels, logits)
+    assert found == pytest.approx(factor, rel=0.05)
+    losses = [
+        metrics.log_loss(labels, expit(logits / it))
+        for it in (1, found, found * 1.001, found / 1.001)
+    ]
+    assert min(losses) == losses[1]
+    assert factor == 1 or losses[1] < losses[0] - 0.01
+    assert np.array_equal(np.argsort(logits), np.argsort(logits / found))
+
+
+def test_classes_that_are_told_apart_perfectly_or_not_at_all_have_an_end_of_the_range():
+    labels = np.array([0, 0, 1, 1])
+    assert module.temperature(labels, np.array([-2.0, -1, 1, 2])) == pytest.approx(0.1, rel=1e-3)
+    assert module.temperature(labels, np.array([2.0, 1, -1, -2])) == pytest.approx(10, rel=1e-3)
+
+
+def predictions() -> pd.DataFrame:
+    rng = np.random.default_rng(1)
+    kinds = np.array(["IM", "NORMAL2-IM", "bacteria", "virus", ""])[rng.integers(0, 5, 300)]
+    labels = np.where(kinds == "", rng.integers(0, 2, 300), np.isin(kinds, ["bacteria", "virus"]))
+    return pd.DataFrame(
+        {
+            "path": [f"{number}.png" for number in range(300)],
+            "patient": [f"p{number // 2}" for number in range(300)],
+            "subtype": kinds,
+            "label": labels.astype(int),
+            "probability": np.clip(labels * 0.3 + rng.uniform(0, 0.7, 300), 0, 1),
+        }
+    )
+
+
+def test_subgroups():
+    table = predictions()
+    found = module.subgroups(table, 0.5)
+    assert set(found) == {
+        "NORMAL/IM",
+        "NORMAL/NORMAL2-IM",
+        "PNEUMONIA/bacteria",
+        "PNEUMONIA/virus",
+    }
+    viral = table[table["subtype"] == "virus"]
+    against = pd.concat([viral, table[table["label"] == 0]])
+    bounds = metric_intervals(against, 0.5)
+    assert found["PNEUMONIA/virus"] == pytest.approx(
+        {
+            "images": len(viral),
+            "patients": viral["patient"].nunique(),
+            "sensitivity": (viral["probability"] >= 0.5).mean(),
+            "auc": metrics.roc_auc_score(against["label"], against["probability"]),
+            **{name: bounds[name] for name in bounds if name.startswith(("sens", "auc"))},
+        },
+        abs=1e-12,
+    )
+    series = table[table["subtype"] == "NORMAL2-IM"]
+    assert found["NORMAL/NORMAL2-IM"]["specificity"] == (series["probability"] < 0.5).mean()
+    assert "sensitivity" not in found["NORMAL/NORMAL2-IM"]

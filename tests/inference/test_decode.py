@@ -1,0 +1,70 @@
+"""Files of images as grey pixels of one size."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pneumo.data.pixels import UnreadableImage, decode
+from tests.support.images import RAMP, file_of
+
+
+def test_grey_pixels_stay_as_they_are():
+    decoded = decode(file_of(Image.fromarray(RAMP)), 64)
+    assert decoded.dtype == np.uint8
+    assert np.array_equal(decoded, RAMP)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_no_white_is_made_up(mode):
+    with pytest.raises(UnreadableImage, match="32 bits a pixel, whose white is not known"):
+        decode(file_of(Image.fromarray(RAMP).convert(mode), "TIFF"), 64)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA"])
+def test_colour_becomes_grey(mode):
+    assert np.array_equal(decode(file_of(Image.fromarray(RAMP).convert(mode)), 64), RAMP)
+
+
+def test_sixteen_bits_keep_their_range():
+    deep = Image.fromarray(RAMP.astype(np.uint16) * 256)
+    assert np.array_equal(decode(file_of(deep), 64), RAMP)
+
+
+def test_a_turned_photograph_is_turned_back():
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned = Image.fromarray(RAMP[::-1, ::-1].copy())
+    decoded = decode(file_of(turned, "JPEG", quality=100, exif=exif), 64)
+    assert np.abs(decoded.astype(int) - RAMP).max() <= 3
+
+
+def test_a_large_jpeg_shrinks_to_what_a_whole_decoding_gives():
+    large = Image.fromarray(RAMP).resize((1300, 1000), Image.Resampling.BICUBIC)
+    from_jpeg = decode(file_of(large, "JPEG", quality=95), 64)
+    from_png = decode(file_of(large), 64)
+    assert np.abs(from_jpeg.astype(int) - from_png).max() <= 4
+
+
+def test_squashed_or_padded_to_the_square():
+    wide = file_of(Image.fromarray(np.full((20, 40), 200, np.uint8)))
+    assert np.array_equal(decode(wide, 40), np.full((40, 40), 200))
+    padded = decode(wide, 40, "pad")
+    assert np.array_equal(padded[10:30], np.full((20, 40), 200))
+    assert not padded[:10].any()
+    assert not padded[30:].any()
+    square = file_of(Image.fromarray(RAMP))
+    assert np.array_equal(decode(square, 32, "pad"), decode(square, 32, "squash"))
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "the file is empty"),
+        (b"This is text.", "no image format that can be read"),
+        (file_of(Image.fromarray(RAMP), "JPEG")[:400], "truncated"),
+    ],
+    ids=["empty", "text", "truncated"],
+)
+def test_an_unreadable_file_says_why(data, why):
+    with pytest.raises(UnreadableImage, match=why):
+        decode(data, 64)

@@ -1,0 +1,142 @@
+"""Whatever a request holds in place of an image gets its reason, and the others their answer.
+
+PNEUMO_FUZZ multiplies the number of examples.
+"""
+
+import base64
+import io
+import json
+import math
+from contextlib import suppress
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pneumo.data.pixels import UnreadableImage
+from pneumo.serve import COLUMNS, PneumoniaModel, file_bytes
+from tests.support.fuzzing import examples
+from tests.support.handmade import SIDE, looking
+from tests.support.images import RAMP, file_of
+
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA", "JPEG2000")
+
+
+def _file(kind: str) -> bytes:
+    file = io.BytesIO()
+    ramp = np.tile(np.arange(SIDE, dtype=np.uint8) * 8, (SIDE, 1))
+    Image.fromarray(ramp).save(file, kind)
+    return file.getvalue()
+
+
+FILES = [_file(kind) for kind in FORMATS]
+
+
+@st.composite
+def _broken_files(draw) -> bytes:
+    """A file of some format, with some of its bytes replaced, and cut."""
+    data = bytearray(draw(st.sampled_from(FILES)))
+    for _ in range(draw(st.integers(0, 4))):
+        at = draw(st.integers(0, len(data)))
+        new = draw(st.binary(max_size=8))
+        data[at : at + draw(st.integers(0, 8))] = new
+    return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data)
+
+
+# Text with halves of surrogate pairs: JSON can name those, and UTF-8 cannot
+ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
+SCALARS = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.floats(), st.binary(), ANY_TEXT),
+    *(_broken_files(), _broken_files().map(lambda it: base64.b64encode(it).decode())),
+    st.text("ABCabc012+/= \n"),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda it: st.lists(it, max_size=3) | st.dictionaries(ANY_TEXT, it, max_size=3),
+    max_leaves=8,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """One that looks at a half of each image."""
+    model = PneumoniaModel()
+    model.keras_model = looking("left")
+    model.settings = {"threshold": 0.5, "temperature": 1.0, "resize": "squash"}
+    return model
+
+
+def answers(model, values: list) -> list[dict]:
+    column = pd.Series(values, dtype=object)
+    table = model.predict(None, pd.DataFrame({"image": column}))
+    assert list(table) == COLUMNS
+    return table.to_dict("records")
+
+
+def require_answers(model, values: list, good: int) -> None:
+    """Each value has its answer or its error; that of `good`, a whole image, is as ever."""
+    found = answers(model, values)
+    assert len(found) == len(values)
+    json.dumps(found, allow_nan=False).encode()
+    assert found[good] == answers(model, [FILES[0]])[0]
+    for row in found:
+        if row["error"] is None:
+            assert 0 <= row["probability"] <= 1
+            assert row["label"] == (row["probability"] >= row["threshold"])
+        else:
+            assert row["error"].encode()
+            assert {row[name] for name in COLUMNS} == {None, row["error"]}
+
+
+@given(VALUES)
+@examples(150)
+def test_a_value_is_bytes_or_unreadable(value):
+    with suppress(UnreadableImage):
+        assert type(file_bytes(value)) is bytes
+
+
+@given(st.lists(VALUES, max_size=20), st.data())
+@examples(150)
+def test_each_value_gets_its_answer_and_the_others_theirs(model, values, data):
+    place = data.draw(st.integers(0, len(values)))
+    require_answers(model, [*values[:place], FILES[0], *values[place:]], place)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "\ud800",  # half of a surrogate pair, as "\\ud800" in JSON
+        "A" * 20_000_000,
+        b"\xff" * 20_000_000,
+        [[[["deep"] * 3] * 3] * 3] * 1000,
+        {"image": "iVBORw0KGgo="},
+        math.inf,
+        -(10**400),
+        np.float32(1),
+        np.zeros((3, 3)),
+        bytearray(FILES[0]),
+        pd.NaT,
+    ],
+    ids=lambda it: repr(it)[:20],
+)
+def test_odd_and_very_large_values(model, value):
+    require_answers(model, [value, FILES[0]], 1)
+    assert answers(model, [value])[0]["error"]
+
+
+def test_no_value_is_no_answer(model):
+    assert answers(model, []) == []
+
+
+def test_files_come_as_bytes_or_base64():
+    file = file_of(Image.fromarray(RAMP))
+    wrapped = base64.encodebytes(file)  # with line ends, as `base64` prints it
+    for value in (file, wrapped, wrapped.decode(), base64.b64encode(file).decode()):
+        assert file_bytes(value) == file
+    assert file_bytes(b"no base64!") == b"no base64!"
+    for value in (None, 1.5, float("nan"), [1]):
+        with pytest.raises(UnreadableImage, match=f"no image file, but {type(value).__name__}"):
+            file_bytes(value)

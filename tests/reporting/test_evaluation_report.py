@@ -1,0 +1,25 @@
+"""The page of an evaluation."""
+
+import json
+
+import pytest
+
+from tests.support.commands import run
+from tests.support.studies import text
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_page_of_a_run_without_study(store, sample, monkeypatch):
+    fields = "--epochs 1 --members 2 --threshold_rule midpoint"
+    code, output, errors = run("train", "--model_name", "mine", *fields.split())
+    assert code == 0, errors
+    code, output, errors = run("evaluate", "--model", "models:/mine/1", "--data", "sample")
+    assert code == 0, errors
+    [made] = store.search_runs(["0"], "tags.`pneumo.kind` = 'evaluate'")
+    page = text(made.info.run_id, "test/evidence.html")
+    assert "One run of experiment cnn, chosen among no others." in page
+    assert "val_auc of each of its 2 members; the temperature" in page
+    assert "the threshold (midway between the classes) from its images" in page
+    numbers = json.loads(text(made.info.run_id, "test/metrics.json"))
+    assert numbers["test_evaluations"] == 1

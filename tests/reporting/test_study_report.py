@@ -1,0 +1,402 @@
+"""The page of a real study, read back from its run, and what it says of other ones."""
+
+import html
+import re
+import shlex
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from pneumo import bootstrap, selection, study_page, tracking
+from pneumo.__main__ import main
+from pneumo.evaluate import score
+from pneumo.experiment import load_experiment
+from pneumo.graphs import GRAPHS
+from pneumo.intervals import metric_intervals
+from pneumo.pages import with_interval
+from pneumo.study import Goal, Plan
+from pneumo.study_page import StudyPage, summarize
+from pneumo.study_report import DONE, RUNNING, STOPPED, StudyReport
+from pneumo.tune import tune
+from tests.support.stores import store_in
+from tests.support.studies import children, files, predictions, text
+
+pytestmark = pytest.mark.slow
+
+FIXED = {"image_size": "32", "epochs": "2"}
+FIELDS = ["dropout", "dense_widths", "augment_strength", "unfreeze_depth", "learning_rate"]
+MOST = 8_000_000  # bytes of a page
+
+
+@pytest.fixture(scope="module")
+def plan(sample) -> Plan:
+    return Plan(load_experiment("tune"), sample, FIXED)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, plan):
+    """A study of three trials, and the folder of its stores."""
+    folder = tmp_path_factory.mktemp("searched")
+    with store_in(folder):
+        return tune(plan, trials=3, model_name="pneumonia-sample", name="night"), folder
+
+
+@pytest.fixture
+def study(searched, tmp_path):
+    """It, with an Optuna store and runs that a test may add to."""
+    outcome, folder = searched
+    for database in folder.glob("*.db"):
+        shutil.copy(database, tmp_path)
+    with store_in(tmp_path):
+        yield optuna.load_study(study_name="night", storage=f"sqlite:///{tmp_path}/optuna.db")
+
+
+def run_id(study) -> str:
+    return study.user_attrs["run_id"]
+
+
+def page_of(study) -> str:
+    """Its page, without the megabytes of script."""
+    page = text(run_id(study), "study/study.html")
+    return html.unescape(re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.S))
+
+
+def as_text(page: str) -> str:
+    """What is to be read on a page."""
+    without = re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.S)
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", without)))
+
+
+@contextmanager
+def begun(plan, name: str):
+    """A study without trials, within its run."""
+    with tracking.command_run("study", "", {}) as parent:
+        study = optuna.create_study(direction="maximize", study_name=name)
+        for fact, value in {**plan.facts(), "run_id": parent}.items():
+            study.set_user_attr(fact, value)
+        Goal(5).set(study)
+        yield study
+
+
+def trial_like(best, value: float, **params):
+    return create_trial(
+        params=best.params | params,
+        distributions=best.distributions,
+        value=value,
+        user_attrs=best.user_attrs,
+        intermediate_values={1: value - 0.1, 2: value},
+    )
+
+
+def test_the_page(study):
+    client = mlflow.MlflowClient()
+    assert files(client, run_id(study), "study") == {"study/study.html"}
+    page = page_of(study)
+    for name in GRAPHS:
+        assert page.count(f'id="{name}"') == 1
+    read = as_text(page)
+    assert "Study night" in read
+    assert "trials done 3 of 3" in read
+    assert f"Trial {study.best_trial.number} again:" in read
+    columns = f"trial state validation AUC {' '.join(FIELDS).replace('_', ' ')} epochs time"
+    assert columns in read
+
+
+def test_the_best_is_held_against_the_baseline(study):
+    best = study.best_trial
+    runs = [study.trials[0].user_attrs["run_id"], best.user_attrs["run_id"]]
+    tables = [predictions(one, "val") for one in runs]
+    thresholds = [mlflow.get_run(one).data.metrics["val_threshold"] for one in runs]
+    for table, threshold in zip(tables, thresholds, strict=True):
+        values = score(table["label"].to_numpy(), table["probability"].to_numpy(), threshold)
+        values |= metric_intervals(table, threshold)
+        for name in ("auc", "sensitivity", "specificity", "accuracy"):
+            assert with_interval(values, name) in page_of(study)
+
+
+def bound_of(study, others: int) -> dict:
+    """The improvement as it is to be stored, of trial 2 over trial 0, chosen among `others`."""
+    tables = [predictions(trial.user_attrs["run_id"], "val") for trial in study.trials[:3]]
+    found = bootstrap.improvement(tables[0], tables[2], [tables[1]] * others)
+    return {"difference": found.difference, "low": found.low, "trials": found.trials}
+
+
+def test_the_bound_accounts_for_the_choice(study):
+    assert study.best_trial.number == 2
+    stored = study.user_attrs["improvement"]
+    assert stored == bound_of(study, 1) | {"complete": 3}
+    assert stored["low"] < 0 < stored["difference"]
+    gain, low = f"{stored['difference']:+.4f}", f"{stored['low']:+.4f}"
+    bound = f"at least {low} at 97.5 % confidence, accounting for the choice among 2 trials."
+    page = as_text(page_of(study))
+    assert f"above the baseline {gain} (≥ {low}) test AUC" in page
+    assert f"Difference of AUC: {gain}, {bound} The bound is one-sided, for a choice" in page
+    said = f"Its AUC differs from the baseline's by {gain}, which may be chance: {bound} On test,"
+    assert said in page
+    assert said in mlflow.get_run(run_id(study)).data.tags["mlflow.note.content"]
+    # the interval of this comparison alone, if it had been the only one, is nowhere
+    tables = [predictions(study.trials[place].user_attrs["run_id"], "val") for place in (0, 2)]
+    alone = bootstrap.compare(*tables, (0.5, 0.5))
+    assert f"{alone.low:+.4f}" not in page
+
+
+def with_predictions(study, change) -> optuna.trial.FrozenTrial:
+    """A complete trial like the best, whose predictions are the baseline's but for `change`."""
+    table = change(predictions(study.trials[0].user_attrs["run_id"], "val"))
+    client = mlflow.MlflowClient()
+    made = client.create_run("0").info.run_id
+    client.log_text(made, table.to_csv(index=False), "val/predictions.csv")
+    client.log_metric(made, "val_threshold", 0.5)
+    return like_best(study, made)
+
+
+def like_best(study, of_run: str) -> optuna.trial.FrozenTrial:
+    trial = trial_like(study.best_trial, study.best_value + 0.01, dropout=0.5)
+    trial.user_attrs = trial.user_attrs | {"run_id": of_run}
+    return trial
+
+
+def perfect(table):
+    return table.assign(probability=0.1 * table["probability"] + 0.9 * table["label"])
+
+
+def test_an_improvement_is_claimed_if_the_bound_is_above_0(study, plan):
+    study.add_trial(with_predictions(study, perfect))
+    read = as_text(StudyReport(summarize(study, plan, RUNNING)).page())
+    gain = f"{1 - study.trials[0].value:+.4f}"
+    assert f"above the baseline {gain} test AUC" in read  # the stored bound is of fewer trials
+    assert f"Difference of AUC: {gain}." in read
+    assert (
+        f"Its AUC differs from the baseline's by {gain}; whether that may be chance is computed "
+        "at the study's end."
+    ) in read
+    selection.store_improvement(study, plan)
+    stored = study.user_attrs["improvement"]
+    assert stored["difference"] == pytest.approx(1 - study.trials[0].value)
+    assert (stored["trials"], stored["complete"]) == (3, 4)
+    low = f"{stored['low']:+.4f}"
+    assert 0 < stored["low"] < stored["difference"]
+    read = as_text(StudyReport(summarize(study, plan, DONE)).page())
+    assert f"above the baseline {gain} (≥ {low}) test AUC" in read
+    assert (
+        f"Its AUC is {gain} above the baseline's: at least {low} at 97.5 % confidence, accounting "
+        "for the choice among 3 trials."
+    ) in read
+
+
+def test_a_bound_is_computed_once(study, plan, monkeypatch):
+    tables = []
+
+    def improvement(baseline, best, others):
+        tables.append([baseline, best, *others])
+        return bootstrap.Improvement(0.5, 0.25, len(tables[-1]) - 1)
+
+    monkeypatch.setattr(bootstrap, "improvement", improvement)
+    stored = study.user_attrs["improvement"]
+    selection.store_improvement(study, plan)
+    assert not tables
+    assert study.user_attrs["improvement"] == stored
+    study.add_trial(with_predictions(study, perfect))
+    selection.store_improvement(study, plan)
+    selection.store_improvement(study, plan)
+    assert [len(it) for it in tables] == [4]
+    new = {"difference": 0.5, "low": 0.25, "trials": 3, "complete": 4}
+    assert study.user_attrs["improvement"] == new
+
+
+def test_a_trial_without_predictions_is_left_out(study, plan, capsys):
+    lost = like_best(study, mlflow.MlflowClient().create_run("0").info.run_id)
+    lost.value = 0.5
+    study.add_trial(lost)
+    selection.store_improvement(study, plan)
+    assert "trial 3 has no readable predictions (" in capsys.readouterr().out
+    assert study.user_attrs["improvement"] == bound_of(study, 1) | {"complete": 4}
+    read = as_text(StudyReport(summarize(study, plan, DONE)).page())
+    assert "accounting for the choice among 2 of 3 trials." in read
+
+
+def test_no_bound_without_comparable_predictions(study, plan, capsys):
+    before = study.user_attrs["improvement"]
+    study.add_trial(with_predictions(study, perfect))
+    study.add_trial(with_predictions(study, lambda table: table.iloc[1:]))
+    selection.store_improvement(study, plan)
+    assert "the improvement over the baseline has no bound (ValueError: " in capsys.readouterr().out
+    assert study.user_attrs["improvement"] == before  # of three trials, and not read for five
+    read = as_text(StudyReport(summarize(study, plan, DONE)).page())
+    assert "which may be chance: no confidence bound could be computed." in read
+    assert "≥" not in read
+
+
+def test_no_bound_without_a_baseline(study, plan):
+    alone = optuna.create_study(direction="maximize")
+    for name in study.user_attrs.keys() - {"improvement"}:
+        alone.set_user_attr(name, study.user_attrs[name])
+    for trial in study.trials[1:]:
+        alone.add_trial(trial)
+    selection.store_improvement(alone, plan)
+    assert "improvement" not in alone.user_attrs
+    assert "above the baseline –" in as_text(StudyReport(summarize(alone, plan, DONE)).page())
+
+
+def test_every_trial_leads_to_its_run(study):
+    runs = children(mlflow.MlflowClient(), run_id(study))
+    links = re.findall(r'<a href="([^"]+)" target="_blank">(\d+)</a>', page_of(study))
+    assert links == [(tracking.address(run), str(place)) for place, run in enumerate(runs)]
+    assert [run.info.run_name for run in runs] == [
+        f"trial {trial.number} · {trial.user_attrs['name']}" for trial in study.trials
+    ]
+    assert runs[0].info.run_name == "trial 0 · 64 · drop 0.25 · unfreeze 2"
+    assert mlflow.get_run(run_id(study)).info.run_name == "study night"
+
+
+def test_the_description(study):
+    best, test = study.best_trial, study.user_attrs["winner"]["test_metrics"]
+    run = mlflow.get_run(run_id(study))
+    asked, found, then, link = run.data.tags["mlflow.note.content"].split("\n\n")
+    assert asked == (
+        "**Asked** Does the whole way work on this machine, from images to a registered model, in "
+        "minutes? Experiment tune on sample: 3 trials of at most 2 epochs over "
+        f"{', '.join(FIELDS)} (image_size 32 fixed)."
+    )
+    assert found.startswith(
+        f"**Found** 3 of 3 trials are done. The best is trial {best.number} "
+        f"({best.user_attrs['name']}), validation AUC {best.value:.3f} ("
+    )
+    assert found.endswith(
+        f"On test, asked for trial {best.number} alone: AUC {with_interval(test, 'auc')}."
+    )
+    assert then.endswith("Give it real X-rays (-P data=PATH): these are synthetic.")
+    page = f"#/experiments/0/runs/{run_id(study)}/artifacts/study/study.html"
+    assert link == f"[The page of this study]({page}?workflowType=machine_learning)"
+
+
+def test_the_command_repeats_the_best_trial(study, tmp_path, capsys):
+    [command] = re.findall(r"<pre>(mlflow run .*?)</pre>", page_of(study))
+    before, _, given = command.partition(" -P ")
+    assert before == "mlflow run . -e train --env-manager uv"
+    flags = [f"--{parameter}" for parameter in shlex.split(given.replace(" -P ", " "))]
+    assert main(["train", *flags]) == 0
+    [again] = mlflow.search_runs(
+        filter_string="tags.`pneumo.kind` = 'trial' and tags.`pneumo.study` IS NULL",
+        output_format="list",
+    )
+    first = mlflow.get_run(study.best_trial.user_attrs["run_id"])
+    assert again.data.params == first.data.params
+    assert again.data.metrics == first.data.metrics
+    assert again.data.metrics["val_auc"] == study.best_value
+
+
+def test_where_the_time_went(study):
+    trials = study.trials
+    spent = study_page._time_by_activity(trials)
+    parts = ("training", "evaluation", "storing the model")
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    for part in parts:
+        whole = sum(trial.user_attrs["seconds"][part] for trial in complete)
+        assert spent[f"{part} of complete trials"] == pytest.approx(whole)
+    wall = (trials[-1].datetime_complete - trials[0].datetime_start).total_seconds()
+    assert sum(spent.values()) == pytest.approx(wall)
+    assert min(spent.values()) >= 0
+
+
+def test_pruned_and_failed_trials(study, plan):
+    best = study.best_trial
+    pruned = {"state": TrialState.PRUNED, "intermediate_values": {1: 0.61}}
+    same = {"params": best.params, "distributions": best.distributions}
+    study.add_trial(create_trial(**same, **pruned, user_attrs={"name": "-", "config": {}}))
+    lost = {"error": "ValueError: <b>no</b> weights"}
+    study.add_trial(create_trial(**same, state=TrialState.FAIL, user_attrs=lost))
+    page = StudyReport(summarize(study, plan, RUNNING)).page()
+    assert "ValueError: &lt;b&gt;no&lt;/b&gt; weights" in page
+    read = as_text(page)
+    assert "3 pruned 0.6100" in read
+    assert "4 failed" not in read  # Optuna's word is FAIL
+    assert "4 fail " in read
+    assert "trials done 4 of 3" in read
+    assert "It runs; this is written anew about once a minute." in read
+
+
+def test_a_study_that_has_nothing_yet(plan, store):
+    with begun(plan, "young") as study:
+        StudyPage(study, plan).write(STOPPED)
+    assert files(store, run_id(study), "study") == {"study/study.html"}
+    read = as_text(page_of(study))
+    assert "trials done 0 of 5 best validation AUC –" in read
+    assert "None has come to its end yet." in read
+    assert "give the same command with --study young" in read
+    assert "To be seen from 2 complete trials on." in read
+
+
+def test_the_baseline_may_be_the_best(study, plan):
+    baseline = study.trials[0]
+    alone = optuna.create_study(direction="maximize")
+    for name in study.user_attrs.keys() - {"improvement"}:
+        alone.set_user_attr(name, study.user_attrs[name])
+    alone.add_trial(baseline)
+    selection.store_improvement(alone, plan)
+    assert "improvement" not in alone.user_attrs
+    read = as_text(StudyReport(summarize(alone, plan, DONE)).page())
+    assert "It is the baseline: nothing that was tried is better." in read
+    assert "above the baseline the baseline is the best" in read
+    assert "Difference of AUC" not in read
+
+
+@pytest.mark.parametrize(
+    ("rate", "wants_room"), [(1e-4, True), (1.05e-4, True), (1e-3, False), (1e-2, True)]
+)
+def test_what_lies_at_an_edge_wants_room(rate, wants_room):
+    space = optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
+    assert study_page._is_near_edge(rate, space) == wants_room
+
+
+def test_below_zero_is_no_room():
+    space = optuna.distributions.FloatDistribution(0.0, 0.6)
+    assert not study_page._is_near_edge(0.0, space)
+    assert study_page._is_near_edge(0.6, space)
+
+
+def test_a_hundred_trials_fit_on_a_page(study, plan):
+    best = study.best_trial
+    for place in range(100 - len(study.trials)):
+        study.add_trial(trial_like(best, 0.5 + place / 1000, dropout=place / 200))
+    page = StudyReport(summarize(study, plan, DONE)).page()
+    assert len(re.findall(r"<td>complete</td>", page)) >= 97
+    assert len(page.encode()) < MOST
+
+
+def test_it_is_rewritten_at_most_once_a_minute(study, plan, monkeypatch):
+    pruned = {"state": TrialState.PRUNED, "intermediate_values": {1: 0.61}}
+    like = {"params": study.best_trial.params, "distributions": study.best_trial.distributions}
+    with begun(plan, "young") as young:
+        page, seen = StudyPage(young, plan), []
+
+        def one_more() -> None:
+            young.add_trial(create_trial(**like, **pruned))
+            page.refresh()
+            seen.append(re.findall(r"trials done (\d) of 5", as_text(page_of(young))))
+
+        one_more()
+        one_more()
+        monkeypatch.setattr(study_page, "INTERVAL", 0)
+        monkeypatch.setattr(study_page, "SHARE", 1e9)
+        page.write(RUNNING)
+        one_more()
+    assert seen == [["1"], ["1"], ["3"]]
+
+
+def test_a_page_that_cannot_be_written_costs_nothing_else(study, plan, capsys):
+    client = mlflow.MlflowClient()
+    place = Path(client.get_run(run_id(study)).info.artifact_uri) / "study"
+    kept = place.rename(place.with_name("kept"))
+    place.write_text("in the way")
+    try:
+        StudyPage(study, plan).write(DONE)
+    finally:
+        place.unlink()
+        kept.rename(place)
+    assert "the study's page could not be written (" in capsys.readouterr().out

@@ -1,0 +1,88 @@
+"""A cache that is deleted, locked or full while it is used."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pneumo.data import cache, pixels
+from pneumo.errors import Mistake
+
+
+@pytest.mark.parametrize("build", [lambda _: None, lambda it: it.mkdir(parents=True)])
+def test_a_cache_that_is_deleted_meanwhile_is_a_mistake(own_cache, build):
+    """Also if the build goes on in a folder of the same name, as for each file of an archive."""
+
+    def build_and_delete(folder: Path) -> None:
+        (folder / "a").touch()
+        shutil.rmtree(own_cache)
+        build(folder)
+
+    with pytest.raises(Mistake, match="was deleted while it was in use; give the same command"):
+        cache.keep("things/1", build_and_delete)
+    kept = cache.keep("things/1", lambda it: (it / "a").touch())
+    assert [it.name for it in kept.parent.iterdir()] == ["1"]
+
+
+def test_what_was_built_from_the_cache_has_gone(own_cache):
+    source = cache.keep("source", lambda folder: (folder / "a").touch())
+    shutil.rmtree(source)
+    with pytest.raises(Mistake, match="was deleted while it was in use; give the same command"):
+        cache.keep("things/1", lambda _: (source / "a").read_bytes())
+
+
+def test_a_file_of_somebody_else_that_is_missing_is_no_matter_of_the_cache(own_cache, tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing"):
+        cache.keep("things/1", lambda _: (tmp_path / "missing").read_bytes())
+
+
+def test_a_wait_for_another_process_says_so(own_cache, monkeypatch, capsys):
+    monkeypatch.setattr(cache, "SILENT_WAIT", 0.05)
+    code = (
+        "import time\nfrom pneumo.data import cache\n"
+        "with cache.lock('pixels/0123'):\n print(flush=True)\n time.sleep(0.5)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()  # it holds the lock
+        with cache.lock("pixels/0123"):
+            assert other.wait(10) == 0
+    line = "waiting for another process that works on pixels in the cache\n"
+    assert capsys.readouterr().out == line
+
+
+@pytest.fixture
+def small_disk(tmp_path, monkeypatch) -> Path:
+    """A disk of 1 MiB, with the cache on it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.call(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]):
+        pytest.skip("needs to be root, to make a small disk")
+    monkeypatch.setenv("PNEUMO_CACHE", str(disk))
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)  # a map of pixels may be open
+
+
+@pytest.mark.parametrize("is_full", ["from the start", "meanwhile"])
+def test_a_full_disk_is_said_in_a_line(small_disk, tmp_path, sample, monkeypatch, is_full):
+    files = [sample.base / path for path in sample.rows["path"]]
+    written = []
+    write_at = cache.write_at
+    monkeypatch.setattr(cache, "write_at", lambda *it: written.append(write_at(*it)))
+    if is_full == "meanwhile":
+        plenty = shutil.disk_usage(tmp_path)._replace(free=1 << 40)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: plenty)
+    with pytest.raises(Mistake) as raised:
+        pixels.load(sample.base, sample.rows, 64, "squash")
+    assert str(raised.value) == (
+        f"the cache needs more disk than is free at {small_disk} (No space left on device for "
+        "pixels): free some, or set PNEUMO_CACHE to a larger disk"
+    )
+    assert len(files) * 64 * 64 > 1 << 20
+    assert bool(written) == (is_full == "meanwhile")
+    assert [it for it in small_disk.rglob("*") if it.is_file()] == [
+        small_disk / "locks" / next((small_disk / "locks").iterdir()).name
+    ]
+    read, _ = pixels.load(sample.base, sample.rows, 16, "squash")  # what fits does
+    assert read.shape == (len(files), 16, 16)

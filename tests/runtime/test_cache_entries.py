@@ -1,0 +1,252 @@
+"""The budget of the cache: what is removed first, and nothing that a process uses."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from pneumo import features
+from pneumo.data import cache, cache_entries
+from pneumo.data.cache_entries import GIB, hold, make_room, release, room_for
+from pneumo.errors import Mistake
+from tests.support.cache import keep, make
+from tests.support.paths import ROOT
+
+KEYS = [f"{number:064}" for number in range(10)]
+
+
+@pytest.fixture
+def small_budget(own_cache, monkeypatch) -> Path:
+    """A budget of 100 units of 1,000 bytes, each entry having a little more for its own files."""
+    monkeypatch.setattr(cache_entries, "GIB", 1000)
+    monkeypatch.setenv("PNEUMO_CACHE_GIB", "100")
+    return own_cache
+
+
+UNIT = 1000
+LITTLE = 29_000  # that with an entry's own files is less than 30 units
+
+
+def test_the_least_recently_used_of_all_kinds_makes_room_first(small_budget):
+    newest = make(f"pixels/{KEYS[1]}", LITTLE, used=4)
+    oldest = make(f"features/{KEYS[2]}", LITTLE, used=1)
+    middle = make(f"perturbed/{KEYS[3]}", LITTLE, used=3)
+    make_room(0)
+    assert oldest.is_dir()
+    make_room(30 * UNIT)
+    assert not oldest.exists()
+    assert middle.is_dir()
+    make_room(60 * UNIT)
+    assert not middle.exists()
+    assert newest.is_dir()
+    make_room(200 * UNIT)
+    assert not newest.exists()
+    assert list((small_budget / "pixels").iterdir()) == []
+
+
+def test_use_is_what_counts(small_budget):
+    first = make(f"pixels/{KEYS[1]}", LITTLE, used=1)
+    second = make(f"pixels/{KEYS[2]}", LITTLE, used=2)
+    release(keep(f"pixels/{KEYS[1]}"))
+    make_room(70 * UNIT)
+    assert first.is_dir()
+    assert not second.exists()
+
+
+def test_what_only_a_download_brings_back_goes_last(small_budget):
+    archive = make(f"archives/{KEYS[1]}", LITTLE, used=1)
+    (archive / cache_entries.DOWNLOADED).touch()
+    os.utime(archive, (1, 1))
+    downloads = small_budget / "downloads"
+    cache_entries.make_held(downloads)
+    (downloads / "a.zip.part").write_bytes(bytes(LITTLE))
+    release(downloads)
+    sample = make("sample-1", LITTLE, used=9)
+    make_room(30 * UNIT)
+    assert not sample.exists()
+    assert archive.is_dir()
+    make_room(60 * UNIT)
+    assert not archive.exists()
+    assert downloads.is_dir()
+    make_room(100 * UNIT)
+    assert not downloads.exists()
+
+
+def test_nothing_but_what_is_surely_ours_is_removed(small_budget):
+    foreign = [
+        small_budget / name
+        for name in ("downloads", "pixels/holiday", "sample-2", "mine", ".mine.draft", "run-1")
+    ]
+    for folder in foreign:
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(bytes(100_000))
+    make_room(200 * UNIT)
+    assert all((folder / "file").is_file() for folder in foreign)
+
+
+def test_what_must_be_made_is_made_beyond_the_budget(sample, own_cache, monkeypatch):
+    monkeypatch.setenv("PNEUMO_CACHE_GIB", "0")
+    other = make(f"pixels/{KEYS[1]}")
+    images = sample.decode(32, 0)
+    assert images.pixels.shape == (546, 32, 32)
+    assert not other.exists()
+    assert images.dataset.base.is_dir()
+
+
+@pytest.mark.parametrize("variable", ["PNEUMO_CACHE_GIB", "PNEUMO_FEATURES"])
+@pytest.mark.parametrize("text", ["many", "-1", "1.5"])
+def test_a_budget_that_is_no_number_is_refused(own_cache, monkeypatch, variable, text):
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(Mistake, match=f"^{variable} must be a whole number.* got '{text}'$"):
+        cache_entries.limit()
+
+
+def test_the_older_variable_counts_if_the_new_one_is_not_set(monkeypatch):
+    assert cache_entries.limit() == 20 * GIB
+    monkeypatch.setenv("PNEUMO_FEATURES", "3")
+    assert cache_entries.limit() == 3 * GIB
+    monkeypatch.setenv("PNEUMO_CACHE_GIB", "0")
+    assert cache_entries.limit() == 0
+
+
+def test_the_budget_leaves_half_of_the_free_disk(own_cache, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(cache_entries.shutil, "disk_usage", lambda _: usage(free=3 * GIB))
+    assert room_for([]) == 1.5 * GIB
+    monkeypatch.setenv("PNEUMO_CACHE_GIB", "1")
+    assert room_for([]) == GIB
+
+
+def test_what_others_use_is_no_room_and_what_is_ones_own_is(small_budget):
+    used, unused = (make(f"features/{KEYS[it]}", LITTLE) for it in (1, 2))
+    assert room_for([]) == 100 * UNIT
+    hold(used)
+    size = sum(it.stat().st_size for it in used.iterdir())
+    assert room_for([]) == 100 * UNIT - size
+    assert room_for([f"features/{KEYS[1]}"]) == 100 * UNIT
+    assert unused.is_dir()
+
+
+# Holds an entry, or makes a run's folder or a draft, says so, and waits
+HOLDER = """
+import os, sys
+from pathlib import Path
+from pneumo.data import cache, cache_entries
+
+what, name = sys.argv[1:]
+def wait(path):
+    print(path, flush=True)
+    sys.stdin.readline()
+
+if what == "entry":
+    wait(cache.keep(name, lambda draft: (draft / "data").write_bytes(bytes(1000))))
+elif what == "run":
+    with cache_entries.run_folder() as run:
+        cache.keep(f"{run}/{name}", lambda draft: (draft / "data").write_bytes(bytes(1000)))
+        wait(cache.place(run))
+elif what == "draft":
+    cache.keep(name, wait)
+"""
+
+
+@pytest.fixture
+def start():
+    """Starts a process that uses the cache; gives it and the folder that it uses."""
+    started = []
+
+    def start_one(*arguments: str) -> tuple[subprocess.Popen, Path]:
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", HOLDER, *arguments],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return started[-1], Path(started[-1].stdout.readline().strip())
+
+    yield start_one
+    for one in started:
+        one.kill()
+        one.communicate()
+
+
+def test_what_a_living_process_uses_stays(small_budget, start):
+    holder, entry = start("entry", f"pixels/{KEYS[1]}")
+    make_room(200 * UNIT)
+    assert entry.is_dir()
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    make_room(200 * UNIT)
+    assert not entry.exists()
+
+
+@pytest.mark.parametrize("what", ["run", "draft"])
+def test_what_a_killed_process_has_left_is_removed_by_the_next_use(own_cache, start, what):
+    name = KEYS[1] if what == "run" else f"features/{KEYS[1]}"
+    dead, left = start(what, name)
+    _, in_use = start(what, KEYS[2] if what == "run" else f"pixels/{KEYS[2]}")
+    dead.send_signal(signal.SIGKILL)
+    dead.wait()
+    assert left.is_dir()
+    _, entry = start("entry", f"pixels/{KEYS[3]}")
+    assert not left.exists()
+    assert in_use.is_dir()
+    assert entry.is_dir()
+
+
+def test_a_process_finds_no_entry_that_is_being_removed(small_budget, monkeypatch):
+    """Another process is about to remove an entry when this one asks for it."""
+    entry = make(f"pixels/{KEYS[1]}", used=1)
+    is_current = cache_entries._is_current
+
+    def late(descriptor: int, found: Path) -> bool:
+        if found == entry and entry.exists():  # its lock file is open
+            subprocess.run(["mv", entry, small_budget / "trash"], check=True)
+        return is_current(descriptor, found)
+
+    monkeypatch.setattr(cache_entries, "_is_current", late)
+    assert not hold(entry)
+    monkeypatch.setattr(cache_entries, "_is_current", is_current)
+    built = cache.keep(f"pixels/{KEYS[1]}", lambda draft: (draft / "data").write_bytes(b"new"))
+    assert (built / "data").read_bytes() == b"new"
+
+
+def test_an_entry_is_held_from_its_draft_on(small_budget):
+    removed = []
+
+    def build(draft: Path) -> None:
+        (draft / "data").write_bytes(b"new")
+        cache_entries.remove_leftovers()
+        make_room(200 * UNIT)
+        removed.append(not draft.is_dir())
+
+    entry = cache.keep(f"pixels/{KEYS[1]}", build)
+    make_room(200 * UNIT)
+    assert removed == [False]
+    assert entry.is_dir()
+    release(entry)
+    make_room(200 * UNIT)
+    assert not entry.exists()
+
+
+def test_what_has_gone_while_it_is_counted_is_passed_over(small_budget, monkeypatch):
+    stays, goes = (make(f"features/{KEYS[it]}", LITTLE, used=it) for it in (1, 2))
+    scan = os.scandir
+
+    def scan_late(folder):
+        if str(folder) == str(goes):
+            shutil.rmtree(goes)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scan_late)
+    sizes = cache_entries._sizes()
+    assert sizes[stays] > LITTLE
+    assert sizes.get(goes, 0) == 0
+    assert features.FOLDER == cache_entries.RUNS

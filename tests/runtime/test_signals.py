@@ -1,0 +1,164 @@
+"""Signals: where they are heard, and what they do not break into."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from pneumo import interrupt
+from pneumo.console import track
+from tests.support.paths import ROOT
+
+
+@pytest.fixture(autouse=True)
+def handlers(monkeypatch):
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGALRM
+    before = {number: signal.getsignal(number) for number in numbers}
+    monkeypatch.setattr(interrupt, "LIMIT", 1)
+    interrupt.install()
+    yield
+    interrupt.install()  # forgets what is still asked
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_breaks_into_nothing_and_is_heard_by_the_next_check(number):
+    interrupt.check()
+    send(number)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt.check()
+    time.sleep(1.5)  # and that is all
+
+
+def test_where_nothing_checks_it_breaks_in_after_a_while():
+    send(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(30)
+
+
+def test_the_clean_up_is_left_in_peace_for_a_while(monkeypatch):
+    send(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt.check()
+    send(signal.SIGTERM)
+    monkeypatch.setattr(interrupt._State, "deaf_until", 0.0)
+    with pytest.raises(KeyboardInterrupt):  # at once: a person insists
+        send(signal.SIGTERM)
+
+
+class Destroyed:
+    def __del__(self):
+        send(signal.SIGINT)
+        time.sleep(1.5)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_was_lost_comes_again():
+    interrupt.check()
+    Destroyed()  # Python ignores what a destructor raises
+    with pytest.raises(KeyboardInterrupt):
+        interrupt.check()
+
+
+def test_an_item_of_a_long_list_is_such_a_check():
+    seen = track(range(3), 3, "Counting")
+    assert next(seen) == 0
+    send(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        next(seen)
+
+
+def test_work_in_a_thread_returns():
+    main, waited = threading.get_ident(), threading.Event()
+
+    def work():
+        assert threading.get_ident() != main
+        assert waited.wait(10)
+        return "done"
+
+    def meanwhile():
+        assert threading.get_ident() == main
+        waited.set()
+
+    assert interrupt.in_own_thread(work, meanwhile) == "done"
+
+
+@pytest.mark.parametrize("where", ["work", "meanwhile"])
+def test_what_is_raised_comes_up_here(where):
+    ended = threading.Event()
+
+    def fail():
+        raise ValueError("inside")
+
+    calls = {"work": lambda: ended.wait(10), "meanwhile": lambda: None, where: fail}
+    with pytest.raises(ValueError, match="inside"):
+        interrupt.in_own_thread(**calls)
+    ended.set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_does_not_wait_for_the_work(number, monkeypatch):
+    monkeypatch.setattr(interrupt, "LIMIT", 100)  # it is a check that handles the signal
+    computed, ended = threading.Event(), threading.Event()
+
+    def work():
+        send(number)
+        computed.wait(timeout=5)  # as a compiled function that lets nothing in
+        ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt.in_own_thread(work)
+    assert not ended.is_set()
+    computed.set()
+    assert ended.wait(timeout=10)
+
+
+def test_a_process_ends_with_its_input():
+    code = (
+        "import signal, sys, time\n"
+        "from pneumo import interrupt\n"
+        "interrupt.install()\n"
+        "interrupt.end_with_input()\n"
+        "print('ready', flush=True)\n"
+        "try:\n"
+        "    while True: interrupt.check(); time.sleep(0.1)\n"
+        "except KeyboardInterrupt: sys.exit(7)\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        assert process.poll() is None
+        process.stdin.close()
+        try:
+            assert process.wait(10) == 7
+        finally:
+            process.kill()  # else a process that does not end would be waited for
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_leaving(asked):
+    """After a signal, a thread that still computes does not hold the process up."""
+    code = (
+        "import os, signal, threading, time\n"
+        "from pneumo import interrupt\n"
+        "interrupt.install()\n"
+        "threading.Thread(target=lambda: (time.sleep(2), print('computed'))).start()\n"
+        "try:\n"
+        f"    os.kill(os.getpid(), signal.SIGINT) if {asked} else None\n"
+        "    interrupt.check()\n"
+        "except KeyboardInterrupt: pass\n"
+        "print('clean')\n"
+        "interrupt.leave(3)\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 3
+    assert process.stdout == ("clean\n" if asked else "clean\ncomputed\n")

@@ -1,0 +1,23 @@
+"""Entries of the cache that tests make."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pneumo.data import cache
+from pneumo.data.cache_entries import release
+
+
+def make(name: str, size: int = 1000, used: int | None = None) -> Path:
+    """An entry that no process uses, in the cache under that name."""
+    entry = cache.keep(name, lambda draft: (draft / "data").write_bytes(os.urandom(size)))
+    release(entry)
+    if used is not None:
+        os.utime(entry, (used, used))
+    return entry
+
+
+def keep(name: str) -> Path:
+    """One that is there: it must not be built."""
+    return cache.keep(name, pytest.fail)

@@ -1,0 +1,80 @@
+"""The commands as a person gives them, and the processes that they are."""
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+
+import mlflow
+import psutil
+
+from pneumo.__main__ import main
+from pneumo.process import ProcessId
+from tests.support.paths import ROOT
+
+
+def start(*arguments: str, **options) -> subprocess.Popen:
+    """A command in the current directory."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # which nobody sets who is not testing
+    command = [sys.executable, "-m", "pneumo", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes, **options)
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command."""
+    process = start(*arguments)
+    output, errors = process.communicate(timeout=300)
+    return process.returncode, output, errors
+
+
+def run_here(capsys, *arguments: str) -> tuple[int, str, str]:
+    """The same within this process, where TensorFlow need not be imported again."""
+    capsys.readouterr()
+    code = main(list(arguments))
+    return code, *capsys.readouterr()
+
+
+def mlflow_run(entry_point: str, *parameters: str) -> subprocess.Popen:
+    """An entry point of the project as `mlflow run` starts it, in this environment."""
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", entry_point]
+    flags = [word for parameter in parameters for word in ("-P", parameter)]
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+    }
+    return subprocess.Popen(
+        [*command, "--env-manager", "local", *flags],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def processes(parent: int) -> list[int]:
+    """The workers of a driver: those of its children that run the command `worker`."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(parent).children():
+            with suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
+                if "worker" in child.cmdline():
+                    found.append(child.pid)
+    return found
+
+
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def ended_process() -> ProcessId:
+    """A process of this machine that has ended."""
+    process = subprocess.Popen(["true"])
+    identity = ProcessId.from_pid(process.pid)
+    process.wait()
+    return identity

@@ -1,0 +1,21 @@
+"""What a decision about a model leaves."""
+
+DIFFERENCES = {
+    f"{name}_difference{end}" for name in ("auc", "sensitivity") for end in ("", "_low", "_high")
+}
+COMPARED = DIFFERENCES | {"champion_alone_right", "candidate_alone_right"}
+
+
+def aliases(client, name) -> dict[str, int]:
+    found = client.get_registered_model(name).aliases
+    return {alias: int(version) for alias, version in found.items()}
+
+
+def last_promotion(client, name):
+    """The latest decision about a model."""
+    found = client.search_runs(
+        ["0"],
+        f"tags.`pneumo.kind` = 'promote' and tags.`pneumo.model` = '{name}'",
+        order_by=["attributes.start_time DESC"],
+    )
+    return found[0]

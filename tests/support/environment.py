@@ -1,0 +1,12 @@
+"""What no test takes over from its caller; imported before anything that reads it."""
+
+import os
+
+# `mlflow run -e test` hands its own run to its children: a test would attach to it
+for variable in [name for name in os.environ if name.startswith("MLFLOW_")]:
+    del os.environ[variable]
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+# OpenMP's threads spin while they wait: beside another process of tests they take ten times as long
+os.environ["OMP_NUM_THREADS"] = "1"
+# The same figures everywhere, and as many workers as a test asks for
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"

@@ -1,0 +1,33 @@
+"""Small networks whose features are stored, and what is stored of them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from pneumo import models
+from pneumo.config import RunConfig
+from pneumo.data.dataset import Images
+from pneumo.features import FACTS, Features, Frozen
+from tests.support.weights import SMALL
+
+
+def few_images(sample) -> Images:
+    """Few images, at 32 pixels."""
+    rows = sample.rows.groupby(["split", "label"]).head(20).reset_index(drop=True)
+    return replace(sample, rows=rows).decode(32, 0)
+
+
+def small_config(weights: Path) -> RunConfig:
+    """Of a small MobileNet with weights of a file."""
+    return RunConfig(**SMALL, weights=str(weights), epochs=4, patience=9, dense_widths=(16,))
+
+
+def features_of(config: RunConfig, deepest: int = 0) -> Features:
+    """The store of what its frozen network gives."""
+    return Features(Frozen(models.backbone(config), config.backbone), config, deepest)
+
+
+def stored(folder: Path) -> list[tuple[int, float, int]]:
+    """Depth, strength and view of all that is stored."""
+    found = [json.loads(file.read_text()) for file in folder.rglob(FACTS)]
+    return sorted((facts["depth"], facts["strength"], facts["view"]) for facts in found)

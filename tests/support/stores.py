@@ -1,0 +1,99 @@
+"""Empty MLflow and Optuna stores in a folder, and copies of stores."""
+
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import cache as cache_result
+from pathlib import Path
+
+import pytest
+
+from tests.support import environment  # noqa: F401
+
+
+@cache_result
+def _empty_store() -> bytes:
+    """The file of an empty MLflow store, which takes MLflow seconds to make."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+        return (Path(folder) / "mlflow.db").read_bytes()
+
+
+def _begin_store(folder: Path) -> None:
+    """An empty store of the folder's own, if there is none."""
+    file = folder / "mlflow.db"
+    if not file.exists():
+        file.write_bytes(_empty_store())
+        with closing(sqlite3.connect(file)) as database:
+            place = "update experiments set artifact_location = ?"
+            database.execute(place, (f"{folder}/mlruns/0",))
+            database.commit()
+
+
+@contextmanager
+def store_in(folder: Path, tracking_uri: str = "") -> Iterator:
+    """The folder as working directory, with an Optuna and an MLflow store; MLflow's client.
+
+    `tracking_uri`: of another MLflow store than one in the folder.
+    """
+    import mlflow
+
+    from pneumo import tracking
+
+    tracking.set_up()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")
+        if not tracking_uri:
+            _begin_store(folder)
+        before = os.environ.get("MLFLOW_TRACKING_URI")  # where MLflow itself puts it
+        mlflow.set_tracking_uri(tracking_uri or f"sqlite:///{folder}/mlflow.db")
+        yield mlflow.MlflowClient()
+        mlflow.set_tracking_uri(before)
+
+
+@contextmanager
+def copy_of(finished, folder: Path) -> Iterator:
+    """Copies of the finished study's stores, which a test may add to, as the current ones."""
+    outcome, original = finished
+    for database in original.glob("*.db"):
+        shutil.copy(database, folder)
+    with store_in(folder):
+        yield outcome
+
+
+def copy_stores(original: Path, folder: Path) -> None:
+    """Copy MLflow's stores of one folder to another, whose paths they then name."""
+    shutil.copytree(original / "mlruns", folder / "mlruns")
+    with sqlite3.connect(original / "mlflow.db") as source:
+        script = "\n".join(source.iterdump()).replace(f"{original}/mlruns", f"{folder}/mlruns")
+    source.close()
+    copy, target = sqlite3.connect(":memory:"), sqlite3.connect(folder / "mlflow.db")
+    copy.executescript(script)
+    copy.backup(target)
+    copy.close()
+    target.close()
+
+
+def files_of(folder: Path, model_id: str) -> Path:
+    """Where the files of a model lie."""
+    [place] = folder.rglob(f"{model_id.removeprefix('models:/')}/artifacts")
+    return place
+
+
+def remove_runs(*run_ids: str) -> None:
+    """Delete runs and have `mlflow gc` remove them from the current store."""
+    import mlflow
+    from mlflow.cli import gc
+
+    client = mlflow.MlflowClient()
+    for run_id in run_ids:
+        client.delete_run(run_id)
+    store = ["--backend-store-uri", mlflow.get_tracking_uri()]
+    gc.main([*store, "--run-ids", ",".join(run_ids)], standalone_mode=False)

@@ -1,0 +1,169 @@
+"""Small real studies, and what reads their runs back."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import optuna
+import pandas as pd
+
+from pneumo import registry, tracking, worker_process
+from pneumo.config import RunConfig
+from pneumo.experiment import Experiment, load_experiment
+from pneumo.study import Plan
+from pneumo.tune import Outcome, tune
+from tests.support import environment  # noqa: F401
+from tests.support.paths import ROOT
+
+BASE = RunConfig(image_size=32, epochs=2, dense_widths=(32,))
+SMALL = ["--image_size", "32", "--dense_widths", "32"]  # the flags of a network as small
+LIMIT = 300  # seconds that anything may take
+TINY = Experiment("tiny", BASE, load_experiment("tune").suggest)
+
+PROCESS = {"pneumo.host", "pneumo.pid", "pneumo.process"}
+SUBJECT = {"pneumo.experiment", "pneumo.data", "pneumo.data_digest", "pneumo.synthetic"}
+# The tags of a run that has evaluated a model on test
+EVALUATED = {
+    *("pneumo.model", "pneumo.model_id", "pneumo.split", "pneumo.external"),
+    *("pneumo.images_digest", "pneumo.test_looks"),
+}
+METRICS = {
+    *("auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity"),
+    *("ppv", "npv", "f1", "mcc", "brier", "log_loss", "ece", "threshold"),
+}
+INTERVALS = {
+    f"{name}_{side}"
+    for name in ("auc", "sensitivity", "specificity", "accuracy")
+    for side in ("low", "high")
+}
+EVIDENCE = {
+    *("predictions.csv", "metrics.json", "evidence.html"),
+    *("confusion_matrix.json", "confusion_matrix.png", "roc.png", "precision_recall.png"),
+    *("reliability.png", "learning_curves.png", "worst_errors.png"),
+}
+EPOCH = {"epoch/loss", "epoch/auc", "epoch/val_loss", "epoch/val_auc"}
+
+
+def run_study(sample, **options) -> Outcome:
+    plan = Plan(TINY, sample, options.pop("fixed", {}))
+    return tune(plan, **{"trials": 2, "model_name": "pneumonia-sample", **options})
+
+
+def let_workers_load(monkeypatch, folder: Path, experiment: str) -> None:
+    """Have workers that this process starts find a file as the experiment `tiny`.
+
+    It may import nothing of `tests`, which takes MLflow's variables from a worker's environment.
+    """
+    lay_out_project(folder, "tiny", experiment)
+    monkeypatch.setattr(worker_process, "PROJECT", folder)
+
+
+def lay_out_project(folder: Path, name: str, experiment: str) -> None:
+    """Make a folder from which `python -m pneumo` runs, with one experiment more."""
+    shutil.copytree(ROOT / "experiments", folder / "experiments")
+    (folder / "experiments" / f"{name}.py").write_text(experiment)
+    (folder / "pneumo").symlink_to(ROOT / "pneumo")
+
+
+def tags(run) -> dict[str, str]:
+    return {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
+
+
+def children(client, outcome_or_id) -> list:
+    """The trials' runs, in the order of their numbers."""
+    parent = getattr(outcome_or_id, "study", None)
+    parent = parent.user_attrs["run_id"] if parent else outcome_or_id
+    below = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`pneumo.kind` = 'trial'"
+    runs = client.search_runs(["0"], below, max_results=tracking.MOST)
+    return sorted(runs, key=lambda run: int(run.data.tags["optuna.trial_number"]))
+
+
+def files(client, run_id, folder=None) -> set[str]:
+    found = set()
+    for item in client.list_artifacts(run_id, folder):
+        found |= files(client, run_id, item.path) if item.is_dir else {item.path}
+    return found
+
+
+def text(run_id, path) -> str:
+    return mlflow.artifacts.load_text(f"runs:/{run_id}/{path}")
+
+
+def predictions(run_id, split) -> pd.DataFrame:
+    table = tracking.read_predictions(run_id, split)
+    assert list(table) == ["path", "patient", "subtype", "label", "probability"]
+    return table
+
+
+def require_whole(client, name: str) -> list[optuna.trial.FrozenTrial]:
+    """The trials of a study of which nothing runs, each with one run that says the same of it."""
+    study = optuna.load_study(study_name=name, storage=os.environ["PNEUMO_STORAGE"])
+    # What is queued anew when there are enough trials has not started
+    started = [trial for trial in study.trials if trial.state != optuna.trial.TrialState.WAITING]
+    parent = study.user_attrs["run_id"]
+    runs = runs_by_number(client, parent)
+    for trial in started:
+        assert list(disagreements(client, trial, runs.pop(trial.number, []))) == []
+        assert trial.state.name != "COMPLETE" or loads(trial)
+    assert runs == {}  # of no trial
+    below = client.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert "RUNNING" not in {run.info.status for run in below}
+    return started
+
+
+def runs_by_number(client, study_run_id: str) -> dict[int, list]:
+    """The runs of a study's trials, by the numbers of the trials."""
+    found = {}
+    for run in children(client, study_run_id):
+        found.setdefault(int(run.data.tags["optuna.trial_number"]), []).append(run)
+    return found
+
+
+def disagreements(client, trial: optuna.trial.FrozenTrial, runs: list) -> Iterator[str]:
+    """Yield what the runs with a trial's number do not say as Optuna does."""
+    if len(runs) != 1:
+        yield f"trial {trial.number} has {len(runs)} runs"
+        return
+    [run], state = runs, trial.state.name
+    if run.data.tags["optuna.state"] != state:
+        yield f"trial {trial.number} is {state}, its run {run.data.tags['optuna.state']}"
+    status = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": run.info.status}
+    if run.info.status != status.get(state):
+        yield f"trial {trial.number} is {state}, the status of its run {run.info.status}"
+    history = client.get_metric_history(run.info.run_id, "epoch/val_auc")
+    epochs = [(point.step, point.value) for point in sorted(history, key=lambda it: it.step)]
+    if [step for step, _ in epochs] != list(range(1, len(epochs) + 1)):
+        yield f"the epochs of trial {trial.number} are {epochs}"
+    elif state != "FAIL" and dict(epochs) != trial.intermediate_values:
+        yield f"the epochs of trial {trial.number} are {epochs}, not {trial.intermediate_values}"
+
+
+def loads(trial: optuna.trial.FrozenTrial) -> bool:
+    """Whether a complete trial's model can be loaded and used."""
+    return registry.load(trial.user_attrs["model_uri"]).settings["threshold"] > 0
+
+
+def until(true) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def at_work(store, count: int = 1) -> list:
+    """The trials that are RUNNING and have an epoch behind them, if there are as many."""
+    filters = "tags.`pneumo.kind` = 'trial' and metrics.`epoch/val_auc` > 0"
+    found = store.search_runs(["0"], f"attributes.status = 'RUNNING' and {filters}")
+    return found if len(found) >= count else []
+
+
+def counted(trials) -> int:
+    return sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials)
+
+
+def run_of(name: str) -> str:
+    study = optuna.load_study(study_name=name, storage=os.environ["PNEUMO_STORAGE"])
+    return study.user_attrs["run_id"]

@@ -1,0 +1,38 @@
+"""The address of a model, and whose model is there."""
+
+import mlflow
+import pytest
+
+from pneumo import registry
+from pneumo.errors import Mistake
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("models:/pneumonia-sample@champion", "got 'models:/pneumonia-sample@champion'"),
+        ("models:/nobody/1", "got 'models:/nobody/1'"),
+        ("models:/m-0", "got 'models:/m-0'"),
+        ("somewhere", "got 'somewhere'"),
+    ],
+)
+def test_a_model_that_is_not_there(study, address, message):
+    with pytest.raises(Mistake, match="model must be models:/NAME@ALIAS") as caught:
+        registry.find(address)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_ones_model_is_refused(study):
+    class Other(mlflow.pyfunc.PythonModel):
+        def predict(self, context, model_input: list[str]):
+            return model_input
+
+    with mlflow.start_run():
+        info = mlflow.pyfunc.log_model(name="other", python_model=Other(), pip_requirements=[])
+    mlflow.register_model(info.model_uri, "other")
+    for address in (info.model_uri, "models:/other/1"):
+        with pytest.raises(Mistake, match=f"must be one that pneumo made: '{address}' is another"):
+            registry.find(address)

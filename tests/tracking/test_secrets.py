@@ -1,0 +1,236 @@
+"""Passwords open the stores of a study, and are in nothing that it writes."""
+
+import base64
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import quote
+
+import mlflow
+import optuna
+import psycopg
+import pytest
+
+from pneumo import study as studies
+from pneumo import tracking
+from pneumo.errors import Mistake, without_passwords
+from pneumo.experiment import Experiment
+from pneumo.study import Plan
+from pneumo.tune import tune
+from tests.support.commands import run, run_here
+from tests.support.services import free_port, mlflow_server, postgresql
+from tests.support.studies import BASE, SMALL, TINY, text
+
+USER, PASSWORD = "warden", "p@ss/w:rd-4711"  # of the database
+READER, WORD = "reader", "Sesame & 0815"  # of MLflow's server
+
+
+def _basic(user: str, password: str) -> str:
+    """As HTTP carries them."""
+    return base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+SECRETS = [
+    form.encode()
+    for user, secret in ((USER, PASSWORD), (READER, WORD))
+    for form in (secret, quote(secret, safe=""), _basic(user, secret))
+]
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("at postgresql://me:a1%40b@here/x: no", "at postgresql://me:***@here/x: no"),
+        ("http://me:a/b:c@here:5000/x", "http://me:***@here:5000/x"),
+        ("'http://:a1@here'", "'http://:***@here'"),
+        (
+            "postgresql://here/x?user=me&password=a1&x=2",
+            "postgresql://here/x?user=me&password=***&x=2",
+        ),
+        (
+            "http://127.0.0.1:5000/#/runs and models:/a@b",
+            "http://127.0.0.1:5000/#/runs and models:/a@b",
+        ),
+        ("postgresql://me@here/x", "postgresql://me@here/x"),
+    ],
+)
+def test_what_stands_in_addresses_is_hidden(said, shown):
+    assert without_passwords(said) == shown
+    assert str(Mistake(said)) == shown
+
+
+def test_a_mistake_is_one_line_that_controls_no_terminal():
+    assert str(Mistake("got 'a\r\n\x1b[2Jb'  c")) == "got 'a \\x1b[2Jb'  c"
+
+
+def test_half_a_password_is_not_taken_for_the_host(monkeypatch):
+    monkeypatch.setenv("PNEUMO_STORAGE", "postgresql://me:half@other@127.0.0.1:1/x")
+    with pytest.raises(Mistake, match="must name a database by a URL with one @") as raised:
+        studies.open_storage()
+    assert "half" not in str(raised.value)
+    assert "other" not in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """The URL of a database that asks for a password."""
+    with postgresql() as server:
+        with psycopg.connect(server.address, autocommit=True) as own:
+            own.execute(f"CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'")
+            own.execute(f"GRANT ALL ON SCHEMA public TO {USER}")
+            [rules] = own.execute("SHOW hba_file").fetchone()
+            file = Path(rules)
+            file.write_text(f"host all {USER} 127.0.0.1/32 scram-sha-256\n{file.read_text()}")
+            own.execute("SELECT pg_reload_conf()")
+        yield server.address
+
+
+def _with(address: str, user: str, password: str) -> str:
+    scheme, _, rest = address.partition("://")
+    return f"{scheme}://{user}:{quote(password, safe='')}@{rest.rpartition('@')[2]}"
+
+
+def _tables(address: str) -> bytes:
+    """All that is in a database."""
+    with psycopg.connect(address) as own:
+        names = own.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+        ).fetchall()
+        rows = [own.execute(f'SELECT * FROM "{name}"').fetchall() for (name,) in names]
+    return repr(rows).encode()
+
+
+def _contents(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """All files below a folder, and what is packed in them."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            yield str(file), file.read_bytes()
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as packed:
+                    yield from ((f"{file}: {it}", packed.read(it)) for it in packed.namelist())
+
+
+def leaks(written: dict[str, bytes]) -> list[str]:
+    return [where for where, content in written.items() if any(it in content for it in SECRETS)]
+
+
+@pytest.mark.slow
+def test_a_study_writes_no_password_anywhere(database, tmp_path, own_cache, monkeypatch):
+    with mlflow_server(f"sqlite:///{tmp_path}/server.db", tmp_path / "artifacts") as server:
+        monkeypatch.setenv("PNEUMO_STORAGE", _with(database, USER, PASSWORD))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", _with(server.address, READER, WORD))
+        monkeypatch.chdir(tmp_path)
+        # with this limit it is a process of its own that works on the study
+        goal = ["--trials", "1", "--study", "quiet", "--epochs", "1", "--trial_timeout", "100"]
+        code, output, errors = run("tune", *goal, *SMALL)
+    assert (code, errors) == (0, "")
+    written = {"output": output.encode(), "tables": _tables(database)} | dict(_contents(tmp_path))
+    assert leaks(written) == []
+    # and all of it has been looked at
+    for where, known in {
+        "output": f"{server.address}/#/experiments/".encode(),
+        "tables": b"quiet",
+        "server.db": b"quiet",
+        "study.html": server.address.encode(),
+        "model.keras: config.json": b"backbone",
+        "pixels.npy": b"NUMPY",
+    }.items():
+        found = [content for name, content in written.items() if name.endswith(where)]
+        assert found, where
+        assert any(known in content for content in found), where
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://ghp_4711@host/x.git#y", "https://host/x.git#y"),
+        ("http://me:a1%40b@host/x", "http://host/x"),
+        ("https://host/a@b", "https://host/a@b"),
+        ("ssh://git@host/x", "ssh://git@host/x"),
+        ("/here/it@is", "/here/it@is"),
+    ],
+)
+def test_a_run_that_is_called_by_a_git_address(store, monkeypatch, given, kept):
+    run = store.create_run("0", tags={"mlflow.source.name": given})
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)  # as `mlflow run` does
+    with tracking.command_run("train", "", {}):
+        pass
+    assert store.get_run(run.info.run_id).data.tags["mlflow.source.name"] == kept
+
+
+@pytest.mark.slow
+def test_a_wrong_password_is_told_without_it(database, store, monkeypatch, capsys):
+    with psycopg.connect(database) as own:  # the right one is asked for
+        own.execute("SELECT 1")
+    monkeypatch.setenv("PNEUMO_STORAGE", _with(database, USER, f"{PASSWORD}-not"))
+    code, output, errors = run_here(capsys, "tune")
+    assert code == 2
+    assert "must name a database that can be opened: got postgresql://warden:***@" in errors
+    assert f'password authentication failed for user "{USER}"' in errors
+    assert errors.count("\n") == 1
+    assert leaks({"errors": errors.encode(), "output": output.encode()}) == []
+
+
+class _Guard(BaseHTTPRequestHandler):
+    def do_GET(self):
+        allowed = self.headers.get("Authorization") == f"Basic {_basic(READER, WORD)}"
+        self.send_response(200 if allowed else 401)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def guarded(monkeypatch) -> Iterator[str]:
+    """The address of a server that asks for a password."""
+    for name in ("USERNAME", "PASSWORD"):  # which are set on the way
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Guard) as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+    mlflow.set_tracking_uri(None)
+
+
+def test_the_password_of_mlflows_server_leaves_the_address(guarded):
+    mlflow.set_tracking_uri(_with(guarded, READER, WORD))
+    tracking.connect()
+    assert mlflow.get_tracking_uri() == guarded == tracking.store()
+
+
+def test_a_server_that_does_not_know_the_password(guarded):
+    mlflow.set_tracking_uri(_with(guarded, READER, f"{WORD}-not"))
+    with pytest.raises(Mistake) as raised:
+        tracking.connect()
+    assert str(raised.value) == (
+        f"MLflow's server at {guarded} must be given a user and a password that it knows: "
+        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    )
+
+
+@pytest.mark.slow
+def test_an_error_that_holds_an_address_is_kept_without_its_password(
+    store, sample, tmp_path, capsys
+):
+    address = _with(f"postgresql://127.0.0.1:{free_port()}/x", USER, PASSWORD)
+
+    def failing(trial, base):
+        if isinstance(trial._trial, optuna.Trial):
+            raise RuntimeError(f"cannot reach {address}")
+        return TINY.suggest(trial, base)
+
+    plan = Plan(Experiment("tiny", BASE, failing), sample, {})
+    with pytest.raises(studies.StudyStopped) as stopped:
+        tune(plan, trials=2, model_name="none", name="s")
+    shown = f"cannot reach postgresql://{USER}:***@127.0.0.1:"
+    assert shown in str(stopped.value)
+    output = capsys.readouterr()
+    assert f"failed: RuntimeError: {shown}" in output.out
+    [study] = store.search_runs(["0"], "tags.`pneumo.kind` = 'study'")
+    assert shown in text(study.info.run_id, "study/study.html")
+    assert shown in text(study.info.run_id, "traceback.txt")
+    written = dict(_contents(tmp_path)) | {"said": repr(output).encode()}
+    assert leaks(written) == []

@@ -1,0 +1,118 @@
+"""How images are varied."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pneumo.augment import CHANCES, Variation, augment, chances
+
+
+def images(count: int = 4) -> tf.Tensor:
+    return tf.constant(np.random.default_rng(0).integers(0, 256, (count, 33, 33, 1), np.uint8))
+
+
+def varied(batch, *variation, seed=(1, 2)) -> np.ndarray:
+    return augment(batch, Variation(*variation), tf.constant(chances(len(batch), *seed))).numpy()
+
+
+def test_strength_0_is_exactly_the_identity():
+    assert np.array_equal(varied(images(), 0, 0, False), images().numpy())
+
+
+def test_uint8_in_and_out_each_image_its_own_way():
+    batch = tf.repeat(images(1), 4, axis=0)
+    result = varied(batch, 0.5)
+    assert (result.dtype, result.shape) == (np.uint8, batch.shape)
+    assert len({image.tobytes() for image in result}) == 4
+
+
+def test_an_image_varies_as_its_own_chance_says_whatever_the_batch():
+    whole = varied(images(), 1, 0.5, True)
+    chance = tf.constant(chances(4, 1, 2))
+    for at in ([2], [3, 0]):
+        part = augment(
+            tf.gather(images(), at), Variation(1, 0.5, True), tf.gather(chance, at)
+        ).numpy()
+        assert np.array_equal(part, whole[at])
+
+
+def test_no_chance_changes_nothing():
+    neutral = tf.zeros([4, CHANCES])
+    assert np.array_equal(
+        augment(images(), Variation(1, 0, True), neutral).numpy(), images().numpy()
+    )
+
+
+def test_the_seed_decides():
+    assert np.array_equal(varied(images(), 1.0), varied(images(), 1.0))
+    assert not np.array_equal(varied(images(), 1.0), varied(images(), 1.0, seed=(1, 3)))
+
+
+def test_an_even_image_stays_as_it_is():
+    even = tf.fill([8, 33, 33, 1], tf.constant(120, tf.uint8))
+    assert np.array_equal(varied(even, 1.0), even.numpy())
+
+
+def test_the_centre_stays_and_the_rest_turns_by_36_degrees_at_most():
+    dots = np.zeros((64, 65, 65, 1), np.uint8)
+    dots[:, 31:34, 31:34] = 255  # the centre
+    dots[:, 31:34, 55:58] = 255  # 24 pixels to its right
+    for image in varied(tf.constant(dots), 1.0)[..., 0]:
+        rows, columns = np.nonzero(image > 100)
+        x, y = columns - 32, rows - 32
+        distance = np.hypot(x, y)
+        assert distance.min() < 1.5
+        outer = distance > 10
+        # zoom 0.8 to 1.2 of what is seen; each dot is 3 pixels wide
+        assert 24 / 1.2 - 2 <= np.mean(distance[outer]) <= 24 / 0.8 + 2
+        assert abs(np.degrees(np.arctan2(y[outer].mean(), x[outer].mean()))) <= 36 + 2
+
+
+def seen(variation: Variation, **chance: float) -> np.ndarray:
+    """What is left of an image whose pixels say where they are: columns, then rows."""
+    place = {"size": 3, "x": 4, "y": 5, "ratio": 6}
+    drawn = np.zeros((2, CHANCES), np.float32)
+    for name, value in chance.items():
+        drawn[:, place[name]] = value
+    ramp = np.arange(101, dtype=np.uint8)
+    columns = np.broadcast_to(2 * ramp, (101, 101))
+    batch = tf.constant(np.stack([columns, columns.T])[..., np.newaxis])
+    columns, rows = augment(batch, variation, tf.constant(drawn)).numpy()[..., 0] / 2.0
+    assert np.ptp(columns, axis=0).max() == np.ptp(rows, axis=1).max() == 0
+    return np.stack([columns[0], rows[:, 0]])
+
+
+@pytest.mark.parametrize(
+    ("chance", "columns", "rows"),
+    [
+        ({"size": -1}, (0, 100), (0, 100)),
+        ({"size": 1}, (20, 80), (20, 80)),
+        ({"size": 1, "x": -1}, (0, 60), (20, 80)),
+        ({"size": 0, "x": 1, "y": 1}, (20, 100), (20, 100)),
+        ({"size": 0, "y": -0.5}, (10, 90), (5, 85)),
+        ({"size": 1, "ratio": 1}, (50 - 30 * 2 / 3**0.5, 50 + 30 * 2 / 3**0.5), (24.02, 75.98)),
+    ],
+)
+def test_a_crop_lies_within_the_image_where_chance_puts_it(chance, columns, rows):
+    found = seen(Variation(0, 0.4), **chance)
+    assert found[0] == pytest.approx(np.linspace(*columns, 101), abs=0.5)
+    assert found[1] == pytest.approx(np.linspace(*rows, 101), abs=0.5)
+
+
+def test_half_of_the_images_are_mirrored_and_nothing_else_happens_to_them():
+    batch = tf.repeat(images(1), 400, axis=0)
+    result = varied(batch, 0, 0, True)
+    mirrored = (result == batch.numpy()[:, :, ::-1]).all(axis=(1, 2, 3))
+    same = (result == batch.numpy()).all(axis=(1, 2, 3))
+    assert (mirrored ^ same).all()
+    assert 170 < mirrored.sum() < 230
+
+
+@pytest.mark.parametrize("strength", [0.25, 1.0])
+def test_contrast_changes_by_up_to_40_percent_and_fills_nothing_with_black(strength):
+    batch = np.full((64, 33, 33, 1), 100, np.uint8)
+    batch[:, :, 16:] = 140
+    spread = np.ptp(varied(tf.constant(batch), strength), axis=(1, 2, 3))
+    assert spread.min() >= 40 * (1 - 0.4 * strength) - 2
+    assert spread.max() <= 40 * (1 + 0.4 * strength) + 2
+    assert spread.max() - spread.min() > 40 * 0.4 * strength

@@ -1,0 +1,105 @@
+"""The settings of a run: their text, their rules, and what is said of a bad value."""
+
+import pytest
+from pydantic import ValidationError
+
+from pneumo.config import RunConfig
+from pneumo.errors import Mistake
+
+
+def test_text_and_back():
+    config = RunConfig(dropout=0.1, dense_widths=(128, 64), epochs=3)
+    assert RunConfig().override(config.as_text()) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "widths"),
+    [("128-64", (128, 64)), ("none", ()), ("None", ()), ("32", (32,)), ("0-64-0", (64,))],
+)
+def test_dense_widths(text, widths):
+    assert RunConfig().override({"dense_widths": text}).dense_widths == widths
+
+
+def test_no_dense_layer_is_written_none():
+    assert RunConfig(dense_widths=(0, 0)).as_text()["dense_widths"] == "none"
+
+
+def test_is_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        RunConfig().dropout = 0.1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dropout", "0.91"),
+        ("dropout", "-0.1"),
+        ("dropout", "nan"),
+        ("dropout", "much"),
+        ("dense_widths", "128,64"),
+        ("dense_widths", "-5"),
+        ("dense_widths", "1-2-3-4-5"),
+        ("augment_strength", "1.01"),
+        ("learning_rate", "0"),
+        ("learning_rate", "inf"),
+        ("image_size", "31"),
+        ("image_size", "64.5"),
+        ("batch_size", "0"),
+        ("epochs", "0"),
+        ("seed", "-1"),
+        ("objective", "accuracy"),
+        ("backbone", "vgg"),
+        ("weights", "nowhere.h5"),
+        ("alpha", "0"),
+        ("resize", "stretch"),
+        ("head_epochs", "-1"),
+        ("fine_tuning_factor", "2"),
+        ("max_unreadable", "2"),
+    ],
+)
+def test_a_bad_value_is_named_in_one_line(field, value):
+    with pytest.raises(Mistake) as mistake:
+        RunConfig().override({field: value})
+    message = str(mistake.value)
+    assert message.startswith(f"{field} must be {RunConfig.model_fields[field].description}")
+    assert message.endswith(f": got '{value}'")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [
+        ({"unfreeze_depth": "3"}, "unfreeze_depth must be 0 to 2 with backbone cnn: got 3"),
+        (
+            {"backbone": "mobilenet", "unfreeze_depth": "14"},
+            "unfreeze_depth must be 0 to 13 with backbone mobilenet: got 14",
+        ),
+        ({"alpha": "0.5"}, "alpha must be 1 with backbone cnn: got 0.5"),
+        ({"weights": "imagenet"}, "weights must be none with backbone cnn: got imagenet"),
+    ],
+)
+def test_what_must_fit_the_backbone(values, rule):
+    with pytest.raises(Mistake) as mistake:
+        RunConfig().override(values)
+    assert str(mistake.value) == rule
+
+
+def test_weights_are_shown_by_name_and_content(tmp_path):
+    file = tmp_path / "mine.h5"
+    file.write_bytes(b"abc")
+    config = RunConfig(backbone="mobilenet", weights=file)
+    assert config == RunConfig(backbone="mobilenet", weights=str(file))
+    assert config.as_text()["weights"] == "mine.h5:ba7816bf"
+    assert config.override({"dropout": "0.1"}).weights == str(file)
+    assert RunConfig(backbone="mobilenet", weights="ImageNet").as_text()["weights"] == "imagenet"
+
+
+def test_an_unknown_field_is_refused_with_the_known_ones():
+    with pytest.raises(Mistake, match="'dropot' is no field of a run; the fields are: backbone, "):
+        RunConfig().override({"dropot": "0.4"})
+
+
+@pytest.mark.parametrize("value", [None, 7, ["a"]])
+def test_weights_of_another_type_are_refused(value):
+    with pytest.raises(Mistake, match="weights must be none "):
+        RunConfig().override({"weights": value})

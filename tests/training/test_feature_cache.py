@@ -1,0 +1,212 @@
+"""Stored features: what is kept, under which key, and by whom it is computed."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pneumo import features, models
+from pneumo.augment import Variation, augment, chances
+from pneumo.backbones import BACKBONES
+from pneumo.config import RunConfig
+from pneumo.data import cache, pixels
+from pneumo.data.dataset import Images, Split, open_dataset
+from pneumo.features import ARRAY, Features, Frozen, View
+from tests.support.features import features_of, few_images, small_config, stored
+from tests.support.paths import ROOT
+from tests.support.weights import SMALL
+
+
+@pytest.fixture(scope="module")
+def images(sample) -> Images:
+    """Few images, at 32 pixels."""
+    return few_images(sample)
+
+
+@pytest.fixture
+def config(weights, own_cache) -> RunConfig:
+    """Of a small MobileNet with weights of a file, in a cache of its own."""
+    return small_config(weights)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("deepest", [0, 4])
+def test_what_is_stored_is_what_the_network_gives(config, images, depth, deepest):
+    split, store = images.split("train"), features_of(config, deepest)
+    backbone = models.backbone(config)
+    lower = models.between(backbone, "mobilenet", BACKBONES["mobilenet"].blocks, depth)
+    varied = augment(split.images, Variation(0.5), chances(len(split.labels), 1)).numpy()
+    for view, inputs in ((View(split), split.images), (View(split, Variation(0.5), 1), varied)):
+        found = store.of(view, depth)
+        assert (found.dtype, found.flags.writeable) == (np.float32, False)
+        assert found == pytest.approx(lower.predict(inputs, verbose=0), abs=1e-5)
+
+
+def test_a_higher_cut_starts_from_a_stored_lower_one(config, images, own_cache):
+    split = images.split("val")
+    expected = np.array(features_of(config).of(View(split), 0))
+    store = features_of(config, deepest=2)
+    store.of(View(split), 2)
+    cache_of_0 = cache.place(store.name(View(split), 0))
+    (cache_of_0 / ARRAY).unlink()
+    black = replace(split, pixels=np.zeros_like(split.pixels))  # of the same files
+    assert np.array_equal(store.of(View(black), 0), expected)
+
+
+def test_what_is_computed_from_pixels_is_kept_at_the_deepest_cut_too(config, images, own_cache):
+    features_of(config, deepest=3).of(View(images.split("val")), 1)
+    assert {depth for depth, _, _ in stored(own_cache)} == {1, 3}
+
+
+def test_multiply_adds_are_those_of_the_layers_below_a_cut():
+    config = RunConfig(**SMALL)
+    frozen = Frozen(models.backbone(config), config.backbone)
+    # 16 × 16 places: 3 × 3 kernels from 3 to 8 channels, then on each of 8, then 8 to 16 by 1 × 1
+    assert frozen.multiply_adds(12) == 16 * 16 * (3 * 3 * 3 * 8 + 3 * 3 * 8 + 8 * 16)
+    assert frozen.feature_bytes(12) == 16 * 16 * 16 * 4
+    assert frozen.multiply_adds(13) == 0
+
+
+@pytest.mark.parametrize(
+    ("backbone", "alpha", "paying"),
+    [("mobilenet", 0.25, 12), ("mobilenet", 1, 12), ("resnet50v2", 1, 16), ("cnn", 1, 1)],
+)
+def test_only_cuts_that_save_more_than_they_cost_pay(backbone, alpha, paying):
+    fields = {"backbone": backbone, "alpha": alpha, "image_size": 64, "unfreeze_depth": 0}
+    store = features_of(RunConfig(**fields), deepest=99)
+    depths = range(BACKBONES[backbone].blocks)
+    assert [it for it in depths if store.pays(it)] == list(range(paying))
+    assert store._deepest == paying - 1
+
+
+def name(config: RunConfig, split: Split, depth: int = 1, **view) -> str:
+    return features_of(config).name(View(split, **view), depth)
+
+
+def test_the_key_changes_with_each_ingredient(config, images, sample, monkeypatch):
+    split = images.split("train")
+    first = {"variation": Variation(0.5), "number": 0}
+    names = [name(config, split, **first)]
+    names.append(name(config, split, 0, **first))
+    names.append(name(config, split, variation=Variation(0.75), number=0))
+    names.append(name(config, split, variation=Variation(0.5, 0.5), number=0))
+    names.append(name(config, split, variation=Variation(0.5, 0, True), number=0))
+    names.append(name(config, split, variation=Variation(0.5), number=1))
+    names.append(name(config, images.split("val"), **first))
+    names.append(name(config, replace(split, rows=split.rows[::-1]), **first))
+    names.append(name(config.override({"image_size": 64}), split, **first))
+    names.append(name(config.override({"alpha": 0.5, "weights": "none"}), split, **first))
+    names.append(name(config.override({"weights": "none"}), split, **first))
+    names.append(name(config.override({"weights": "none", "seed": 1}), split, **first))
+    padded = images.dataset.decode(32, 0, "pad").split("train")
+    names.append(name(config, padded, **first))
+    monkeypatch.setattr(pixels, "DECODER", 99)
+    names.append(name(config, images.dataset.decode(32, 0).split("train"), **first))
+    monkeypatch.undo()
+    monkeypatch.setattr(features, "AUGMENTATION", 99)
+    names.append(name(config, split, **first))
+    monkeypatch.undo()
+    monkeypatch.setitem(BACKBONES, "mobilenet", replace(BACKBONES["mobilenet"], offset=-0.5))
+    names.append(name(config, split, **first))
+    assert len(set(names)) == len(names) == 16
+
+
+def test_the_key_changes_with_nothing_else(config, images, tmp_path, weights):
+    split = images.split("train")
+    expected = name(config, split)
+    moved = tmp_path / "other.h5"
+    moved.write_bytes(weights.read_bytes())
+    for fields in (
+        {"dropout": 0.1, "dense_widths": (8, 4), "learning_rate": 0.1, "seed": 9},
+        {"batch_size": 7, "epochs": 99, "patience": 1, "max_unreadable": 0.5},
+        {"augment_strength": 1.0, "unfreeze_depth": 2, "head_epochs": 0},
+        {"weights": str(moved)},
+    ):
+        assert name(config.override(fields), split) == expected
+    renamed = split.rows.assign(path="x", label=0, patient="y", subtype="z")
+    assert name(config, replace(split, rows=renamed)) == expected
+
+
+def test_weights_above_the_cut_do_not_count(config, images):
+    view, backbone = View(images.split("val")), models.backbone(config)
+
+    def names() -> list[str]:
+        store = Features(Frozen(backbone, "mobilenet"), config, 0)
+        return [store.name(view, depth) for depth in range(3)]
+
+    before = names()
+    layer = backbone.get_layer("conv_pw_12")
+    layer.set_weights([2 * weight for weight in layer.get_weights()])
+    assert [a == b for a, b in zip(before, names(), strict=True)] == [False, False, True]
+
+
+ASK = """
+import sys
+from pathlib import Path
+from collections import namedtuple
+from dataclasses import replace
+from pneumo import models
+from pneumo.config import RunConfig
+from pneumo.data.dataset import open_dataset
+from pneumo.features import Features, Frozen, View
+
+config = RunConfig(**{config})
+compute = Features._compute
+
+def told(*given):
+    print("computing", flush=True)
+    if {die}:
+        import os, signal
+        given[3].joinpath("features.npy").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return compute(*given)
+
+Features._compute = told
+store = Features(Frozen(models.backbone(config), config.backbone), config, 0)
+split = open_dataset("sample").decode(32, 0).split("train")
+print("ready", flush=True)
+sys.stdin.readline()
+print(store.of(View(split), 0).sum(), flush=True)
+"""
+
+
+def asking(config: RunConfig, die: bool = False) -> subprocess.Popen:
+    """A process that asks for features once it is told to."""
+    text = ASK.replace("{config}", repr(config.model_dump())).replace("{die}", str(die))
+    process = subprocess.Popen(
+        [sys.executable, "-c", text],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while process.stdout.readline() != "ready\n":
+        assert process.poll() is None
+    return process
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_computes_and_the_other_waits(config, own_cache):
+    both = [asking(config), asking(config)]
+    for process in both:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    outputs = [process.communicate()[0].splitlines() for process in both]
+    computed = [[it for it in lines if not it.startswith("waiting for")] for lines in outputs]
+    assert sorted(len(lines) for lines in computed) == [1, 2]
+    assert outputs[0][-1] == outputs[1][-1]
+
+
+@pytest.mark.slow
+def test_a_killed_writer_leaves_nothing_that_is_believed(config, own_cache, sample):
+    process = asking(config, die=True)
+    assert process.communicate("\n")[0] == "computing\n"
+    [draft] = own_cache.glob("features/.*.draft")
+    assert (draft / ARRAY).read_bytes() == b"half"
+    split = open_dataset("sample").decode(32, 0).split("train")
+    found = features_of(config).of(View(split), 0)
+    backbone = models.backbone(config)
+    assert found == pytest.approx(backbone.predict(split.images, verbose=0), abs=1e-5)
+    assert not draft.exists()

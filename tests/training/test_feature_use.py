@@ -1,0 +1,174 @@
+"""Training from stored features: what it stores when, and that it cannot tell the difference."""
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from pneumo import features, feed, models
+from pneumo.config import RunConfig
+from pneumo.data import cache_entries
+from pneumo.data.dataset import Images
+from pneumo.experiment import Experiment
+from pneumo.features import ARRAY, Features
+from pneumo.perturb import EACH, perturbed
+from pneumo.study import Plan
+from pneumo.train import train
+from pneumo.tune import tune
+from tests.support.features import few_images, small_config, stored
+from tests.support.weights import SMALL
+
+
+@pytest.fixture(scope="module")
+def images(sample) -> Images:
+    """Few images, at 32 pixels."""
+    return few_images(sample)
+
+
+@pytest.fixture
+def config(weights, own_cache) -> RunConfig:
+    """Of a small MobileNet with weights of a file, in a cache of its own."""
+    return small_config(weights)
+
+
+@pytest.mark.parametrize("fields", [{}, {"head_epochs": 0}])
+def test_a_cut_that_does_not_pay_is_trained_from_pixels_with_the_same_result(
+    config, images, own_cache, monkeypatch, fields
+):
+    fields |= {"unfreeze_depth": 12, "epochs": 3, "augment_strength": 0.5}
+    config = config.override(fields)
+    found = train(config, images, deepest=12)
+    depths = {depth for depth, _, _ in stored(own_cache)}
+    assert depths == ({0, 11} if config.head_epochs else set())
+    monkeypatch.setattr(features, "WORTH_A_BYTE", 0)
+    expected = train(config, images, deepest=12)
+    assert {depth for depth, _, _ in stored(own_cache)} >= {12}
+    assert found.best_epochs == expected.best_epochs
+    assert found.val_logits == pytest.approx(expected.val_logits, abs=1e-4)
+    assert found.perturbed_logits == pytest.approx(expected.perturbed_logits, abs=1e-4)
+
+
+def test_the_room_for_a_run_is_what_it_will_store(config, images, own_cache, monkeypatch):
+    config = config.override({"unfreeze_depth": 1, "epochs": 2, "augment_strength": 0.5})
+    asked = []
+    monkeypatch.setattr("pneumo.train.room_for", lambda sizes: asked.append(sizes) or 10**12)
+    train(config.override({"objective": "val_blurred_auc"}), images, deepest=2)
+    [sizes] = asked
+    folders = {it.relative_to(own_cache).as_posix(): it for it in own_cache.glob("features/*")}
+    assert sizes.keys() >= folders.keys()
+    assert len(sizes) - len(folders) <= 5  # views that only other runs need
+    for name, folder in folders.items():
+        assert sizes[name] == np.load(folder / ARRAY, mmap_mode="r").nbytes
+
+
+def test_a_run_lets_go_of_its_features_when_it_ends(config, images, own_cache):
+    used = []
+
+    def look(*_):
+        used.extend(it for it in own_cache.glob("features/*") if it in cache_entries._held)
+
+    train(config.override({"epochs": 1}), images, [look])
+    assert used
+    assert not any(it in cache_entries._held for it in own_cache.glob("features/*"))
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_view_is_computed_when_an_epoch_first_needs_it(config, images, own_cache, depth):
+    class Pruned(Exception):
+        pass
+
+    seen = []
+
+    def look(epoch, metrics):
+        seen.append([it for it in stored(own_cache) if it[0] == depth])
+        if epoch == 2:
+            raise Pruned
+
+    config = config.override({"augment_strength": 0.5, "unfreeze_depth": depth})
+    with pytest.raises(Pruned):
+        train(config, images, [look])
+    # validation, and training as it is; with depth 2 the head's first epoch started from there
+    assert seen == [
+        [(depth, 0.0, 0), (depth, 0.0, 0)],
+        [(depth, 0.0, 0), (depth, 0.0, 0), (depth, 0.5, 1)],
+    ]
+    train(config, images)  # which comes to its end, and asks for validation perturbed
+    there = [it for it in stored(own_cache) if it[0] == depth]
+    assert there == [(depth, 0.0, 0), *seen[-1]]
+
+
+def test_another_run_computes_nothing_again(config, images, own_cache, monkeypatch):
+    train(config, images)
+    monkeypatch.setattr(Features, "_compute", None)
+    train(config.override({"seed": 3, "dropout": 0.1, "dense_widths": "none"}), images)
+
+
+def test_without_the_cache_nothing_is_stored(config, images, own_cache):
+    train(config.override({"feature_cache": "off", "epochs": 1}), images)
+    assert stored(own_cache) == []
+
+
+def test_features_of_random_weights_go_with_their_run(config, images, own_cache):
+    seen = []
+    config = config.override({"weights": "none", "epochs": 2})
+    train(config, images, [lambda *_: seen.append(stored(own_cache))])
+    assert [len(it) for it in seen] == [2, 3]
+    assert list((own_cache / "features").iterdir()) == []
+    assert list((own_cache / "locks").iterdir()) == []
+
+
+def test_where_nothing_is_frozen_every_epoch_has_its_own_variation(images, own_cache, monkeypatch):
+    monkeypatch.setattr(feed, "view_of", None)
+    config = RunConfig(image_size=32, epochs=2, unfreeze_depth=2)
+    train(config, images)
+    assert stored(own_cache) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "depth"),
+    [("mobilenet", 0), ("mobilenet", 1), ("mobilenet", 2), ("resnet50v2", 1)],
+)
+def test_stored_or_not_training_is_the_same(config, images, backbone, depth):
+    config = config.override({"unfreeze_depth": depth, "augment_strength": 0})
+    if backbone != "mobilenet":
+        config = config.override({"backbone": backbone, "alpha": 1, "weights": "none"})
+    computed = []
+    with pytest.MonkeyPatch.context() as patch:
+        compute = Features._compute
+        patch.setattr(Features, "_compute", lambda *given: computed.append(compute(*given)))
+        on = train(config, images)
+    off = train(config.override({"feature_cache": "off"}), images)
+    assert computed  # else both would be the same thing
+    assert on.best_epochs == off.best_epochs
+    assert expit(on.val_logits) == pytest.approx(expit(off.val_logits), abs=1e-3)
+    # the whole model, put together again, is what was trained above the cut
+    whole = models.probabilities(on.model, images.split("val").images)
+    assert whole == pytest.approx(expit(on.val_logits), abs=1e-5)
+    whole = models.probabilities(on.model, perturbed(images.split("val"), EACH).images)
+    assert whole == pytest.approx(expit(on.perturbed_logits), abs=1e-5)
+
+
+def test_what_does_not_fit_on_the_disk_trains_the_same_without(
+    config, images, own_cache, monkeypatch, capsys
+):
+    config = config.override({"augment_strength": 0.5, "unfreeze_depth": 1, "epochs": 3})
+    expected = train(config, images)
+    assert capsys.readouterr().out == ""
+    for folder in own_cache.glob("features/*"):
+        (folder / ARRAY).unlink()
+    monkeypatch.setenv("PNEUMO_CACHE_GIB", "0")
+    found = train(config, images)
+    assert expit(found.val_logits) == pytest.approx(expit(expected.val_logits), abs=1e-3)
+    said = capsys.readouterr().out
+    assert "it trains without them, more slowly; raise PNEUMO_CACHE_GIB or free disk" in said
+
+
+@pytest.mark.slow
+def test_a_study_shares_its_deepest_cut(store, sample, weights, own_cache):
+    base = RunConfig(**SMALL, weights=str(weights), epochs=1, dense_widths=(8,))
+
+    def suggest(trial, base):
+        return base.override({"unfreeze_depth": trial.suggest_int("unfreeze_depth", 0, 5)})
+
+    tune(Plan(Experiment("deep", base, suggest), sample, {}), trials=1, model_name="deep")
+    assert {depth for depth, _, _ in stored(own_cache)} == {0, 5}

@@ -1,0 +1,60 @@
+"""The batches of each epoch."""
+
+import numpy as np
+import pytest
+
+from pneumo.config import RunConfig
+from pneumo.features import VIEWS
+from pneumo.feed import Feed, Pixels
+
+CONFIG = RunConfig(image_size=32, epochs=3, dense_widths=(16,), augment_strength=1.0)
+
+
+@pytest.fixture(scope="module")
+def images(sample):
+    return sample.decode(32, 0)
+
+
+def epochs_of(images, shared=False, **fields) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """The batches of three epochs."""
+    config = CONFIG.override(fields)
+    feed = Feed(Pixels(images, config, shared), config)
+    data, found = feed.batches(), []
+    for epoch in range(3):
+        feed.on_epoch_begin(epoch)
+        found.append([(x.numpy(), y.numpy()) for x, y in data])
+    return found
+
+
+def test_batches_hold_every_image_once_in_another_order_each_epoch(images):
+    split = images.split("train")
+    epochs = epochs_of(images, augment_strength=0)
+    pixels, labels = zip(*epochs[0], strict=True)
+    pixels, labels = np.concatenate(pixels), np.concatenate(labels)
+    by_content = {image.tobytes(): label for image, label in zip(pixels, labels, strict=True)}
+    assert by_content == {
+        image.tobytes(): label for image, label in zip(split.images, split.labels, strict=True)
+    }
+    assert len(pixels) == len(split.labels)
+    assert not np.array_equal(pixels, np.concatenate([x for x, _ in epochs[1]]))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_augmentation_differs_between_epochs_unless_they_share_a_view(images, shared):
+    epochs = [
+        {image.tobytes() for x, _ in batches for image in x}
+        for batches in epochs_of(images, shared, augment_strength=1)
+    ]
+    clean = {image.tobytes() for image in images.split("train").images}
+    assert [len(epoch) for epoch in epochs] == [len(clean)] * 3
+    assert not epochs[1] & (epochs[0] | epochs[2] | clean)
+    assert VIEWS == 2
+    assert (epochs[0] == epochs[2] == clean) == shared
+    assert bool(epochs[0] & (epochs[2] | clean)) == shared
+
+
+def test_seeds_have_variations_and_orders_of_their_own(images):
+    [first, *_], [again, *_], [other, *_] = (epochs_of(images, seed=seed) for seed in (1, 1, 2))
+    for (x, _), (same, _), (unlike, _) in zip(first, again, other, strict=True):
+        assert np.array_equal(x, same)
+        assert not np.array_equal(x, unlike)

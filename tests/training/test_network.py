@@ -1,0 +1,181 @@
+"""Networks: blocks, depth, head, and the file that they are stored in."""
+
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from pneumo import models
+from pneumo.backbones import BACKBONES, Backbone
+from pneumo.config import RunConfig
+from tests.support.paths import ROOT
+
+NOISE = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 1), np.uint8)
+FIRST_CONVOLUTION = {"cnn": "conv_1", "mobilenet": "conv1", "resnet50v2": "conv1_conv"}
+
+
+def build(**fields) -> keras.Model:
+    return models.build(RunConfig(image_size=64, **fields))
+
+
+def backbone(name: str, **fields) -> keras.Model:
+    return models.backbone(RunConfig(image_size=64, backbone=name, **fields))
+
+
+@pytest.mark.parametrize(("name", "count"), [("cnn", 2), ("mobilenet", 13), ("resnet50v2", 16)])
+def test_the_blocks_of_each_backbone(name, count):
+    network = backbone(name)
+    found = models.blocks(network, name)
+    assert len(found) == BACKBONES[name].blocks == count
+    assert sum(found, []) == network.layers
+    for block in found:
+        assert any(isinstance(layer, keras.layers.Conv2D) for layer in block)
+
+
+def test_every_backbone_is_tested_here():
+    assert set(FIRST_CONVOLUTION) == set(BACKBONES)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_network_can_be_cut_at_every_block(name):
+    network = backbone(name)
+    for block in models.blocks(network, name)[:-1]:
+        keras.Model(block[-1].output, network.output)  # refused where it needs more than that
+
+
+def test_an_end_that_a_shortcut_goes_around_does_not_count(monkeypatch):
+    inside = Backbone("ResNet50V2", r"conv\d_block\d_(1_relu|out)", 16)
+    monkeypatch.setitem(BACKBONES, "resnet50v2", inside)
+    ends = [block[-1].name for block in models.blocks(backbone("resnet50v2"), "resnet50v2")]
+    assert len(ends) == 16
+    assert all(name.endswith("_out") for name in ends[:-1])
+
+
+def test_a_pattern_that_gives_other_blocks_is_refused(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "mobilenet", Backbone("MobileNet", "conv_pw_.*_bn", 14))
+    with pytest.raises(ValueError, match="must have 14 blocks, .*'conv_pw_.*_bn' gives 13"):
+        models.blocks(backbone("mobilenet"), "mobilenet")
+
+
+def trained(**fields) -> list[str]:
+    network = build(**fields).get_layer("backbone")
+    return [layer.name for layer in network.layers if layer.trainable_weights]
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected"), [(0, []), (1, ["conv_2"]), (2, ["conv_1", "conv_2"])]
+)
+def test_which_layers_of_the_cnn_train_at_each_depth(depth, expected):
+    assert trained(unfreeze_depth=depth) == expected
+
+
+def test_which_layers_of_mobilenet_train_at_each_depth():
+    expected = []
+    for depth in range(14):
+        if depth:
+            block = 14 - depth
+            names = [f"conv_{kind}_{block}" for kind in ("dw", "pw")]
+            expected = [*(f"{name}{bn}" for name in names for bn in ("", "_bn")), *expected]
+        if depth == 13:
+            expected = ["conv1", "conv1_bn", *expected]
+        assert trained(backbone="mobilenet", alpha=0.25, unfreeze_depth=depth) == expected
+
+
+def test_which_layers_of_resnet_train_at_each_depth():
+    ends = [f"conv{stage}_block{n}" for stage, blocks in zip("2345", (3, 4, 6, 3), strict=True)
+            for n in range(1, blocks + 1)]  # fmt: skip
+    all_layers = trained(backbone="resnet50v2", unfreeze_depth=16)
+    for depth in (0, 1, 2, 15):
+        open_blocks = (*(f"{end}_" for end in ends[16 - depth :]), *(["post_bn"] * (depth > 0)))
+        expected = [name for name in all_layers if name.startswith(open_blocks)]
+        assert trained(backbone="resnet50v2", unfreeze_depth=depth) == expected
+    assert {name.rpartition("_block")[0] for name in all_layers} == {
+        *("", "conv2", "conv3", "conv4", "conv5")
+    }
+    assert [name for name in all_layers if "block" not in name] == ["conv1_conv", "post_bn"]
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "resnet50v2"])
+def test_a_pretrained_backbone_gets_what_it_was_trained_on(name):
+    """The application itself, given colours as its own preprocess_input makes them."""
+    network = backbone(name)
+    family = {"mobilenet": "mobilenet", "resnet50v2": "resnet_v2"}[name]
+    plain = getattr(keras.applications, BACKBONES[name].application)(
+        include_top=False, weights=None, pooling="avg", input_shape=(64, 64, 3)
+    )
+    plain.set_weights(network.get_weights())
+    colours = np.repeat(NOISE, 3, axis=3).astype(np.float32)
+    colours = getattr(keras.applications, family).preprocess_input(colours)
+    expected = plain.predict(colours, verbose=0)
+    assert network.predict(NOISE, verbose=0) == pytest.approx(expected, abs=1e-5)
+
+
+def test_alpha_is_the_width():
+    wide, narrow = (
+        build(backbone="mobilenet", alpha=alpha, unfreeze_depth=0).get_layer("backbone")
+        for alpha in (1.0, 0.25)
+    )
+    assert (wide.output_shape[1], narrow.output_shape[1]) == (1024, 256)
+
+
+@pytest.mark.parametrize(
+    ("widths", "shapes"),
+    [((), [(192, 1)]), ((32,), [(192, 32), (32, 1)]), ((8, 4), [(192, 8), (8, 4), (4, 1)])],
+)
+def test_the_head(widths, shapes):
+    layers = build(dense_widths=widths, dropout=0.3).get_layer("head").layers
+    dense = [tuple(layer.kernel.shape) for layer in layers if isinstance(layer, keras.layers.Dense)]
+    dropout = [layer.rate for layer in layers if isinstance(layer, keras.layers.Dropout)]
+    assert dense == shapes
+    assert dropout == [0.3] * max(1, len(widths))
+
+
+def test_the_same_config_gives_the_same_weights():
+    one, same, other = (build(seed=seed).get_weights() for seed in (1, 1, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
+    assert not np.array_equal(one[0], other[0])
+
+
+def test_probabilities_are_the_sigmoid_of_the_logit():
+    model = build()
+    scores = models.probabilities(model, NOISE)
+    assert (scores.dtype, scores.shape) == (np.float64, (20,))
+    logits = keras.ops.convert_to_numpy(model(NOISE))[:, 0]
+    assert scores == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_anything_but_uint8_pixels_is_refused(dtype):
+    with pytest.raises(TypeError, match="images must be uint8 pixels 0 to 255"):
+        models.probabilities(build(), (NOISE / 255).astype(dtype))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_file_loads_with_keras_alone(tmp_path, name):
+    model = build(backbone=name)
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "noise.npy", NOISE)
+    code = (
+        "import keras, numpy as np\n"
+        "model = keras.models.load_model('model.keras', safe_mode=True)\n"
+        "np.save('logits.npy', model.predict(np.load('noise.npy'), verbose=0))\n"
+        "import sys; assert 'pneumo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=True)
+    scores = 1 / (1 + np.exp(-np.load(tmp_path / "logits.npy")[:, 0].astype(np.float64)))
+    assert scores == pytest.approx(models.probabilities(model, NOISE), abs=1e-6)
+
+
+def test_another_backbone_costs_the_line_that_the_readme_shows(monkeypatch):
+    line = re.search(r'^"(\w+)": (Backbone\(.*\)),$', (ROOT / "README.md").read_text(), re.M)
+    monkeypatch.setitem(BACKBONES, line[1], eval(line[2], {"Backbone": Backbone}))
+    network = backbone(line[1], weights="none")
+    found = models.blocks(network, line[1])
+    for block in found:
+        assert any(isinstance(layer, keras.layers.Conv2D) for layer in block)
+    assert trained(backbone=line[1], unfreeze_depth=1)[-2:] == ["top_conv", "top_bn"]
+    config = RunConfig(image_size=64, backbone=line[1], unfreeze_depth=0)
+    assert models.probabilities(models.build(config), NOISE).shape == (20,)

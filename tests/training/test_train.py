@@ -1,0 +1,291 @@
+"""A fit: its phases, the epoch whose weights are kept, and what it leaves behind."""
+
+import gc
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+from scipy.special import expit
+from sklearn.metrics import log_loss, roc_auc_score
+
+from pneumo import models
+from pneumo import train as train_module
+from pneumo.config import RunConfig, derived_seed
+from pneumo.perturb import BLURRED, EACH, perturbed
+from pneumo.train import Phase, TrainingDiverged, class_weights, phases, train
+from tests.support.weights import SMALL
+
+CONFIG = RunConfig(image_size=32, epochs=3, dense_widths=(16,), augment_strength=1.0)
+
+
+@pytest.fixture(scope="module")
+def images(sample):
+    return sample.decode(32, 0)
+
+
+def fit(images, **fields):
+    """A result, and what its callbacks were told."""
+    told = []
+    config = CONFIG.override(fields)
+    return train(config, images, [lambda epoch, metrics: told.append((epoch, metrics))]), told
+
+
+def test_the_weights_kept_are_those_of_the_best_epoch(images):
+    result, told = fit(images, learning_rate=0.01, epochs=5, patience=9)
+    aucs = [metrics["val_auc"] for _, metrics in told]
+    assert [epoch for epoch, _ in told] == [1, 2, 3, 4, 5]
+    assert result.best_epochs == (1 + int(np.argmax(aucs)),)
+    assert result.best_epochs[0] < 5  # else there would be nothing to restore
+    val = images.split("val")
+    assert roc_auc_score(val.labels, result.val_logits) == max(aucs)
+    # and evaluation sees the images as they are, although training varies them fully
+    assert models.probabilities(result.model, val.images) == pytest.approx(
+        expit(result.val_logits), abs=1e-9
+    )
+    changed = perturbed(val, EACH).images
+    assert models.probabilities(result.model, changed) == pytest.approx(
+        expit(result.perturbed_logits), abs=1e-9
+    )
+    best = told[result.best_epochs[0] - 1][1]
+    assert set(best) == {"loss", "auc", "val_loss", "val_auc"}
+    assert best["val_loss"] == pytest.approx(balanced_loss(val.labels, result.val_logits))
+
+
+def balanced_loss(labels, logits) -> float:
+    """The mean of the mean losses of both classes."""
+    of_class = [logits[labels == label] for label in (0, 1)]
+    return np.mean(
+        [log_loss(np.full(len(it), n), expit(it), labels=[0, 1]) for n, it in enumerate(of_class)]
+    )
+
+
+def test_training_and_validation_losses_are_of_one_kind(images):
+    """A fit that hardly moves has one loss throughout, whose images are those of the labels."""
+    result, told = fit(images, epochs=1, learning_rate=1e-12, dropout=0, augment_strength=0)
+    for name in ("train", "val"):
+        part = images.split(name)
+        logits = models.logits(result.model, part.images)
+        expected = balanced_loss(part.labels, logits)
+        loss = told[0][1]["loss" if name == "train" else "val_loss"]
+        assert loss == pytest.approx(expected, abs=1e-5)
+        plain = log_loss(part.labels, expit(logits))
+        assert abs(plain - expected) > 1e-3  # the classes differ in size and in loss
+
+
+def test_blurred_images_may_choose_the_epoch(images):
+    result, told = fit(
+        images, learning_rate=0.01, epochs=5, patience=9, objective="val_blurred_auc"
+    )
+    aucs = [metrics["val_blurred_auc"] for _, metrics in told]
+    assert aucs != [metrics["val_auc"] for _, metrics in told]
+    assert result.best_epochs == (1 + int(np.argmax(aucs)),)
+    assert result.score == max(aucs)
+    val = images.split("val")
+    blurred = models.logits(result.model, perturbed(val, BLURRED).images)
+    assert roc_auc_score(val.labels, blurred) == pytest.approx(max(aucs), abs=1e-6)
+
+
+def test_members_are_fitted_one_by_one_and_averaged(images, tmp_path):
+    fields = {"members": 2, "learning_rate": 0.01, "epochs": 3, "objective": "val_blurred_auc"}
+    result, told = fit(images, **fields)
+    seeds = [CONFIG.seed, derived_seed(CONFIG.seed, 1)]
+    alone = [fit(images, **fields | {"members": 1, "seed": seed}) for seed in seeds]
+    assert result.best_epochs == tuple(it.best_epochs[0] for it, _ in alone)
+    assert told == list(enumerate((metrics for _, its in alone for _, metrics in its), start=1))
+    assert [epoch for epoch, _ in told] == [1, 2, 3, 4, 5, 6]
+    for said in ("val_logits", "perturbed_logits"):
+        first, second = (getattr(it, said) for it, _ in alone)
+        assert not np.array_equal(first, second)
+        assert np.array_equal(getattr(result, said), (first + second) / 2)
+    val = images.split("val")
+    result.model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert models.logits(loaded, val.images) == pytest.approx(result.val_logits, abs=1e-5)
+    blurred = models.logits(loaded, perturbed(val, BLURRED).images)
+    assert result.score == pytest.approx(roc_auc_score(val.labels, blurred), abs=1e-6)
+
+
+def test_a_mirrored_model_is_judged_as_it_is_used(images, tmp_path):
+    result, told = fit(images, mirror="on", learning_rate=0.01, objective="val_blurred_auc")
+    result.model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    val = images.split("val")
+    mirrored = val.images[:, :, ::-1]
+    found = models.logits(loaded, val.images)
+    assert found == pytest.approx(result.val_logits, abs=1e-5)
+    assert found == pytest.approx(models.logits(loaded, mirrored), abs=1e-5)
+    [member] = models.members_of(loaded)
+    one, other = (models.logits(member, it) for it in (val.images, mirrored))
+    assert not np.allclose(one, other)
+    assert found == pytest.approx((one + other) / 2, abs=1e-5)
+    changed = models.logits(loaded, perturbed(val, EACH).images)
+    assert changed == pytest.approx(result.perturbed_logits, abs=1e-5)
+    blurred = models.logits(loaded, perturbed(val, BLURRED).images)
+    assert result.score == pytest.approx(roc_auc_score(val.labels, blurred), abs=1e-6)
+
+
+def test_a_cosine_ends_each_phase_at_rest(images, weights, monkeypatch):
+    rates = []
+
+    class Noting(keras.callbacks.EarlyStopping):
+        def on_epoch_end(self, epoch, logs):
+            super().on_epoch_end(epoch, logs)
+            rates.append(float(self.model.optimizer.learning_rate))
+
+    monkeypatch.setattr(keras.callbacks, "EarlyStopping", Noting)
+    config = small(weights, epochs=4, head_epochs=2, learning_rate=0.01, fine_tuning_factor=0.1)
+    train(config.override({"schedule": "cosine"}), images)
+    assert rates[1::2] == pytest.approx([0, 0], abs=1e-7)
+    assert 0.005 < rates[0] < 0.006
+    assert rates[2] == pytest.approx(rates[0] / 10)
+
+
+def test_a_cosine_rises_before_it_falls():
+    rate = train_module._cosine(0.01, 100)
+    found = [float(rate(step)) for step in (0, 5, 10, 55, 100)]
+    assert found == pytest.approx([0, 0.005, 0.01, 0.005, 0], abs=1e-8)
+    assert float(train_module._cosine(0.01, 9)(0)) == pytest.approx(0.01)  # too short to rise
+
+
+def test_patience_ends_the_training(images):
+    _, told = fit(images, epochs=40, patience=1, learning_rate=0.01)
+    aucs = [metrics["val_auc"] for _, metrics in told]
+    assert len(aucs) < 40
+    assert aucs[-1] <= max(aucs[:-1])
+    assert np.all(np.diff(aucs[:-1]) > 0)
+
+
+def test_the_same_seed_repeats_and_another_does_not(images):
+    first, second, other = (fit(images, epochs=2, seed=seed) for seed in (1, 1, 2))
+    assert first[1] == second[1]
+    assert np.array_equal(first[0].val_logits, second[0].val_logits)
+    assert not np.array_equal(first[0].val_logits, other[0].val_logits)
+
+
+def moved(before: keras.Model, after: keras.Model) -> list[str]:
+    """The paths of the weights that differ."""
+    pairs = zip(before.weights, after.weights, strict=True)
+    return [old.path for old, new in pairs if not np.array_equal(old.numpy(), new.numpy())]
+
+
+def test_depth_decides_which_weights_move(images):
+    keras.utils.set_random_seed(0)
+    before = models.build(CONFIG.override({"unfreeze_depth": 1})).get_layer("backbone")
+    result, _ = fit(images, unfreeze_depth=1, epochs=1)
+    after = result.model.get_layer("backbone")
+    assert moved(before, after) == ["conv_2/kernel", "conv_2/bias"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, [Phase(0, 0.01, 1), Phase(3, 0.001, 6)]),
+        ({"head_epochs": 4}, [Phase(0, 0.01, 4), Phase(3, 0.001, 6)]),
+        ({"head_epochs": 9}, [Phase(0, 0.01, 5), Phase(3, 0.001, 6)]),
+        ({"head_epochs": 0}, [Phase(3, 0.001, 6)]),
+        ({"epochs": 1}, [Phase(3, 0.001, 1)]),
+        ({"fine_tuning_factor": 0.5}, [Phase(0, 0.01, 1), Phase(3, 0.005, 6)]),
+        ({"unfreeze_depth": 0}, [Phase(0, 0.01, 6)]),
+        ({"weights": "none"}, [Phase(3, 0.01, 6)]),
+    ],
+)
+def test_what_trains_when(fields, expected):
+    pretrained = {"weights": "imagenet", "unfreeze_depth": 3, "learning_rate": 0.01, "epochs": 6}
+    found = phases(RunConfig(**SMALL).override(pretrained | fields))
+    assert found == [replace(it, learning_rate=pytest.approx(it.learning_rate)) for it in expected]
+
+
+def small(weights, **fields) -> RunConfig:
+    return RunConfig(**SMALL, weights=str(weights)).override({"unfreeze_depth": 2} | fields)
+
+
+def test_two_phases_have_one_rising_epoch(images, weights):
+    epochs = []
+    # patience ends the head's phase early; the other gets what it left
+    config = small(weights, epochs=9, head_epochs=6, patience=1, learning_rate=0.01)
+    train(config, images, [lambda epoch, metrics: epochs.append((epoch, metrics["val_auc"]))])
+    numbers, aucs = zip(*epochs, strict=True)
+    assert numbers == tuple(range(1, len(epochs) + 1))
+    falls = [epoch + 2 for epoch in np.flatnonzero(np.diff(aucs) <= 0)]
+    assert falls[0] < 6
+    assert len(epochs) > falls[0]
+
+
+def test_fine_tuning_moves_the_open_blocks_but_no_statistics(images, weights):
+    config = small(weights, epochs=1)  # one epoch has no phase of the head alone
+    before = models.build(config).get_layer("backbone")
+    result = train(config, images)
+    paths = moved(before, result.model.get_layer("backbone"))
+    names = [f"conv_{kind}_{block}" for block in (12, 13) for kind in ("dw", "pw")]
+    expected = {f"{name}{layer}" for name in names for layer in ("", "_bn")}
+    assert {path.partition("/")[0] for path in paths} == expected
+    assert not any("moving" in path for path in paths)
+
+
+def test_from_scratch_the_statistics_of_the_open_blocks_move(images):
+    config = RunConfig(**SMALL).override({"unfreeze_depth": 1, "epochs": 1})
+    before = models.build(config).get_layer("backbone")
+    paths = moved(before, train(config, images).model.get_layer("backbone"))
+    statistics = {path for path in paths if "moving" in path}
+    kinds = ("moving_mean", "moving_variance")
+    assert statistics == {f"conv_{it}_13_bn/{kind}" for it in ("dw", "pw") for kind in kinds}
+
+
+def test_the_best_epoch_may_lie_in_the_first_phase(images, weights):
+    epochs = []
+    config = small(weights, epochs=4, head_epochs=3, learning_rate=0.01, fine_tuning_factor=1)
+    result = train(config, images, [lambda _, metrics: epochs.append(metrics["val_auc"])])
+    assert result.best_epochs == (1 + int(np.argmax(epochs)),)
+    assert result.best_epochs[0] <= 3
+    backbone = models.build(config).get_layer("backbone")
+    assert moved(backbone, result.model.get_layer("backbone")) == []
+    # Stored features were computed in other batches, so the last digits of float32 differ
+    assert models.probabilities(result.model, images.split("val").images) == pytest.approx(
+        expit(result.val_logits), abs=1e-6
+    )
+
+
+def test_what_a_callback_raises_reaches_the_caller(images):
+    class Enough(Exception):
+        pass
+
+    seen = []
+
+    def stop(epoch, metrics):
+        seen.append(epoch)
+        if epoch == 2:
+            raise Enough
+
+    with pytest.raises(Enough):
+        train(CONFIG.override({"epochs": 5}), images, [stop])
+    assert seen == [1, 2]
+
+
+def test_a_loss_that_is_no_number_ends_the_training(images):
+    keras.config.set_floatx("float16")  # whose numbers end at 65,504
+    try:
+        with pytest.raises(TrainingDiverged, match="lower learning_rate"):
+            fit(images, learning_rate=1, epochs=20, patience=20)
+    finally:
+        keras.config.set_floatx("float32")
+        keras.utils.clear_session()  # else Keras remembers the other
+
+
+def test_what_a_fit_traced_does_not_stay_in_memory(images):
+    def traced():
+        keras.utils.clear_session()  # collects garbage, too
+        return sum(type(it).__name__ == "FuncGraph" for it in gc.get_objects())
+
+    fit(images, epochs=1)
+    before = traced()
+    for _ in range(3):
+        fit(images, epochs=1)
+    assert traced() == before
+
+
+def test_both_classes_weigh_the_same():
+    labels = np.array([0] * 10 + [1] * 30)
+    weights = class_weights(labels)
+    assert weights == {0: 2.0, 1: 2 / 3}
+    assert sum(weights[label] for label in labels) == pytest.approx(40)

@@ -1,0 +1,257 @@
+"""A study that is given again: what it must agree with, and what is not done twice."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow.exceptions import MlflowException
+
+from pneumo import evidence, tag_names, tracking
+from pneumo.config import RunConfig
+from pneumo.errors import Mistake
+from pneumo.experiment import Experiment
+from pneumo.study import Plan, StudyStopped, how_to_continue, open_storage, warn_of_other_commit
+from pneumo.tune import Outcome, show, tune
+from tests.support.stores import store_in
+from tests.support.studies import BASE, TINY, run_study, text
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, sample):
+    """A finished study of this file's own: copies of a store share the artifacts of its runs."""
+    folder = tmp_path_factory.mktemp("resumed")
+    with store_in(folder):
+        return run_study(sample), folder
+
+
+def again(sample, outcome: Outcome, experiment: Experiment = TINY, **options) -> Outcome:
+    """The same study with as many trials as it has, so that none starts."""
+    plan = Plan(experiment, sample, {})
+    return tune(plan, **{"trials": 2, "name": outcome.study.study_name, **options})
+
+
+def stored(outcome: Outcome) -> optuna.Study:
+    """The study in this test's own store: the fixture's object writes to the one it was made in."""
+    return optuna.load_study(study_name=outcome.study.study_name, storage=open_storage())
+
+
+def runs(client) -> set[str]:
+    return {run.info.run_id for run in client.search_runs(["0"])}
+
+
+def test_trials_that_still_wait_at_the_end(study, sample, capsys):
+    for dropout in (0.1, 0.2):
+        stored(study).enqueue_trial({"dropout": dropout})
+    capsys.readouterr()
+    show(again(sample, study))
+    output = capsys.readouterr().out
+    assert "\n2 queued trials have not started: continue the study with more trials\n" in output
+    assert "WAITING" not in output
+    assert output.count(" COMPLETE ") == 2
+    states = [trial.state.name for trial in stored(study).trials]
+    assert states == ["COMPLETE", "COMPLETE", "WAITING", "WAITING"]
+
+
+def test_a_study_that_mlflow_alone_knows_is_refused(study, client, sample, tmp_path):
+    name, before = study.study.study_name, runs(client)
+    Path("optuna.db").unlink()
+    with pytest.raises(Mistake) as raised:
+        again(sample, study)
+    assert str(raised.value) == (
+        f"study '{name}' must be in both stores: MLflow at sqlite:///{tmp_path}/mlflow.db has it "
+        f"(run {study.study.user_attrs['run_id']}), and Optuna's database at "
+        f"sqlite:///{tmp_path}/optuna.db does not; set PNEUMO_STORAGE to the database that it was "
+        "begun in, or give another name"
+    )
+    assert runs(client) == before
+    assert optuna.get_all_study_names(open_storage()) == []
+
+
+def test_how_to_continue(monkeypatch, tmp_path):
+    monkeypatch.delenv("PNEUMO_STORAGE", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    for folder, setting in (
+        ("project", ""),
+        ("temporary/clone", "PNEUMO_STORAGE=sqlite:///{} and "),
+    ):
+        place = tmp_path / folder
+        place.mkdir(parents=True)
+        monkeypatch.chdir(place)
+        expected = "give the same command with " + setting.format(place / "optuna.db")
+        monkeypatch.setattr(tracking, "IS_PROJECT_RUN", False)
+        assert how_to_continue("a night") == f"{expected}--study 'a night'"
+        monkeypatch.setattr(tracking, "IS_PROJECT_RUN", True)
+        assert how_to_continue("a night") == f"{expected}-P study='a night'"
+    monkeypatch.setenv("PNEUMO_STORAGE", f"sqlite:///{tmp_path}/kept.db")
+    assert how_to_continue("night") == "give the same command with -P study=night"
+
+
+def other_range(trial, base: RunConfig) -> RunConfig:
+    return base.override({**_others(trial), "dropout": trial.suggest_float("dropout", 0.1, 0.8)})
+
+
+def other_scale(trial, base: RunConfig) -> RunConfig:
+    dropout = trial.suggest_float("dropout", 0.1, 0.8, log=True)
+    return base.override({**_others(trial), "dropout": dropout})
+
+
+def other_kind(trial, base: RunConfig) -> RunConfig:
+    dropout = trial.suggest_categorical("dropout", [0.25, 0.5])
+    return base.override({**_others(trial), "dropout": dropout})
+
+
+def fewer(trial, base: RunConfig) -> RunConfig:
+    return base.override(_others(trial))
+
+
+def _others(trial) -> dict:
+    return {
+        "dense_widths": [trial.suggest_int(f"dense_widths_{it}", 0, 128, step=32) for it in (1, 2)],
+        "augment_strength": trial.suggest_float("augment_strength", 0.0, 1.0, step=0.25),
+        "unfreeze_depth": trial.suggest_int("unfreeze_depth", 0, 2),
+        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 1e-2, log=True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("experiment", "fact"),
+    [
+        (
+            Experiment("tiny", BASE.override({"patience": 2}), TINY.suggest),
+            "patience of BASE 3: got 2",
+        ),
+        (
+            Experiment("tiny", BASE, other_scale),
+            "search space dropout FloatDistribution(high=0.6, log=False, low=0.0, step=None): "
+            "got FloatDistribution(high=0.8, log=True, low=0.1, step=None)",
+        ),
+        (
+            Experiment("tiny", BASE, other_kind),
+            "search space dropout FloatDistribution(high=0.6, log=False, low=0.0, step=None): "
+            "got CategoricalDistribution(choices=(0.25, 0.5))",
+        ),
+        (
+            Experiment("tiny", BASE, fewer),
+            "search space ['augment_strength', 'dense_widths_1', 'dense_widths_2', 'dropout', "
+            "'learning_rate', 'unfreeze_depth']: got ['augment_strength', 'dense_widths_1', "
+            "'dense_widths_2', 'learning_rate', 'unfreeze_depth']",
+        ),
+    ],
+)
+def test_another_base_or_search_space_is_refused(study, sample, experiment, fact):
+    base = experiment.base
+    if experiment.suggest in (other_scale, other_kind):  # whose range must hold the baseline
+        assert base == BASE
+    with pytest.raises(Mistake) as raised:
+        again(sample, study, experiment)
+    assert str(raised.value) == (
+        f"study '{study.study.study_name}' was begun with {fact}; "
+        "give what it was begun with, or another name"
+    )
+
+
+def test_other_ranges_are_taken_and_listed(store, sample):
+    before = run_study(sample, trials=1, name="night").study.user_attrs["run_id"]
+    assert "range before" not in text(before, "study/study.html")
+    found = tune(Plan(Experiment("tiny", BASE, other_range), sample, {}), trials=2, name="night")
+    assert len(found.study.trials) == 2
+    page = text(found.study.user_attrs["run_id"], "study/study.html")
+    [row] = re.findall(r"range before</th></tr>\n(.*)\n</table>", page)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
+    assert cells == ["dropout", "1", "0.1 to 0.8", "0.0 to 0.6"]
+
+
+def test_a_finished_study_gets_a_version_of_another_name(study, client, sample):
+    first = client.get_model_version("pneumonia-sample", "1")
+    study_run = study.study.user_attrs["run_id"]
+    found = again(sample, study, model_name="lungs")
+    assert (found.model_name, found.version) == ("lungs", 1)
+    assert found.test_metrics == study.test_metrics
+    assert found.findings == study.findings
+    version = client.get_model_version_by_alias("lungs", "challenger")
+    assert (version.source, version.run_id) == (first.source, first.run_id)
+    told = {"pneumo.model_digest", "pneumo.evaluation_run", "test_auc", "val_auc"}
+    told.add("pneumo.test_evaluations")
+    assert {it: version.tags[it] for it in told} == {it: first.tags[it] for it in told}
+    assert len(client.get_metric_history(study_run, "test_auc")) == 1
+    listed = json.loads(
+        client.get_logged_model(version.source.removeprefix("models:/")).tags[
+            "mlflow.modelVersions"
+        ]
+    )
+    assert [(it["name"], it["version"]) for it in listed] == [("pneumonia-sample", 1), ("lungs", 1)]
+    # a command that names no model means the one that the study has by now
+    assert again(sample, study).model_name == "lungs"
+    assert len(client.search_model_versions()) == 2
+
+
+def fail(*_: object, **__: object) -> None:
+    raise MlflowException("the server is away")
+
+
+def as_if_not_yet_registered(outcome: Outcome, client) -> None:
+    """Undoes what the end of a study has left of its winner."""
+    client.delete_registered_model("pneumonia-sample")
+    client.set_tag(outcome.study.user_attrs["run_id"], tag_names.MODEL_ID, "")
+    stored(outcome).set_user_attr("winner", {})
+
+
+@pytest.mark.parametrize(
+    "place", ["registry.describe", "evidence.examine", "tracking.log_evaluation"]
+)
+def test_a_failure_before_the_end_of_the_test_evaluation(study, client, sample, monkeypatch, place):
+    as_if_not_yet_registered(study, client)
+    with monkeypatch.context() as patch, pytest.raises(StudyStopped, match="the server is away"):
+        patch.setattr(f"pneumo.{place}", fail)
+        again(sample, study)
+    found = again(sample, study)
+    assert found.version == 1
+    assert found.test_metrics == study.test_metrics
+    assert len(client.search_model_versions("name = 'pneumonia-sample'")) == 1
+    assert client.get_model_version_by_alias("pneumonia-sample", "challenger").version == 1
+
+
+def test_a_failure_after_the_test_evaluation(study, client, sample, monkeypatch):
+    set_user_attr = optuna.Study.set_user_attr
+
+    def fail_with_metrics(self, key, value) -> None:
+        if key == "winner" and "test_metrics" in value:
+            fail()
+        set_user_attr(self, key, value)
+
+    as_if_not_yet_registered(study, client)
+    run_id = study.study.user_attrs["run_id"]
+    before = len(client.get_metric_history(run_id, "test_auc"))
+    with monkeypatch.context() as patch, pytest.raises(StudyStopped, match="the server is away"):
+        patch.setattr(optuna.Study, "set_user_attr", fail_with_metrics)
+        again(sample, study)
+    monkeypatch.setattr(evidence, "examine", None)  # a second evaluation would be a TypeError
+    found = again(sample, study)
+    assert (found.version, found.test_metrics) == (1, study.test_metrics)
+    assert found.findings == study.findings
+    assert len(client.get_metric_history(run_id, "test_auc")) == before + 1
+
+
+@pytest.mark.parametrize(
+    ("begun", "here", "warned"),
+    [("a" * 40, "b" * 40, True), ("a" * 40, "a" * 40, False), ("a" * 40, "", False)],
+)
+def test_a_worker_of_another_commit_is_warned(store, sample, capsys, begun, here, warned):
+    ids = []
+    for commit in (begun, here):
+        run = store.create_run("0", tags={"mlflow.source.git.commit": commit} if commit else {})
+        ids.append(run.info.run_id)
+    study = optuna.create_study(storage=open_storage(), study_name="night")
+    study.set_user_attr("run_id", ids[0])
+    capsys.readouterr()
+    warn_of_other_commit(study, ids[1])
+    expected = (
+        "warning: study night was begun at commit aaaaaaaa, and this is bbbbbbbb: its trials may "
+        "not be comparable\n"
+    )
+    assert capsys.readouterr().out == (expected if warned else "")

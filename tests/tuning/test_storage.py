@@ -1,0 +1,53 @@
+"""Optuna's database: its address, and what is said where it does not open."""
+
+import pytest
+
+from pneumo.errors import Mistake
+from pneumo.study import open_storage, storage_address
+from tests.support.services import free_port
+
+PASSWORD = "open-sesame"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (
+            f"postgresql://me:{PASSWORD}@127.0.0.1:1/x",
+            "PNEUMO_STORAGE must name a database that can be opened: "
+            "got postgresql://me:***@127.0.0.1:1/x (connection failed: ",
+        ),
+        ("sqlite:////nowhere/optuna.db", "got sqlite:////nowhere/optuna.db (unable to open"),
+        *(
+            (
+                url,
+                "PNEUMO_STORAGE must be the URL of a database, as postgresql://USER@HOST/DATABASE",
+            )
+            for url in (f"me:{PASSWORD}@here", f"nosuch://me:{PASSWORD}@here/x")
+        ),
+    ],
+)
+def test_a_database_that_does_not_open(monkeypatch, url, message):
+    monkeypatch.setenv("PNEUMO_STORAGE", url)
+    with pytest.raises(Mistake) as raised:
+        open_storage()
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert PASSWORD not in str(raised.value)
+
+
+def test_a_wait_for_the_database_says_so(monkeypatch, capsys):
+    monkeypatch.setenv("PNEUMO_STORAGE", f"postgresql://me:{PASSWORD}@127.0.0.1:{free_port()}/x")
+    with pytest.raises(Mistake):
+        open_storage(patience=2.5)
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("waiting for Optuna's database at postgresql://me:***@127.0.0.1:")
+    assert line.endswith("/x, 2 s at most")
+
+
+def test_the_address_of_the_storage(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PNEUMO_STORAGE", raising=False)
+    assert storage_address() == f"sqlite:///{tmp_path}/optuna.db"
+    monkeypatch.setenv("PNEUMO_STORAGE", "postgresql://me:secret@there/x")
+    assert storage_address() == "postgresql://me:***@there/x"

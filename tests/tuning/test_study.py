@@ -1,0 +1,143 @@
+"""What a study tries: its baseline, its queue, its search, always the same from the same seed."""
+
+import hashlib
+import json
+import sqlite3
+
+import optuna
+import pytest
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
+
+from pneumo import models, registry
+from pneumo.errors import Mistake
+from pneumo.evaluate import youden_threshold
+from pneumo.experiment import Experiment, load_experiment
+from pneumo.perturb import BLURRED, EACH, perturbed
+from pneumo.study import Plan
+from pneumo.tune import show, tune
+from tests.support.studies import BASE, EPOCH, METRICS, TINY, children, run_study, text
+from tests.support.weights import FILE, SMALL
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_same_seed_repeats_trials_and_metrics(store, sample):
+    first, second = run_study(sample, trials=3), run_study(sample, trials=3)
+    assert first.test_metrics == second.test_metrics
+    assert second.version == 2
+    for a, b in zip(children(store, first), children(store, second), strict=True):
+        assert a.data.params == b.data.params
+        assert a.data.metrics == b.data.metrics
+    other = run_study(sample, fixed={"seed": "1"})
+    assert children(store, other)[0].data.params["seed"] != a.data.params["seed"]
+    assert children(store, other)[1].data.params != children(store, first)[1].data.params
+
+
+def test_a_study_of_pretrained_networks(store, sample, weights, tmp_path):
+    base = BASE.override({**SMALL, "weights": weights, "unfreeze_depth": 1, "epochs": 3})
+    experiment = Experiment("pretrained", base, load_experiment("tune_mobilenet").suggest)
+    outcome = tune(Plan(experiment, sample, {"weights": str(weights)}), trials=1, model_name="m")
+    [run] = children(store, outcome)
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert run.data.params["weights"] == f"{FILE}:{sha256[:8]}"
+    assert run.data.params["alpha"] == "0.25"
+    history = store.get_metric_history(run.info.run_id, "epoch/val_auc")
+    assert [point.step for point in history] == [1, 2, 3]  # through both phases
+    [trial] = outcome.study.trials
+    assert trial.intermediate_values == {point.step: point.value for point in history}
+    # the same file is the same study, wherever it lies
+    elsewhere = tmp_path / "elsewhere" / FILE
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(weights.read_bytes())
+    plan = Plan(experiment, sample, {"weights": str(elsewhere)})
+    name = outcome.study.study_name
+    assert tune(plan, trials=1, model_name="m", name=name).version == outcome.version
+    elsewhere.write_bytes(b"another")
+    elsewhere = elsewhere.rename(tmp_path / FILE)
+    plan = Plan(experiment, sample, {"weights": str(elsewhere)})
+    with pytest.raises(Mistake, match=f"was begun with fixed .*{FILE}:{sha256[:8]}"):
+        tune(plan, trials=1, model_name="m", name=name)
+
+
+def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample, capsys):
+    # three widths, where the search has two dimensions for them
+    outcome = run_study(sample, trials=3, fixed={"dropout": "0.1", "dense_widths": "48-24-12"})
+    for run in children(store, outcome):
+        assert run.data.params["dropout"] == "0.1"
+        assert run.data.params["dense_widths"] == "48-24-12"
+    for trial in outcome.study.trials:
+        assert set(trial.params) == {"augment_strength", "unfreeze_depth", "learning_rate"}
+    capsys.readouterr()
+    show(outcome)
+    title, head, *_ = capsys.readouterr().out.splitlines()
+    assert title.strip() == f"Study {outcome.study.study_name}"
+    columns = ["trial", "state", "val", "AUC", "augment_strength", "unfreeze_depth"]
+    assert head.split() == [*columns, "learning_rate"]
+
+
+def test_what_an_experiment_queues_is_tried_first(store, sample):
+    twice = {"dropout": 0.25, "unfreeze_depth": 1, "learning_rate": 0.002}
+    queueing = Experiment("tiny", BASE, TINY.suggest, queue=[twice, twice], prune=False)
+    plan = Plan(queueing, sample, {"unfreeze_depth": "0"})
+
+    def run() -> optuna.Study:
+        return tune(plan, trials=3, model_name="pneumonia-sample", name="queue").study
+
+    fields = plan.baseline() | {"dropout": 0.25, "learning_rate": 0.002}
+    study = run()
+    assert [trial.params for trial in study.trials] == [plan.baseline(), fields, fields]
+    first, second = (trial.user_attrs["config"]["seed"] for trial in study.trials[1:])
+    assert first != second
+    told = json.loads(text(study.user_attrs["run_id"], "study.json"))
+    assert told["pruner"] == {}
+    with sqlite3.connect("optuna.db") as database:  # as if the last had been interrupted
+        database.execute("UPDATE trials SET state = 'FAIL' WHERE number = 2")
+    again = run().trials
+    assert [trial.state.name for trial in again] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
+    assert again[3].params == fields
+
+
+def test_blurred_images_choose_the_trial_where_asked_to(store, sample):
+    outcome = run_study(sample, fixed={"objective": "val_blurred_auc"}, name="elsewhere")
+    assert outcome.study.user_attrs["objective"] == "val_blurred_auc"
+    val = sample.decode(BASE.image_size, 0).split("val")
+    for trial, run in zip(outcome.study.trials, children(store, outcome), strict=True):
+        assert run.data.metrics["val_blurred_auc"] == trial.value
+        assert set(METRICS) | {"blurred_auc"} == {
+            name.removeprefix("val_") for name in run.data.metrics if name.startswith("val_")
+        }
+        assert {name for name in run.data.metrics if name.startswith("epoch/")} == {
+            *EPOCH,
+            "epoch/val_blurred_auc",
+        }
+        model = registry.load(trial.user_attrs["model_uri"])
+        logits = models.logits(model.keras_model, perturbed(val, BLURRED).images)
+        assert roc_auc_score(val.labels, logits) == pytest.approx(trial.value, abs=1e-6)
+    page = text(outcome.study.user_attrs["run_id"], "study/study.html")
+    assert "blurred validation AUC" in page
+    with pytest.raises(Mistake, match="begun with objective val_blurred_auc: got val_auc"):
+        run_study(sample, name="elsewhere")
+
+
+def test_the_threshold_is_that_of_perturbed_images(study, client, sample):
+    trial = study.study.best_trial
+    val = sample.decode(BASE.image_size, 0).split("val")
+    model = registry.load(trial.user_attrs["model_uri"])
+    logits = models.logits(model.keras_model, perturbed(val, EACH).images)
+    expected = youden_threshold(val.labels, expit(logits / model.settings["temperature"]))
+    assert model.settings["threshold"] == pytest.approx(expected, abs=1e-6)
+    stored = client.get_run(trial.user_attrs["run_id"]).data.metrics["val_threshold"]
+    assert stored == model.settings["threshold"]
+
+
+def test_a_queue_of_what_is_not_suggested_is_refused(sample):
+    plan = Plan(Experiment("odd", BASE, TINY.suggest, queue=[{"dropuot": 0.1}]), sample, {})
+    with pytest.raises(Mistake, match="QUEUE in experiments/odd.py .* dropout, .*: got 'dropuot'"):
+        plan.asked()
+
+
+def test_a_baseline_outside_the_search_space_is_refused(store, sample):
+    wide = Experiment("wide", BASE.override({"dense_widths": "32-32-32"}), TINY.suggest)
+    with pytest.raises(Mistake, match="experiments/wide.py must be able to give BASE.*dense_w"):
+        tune(Plan(wide, sample, {}), trials=1, model_name="pneumonia-sample")

@@ -1,0 +1,87 @@
+"""Trials one after another: pruned, failed, replaced."""
+
+import mlflow
+import optuna
+import pytest
+
+from pneumo import interrupt
+from pneumo.experiment import Experiment
+from pneumo.study import Goal, Plan, StudyStopped, begin, open_storage
+from pneumo.work import search_trials
+from tests.support.studies import BASE, EPOCH, TINY, children, files, tags, text
+
+pytestmark = pytest.mark.slow
+
+
+def test_who_has_heard_an_interrupt_begins_no_trial(store, sample, monkeypatch):
+    plan = Plan(TINY, sample, {})
+    with mlflow.start_run() as parent:
+        study = begin(open_storage(), "night", plan, parent.info.run_id)
+        Goal(1).set(study)
+        monkeypatch.setattr(interrupt._State, "asked", True)
+        with pytest.raises(KeyboardInterrupt):
+            search_trials(study, plan)
+    assert [trial.state.name for trial in study.trials] == ["WAITING"]
+
+
+class FromTheSecondTrial(optuna.pruners.BasePruner):
+    """Prunes every trial but the first at its first epoch."""
+
+    def prune(self, study, trial) -> bool:
+        return trial.number > 0
+
+
+def searched(suggest, sample, trials, pruner=None) -> tuple[optuna.Study, str]:
+    """The trials of a study without its end, below a run of their own."""
+    with mlflow.start_run() as run:
+        study = optuna.create_study(
+            storage=open_storage(),
+            direction="maximize",
+            pruner=pruner or optuna.pruners.NopPruner(),
+        )
+        study.set_user_attr("run_id", run.info.run_id)
+        Goal(trials).set(study)
+        plan = Plan(Experiment("tiny", BASE, suggest), sample, {})
+        search_trials(study, plan)
+    return study, run.info.run_id
+
+
+def test_a_pruned_trial(store, sample):
+    study, parent = searched(TINY.suggest, sample, 2, FromTheSecondTrial())
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED"]
+    complete, pruned = children(store, parent)
+    assert (complete.info.status, pruned.info.status) == ("FINISHED", "KILLED")
+    assert tags(pruned)["optuna.state"] == "PRUNED"
+    assert set(pruned.data.metrics) == EPOCH
+    assert files(store, pruned.info.run_id) == set()
+    assert not pruned.outputs.model_outputs
+    [model] = mlflow.search_logged_models(["0"], output_format="list")
+    assert model.source_run_id == complete.info.run_id
+
+
+def test_a_failed_trial_has_its_traceback_and_is_replaced(store, sample):
+    def suggest(trial, base):
+        config = TINY.suggest(trial, base)
+        if trial._trial.number == 1:  # what no check let through, Keras refuses
+            return config.model_copy(update={"dense_widths": (-1,)})
+        return config
+
+    study, parent = searched(suggest, sample, 2)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    failed = children(store, parent)[1]
+    assert failed.info.status == "FAILED"
+    assert tags(failed)["optuna.state"] == "FAIL"
+    assert study.trials[1].value is None
+    assert study.trials[1].user_attrs["error"].startswith("ValueError: ")
+    assert files(store, failed.info.run_id) == {"traceback.txt"}
+    assert "ValueError: " in text(failed.info.run_id, "traceback.txt")
+
+
+def test_three_failures_alike_stop_a_study(store, sample):
+    def suggest(trial, base):
+        return base.model_copy(update={"dense_widths": (-1,)})
+
+    with pytest.raises(StudyStopped, match=r"3 trials in a row failed alike \(ValueError: "):
+        searched(suggest, sample, 2)
+    runs = store.search_runs(["0"], "tags.`optuna.state` = 'FAIL'")
+    assert [run.info.status for run in runs] == ["FAILED"] * 3

@@ -9,9 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pneumo import interrupt
 from pneumo.commands.arguments import Options, parse
-from pneumo.errors import PREFIX, USER_ERROR, Mistake, StudyStopped, reason_for
+from pneumo.runtime import signals
+from pneumo.runtime.errors import PREFIX, USER_ERROR, Mistake, StudyStopped, reason_for
 
 # The kind of a command's run, if its name is another
 KINDS = {"tune": "study"}
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
     0 done, 2 the user's mistake, 3 a promotion refused, 1 anything else.
     """
-    interrupt.install()
+    signals.install()
     arguments = sys.argv[1:] if argv is None else argv
     try:
         return _run(*parse(arguments))
@@ -66,4 +66,4 @@ def _end_unused_run(arguments: list[str], reason: str) -> None:
 
 
 if __name__ == "__main__":
-    interrupt.leave(main())
+    signals.leave(main())

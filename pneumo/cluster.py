@@ -16,17 +16,12 @@ from typing import Any
 import mlflow
 import optuna
 
-from pneumo import interrupt
-from pneumo.console import say
-from pneumo.errors import Mistake, StudyStopped
 from pneumo.launch import threads, worker_arguments
 from pneumo.progress import StudyProgress
-from pneumo.study import (
-    FAILURES_IN_A_ROW,
-    Goal,
-    Plan,
-    require_no_repeated_failure,
-)
+from pneumo.runtime import signals
+from pneumo.runtime.console import say
+from pneumo.runtime.errors import Mistake, StudyStopped
+from pneumo.study import FAILURES_IN_A_ROW, Goal, Plan, require_no_repeated_failure
 from pneumo.worker_process import PATIENCE, PROJECT, WorkerDied, run_worker
 
 # The variables that say where the stores are, and what opens them, or how their names begin: of
@@ -120,7 +115,7 @@ def _connected() -> Iterator[None]:
                 f"launcher=ray needs a cluster that runs, and there is none at '{address}': start "
                 "one (ray start --head), or set RAY_ADDRESS"
             ) from None
-        interrupt.install()  # Ray has taken SIGTERM for itself
+        signals.install()  # Ray has taken SIGTERM for itself
         try:
             yield
         finally:
@@ -141,8 +136,8 @@ def _forget_ended(running: dict[Any, int], study: optuna.Study) -> None:
     """
     import ray
 
-    ended, _ = ray.wait(list(running), timeout=interrupt.WAKE)
-    interrupt.check()
+    ended, _ = ray.wait(list(running), timeout=signals.WAKE)
+    signals.check()
     for task in ended:
         number = running.pop(task)
         try:

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from pneumo.backbones import BACKBONES
-from pneumo.errors import Mistake, shown
+from pneumo.runtime.errors import Mistake, shown
 
 
 def _widths_from_text(value: Any) -> Any:

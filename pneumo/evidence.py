@@ -15,23 +15,14 @@ import pandas as pd
 from mlflow.entities import Run
 from scipy.special import expit
 
-from pneumo import (
-    evaluate,
-    figures,
-    models,
-    overlap,
-    pages,
-    registry,
-    shortcuts,
-    tag_names,
-    tracking,
-)
-from pneumo.console import say, table
+from pneumo import evaluate, figures, overlap, pages, registry, shortcuts, tag_names, tracking
 from pneumo.data.dataset import Dataset, Images
 from pneumo.evaluate import Evaluation, metric_title
 from pneumo.explain import HiResCam
+from pneumo.inference.logits import predict_logits, predict_probabilities, to_probabilities
 from pneumo.overlap import Overlap
 from pneumo.pages import number, with_interval
+from pneumo.runtime.console import say, table
 
 # What the page calls the metrics, in its order
 NAMES = {
@@ -128,8 +119,8 @@ def _examine(
     if sensitivity is not None:
         threshold = evaluate.threshold_for(sensitivity, *of_val)
     pixels = split.images
-    logits = models.logits(stored.model.keras_model, pixels)
-    probabilities = models.to_probabilities(logits, settings["temperature"])
+    logits = predict_logits(stored.model.keras_model, pixels)
+    probabilities = to_probabilities(logits, settings["temperature"])
     evaluation = evaluate.evaluate(split, probabilities, threshold, intervals=True)
     numbers = evaluate.details(evaluation, logits, settings["temperature"])
     numbers["validation"] = evaluate.score(*of_val, threshold)
@@ -137,7 +128,7 @@ def _examine(
     numbers["test_evaluations"] = looks[stored.model_id]
     numbers["test_evaluations_of_all_models"] = looks.total()
     numbers["overlap"] = seen.counts() if seen else None
-    predict = partial(models.probabilities, stored.model.keras_model)
+    predict = partial(predict_probabilities, stored.model.keras_model)
     numbers["shortcuts"] = shortcuts.check(predict, pixels, evaluation.predictions)
     findings = numbers["findings"] = list(_findings(numbers, images, trial, split_name, seen))
     epochs = tracking.read_epochs(trial.info.run_id)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pneumo.config import RunConfig
-from pneumo.errors import Mistake, shown
+from pneumo.runtime.errors import Mistake, shown
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 

@@ -5,9 +5,9 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from pneumo import interrupt
-from pneumo.models import is_mirrored, members_of
-from pneumo.parallel import BATCH
+from pneumo.inference.batches import BATCH
+from pneumo.inference.logits import is_mirrored, members_of
+from pneumo.runtime import signals
 
 # Cells of a side at most, about as many as the last maps of MobileNet have. What single places of
 # larger ones say is mostly noise: by 24 x 24 of an untrained `cnn` one opacity of three was missed
@@ -39,7 +39,7 @@ class HiResCam:
         """
         found = [np.zeros((0, *images.shape[1:3]), np.float32)]
         for start in range(0, len(images), BATCH):
-            interrupt.check()
+            signals.check()
             found.append(self._maps(images[start : start + BATCH]))
         return np.concatenate(found)
 

@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 
 from pneumo import figures, pages, survey, tracking
-from pneumo.console import say, table
-from pneumo.data.conflicts import shared_patients
 from pneumo.data.dataset import Dataset, Images
 from pneumo.data.index import CLASSES
-from pneumo.errors import Mistake
+from pneumo.data.split import shared_patients
 from pneumo.pages import number, with_interval
+from pneumo.runtime.console import say, table
+from pneumo.runtime.errors import Mistake
 
 LISTED = 200  # files of a list that the page shows; all of them are in the CSVs
 PREVALENCE = 0.05  # difference of the share of pneumonia between train and test worth telling

@@ -25,10 +25,10 @@ from pneumo import models
 from pneumo.augment import AUGMENTATION, CHANCES, Variation, augment, chances
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
-from pneumo.data import cache
-from pneumo.data.cache_entries import RUNS, release, run_folder
 from pneumo.data.dataset import Split
-from pneumo.parallel import in_batches
+from pneumo.inference.batches import in_batches
+from pneumo.runtime import cache
+from pneumo.runtime.cache_entries import RUNS, place, release, run_folder
 
 # Versions of an image that the epochs take in turn: as it is, which is how validation and patients'
 # images come and what all strengths share, and varied
@@ -231,7 +231,7 @@ class Features:
     def _nearest(self, view: View, depth: int) -> int:
         """The nearest cut below `depth` that is stored, else that of the pixels."""
         lower = range(depth + 1, self._frozen.pixels)
-        stored = (it for it in lower if cache.place(self.name(view, it)).is_dir())
+        stored = (it for it in lower if place(self.name(view, it)).is_dir())
         return next(stored, self._frozen.pixels)
 
 

@@ -11,8 +11,8 @@ from pneumo.augment import CHANCES, Variation, augment, chances
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
 from pneumo.data.dataset import Images, Split
+from pneumo.data.perturb import Ends, perturbed
 from pneumo.features import Features, View, view_of
-from pneumo.perturb import Ends, perturbed
 
 
 class Source(Protocol):

@@ -8,11 +8,12 @@ import optuna
 from joblib import cpu_count
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import attributes, interrupt, tracking
-from pneumo.console import say
-from pneumo.errors import USER_ERROR, Mistake, StudyStopped
-from pneumo.parallel import gpus
+from pneumo import attributes, tracking
 from pneumo.progress import StudyProgress
+from pneumo.runtime import signals
+from pneumo.runtime.console import say
+from pneumo.runtime.errors import USER_ERROR, Mistake, StudyStopped
+from pneumo.runtime.machine import gpus
 from pneumo.study import (
     FAILURES_IN_A_ROW,
     FailureCount,
@@ -69,7 +70,7 @@ def launch(study: optuna.Study, plan: Plan, workers: int, progress: StudyProgres
         while running:
             progress.update()
             worker = next_ended(ended)
-            interrupt.check()  # a worker that got the same signal is not to be replaced
+            signals.check()  # a worker that got the same signal is not to be replaced
             if worker is None:
                 continue
             running.remove(worker)

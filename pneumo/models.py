@@ -1,20 +1,13 @@
 """From a config to a Keras model: backbone, dense head, and which blocks train."""
 
 import re
-from collections.abc import Sequence
 
 import keras
-import numpy as np
 from keras import layers
-from scipy.special import expit
 
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
 from pneumo.pretrained import pretrained
-
-MEMBER, MIRROR = "member_", "mirror"  # layers of a model that averages: the first, numbered
-
-BATCH = 64  # images per step of inference: with fewer, small parts take longer
 
 
 def build(config: RunConfig) -> keras.Model:
@@ -73,39 +66,6 @@ def _head(features: int, config: RunConfig) -> keras.Model:
         head.add(layers.Dropout(config.dropout))
     head.add(layers.Dense(1, name="logit"))
     return head
-
-
-def average(members: Sequence[keras.Model], mirror: bool = False) -> keras.Model:
-    """A model whose logit is the mean of its members'; of a single one, that member itself.
-
-    `members`: as `build` gives them, of one input size. With `mirror` each is asked of the image
-    and of its mirror image.
-    """
-    if len(members) == 1 and not mirror:
-        return members[0]
-    named = [
-        keras.Model(member.inputs[0], member.outputs[0], name=f"{MEMBER}{number}")
-        for number, member in enumerate(members, start=1)
-    ]
-    [like] = members[0].inputs
-    pixels = keras.Input(like.shape[1:], dtype=like.dtype, name="pixels")
-    views = [pixels]
-    if mirror:
-        mirrored = keras.ops.flip(pixels, axis=2)
-        views.append(keras.Model(pixels, mirrored, name=MIRROR)(pixels))
-    logits = [member(view) for member in named for view in views]
-    return keras.Model(pixels, layers.Average()(logits), name=members[0].name)
-
-
-def members_of(model: keras.Model) -> list[keras.Model]:
-    """The members of a model that `average` gives; of any other, itself."""
-    found = [layer for layer in model.layers if layer.name.startswith(MEMBER)]
-    return found or [model]
-
-
-def is_mirrored(model: keras.Model) -> bool:
-    """Whether `average` has made a model that asks of mirror images, too."""
-    return any(layer.name == MIRROR for layer in model.layers)
 
 
 class Trained(keras.Model):
@@ -197,33 +157,3 @@ def unfreeze(model: keras.Model, depth: int) -> None:
     for position, block in enumerate(all_blocks):
         for layer in block:
             layer.trainable = position >= len(all_blocks) - depth
-
-
-def probabilities(model: keras.Model, images: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """The probability of pneumonia for each image: float64, shape (n,), 0 to 1.
-
-    `images`: uint8, shape (n, size, size, 1); `temperature`: as `evaluate.temperature` gives it,
-    1 changes nothing. Raises `TypeError` for any other dtype of images: Keras would cast pixels
-    that were divided by 255 to a black image without a word.
-    """
-    if images.dtype != np.uint8:
-        raise TypeError(f"images must be uint8 pixels 0 to 255: got {images.dtype}")
-    return to_probabilities(logits(model, images), temperature)
-
-
-def to_probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Return the probability of pneumonia for each logit, 0 to 1, shape and dtype as given."""
-    return expit(logits / temperature)
-
-
-def logits(part: keras.Model, inputs: np.ndarray) -> np.ndarray:
-    """The logits of pneumonia: float64, shape (n,), above 0 where that is likelier than not.
-
-    `inputs`: what `part` takes, which is a model or `Trained`.
-    """
-    found = []
-    # `predict` would make a pipeline at each call, which takes longer than a small part does
-    for start in range(0, len(inputs), BATCH):
-        found.append(part.predict_on_batch(inputs[start : start + BATCH])[:, 0])
-    # Their probabilities in float64 keep apart what float32 would round to 1
-    return np.concatenate(found, dtype=np.float64)

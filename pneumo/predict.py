@@ -12,13 +12,13 @@ import pandas as pd
 from PIL import Image
 
 from pneumo import tracking
-from pneumo.console import track
-from pneumo.data.pixels import UnreadableImage
-from pneumo.errors import Mistake
 from pneumo.explain import HiResCam
 from pneumo.figures import overlay
+from pneumo.inference.decode import UnreadableImage
+from pneumo.inference.pyfunc import COLUMNS
 from pneumo.registry import Stored
-from pneumo.serve import COLUMNS
+from pneumo.runtime.console import track
+from pneumo.runtime.errors import Mistake
 
 AT_ONCE = 64  # files in memory: enough for all cores, whatever the number of files
 HEADER = ["path", "probability", "label", "threshold", "model_version", "model_id", "error"]

@@ -14,12 +14,13 @@ import numpy as np
 
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
-from pneumo.console import import_tensorflow
-from pneumo.data.cache_entries import limit
-from pneumo.errors import Mistake
+from pneumo.runtime.cache_entries import limit
+from pneumo.runtime.errors import Mistake
+from pneumo.runtime.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
     import keras
+
 
 # A size at which Keras has ImageNet's weights of every network; their shapes do not depend on it
 SHAPE = (224, 224, 3)

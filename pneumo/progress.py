@@ -13,9 +13,10 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Column, Table
 
-from pneumo import attributes, console
+from pneumo import attributes
 from pneumo.config import SCORES
-from pneumo.process import ProcessId
+from pneumo.runtime.console import console, draws, say
+from pneumo.runtime.process import ProcessId
 from pneumo.study import COUNTED, STORE_ERRORS, Goal, best_of, last_value
 
 NO_BEST = ("best", "none yet", "")
@@ -55,13 +56,13 @@ class StudyProgress:
         self._task = self._bar.add_task("", total=Goal.of(study).trials, completed=self._done())
         self._live = Live(
             get_renderable=self._drawing,
-            console=console.console,
+            console=console,
             refresh_per_second=2,
             redirect_stderr=sys.stderr.isatty(),
         )
 
     def __enter__(self) -> Self:
-        if console.draws():
+        if draws():
             self._live.start(refresh=True)
         return self
 
@@ -90,8 +91,8 @@ class StudyProgress:
 
     def _report(self, trial: FrozenTrial) -> None:
         self._reported.add(trial.number)
-        if trial.state == TrialState.FAIL or not console.draws():
-            console.say(describe(trial))
+        if trial.state == TrialState.FAIL or not draws():
+            say(describe(trial))
 
     def _drawing(self) -> Group:
         columns = (Column(min_width=width, no_wrap=True) for width in (0, len(self._score(0)), 0))

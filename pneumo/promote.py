@@ -16,11 +16,11 @@ from pneumo.comparison import (
     describe_difference,
     gate,
 )
-from pneumo.console import say, table
 from pneumo.data.dataset import Dataset
-from pneumo.errors import Mistake
 from pneumo.evaluate import metric_title
 from pneumo.registry import CHALLENGER, CHAMPION, PREVIOUS, Stored
+from pneumo.runtime.console import say, table
+from pneumo.runtime.errors import Mistake
 
 SHOWN = ("auc", "sensitivity", "specificity", "accuracy", "ece", "threshold")
 

@@ -18,12 +18,13 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from pneumo import tag_names, tracking
-from pneumo.data import cache
 from pneumo.data.sample import example_file
-from pneumo.errors import Mistake
+from pneumo.runtime import cache
+from pneumo.runtime.errors import Mistake
 
-if TYPE_CHECKING:  # what finds no model must not wait for TensorFlow
-    from pneumo.serve import PneumoniaModel
+if TYPE_CHECKING:
+    from pneumo.inference.pyfunc import PneumoniaModel
+
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 
@@ -97,7 +98,7 @@ def _opened(folder: Path, model_uri: str) -> "PneumoniaModel":
     MLflow would run what code and unpickle what pickles it finds there, and Python what bytecode:
     here none of them is so much as read.
     """
-    from pneumo.serve import PneumoniaModel
+    from pneumo.inference.pyfunc import PneumoniaModel
 
     files = {name: folder / "artifacts" / file for name, file in tracking.FILES.items()}
     if missing := [file.name for file in files.values() if not file.is_file()]:
@@ -118,7 +119,7 @@ def _opened(folder: Path, model_uri: str) -> "PneumoniaModel":
 
 def _wrong(model: "PneumoniaModel") -> Iterator[str]:
     """What of a model is not as pneumo makes it, in words."""
-    from pneumo.models import members_of  # TensorFlow, which takes long, only now
+    from pneumo.inference.logits import members_of  # TensorFlow, which takes long, only now
 
     network, size = model.keras_model, model.image_size
     shapes = *network.input_shape, *network.output_shape

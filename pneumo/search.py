@@ -16,8 +16,8 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from pneumo.config import RunConfig, derived_seed
-from pneumo.errors import Mistake
 from pneumo.experiment import Experiment
+from pneumo.runtime.errors import Mistake
 
 DISTRIBUTIONS = {
     "suggest_float": FloatDistribution,

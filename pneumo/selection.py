@@ -11,10 +11,11 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import attributes, bootstrap, interrupt, tracking
+from pneumo import attributes, bootstrap, tracking
 from pneumo.bootstrap import Improvement
-from pneumo.console import say
-from pneumo.errors import in_words
+from pneumo.runtime import signals
+from pneumo.runtime.console import say
+from pneumo.runtime.errors import in_words
 from pneumo.study import Plan
 
 
@@ -71,7 +72,7 @@ def _predictions(trial: FrozenTrial) -> pd.DataFrame:
 def _readable(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Iterator[pd.DataFrame]:
     """Yield the predictions of each trial that still has some. Raise if MLflow is away."""
     for trial in trials:
-        interrupt.check()
+        signals.check()
         try:
             predictions = _predictions(trial)
         except Exception as error:

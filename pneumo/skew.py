@@ -3,14 +3,21 @@
 import keras
 import numpy as np
 
-from pneumo import evidence, models, tag_names, tracking
-from pneumo.console import say, table
+from pneumo import evidence, tag_names, tracking
 from pneumo.data.dataset import Images
 from pneumo.evaluate import Evaluation, evaluate
 from pneumo.evidence import Evidence
 from pneumo.figures import confusion_matrix_file
+from pneumo.inference.logits import (
+    average_models,
+    is_mirrored,
+    members_of,
+    predict_logits,
+    to_probabilities,
+)
 from pneumo.pages import with_interval
 from pneumo.registry import Stored
+from pneumo.runtime.console import say, table
 
 SHOWN = ("accuracy", "sensitivity", "specificity", "auc")
 
@@ -36,10 +43,10 @@ def evaluate_with_skew(
         if split == "test":
             tracking.record_look(stored.model_id, images.dataset.images_digest("test"))
         data, threshold = images.split(split), sound.evaluation.metrics["threshold"]
-        # As in `models.probabilities`, but for the check of uint8 pixels, which would refuse them
+        # As `predict_probabilities`, but for its check of uint8 pixels, which would refuse them
         twin = as_published(stored.model.keras_model)
-        logits = models.logits(twin, data.images.astype(np.float32) / 255)
-        probabilities = models.to_probabilities(logits, stored.model.settings["temperature"])
+        logits = predict_logits(twin, data.images.astype(np.float32) / 255)
+        probabilities = to_probabilities(logits, stored.model.settings["temperature"])
         skewed = evaluate(data, probabilities, threshold, intervals=True)
         tracking.log_evaluation(split, skewed, confusion_matrix_file(split, skewed))
     _show(split, {"without skew": sound.evaluation, "with skew": skewed})
@@ -52,8 +59,8 @@ def as_published(model: keras.Model) -> keras.Model:
 
     The model itself would refuse them, or, called past that, cast them to whole numbers.
     """
-    twins = [_behind_float_input(member) for member in models.members_of(model)]
-    return models.average(twins, models.is_mirrored(model))
+    twins = [_behind_float_input(member) for member in members_of(model)]
+    return average_models(twins, is_mirrored(model))
 
 
 def _behind_float_input(member: keras.Model) -> keras.Model:

@@ -27,14 +27,14 @@ from sqlalchemy import event, make_url
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from pneumo import attributes, intake, interrupt, tag_names, tracking
+from pneumo import attributes, intake, tag_names, tracking
 from pneumo.config import RunConfig, derived_seed
-from pneumo.console import say
-from pneumo.data import cache
 from pneumo.data.dataset import Dataset
-from pneumo.errors import Mistake, StudyStopped
 from pneumo.experiment import Experiment, load_experiment
-from pneumo.process import ProcessId
+from pneumo.runtime import cache, signals
+from pneumo.runtime.console import say
+from pneumo.runtime.errors import Mistake, StudyStopped
+from pneumo.runtime.process import ProcessId
 from pneumo.search import SAMPLER, ReseededTPE, Search, base_value
 
 # Nothing here needs TensorFlow: a process that lets others search does without.
@@ -475,7 +475,7 @@ def await_others(study: optuna.Study) -> None:
             if trial.number not in announced:
                 say(f"waiting for trial {trial.number}, {_owner(trial)}")
         announced |= {trial.number for trial in left}
-        interrupt.check()
+        signals.check()
         time.sleep(2)
 
 

@@ -10,8 +10,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from pneumo import attributes, selection, tracking
-from pneumo.console import say
-from pneumo.errors import in_words
+from pneumo.runtime.console import say
+from pneumo.runtime.errors import in_words
 from pneumo.study import Goal, Plan, counted, how_to_continue, last_value
 from pneumo.study_report import RUNNING, StudyReport, StudySummary, TrialSummary
 

@@ -13,9 +13,9 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from pneumo.data.dataset import Images
 from pneumo.data.index import CLASSES, tells_no_patient
-from pneumo.data.pixels import open_image
+from pneumo.inference.batches import in_batches, in_threads
+from pneumo.inference.decode import open_image
 from pneumo.intervals import metric_intervals
-from pneumo.parallel import in_batches, in_threads
 
 SIDE = 224  # of the square at which intensity and sharpness are measured, so that they compare
 SPLITS = ("train", "val", "test")

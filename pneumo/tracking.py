@@ -38,15 +38,16 @@ from sqlalchemy import make_url
 
 from pneumo import tag_names
 from pneumo.config import RunConfig
-from pneumo.console import say
 from pneumo.data.dataset import Dataset, Images
 from pneumo.data.index import read_table
-from pneumo.errors import Mistake, reason_for, without_passwords
 from pneumo.evaluate import Evaluation
-from pneumo.process import ProcessId
+from pneumo.runtime.console import say
+from pneumo.runtime.errors import Mistake, reason_for, without_passwords
+from pneumo.runtime.process import ProcessId
 
-if TYPE_CHECKING:  # what only tracks must not wait for TensorFlow
+if TYPE_CHECKING:
     import keras
+
 
 PACKAGE = Path(__file__).parent
 
@@ -737,7 +738,7 @@ def log_model(
 ) -> ModelInfo:
     """Stores a model as `model` of a run, ended or not; says where.
 
-    `settings`: what `serve.PneumoniaModel` needs beside the weights. With an `example`, an image
+    `settings`: what `pyfunc.PneumoniaModel` needs beside the weights. With an `example`, an image
     file's bytes, MLflow loads the model again and runs it.
     """
     with tempfile.TemporaryDirectory() as folder:

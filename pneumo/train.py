@@ -12,15 +12,17 @@ from keras.optimizers.schedules import CosineDecay, LearningRateSchedule
 from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
-from pneumo import features, models, perturb
+from pneumo import features, models
 from pneumo.augment import Variation
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig, derived_seed
-from pneumo.console import say
-from pneumo.data.cache_entries import GIB, room_for
+from pneumo.data import perturb
 from pneumo.data.dataset import Images, Split
 from pneumo.features import Features
 from pneumo.feed import Feed, Pixels, Source, Stored
+from pneumo.inference.logits import average_models, predict_logits
+from pneumo.runtime.cache_entries import GIB, room_for
+from pneumo.runtime.console import say
 
 # Called after each epoch with its number, from 1 and through all members, and the metrics `loss`,
 # `auc`, `val_loss`, `val_auc` and the objective; an exception that it raises ends the training and
@@ -99,7 +101,7 @@ def train(
     ]
     said = zip(*(member.logits for member in members), strict=True)
     val, scored, changed = (np.mean(logits, axis=0) for logits in said)
-    model = models.average([member.model for member in members], config.mirror == "on")
+    model = average_models([member.model for member in members], config.mirror == "on")
     score = float(roc_auc_score(images.split("val").labels, scored))
     return Result(model, tuple(member.best_epoch for member in members), score, val, changed)
 
@@ -138,7 +140,7 @@ def _fit_member(
         if config.mirror == "on":
             said = _mirrored_logits(config, model, images.split("val"))
         else:
-            changed = models.logits(best.part, best.source.perturbed(perturb.EACH))
+            changed = predict_logits(best.part, best.source.perturbed(perturb.EACH))
             said = (*history[best.epoch], changed)
     return _Member(model, best.epoch + 1, said)
 
@@ -147,11 +149,11 @@ def _mirrored_logits(
     config: RunConfig, member: keras.Model, val: Split
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `_Member.logits`, each the mean of an image and its mirror image."""
-    mirrored = models.average([member], mirror=True)
-    as_is = scored = models.logits(mirrored, val.images)
+    mirrored = average_models([member], mirror=True)
+    as_is = scored = predict_logits(mirrored, val.images)
     if config.objective == "val_blurred_auc":
-        scored = models.logits(mirrored, perturb.perturbed(val, perturb.BLURRED).images)
-    changed = models.logits(mirrored, perturb.perturbed(val, perturb.EACH).images)
+        scored = predict_logits(mirrored, perturb.perturbed(val, perturb.BLURRED).images)
+    changed = predict_logits(mirrored, perturb.perturbed(val, perturb.EACH).images)
     return as_is, scored, changed
 
 
@@ -293,7 +295,7 @@ class _Validation(keras.callbacks.Callback):
         self._source, self._objective, self._history = source, objective, history
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        labels, logits = self._source.val_labels, models.logits(self.model, self._source.val)
+        labels, logits = self._source.val_labels, predict_logits(self.model, self._source.val)
         if not (np.isfinite(logs["loss"]) and np.isfinite(logits).all()):
             raise TrainingDiverged(
                 f"the loss is {logs['loss']} after epoch {epoch + 1}: lower learning_rate"
@@ -303,7 +305,7 @@ class _Validation(keras.callbacks.Callback):
         logs["val_auc"] = roc_auc_score(labels, logits)
         scored = logits
         if self._objective == "val_blurred_auc":
-            scored = models.logits(self.model, self._source.perturbed(perturb.BLURRED))
+            scored = predict_logits(self.model, self._source.perturbed(perturb.BLURRED))
             logs["val_blurred_auc"] = roc_auc_score(labels, scored)
         self._history.append((logits, scored))
 

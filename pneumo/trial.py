@@ -9,18 +9,13 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from pneumo import interrupt, tracking
+from pneumo import tracking
 from pneumo.config import RunConfig
 from pneumo.data.dataset import Dataset
-from pneumo.evaluate import (
-    calibration,
-    evaluate,
-    midpoint_threshold,
-    temperature,
-    youden_threshold,
-)
+from pneumo.evaluate import calibration, evaluate, midpoint_threshold, temperature, youden_threshold
 from pneumo.figures import confusion_matrix_file
-from pneumo.models import to_probabilities
+from pneumo.inference.logits import to_probabilities
+from pneumo.runtime import signals
 from pneumo.train import EpochCallback, train
 
 PARTS = ("training", "evaluation", "storing the model")  # of a trial, one after the other
@@ -71,7 +66,7 @@ def run_trial(
     with tracking.keras_run(config=config, **run) as run_id:
         images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
         report = [partial(tracking.log_epoch, run_id), *callbacks]
-        result = interrupt.in_own_thread(lambda: train(config, images, report, deepest), meanwhile)
+        result = signals.in_own_thread(lambda: train(config, images, report, deepest), meanwhile)
         clock.append(time.monotonic())
         val = images.split("val")
         divisor = temperature(val.labels, result.val_logits)

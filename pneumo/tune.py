@@ -11,10 +11,11 @@ from optuna.trial import TrialState
 
 from pneumo import attributes, cluster, launch, registry, selection, tag_names, tracking
 from pneumo.config import SCORES
-from pneumo.console import import_tensorflow, say, table
-from pneumo.errors import StudyStopped, without_passwords
 from pneumo.pages import short
 from pneumo.progress import StudyProgress
+from pneumo.runtime.console import say, table
+from pneumo.runtime.errors import StudyStopped, without_passwords
+from pneumo.runtime.tensorflow_import import import_tensorflow
 from pneumo.study import (
     STORE_ERRORS,
     Goal,

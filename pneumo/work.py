@@ -9,10 +9,11 @@ from contextlib import contextmanager
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import attributes, interrupt, tag_names, tracking
-from pneumo.console import say
-from pneumo.errors import StudyStopped, in_words
-from pneumo.process import ProcessId
+from pneumo import attributes, tag_names, tracking
+from pneumo.runtime import signals
+from pneumo.runtime.console import say
+from pneumo.runtime.errors import StudyStopped, in_words
+from pneumo.runtime.process import ProcessId
 from pneumo.study import (
     FAILURES_IN_A_ROW,
     INTERRUPTED,
@@ -84,7 +85,7 @@ class _Work:
         self._goal = Goal.of(self._study)
         if self._goal.reached(self._study):
             return
-        interrupt.check()  # a trial would begin and be lost
+        signals.check()  # a trial would begin and be lost
         self._study.optimize(
             self._objective,
             callbacks=[self._trial_ended],
@@ -107,7 +108,7 @@ class _Work:
             evict(study, keep, at_most=1)  # those beyond have gone before
         if self._goal.reached(study) or repeated_failure(study):
             study.stop()
-        interrupt.check()  # so would the next one
+        signals.check()  # so would the next one
 
     def _objective(self, trial: optuna.Trial) -> float:
         limit = self._goal.trial_timeout if self._enforce_timeout else None

@@ -11,9 +11,9 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from pneumo.console import say
-from pneumo.errors import PREFIX, USER_ERROR, Mistake
-from pneumo.process import ProcessId
+from pneumo.runtime.console import say
+from pneumo.runtime.errors import PREFIX, USER_ERROR, Mistake
+from pneumo.runtime.process import ProcessId
 
 PATIENCE = 30  # seconds that an interrupted worker has to end its trial
 PROJECT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from pneumo.config import RunConfig
-from pneumo.errors import Mistake, is_text, shown
+from pneumo.runtime.errors import Mistake, is_text, shown
 
 MOST = 10**9  # of what is counted, and of seconds
 MOST_WORKERS = 1_000

@@ -1,8 +1,9 @@
 """The command `evaluate`: numbers, pictures and the evidence page for one model on one split."""
 
 from pneumo.commands.arguments import EvaluateOptions
-from pneumo.console import import_tensorflow, say
 from pneumo.data.dataset import open_dataset, published_splits
+from pneumo.runtime.console import say
+from pneumo.runtime.tensorflow_import import import_tensorflow
 
 
 def evaluate(options: EvaluateOptions) -> int:

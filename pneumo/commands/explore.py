@@ -9,9 +9,9 @@ def explore(options: ExploreOptions) -> int:
     dataset = open_dataset(options.data, needs=(), in_conflict=True)
 
     # They import MLflow, which a mistake in the data need not wait for
-    from pneumo import explore as exploration
     from pneumo import tracking
+    from pneumo.explore import explore
 
     tracking.connect()
-    exploration.explore(dataset)
+    explore(dataset)
     return 0

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from pneumo import tag_names
 from pneumo.commands.arguments import PredictOptions
-from pneumo.console import import_tensorflow, say
 from pneumo.data.index import explained, find_images
-from pneumo.errors import Mistake, shown
+from pneumo.runtime.console import say
+from pneumo.runtime.errors import Mistake, shown
+from pneumo.runtime.tensorflow_import import import_tensorflow
 
 LONGEST_FILE_NAME = 240  # bytes: a file system takes 255, and what goes with it is longer
 
@@ -19,16 +20,16 @@ def predict(options: PredictOptions) -> int:
     import_tensorflow()
 
     # They import MLflow and TensorFlow, which a mistake need not wait for
-    from pneumo import predict as prediction
     from pneumo import registry, tracking
+    from pneumo.predict import explain, predict
 
     tracking.connect()
     stored = registry.find(options.model)
     tags = {tag_names.MODEL: stored.title, tag_names.DATA: Path(options.images).name}
     with tracking.command_run("predict", tags[tag_names.DATA], tags):
-        counts = prediction.predict(stored, files, out)
+        counts = predict(stored, files, out)
         if options.explain:
-            prediction.explain(stored, files, explained(out))
+            explain(stored, files, explained(out))
     if before := len(files) - counts["images"]:
         say(f"{before} images were in {out} before")
     say(

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from pneumo.commands.arguments import PrepareOptions
 from pneumo.config import RunConfig
-from pneumo.console import say, table
 from pneumo.data.dataset import open_dataset
 from pneumo.data.subset import write_subset
-from pneumo.errors import Mistake
+from pneumo.runtime.console import say, table
+from pneumo.runtime.errors import Mistake
 
 
 def prepare(options: PrepareOptions) -> int:

@@ -1,9 +1,9 @@
 """The command `promote`: the gate to `@champion`, or the way back."""
 
 from pneumo.commands.arguments import PromoteOptions
-from pneumo.console import import_tensorflow
 from pneumo.data.dataset import open_dataset, published_splits
-from pneumo.errors import Mistake
+from pneumo.runtime.errors import Mistake
+from pneumo.runtime.tensorflow_import import import_tensorflow
 
 REFUSED = 3  # exit code: the gate stays closed to a candidate, which is a result
 
@@ -19,14 +19,14 @@ def promote(options: PromoteOptions) -> int:
     import_tensorflow()
 
     # They import MLflow and TensorFlow, which a mistake need not wait for
-    from pneumo import promote as promotion
     from pneumo import tracking
+    from pneumo.promote import promote, roll_back
 
     tracking.connect()
     if dataset is None:
-        promotion.roll_back(options.model_name)
+        roll_back(options.model_name)
         return 0
-    decision = promotion.promote(
+    decision = promote(
         options.model_name,
         options.candidate,
         dataset,

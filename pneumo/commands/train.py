@@ -1,10 +1,10 @@
 """The command `train`: one Keras run of one experiment."""
 
 from pneumo.commands.arguments import TrainOptions
-from pneumo.console import say, say_epoch
 from pneumo.data.dataset import open_dataset
 from pneumo.experiment import load_experiment
 from pneumo.pretrained import prepare_to_fit
+from pneumo.runtime.console import say, say_epoch
 
 
 def train(options: TrainOptions) -> int:

@@ -3,8 +3,8 @@
 from pneumo.commands.arguments import TuneOptions
 from pneumo.data.dataset import open_dataset
 from pneumo.experiment import load_experiment
-from pneumo.parallel import require_gpus
 from pneumo.pretrained import prepare_to_fit
+from pneumo.runtime.machine import require_gpus
 from pneumo.search import require_fits
 
 
@@ -21,13 +21,13 @@ def tune(options: TuneOptions) -> int:
 
     # They import MLflow, which a mistake in the arguments or the data need not wait for
     from pneumo import cluster, tracking
-    from pneumo import tune as studies
     from pneumo.study import Plan
+    from pneumo.tune import show, tune
 
     if options.launcher == "ray":
         cluster.require()
     tracking.connect()
-    outcome = studies.tune(
+    outcome = tune(
         Plan(experiment, dataset, options.overrides),
         trials=options.trials,
         model_name=options.model_name or "",
@@ -38,5 +38,5 @@ def tune(options: TuneOptions) -> int:
         launcher=options.launcher,
         trial_timeout=options.trial_timeout,
     )
-    studies.show(outcome)
+    show(outcome)
     return 0

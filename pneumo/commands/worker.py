@@ -1,11 +1,12 @@
 """The command `worker`: trials of a study that another process has begun, up to its goal."""
 
-from pneumo import attributes, interrupt, tag_names
+from pneumo import attributes, tag_names
 from pneumo.commands.arguments import WorkerOptions
-from pneumo.console import say
 from pneumo.data.dataset import open_dataset
-from pneumo.parallel import require_gpus
 from pneumo.pretrained import prepare_to_fit
+from pneumo.runtime import signals
+from pneumo.runtime.console import say
+from pneumo.runtime.machine import require_gpus
 
 
 def worker(options: WorkerOptions) -> int:
@@ -19,12 +20,12 @@ def _join(options: WorkerOptions) -> int:
     dataset = open_dataset(options.data, needs=("train", "test"))
 
     # They import MLflow and Optuna, which a mistake in the data need not wait for
-    from pneumo import study as studies
     from pneumo import tracking, tune
+    from pneumo.study import Goal, counted, find, warn_of_other_commit
 
     tracking.connect()
-    study, plan = studies.find(options.study, dataset, options.weights or "")
-    goal, done = studies.Goal.of(study), studies.counted(study)
+    study, plan = find(options.study, dataset, options.weights or "")
+    goal, done = Goal.of(study), counted(study)
     if goal.reached(study):
         say(f"study {options.study} needs no more trials: {done} are done")
         return 0
@@ -33,7 +34,7 @@ def _join(options: WorkerOptions) -> int:
     tags = tracking.subject_tags(plan.experiment.name, dataset) | tracking.process_tags()
     tags |= {tag_names.STUDY: options.study, tag_names.PARENT: attributes.RUN_ID.of(study)}
     with tracking.command_run("worker", f"of {options.study}", tags) as run_id:
-        studies.warn_of_other_commit(study, run_id)
+        warn_of_other_commit(study, run_id)
         say(f"joined study {options.study}: {done} trials are done")
         tune.search(study, plan, options.workers)
     return 0
@@ -41,17 +42,17 @@ def _join(options: WorkerOptions) -> int:
 
 def _drive(options: WorkerOptions) -> int:
     """Search a study for another process, which has started this one and shows what it does."""
-    interrupt.end_with_input()
+    signals.end_with_input()
 
     # They import MLflow and Optuna, and the end of the input is to be heard before
-    from pneumo import study as studies
     from pneumo import tracking
+    from pneumo.study import OUTAGE, end_dead, find, settle
 
     tracking.set_up()
     dataset = open_dataset(options.data, needs=("train", "test"))
-    study, plan = studies.find(options.study, dataset, options.weights or "", studies.OUTAGE)
-    studies.end_dead(study)  # a worker that ran here before, on behalf of a cluster
-    studies.settle(study)
+    study, plan = find(options.study, dataset, options.weights or "", OUTAGE)
+    end_dead(study)  # a worker that ran here before, on behalf of a cluster
+    settle(study)
     prepare_to_fit(plan.base)
     from pneumo.work import search_trials  # imports TensorFlow, as just prepared
 

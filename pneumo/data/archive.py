@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from pneumo.data import cache
-from pneumo.errors import Mistake, is_text, shown
+from pneumo.runtime import cache
+from pneumo.runtime.cache_entries import make_room
+from pneumo.runtime.errors import Mistake, is_text, shown
 
 ENDINGS = (".zip", ".tar.gz", ".tgz")
 NESTED = (*ENDINGS, ".tar", ".7z", ".rar", ".gz")  # of what may be in one instead of images
@@ -62,7 +63,7 @@ def _reason(error: Exception) -> str:
 
 
 def _extract(archive: Path, folder: Path) -> None:
-    cache.make_room(archive.stat().st_size)  # images hardly shrink
+    make_room(archive.stat().st_size)  # images hardly shrink
     members = _zip(archive) if archive.suffix.lower() == ".zip" else _tar(archive)
     names: dict[str, str] = {}  # as a disk that knows no capitals sees them
     left = max(ALWAYS, MOST_TIMES * archive.stat().st_size)

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pneumo.data import archive, cache, conflicts, index, pixels
+from pneumo.data import archive, index, pixels
 from pneumo.data.download import SOURCES, fetch, require_whole
+from pneumo.data.pixels import digest
 from pneumo.data.sample import make_sample
-from pneumo.data.split import cut_validation
-from pneumo.errors import Mistake, shown
+from pneumo.data.split import cut_validation, require_no_conflicts
+from pneumo.runtime import cache
+from pneumo.runtime.errors import Mistake, shown
 
 SAMPLE = "sample"
 
@@ -38,7 +40,7 @@ class Split:
     @property
     def digest(self) -> str:
         """64 hex digits that name these pixels in this order, wherever their files lie."""
-        return pixels.digest(self.rows, self.made_by)
+        return digest(self.rows, self.made_by)
 
     @property
     def images(self) -> np.ndarray:
@@ -104,7 +106,7 @@ class Dataset:
     def decode(self, size: int, max_unreadable: float, resize: str = "squash") -> "Images":
         """The images at `size` × `size` pixels, from the cache where they are there.
 
-        `resize`: see `pixels.decode`. Raises `Mistake` where more than the share
+        `resize`: see `decode.decode`. Raises `Mistake` where more than the share
         `max_unreadable` cannot be read.
         """
         made_by = pixels.made_by(size, resize)
@@ -206,7 +208,7 @@ def open_dataset(
         for split in sorted({*needs, *rows["split"]}):
             _require_both_classes(rows, split, base)
         if not in_conflict:
-            conflicts.require_none(base, rows)
+            require_no_conflicts(base, rows)
     return Dataset(
         source=data if data == name else str(Path(os.path.expanduser(data)).absolute()),
         name=name,

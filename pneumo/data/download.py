@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 import pandas as pd
 import requests
 
-from pneumo.console import track
-from pneumo.data import archive, cache
-from pneumo.data.cache_entries import DOWNLOADED, DOWNLOADS, hold, make_held
-from pneumo.errors import Mistake
+from pneumo.data import archive
+from pneumo.runtime.cache_entries import DOWNLOADED, DOWNLOADS, hold, make_held, place
+from pneumo.runtime.console import track
+from pneumo.runtime.errors import Mistake
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def fetch(name: str) -> Path:
     another process. Raises `Mistake`, with a way round it, where the file cannot be had.
     """
     source = SOURCES[name]
-    unpacked = cache.place(archive.name_of(source.sha256))
+    unpacked = place(archive.name_of(source.sha256))
     if not hold(unpacked):
-        file = make_held(cache.place(DOWNLOADS)) / source.file_name
+        file = make_held(place(DOWNLOADS)) / source.file_name
         if not file.exists():
             _download(source, file)
         archive.unpack(file)

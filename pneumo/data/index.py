@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from pneumo.data.cache_entries import is_own
 from pneumo.data.pixels import read
-from pneumo.errors import Mistake, is_text, shown
-from pneumo.parallel import in_threads
+from pneumo.inference.batches import in_threads
+from pneumo.runtime.cache_entries import is_own
+from pneumo.runtime.errors import Mistake, is_text, shown
 
 CLASSES = ("NORMAL", "PNEUMONIA")  # a label is a position in this tuple
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pneumo.data import cache
+from pneumo.runtime import cache
 
 VERSION = 1  # raised with every change of the images
 SIDE = 96  # pixels

@@ -1,11 +1,105 @@
-"""Validation, cut from train by patient."""
+"""Validation, cut from train by patient; no image and no patient is on both sides."""
 
 import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pandas as pd
 
-from pneumo.data.index import CLASSES
-from pneumo.errors import Mistake
+from pneumo.data.index import CLASSES, tells_no_patient
+from pneumo.data.pixels import read
+from pneumo.inference.decode import UnreadableImage, decode
+from pneumo.runtime.errors import Mistake, shown
+
+# The column of an index that the places of one file must agree in, and what else is said
+RULES = {
+    "label": ("under both labels", "one of the labels is wrong"),
+    "split": ("in train and in test", "what is tested would have been trained on"),
+}
+
+
+def require_no_conflicts(base: Path, rows: pd.DataFrame) -> None:
+    """Raise `Mistake` if an index has such images or patients.
+
+    Only images that can be read count. Their files are read and decoded only if the index shows a
+    contradiction.
+
+    Args:
+        base: The folder from which the paths of the index start.
+        rows: The index, not yet cut for validation.
+    """
+    for column, (where, why) in RULES.items():
+        if pairs := list(_pairs(base, rows, column)):
+            first, second = (shown(path) for path in pairs[0])
+            raise Mistake(
+                f"no image may be {where} ({why}), and {len(pairs)} {_are(pairs)}, the first as "
+                f"{first} and {second}; remove one of each pair: explore lists them all, in "
+                "duplicates.csv"
+            )
+    where, why = RULES["split"]
+    if patients := list(_patients_on_both_sides(base, rows)):
+        name, of_train, of_test = (shown(text) for text in patients[0])
+        raise Mistake(
+            f"no patient may be {where} ({why}), and {len(patients)} {_are(patients)}, the first "
+            f"'{name}' with {of_train} and {of_test}; if these are different people, list the "
+            "right patients in patients.csv, else remove the images of one side: explore lists "
+            "them all, in numbers.json"
+        )
+
+
+def _pairs(base: Path, rows: pd.DataFrame, column: str) -> Iterator[tuple[str, str]]:
+    """Of each image whose places differ in `column`: the first two that do."""
+    values = rows.groupby("sha256")[column].transform("nunique")
+    for _, places in rows[values > 1].groupby("sha256", sort=False):
+        first, second = places.drop_duplicates(column)["path"]
+        if _is_image(base / first):  # else it is one of the unreadable files
+            yield first, second
+
+
+def shared_patients(rows: pd.DataFrame) -> list[str]:
+    """Return the patients with images in more than one split, sorted.
+
+    An image whose name contains no patient shares none: two different images that are both called
+    `0001.png` may well show two people.
+
+    Args:
+        rows: Rows of an index: columns path, patient and split.
+    """
+    return sorted(_of_shared_patients(rows)["patient"].unique())
+
+
+def _of_shared_patients(rows: pd.DataFrame) -> pd.DataFrame:
+    known = rows[~tells_no_patient(rows)]
+    return known[known.groupby("patient")["split"].transform("nunique") > 1]
+
+
+def _patients_on_both_sides(base: Path, rows: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
+    """Yield each patient in train and in test, with the first image of each that can be read."""
+    for patient, images in _of_shared_patients(rows).groupby("patient"):
+        first_images = [
+            _first_image(base, images["path"][images["split"] == split])
+            for split in ("train", "test")
+        ]
+        if all(first_images):
+            yield patient, *first_images
+
+
+def _first_image(base: Path, paths: Iterable[str]) -> str:
+    """Return the first path whose file can be read as an image, '' if there is none."""
+    return next((path for path in paths if _is_image(base / path)), "")
+
+
+def _is_image(file: Path) -> bool:
+    try:
+        decode(read(file), 8)
+    except UnreadableImage:
+        return False
+    return True
+
+
+def _are(found: list) -> str:
+    return "is" if len(found) == 1 else "are"
+
 
 VALIDATION_SHARE = 0.2
 

@@ -7,11 +7,11 @@ from uuid import uuid4
 
 import pandas as pd
 
-from pneumo.console import track
 from pneumo.data.dataset import Dataset
 from pneumo.data.index import CLASSES, read_table
 from pneumo.data.pixels import read
-from pneumo.errors import Mistake, shown
+from pneumo.runtime.console import track
+from pneumo.runtime.errors import Mistake, shown
 
 
 def write_subset(dataset: Dataset, listed: Path, out: Path) -> None:

@@ -8,6 +8,7 @@ import mlflow
 import pytest
 
 from pneumo import registry
+from pneumo.runtime.errors import Mistake
 from tests.bad import Case, payloads
 from tests.bad import models as bad
 from tests.bad.stores import stores
@@ -37,7 +38,7 @@ def test_what_lies_beside_a_model_is_not_run(store, tmp_path, what):
 def test_a_pickle_is_not_opened(store, tmp_path):
     stored = stores(tmp_path)
     payloads.pickled("python_model.pkl")(files_of(tmp_path, stored.foreign))
-    with pytest.raises(registry.Mistake, match="is another's"):
+    with pytest.raises(Mistake, match="is another's"):
         registry.find(f"models:/{stored.foreign}")
     assert not Path(payloads.RAN).exists()
     with suppress(Exception):  # what it gives is no model
@@ -50,7 +51,7 @@ def test_a_lambda_would_run_where_keras_is_told_to_trust_it(store, tmp_path):
     place = files_of(tmp_path, stored.trial)
     payloads.with_lambda(place)
     Path(payloads.RAN).unlink()
-    with pytest.raises(registry.Mistake, match="`Lambda` layer"):
+    with pytest.raises(Mistake, match="`Lambda` layer"):
         registry.find(stored.trial)
     assert not Path(payloads.RAN).exists()
     keras.models.load_model(place / "artifacts" / "model.keras", safe_mode=False)

@@ -20,8 +20,8 @@ from pneumo.__main__ import main
 from pneumo.commands.arguments import COMMANDS, flags_of
 from pneumo.config import RunConfig
 from pneumo.data import index
-from pneumo.data.pixels import UnreadableImage, decode
-from pneumo.errors import Mistake, is_text
+from pneumo.inference.decode import UnreadableImage, decode
+from pneumo.runtime.errors import Mistake, is_text
 from tests.bad.images import READABLE, UNREADABLE
 from tests.support.fuzzing import NASTY, examples, is_one_line, result
 from tests.support.images import file_of

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pneumo.data.archive import unpack
-from pneumo.errors import Mistake
+from pneumo.runtime.errors import Mistake
 from tests.support.fuzzing import NASTY, examples, is_one_line, result
 
 PARTS = st.one_of(

@@ -17,9 +17,10 @@ import tensorflow as tf
 from pneumo import models
 from pneumo.augment import CHANCES, Variation, augment, chances
 from pneumo.data.dataset import open_dataset
-from pneumo.data.pixels import decode
 from pneumo.features import VIEWS, Frozen
-from pneumo.parallel import in_batches
+from pneumo.inference.batches import in_batches
+from pneumo.inference.decode import decode
+from pneumo.inference.logits import predict_logits, predict_probabilities
 from pneumo.train import compile_part
 from tests.benchmarks.study_space import DEPTH, STRENGTH, arguments, config_of
 
@@ -132,7 +133,7 @@ def above_the_cut(
     return (
         per_image(lambda: outputs(frozen, images, neutral), count),
         per_image(lambda: part.fit(inputs, labels, options.batch, verbose=0), count),
-        per_image(lambda: models.logits(part, inputs), count),
+        per_image(lambda: predict_logits(part, inputs), count),
     )
 
 
@@ -158,7 +159,7 @@ def measure(options: argparse.Namespace) -> Costs:
         frozen=frozen,
         trained=trained,
         predicted=predicted,
-        whole=per_image(lambda: models.probabilities(whole, images), count),
+        whole=per_image(lambda: predict_probabilities(whole, images), count),
     )
 
 

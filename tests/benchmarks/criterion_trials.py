@@ -9,9 +9,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from scipy.ndimage import laplace
 
-from pneumo import models, perturb, registry, tracking
-from pneumo.console import track
+from pneumo import registry, tracking
+from pneumo.data import perturb
 from pneumo.data.dataset import Dataset, Split
+from pneumo.inference.logits import predict_logits
+from pneumo.runtime.console import track
 
 KEPT = Path("criterion")
 CLEAN, TEST, SHARPNESS = "clean", "test", "sharpness"
@@ -57,7 +59,7 @@ def _asked(study: str, trial: FrozenTrial, dataset: Dataset) -> Trial:
 
 def _logits(network: keras.Model, val: Split, test: Split) -> dict[str, np.ndarray]:
     def of(images: np.ndarray) -> np.ndarray:
-        return models.logits(network, images)
+        return predict_logits(network, images)
 
     found = {CLEAN: of(val.images), TEST: of(test.images)}
     for version, end in VERSIONS.items():

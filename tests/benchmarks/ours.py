@@ -10,8 +10,7 @@ from typing import Any
 import mlflow
 import optuna
 
-from pneumo import study as studies
-from pneumo import tracking, work
+from pneumo import study, tracking, work
 from pneumo.config import RunConfig
 from pneumo.data.dataset import open_dataset
 from pneumo.experiment import Experiment
@@ -53,7 +52,7 @@ def search() -> dict[str, Any]:
     options = arguments().parse_args()
     base = config_of(options)
     if not options.pruning:
-        studies.PRUNER["n_warmup_steps"] = options.epochs + 1  # past the last one
+        study.PRUNER["n_warmup_steps"] = options.epochs + 1  # past the last one
     memory = []
     run_trial = work.run_trial
 
@@ -70,7 +69,7 @@ def search() -> dict[str, Any]:
         mlflow.create_experiment("benchmark", f"{folder}/artifacts")
         mlflow.set_experiment("benchmark")
         os.environ["PNEUMO_STORAGE"] = f"sqlite:///{folder}/optuna.db"
-        plan = studies.Plan(
+        plan = study.Plan(
             Experiment("benchmark", base, suggest),
             open_dataset(str(Path(options.folder) / "ours"), needs=("train", "test")),
             fixed={},

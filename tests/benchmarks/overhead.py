@@ -21,8 +21,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from pneumo import models, trial
-from pneumo import study as studies
+from pneumo import models, study, trial
 from pneumo.config import RunConfig
 from pneumo.data.dataset import Images, open_dataset
 from pneumo.experiment import Experiment
@@ -79,7 +78,7 @@ def in_turn(sides: Sequence[Callable[[], Any]], count: int) -> list[list[float]]
 def of_a_study(count: int) -> list[float]:
     """Seconds from each trial's start to the next one's, in a study of `count`."""
     experiment = Experiment("overhead", CONFIG, lambda trial, base: base)
-    plan = studies.Plan(experiment, open_dataset("sample"), {})
+    plan = study.Plan(experiment, open_dataset("sample"), {})
     outcome = tune(plan, trials=count + 1, model_name="overhead", name=f"{count} trials")
     starts = [it.datetime_start.timestamp() for it in outcome.study.get_trials(deepcopy=False)]
     return list(np.diff(starts))
@@ -100,7 +99,7 @@ def main() -> None:
         pytest.MonkeyPatch.context() as patch,
     ):
         # All trials do the same work
-        patch.setitem(studies.PRUNER, "n_warmup_steps", CONFIG.epochs + 1)
+        patch.setitem(study.PRUNER, "n_warmup_steps", CONFIG.epochs + 1)
         before = in_turn(sides, options.trials)
         harness = of_a_study(options.trials)
         after = in_turn(sides, options.trials)

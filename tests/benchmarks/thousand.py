@@ -42,12 +42,14 @@ CHROMIUM = [
 
 # An experiment whose fits take no time, and give what real ones give
 EXPERIMENT = """
+from pneumo import train
 from pneumo import trial
 from pneumo.config import RunConfig
+
 from tests.benchmarks.stub import stub_of
 
 BASE = RunConfig(image_size=32, epochs=6, dense_widths=(32,), augment_strength=0)
-trial.train = stub_of(BASE)
+train.train = stub_of(BASE)
 
 def suggest(trial, base):
     return base.override({"dropout": trial.suggest_float("dropout", 0.0, 0.6)})

@@ -13,8 +13,8 @@ from scipy.special import expit, logit
 from sklearn import metrics
 
 from pneumo import evidence, registry, shortcuts
+from pneumo.inference.logits import predict_probabilities
 from pneumo.intervals import metric_intervals
-from pneumo.models import probabilities
 from pneumo.overlap import Overlap
 from tests.support.commands import run
 from tests.support.stores import store_in
@@ -263,7 +263,7 @@ def test_what_is_left_without_centre_or_border(stores, sample, on_test):
     model = registry.find(MODEL).model
     test = sample.decode(32, 0).split("test")
     for name, black in shortcuts.blackened(test.images):
-        auc = metrics.roc_auc_score(test.labels, probabilities(model.keras_model, black))
+        auc = metrics.roc_auc_score(test.labels, predict_probabilities(model.keras_model, black))
         found = numbers(on_test[0])["shortcuts"][name]
         assert set(found) == {
             f"{it}{end}" for it in ("auc", "difference") for end in ("", "_low", "_high")

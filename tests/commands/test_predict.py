@@ -14,10 +14,10 @@ from PIL import Image
 
 from pneumo import registry
 from pneumo.data.index import find_images
-from pneumo.data.pixels import decode
-from pneumo.errors import Mistake
 from pneumo.explain import HiResCam
 from pneumo.figures import overlay
+from pneumo.inference.decode import decode
+from pneumo.runtime.errors import Mistake
 from tests.support.commands import run, run_here, start
 from tests.support.studies import tags
 

@@ -8,6 +8,7 @@ import pytest
 from pneumo import models, skew, tracking
 from pneumo.config import RunConfig
 from pneumo.data.dataset import open_dataset
+from pneumo.inference.logits import average_models, predict_logits, predict_probabilities
 from tests.support import handmade
 from tests.support.commands import run_here
 from tests.support.studies import EVIDENCE, INTERVALS, METRICS, files, predictions
@@ -17,24 +18,24 @@ from tests.support.studies import EVIDENCE, INTERVALS, METRICS, files, predictio
 def model(request):
     count, mirror = request.param
     members = [models.build(RunConfig(image_size=32, seed=seed)) for seed in range(count)]
-    return models.average(members, mirror)
+    return average_models(members, mirror)
 
 
 def test_the_twin_is_the_model_until_its_pixels_are_divided(model):
     images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 1), np.uint8)
     twin = skew.as_published(model)
-    assert models.logits(twin, images.astype(np.float32)) == pytest.approx(
-        models.logits(model, images), abs=1e-6
+    assert predict_logits(twin, images.astype(np.float32)) == pytest.approx(
+        predict_logits(model, images), abs=1e-6
     )
-    black = models.logits(model, np.zeros_like(images))
-    mistaken = models.logits(twin, images.astype(np.float32) / 255)
+    black = predict_logits(model, np.zeros_like(images))
+    mistaken = predict_logits(twin, images.astype(np.float32) / 255)
     assert mistaken == pytest.approx(black, abs=0.01)
     assert len(set(mistaken)) == 9  # not cast to black, but nearly
 
 
 def test_the_model_itself_refuses_such_pixels(model):
     with pytest.raises(TypeError, match="images must be uint8 pixels 0 to 255: got float32"):
-        models.probabilities(model, np.zeros((1, 32, 32, 1), np.float32))
+        predict_probabilities(model, np.zeros((1, 32, 32, 1), np.float32))
 
 
 @pytest.mark.slow

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from pneumo import models, registry
-from pneumo.perturb import EACH, perturbed
+from pneumo import registry
+from pneumo.data.perturb import EACH, perturbed
+from pneumo.inference.logits import members_of, predict_logits
 from tests.support.commands import run
 
 
@@ -40,12 +41,12 @@ def test_what_is_registered_is_the_mean_of_all_members_and_their_mirror_images(s
     history = store.get_metric_history(trial.info.run_id, "epoch/val_auc")
     assert [point.step for point in history] == [1, 2, 3, 4]
     model = registry.load("models:/mine@challenger")
-    members = models.members_of(model.keras_model)
+    members = members_of(model.keras_model)
     assert len(members) == 2
 
     def logits(images):
         views = (images, images[:, :, ::-1])
-        return np.mean([models.logits(it, view) for it in members for view in views], axis=0)
+        return np.mean([predict_logits(it, view) for it in members for view in views], axis=0)
 
     val = sample.decode(32, 0).split("val")
     divisor = model.settings["temperature"]

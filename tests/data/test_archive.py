@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from pneumo.data.archive import unpack
-from pneumo.errors import Mistake
+from pneumo.runtime.errors import Mistake
 
 
 def tar_with(path, *members: tarfile.TarInfo):

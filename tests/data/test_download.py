@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pneumo.data import download
-from pneumo.data.cache_entries import DOWNLOADED, IN_USE
 from pneumo.data.dataset import open_dataset
 from pneumo.data.download import CHUNK, SOURCES, Source
-from pneumo.errors import Mistake
+from pneumo.runtime.cache_entries import DOWNLOADED, IN_USE
+from pneumo.runtime.errors import Mistake
 from tests.support.http_server import serving
 
 PATH = "/files/xrays.zip"

@@ -9,7 +9,7 @@ import pytest
 
 from pneumo.data import index
 from pneumo.data.dataset import open_dataset
-from pneumo.errors import Mistake
+from pneumo.runtime.errors import Mistake
 
 
 @pytest.mark.parametrize(

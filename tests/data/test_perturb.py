@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import laplace
 
-from pneumo.perturb import BLURRED, EACH, PERTURBATIONS, perturb, perturbed
+from pneumo.data.perturb import BLURRED, EACH, PERTURBATIONS, perturb, perturbed
 
 SIDE = 64
 RAMP = np.tile(np.linspace(0, 255, SIDE), (SIDE, 1)).astype(np.uint8)

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from pneumo.data.dataset import open_dataset
-from pneumo.data.pixels import decode
-from pneumo.errors import Mistake
+from pneumo.inference.decode import decode
+from pneumo.runtime.errors import Mistake
 from tests.support.images import file_of
 
 

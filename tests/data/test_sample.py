@@ -2,14 +2,14 @@
 
 import shutil
 
-from pneumo.data import sample as module
+from pneumo.data import sample
 from pneumo.data.index import build_index, digest
 
 
 def test_the_same_bytes_every_time(own_cache):
-    first = digest(build_index(module.make_sample()))
+    first = digest(build_index(sample.make_sample()))
     shutil.rmtree(own_cache)
-    assert digest(build_index(module.make_sample())) == first == "f0aab909c9061c2d"
+    assert digest(build_index(sample.make_sample())) == first == "f0aab909c9061c2d"
 
 
 def test_counts(sample):

@@ -10,7 +10,7 @@ from PIL import Image
 from pneumo.data import index
 from pneumo.data.dataset import open_dataset
 from pneumo.data.split import cut_validation
-from pneumo.errors import Mistake
+from pneumo.runtime.errors import Mistake
 
 
 def rows_of(patients: dict[str, tuple[int, int]], split: str = "train") -> pd.DataFrame:

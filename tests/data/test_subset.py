@@ -12,7 +12,7 @@ from pneumo.__main__ import main
 from pneumo.data import index
 from pneumo.data.dataset import open_dataset
 from pneumo.data.subset import write_subset
-from pneumo.errors import Mistake
+from pneumo.runtime.errors import Mistake
 from tests.support.paths import ROOT
 
 HALF = ROOT / "experiments" / "test_half.txt"

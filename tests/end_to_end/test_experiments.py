@@ -6,8 +6,8 @@ import importlib
 import pytest
 from optuna.trial import FixedTrial
 
-from pneumo.errors import Mistake
 from pneumo.experiment import FOLDER, experiment_names, load_experiment
+from pneumo.runtime.errors import Mistake
 from pneumo.search import Search
 from pneumo.study import Plan
 

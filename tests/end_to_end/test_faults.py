@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from pneumo import tracking
-from pneumo.process import ProcessId
+from pneumo.runtime.process import ProcessId
 from pneumo.study import await_others, end_dead, is_dead, open_storage
 from tests.support.commands import ended_process
 from tests.support.studies import tags
@@ -147,7 +147,7 @@ def test_on_other_databases_only_processes_of_this_container_are_judged(monkeypa
     assert not is_dead(here)
     assert not any(map(is_dead, others.values()))
     # a machine that does not tell one boot from another judges nobody
-    monkeypatch.setattr("pneumo.process._boot_id", lambda: "")
+    monkeypatch.setattr("pneumo.runtime.process._boot_id", lambda: "")
     assert not is_dead(ended_process())
 
 

@@ -12,9 +12,12 @@ STUDY = """
 import time
 from datetime import timedelta
 import optuna
-from pneumo.console import say, track
-from pneumo.process import ProcessId
 from pneumo.progress import StudyProgress
+from pneumo.runtime.console import say
+from pneumo.runtime.console import track
+from pneumo.runtime.process import ProcessId
+
+
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 study = optuna.create_study(direction="maximize")

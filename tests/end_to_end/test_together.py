@@ -14,7 +14,8 @@ import mlflow
 import pytest
 
 from pneumo import tracking
-from pneumo.data import archive, cache
+from pneumo.data import archive
+from pneumo.runtime import cache
 from tests.support.commands import run, start
 from tests.support.handmade import write_images
 from tests.support.studies import LIMIT, SMALL, at_work, until

@@ -12,7 +12,8 @@ import pytest
 
 from pneumo import launch
 from pneumo.experiment import load_experiment
-from pneumo.study import Goal, Plan, StudyStopped, begin, open_storage
+from pneumo.runtime.errors import StudyStopped
+from pneumo.study import Goal, Plan, begin, open_storage
 from pneumo.tune import search, tune
 from tests.support.commands import lives, processes, run, start
 from tests.support.paths import ROOT

@@ -8,11 +8,12 @@ import pytest
 from keras import layers
 from PIL import Image
 
-from pneumo import models
+from pneumo import backbones, models
 from pneumo.config import RunConfig
 from pneumo.data.dataset import open_dataset
 from pneumo.explain import GRID, HiResCam
 from pneumo.figures import overlay
+from pneumo.inference.logits import average_models
 from pneumo.train import train
 from tests.support.paths import SHARED
 from tests.support.weights import FILE, SMALL
@@ -100,7 +101,7 @@ def test_every_backbone_and_no_matter_which_blocks_train(backbone, maps):
     assert found.shape == (3, 64, 64)
     assert np.isfinite(found).all()
     assert found.max() == 1
-    models.unfreeze(model, models.BACKBONES[backbone].blocks)
+    models.unfreeze(model, backbones.BACKBONES[backbone].blocks)
     assert (HiResCam(model)(images) == found).all()
 
 
@@ -109,9 +110,9 @@ def test_of_members_it_shows_what_their_mean_says():
     image[0, 1, 1], image[0, 5, 5] = 100, 200
     first, second = (handmade(GRID, False, np.array(it)) for it in ([2.0, 0.0], [-1.0, 0.0]))
     [alone] = HiResCam(first)(image)
-    [found] = HiResCam(models.average([first, second]))(image)
+    [found] = HiResCam(average_models([first, second]))(image)
     assert found == pytest.approx(alone, abs=1e-6)  # half as much, which the scale takes out
-    [found] = HiResCam(models.average([first, second, second]))(image)
+    [found] = HiResCam(average_models([first, second, second]))(image)
     assert not found.any()  # as much speaks against it as for it
 
 
@@ -123,7 +124,7 @@ def test_of_a_mirrored_model_it_shows_what_both_images_say():
     model = handmade(GRID, True, kernel.ravel())
     [left], [right] = HiResCam(model)(image), HiResCam(model)(image[:, :, ::-1])
     assert (left[1, 1], left[5, 5], right[5, 2]) == (1, 0, 1)
-    [found] = HiResCam(models.average([model], mirror=True))(image)
+    [found] = HiResCam(average_models([model], mirror=True))(image)
     assert found == pytest.approx(image[0, ..., 0] / 200, abs=1e-6)
 
 

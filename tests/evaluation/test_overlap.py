@@ -10,7 +10,7 @@ import mlflow
 import pytest
 from PIL import Image
 
-from pneumo import evidence, overlap, registry, tracking
+from pneumo import evidence, models, overlap, registry, tracking
 from pneumo.data.dataset import open_dataset
 from pneumo.promote import promote
 from tests.support.handmade import register, run_of, write_images
@@ -229,7 +229,7 @@ def test_a_look_is_recorded_before_anything_is_computed(stored, dataset, monkeyp
     def fail(*_):
         raise RuntimeError
 
-    monkeypatch.setattr(evidence.models, "logits", fail)
+    monkeypatch.setattr(models, "logits", fail)
     with pytest.raises(RuntimeError), evidence.evaluation_run(stored, dataset) as (_, images):
         evidence.examine(stored, images, "test")
     assert tracking.count_looks(dataset.images_digest("test")) == {stored.model_id: 1}

@@ -8,7 +8,7 @@ from keras import layers
 from sklearn.metrics import roc_auc_score
 
 from pneumo import shortcuts
-from pneumo.models import probabilities
+from pneumo.inference.logits import predict_probabilities
 
 SIDE, EDGE, PATIENTS = 32, 4, 200  # an eighth of the side
 
@@ -57,7 +57,7 @@ def test_what_becomes_black():
 def checked(cohort, where: np.ndarray):
     images, table = cohort
     model = looking(where)
-    whole = table.assign(probability=probabilities(model, images))
+    whole = table.assign(probability=predict_probabilities(model, images))
     return shortcuts.check(model, images, whole), whole
 
 
@@ -109,7 +109,7 @@ def test_what_it_makes_of_both(cohort):
     found, _ = checked(cohort, np.ones((SIDE, SIDE)))
     black = images.copy()
     black[:, EDGE:-EDGE, EDGE:-EDGE] = 0
-    left = probabilities(looking(np.ones((SIDE, SIDE))), black)
+    left = predict_probabilities(looking(np.ones((SIDE, SIDE))), black)
     assert found["centre"]["auc"] == pytest.approx(roc_auc_score(table["label"], left))
     assert found["centre"]["difference_high"] < 0
     assert found["border"]["difference_high"] < 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pneumo.data.pixels import UnreadableImage, decode
+from pneumo.inference.decode import UnreadableImage, decode
 from tests.support.images import RAMP, file_of
 
 

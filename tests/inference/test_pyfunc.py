@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pneumo.data.pixels import UnreadableImage
-from pneumo.serve import COLUMNS, PneumoniaModel, file_bytes
+from pneumo.inference.decode import UnreadableImage
+from pneumo.inference.pyfunc import COLUMNS, PneumoniaModel, file_bytes
 from tests.support.fuzzing import examples
 from tests.support.handmade import SIDE, looking
 from tests.support.images import RAMP, file_of

@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pneumo import models, registry
-from pneumo.data.pixels import decode
+from pneumo import registry
+from pneumo.inference.decode import decode
+from pneumo.inference.logits import predict_probabilities
 from tests.support.studies import children, predictions, run_study
 
 pytestmark = pytest.mark.slow
@@ -34,7 +35,7 @@ def test_reloaded_models_give_the_trained_ones_probabilities(study, client, samp
         alone = keras.models.load_model(f"{folder}/artifacts/model.keras", safe_mode=True)
         settings = json.loads(Path(folder, "artifacts/settings.json").read_text())
         assert settings["temperature"] != 1  # else the next line could not tell
-        assert models.probabilities(alone, images, settings["temperature"]) == expected
+        assert predict_probabilities(alone, images, settings["temperature"]) == expected
         served = mlflow.pyfunc.load_model(address)
         data = [(sample.base / path).read_bytes() for path in table["path"]]
         answer = served.predict(pd.DataFrame({"image": data}))
@@ -92,8 +93,8 @@ def test_how_images_become_square_goes_with_the_model(store, sample):
     answer = model.predict(None, pd.DataFrame({"image": [file.getvalue()]}))
     padded = decode(file.getvalue(), 32, "pad")[None, ..., None]
     temperature = model.settings["temperature"]
-    [expected] = models.probabilities(model.keras_model, padded, temperature)
+    [expected] = predict_probabilities(model.keras_model, padded, temperature)
     assert answer["probability"][0] == pytest.approx(expected, abs=1e-6)
     squashed = decode(file.getvalue(), 32, "squash")[None, ..., None]
-    [other] = models.probabilities(model.keras_model, squashed, temperature)
+    [other] = predict_probabilities(model.keras_model, squashed, temperature)
     assert abs(other - expected) > 1e-3  # so that the test can tell

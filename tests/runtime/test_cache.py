@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pneumo.data import cache, pixels
-from pneumo.errors import Mistake
+from pneumo.data import pixels
+from pneumo.runtime import cache
+from pneumo.runtime.errors import Mistake
 
 
 @pytest.mark.parametrize("build", [lambda _: None, lambda it: it.mkdir(parents=True)])
@@ -41,7 +42,7 @@ def test_a_file_of_somebody_else_that_is_missing_is_no_matter_of_the_cache(own_c
 def test_a_wait_for_another_process_says_so(own_cache, monkeypatch, capsys):
     monkeypatch.setattr(cache, "SILENT_WAIT", 0.05)
     code = (
-        "import time\nfrom pneumo.data import cache\n"
+        "import time\nfrom pneumo.runtime import cache\n"
         "with cache.lock('pixels/0123'):\n print(flush=True)\n time.sleep(0.5)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:

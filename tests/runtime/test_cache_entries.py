@@ -11,9 +11,22 @@ from pathlib import Path
 import pytest
 
 from pneumo import features
-from pneumo.data import cache, cache_entries
-from pneumo.data.cache_entries import GIB, hold, make_room, release, room_for
-from pneumo.errors import Mistake
+from pneumo.runtime import cache, cache_entries
+from pneumo.runtime.cache_entries import (
+    DOWNLOADED,
+    GIB,
+    RUNS,
+    _is_current,
+    _sizes,
+    hold,
+    limit,
+    make_held,
+    make_room,
+    release,
+    remove_leftovers,
+    room_for,
+)
+from pneumo.runtime.errors import Mistake
 from tests.support.cache import keep, make
 from tests.support.paths import ROOT
 
@@ -60,10 +73,10 @@ def test_use_is_what_counts(small_budget):
 
 def test_what_only_a_download_brings_back_goes_last(small_budget):
     archive = make(f"archives/{KEYS[1]}", LITTLE, used=1)
-    (archive / cache_entries.DOWNLOADED).touch()
+    (archive / DOWNLOADED).touch()
     os.utime(archive, (1, 1))
     downloads = small_budget / "downloads"
-    cache_entries.make_held(downloads)
+    make_held(downloads)
     (downloads / "a.zip.part").write_bytes(bytes(LITTLE))
     release(downloads)
     sample = make("sample-1", LITTLE, used=9)
@@ -103,15 +116,15 @@ def test_what_must_be_made_is_made_beyond_the_budget(sample, own_cache, monkeypa
 def test_a_budget_that_is_no_number_is_refused(own_cache, monkeypatch, variable, text):
     monkeypatch.setenv(variable, text)
     with pytest.raises(Mistake, match=f"^{variable} must be a whole number.* got '{text}'$"):
-        cache_entries.limit()
+        limit()
 
 
 def test_the_older_variable_counts_if_the_new_one_is_not_set(monkeypatch):
-    assert cache_entries.limit() == 20 * GIB
+    assert limit() == 20 * GIB
     monkeypatch.setenv("PNEUMO_FEATURES", "3")
-    assert cache_entries.limit() == 3 * GIB
+    assert limit() == 3 * GIB
     monkeypatch.setenv("PNEUMO_CACHE_GIB", "0")
-    assert cache_entries.limit() == 0
+    assert limit() == 0
 
 
 def test_the_budget_leaves_half_of_the_free_disk(own_cache, monkeypatch):
@@ -136,7 +149,9 @@ def test_what_others_use_is_no_room_and_what_is_ones_own_is(small_budget):
 HOLDER = """
 import os, sys
 from pathlib import Path
-from pneumo.data import cache, cache_entries
+from pneumo.runtime import cache
+from pneumo.runtime.cache_entries import place
+from pneumo.runtime.cache_entries import run_folder
 
 what, name = sys.argv[1:]
 def wait(path):
@@ -146,9 +161,9 @@ def wait(path):
 if what == "entry":
     wait(cache.keep(name, lambda draft: (draft / "data").write_bytes(bytes(1000))))
 elif what == "run":
-    with cache_entries.run_folder() as run:
+    with run_folder() as run:
         cache.keep(f"{run}/{name}", lambda draft: (draft / "data").write_bytes(bytes(1000)))
-        wait(cache.place(run))
+        wait(place(run))
 elif what == "draft":
     cache.keep(name, wait)
 """
@@ -204,7 +219,7 @@ def test_what_a_killed_process_has_left_is_removed_by_the_next_use(own_cache, st
 def test_a_process_finds_no_entry_that_is_being_removed(small_budget, monkeypatch):
     """Another process is about to remove an entry when this one asks for it."""
     entry = make(f"pixels/{KEYS[1]}", used=1)
-    is_current = cache_entries._is_current
+    is_current = _is_current
 
     def late(descriptor: int, found: Path) -> bool:
         if found == entry and entry.exists():  # its lock file is open
@@ -223,7 +238,7 @@ def test_an_entry_is_held_from_its_draft_on(small_budget):
 
     def build(draft: Path) -> None:
         (draft / "data").write_bytes(b"new")
-        cache_entries.remove_leftovers()
+        remove_leftovers()
         make_room(200 * UNIT)
         removed.append(not draft.is_dir())
 
@@ -246,7 +261,7 @@ def test_what_has_gone_while_it_is_counted_is_passed_over(small_budget, monkeypa
         return scan(folder)
 
     monkeypatch.setattr(os, "scandir", scan_late)
-    sizes = cache_entries._sizes()
+    sizes = _sizes()
     assert sizes[stays] > LITTLE
     assert sizes.get(goes, 0) == 0
-    assert features.FOLDER == cache_entries.RUNS
+    assert features.FOLDER == RUNS

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pneumo import models, perturb, process
+from pneumo import models
 from pneumo.config import RunConfig
-from pneumo.data import cache, cache_entries, checksums, pixels
-from pneumo.data.cache_entries import release
+from pneumo.data import perturb, pixels
 from pneumo.features import Features, Frozen, View
+from pneumo.runtime import cache, checksums, process
+from pneumo.runtime.cache_entries import IN_USE, _held, release, remove_leftovers
 from tests.support.cache import keep, make
 from tests.support.weights import SMALL
 
@@ -196,7 +197,7 @@ def remount(tmp_path, monkeypatch) -> Callable[[str], None]:
         pytest.skip("needs to be root, to make a small disk")
     monkeypatch.setenv("PNEUMO_CACHE", str(disk))
     yield lambda mode: subprocess.run(["mount", "-o", f"remount,{mode}", disk], check=True)
-    for entry in list(cache_entries._held):
+    for entry in list(_held):
         release(entry)
     subprocess.run(["umount", "--lazy", disk], check=True)
 
@@ -205,7 +206,7 @@ def remount(tmp_path, monkeypatch) -> Callable[[str], None]:
 def test_a_read_only_cache_is_verified_by_each_process(remount, monkeypatch, read, has_lock_file):
     entry = make("pixels/1")
     if not has_lock_file:
-        (entry / cache_entries.IN_USE).unlink()
+        (entry / IN_USE).unlink()
     read.clear()
     remount("ro")
     boot_again(monkeypatch)
@@ -214,7 +215,7 @@ def test_a_read_only_cache_is_verified_by_each_process(remount, monkeypatch, rea
         for _ in range(2):
             keep("pixels/1")
     assert read == [entry / "data"] * 2
-    cache_entries.remove_leftovers()
+    remove_leftovers()
     assert entry.is_dir()
 
 
@@ -227,5 +228,5 @@ def test_no_file_of_a_build_is_ours_and_all_of_a_folder_count(own_cache):
     found = json.loads((entry / checksums.CHECKSUMS).read_text())
     assert found == {"below/file": [3, 0x352441C2]}  # CRC-32 of abc
     assert {it.name for it in entry.iterdir()} == {
-        *("below", cache_entries.IN_USE, checksums.CHECKSUMS, checksums.VERIFIED)
+        *("below", IN_USE, checksums.CHECKSUMS, checksums.VERIFIED)
     }

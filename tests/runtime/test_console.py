@@ -5,7 +5,7 @@ import pytest
 from tests.support.terminal import watch
 
 TABLE = """
-from pneumo.console import table
+from pneumo.runtime.console import table
 fields = "dense_widths", "dropout", "augment_strength", "unfreeze_depth", "learning_rate"
 rows = [
     ("1003 best", "COMPLETE", "0.9877", "256-128-64", "0.254", "0.25", "2", "0.000338"),

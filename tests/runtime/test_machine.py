@@ -11,7 +11,7 @@ import yaml
 
 from pneumo import tracking
 from pneumo.launch import share_of
-from pneumo.parallel import gpus
+from pneumo.runtime.machine import gpus
 from tests.support.commands import run_here
 from tests.support.paths import ROOT
 from tests.support.studies import until

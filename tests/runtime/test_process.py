@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from pneumo.process import ProcessId, _boot_id
+from pneumo.runtime.process import ProcessId, _boot_id
 from tests.support.commands import ended_process
 from tests.support.studies import until
 
@@ -18,8 +18,8 @@ def test_a_process_that_nobody_has_waited_for_has_ended():
 
 
 def test_a_process_without_proc(monkeypatch):
-    monkeypatch.setattr("pneumo.process.Path.read_text", raise_missing)
-    monkeypatch.setattr("pneumo.process.os.readlink", raise_missing)
+    monkeypatch.setattr("pneumo.runtime.process.Path.read_text", raise_missing)
+    monkeypatch.setattr("pneumo.runtime.process.os.readlink", raise_missing)
     _boot_id.cache_clear()
     here = ProcessId.current()
     ended = ended_process()

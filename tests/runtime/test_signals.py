@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from pneumo import interrupt
-from pneumo.console import track
+from pneumo.runtime import signals
+from pneumo.runtime.console import track
 from tests.support.paths import ROOT
 
 
@@ -18,10 +18,10 @@ from tests.support.paths import ROOT
 def handlers(monkeypatch):
     numbers = signal.SIGINT, signal.SIGTERM, signal.SIGALRM
     before = {number: signal.getsignal(number) for number in numbers}
-    monkeypatch.setattr(interrupt, "LIMIT", 1)
-    interrupt.install()
+    monkeypatch.setattr(signals, "LIMIT", 1)
+    signals.install()
     yield
-    interrupt.install()  # forgets what is still asked
+    signals.install()  # forgets what is still asked
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -32,10 +32,10 @@ def send(number: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_breaks_into_nothing_and_is_heard_by_the_next_check(number):
-    interrupt.check()
+    signals.check()
     send(number)
     with pytest.raises(KeyboardInterrupt):
-        interrupt.check()
+        signals.check()
     time.sleep(1.5)  # and that is all
 
 
@@ -48,9 +48,9 @@ def test_where_nothing_checks_it_breaks_in_after_a_while():
 def test_the_clean_up_is_left_in_peace_for_a_while(monkeypatch):
     send(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        interrupt.check()
+        signals.check()
     send(signal.SIGTERM)
-    monkeypatch.setattr(interrupt._State, "deaf_until", 0.0)
+    monkeypatch.setattr(signals._State, "deaf_until", 0.0)
     with pytest.raises(KeyboardInterrupt):  # at once: a person insists
         send(signal.SIGTERM)
 
@@ -63,10 +63,10 @@ class Destroyed:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_that_was_lost_comes_again():
-    interrupt.check()
+    signals.check()
     Destroyed()  # Python ignores what a destructor raises
     with pytest.raises(KeyboardInterrupt):
-        interrupt.check()
+        signals.check()
 
 
 def test_an_item_of_a_long_list_is_such_a_check():
@@ -89,7 +89,7 @@ def test_work_in_a_thread_returns():
         assert threading.get_ident() == main
         waited.set()
 
-    assert interrupt.in_own_thread(work, meanwhile) == "done"
+    assert signals.in_own_thread(work, meanwhile) == "done"
 
 
 @pytest.mark.parametrize("where", ["work", "meanwhile"])
@@ -101,13 +101,13 @@ def test_what_is_raised_comes_up_here(where):
 
     calls = {"work": lambda: ended.wait(10), "meanwhile": lambda: None, where: fail}
     with pytest.raises(ValueError, match="inside"):
-        interrupt.in_own_thread(**calls)
+        signals.in_own_thread(**calls)
     ended.set()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_does_not_wait_for_the_work(number, monkeypatch):
-    monkeypatch.setattr(interrupt, "LIMIT", 100)  # it is a check that handles the signal
+    monkeypatch.setattr(signals, "LIMIT", 100)  # it is a check that handles the signal
     computed, ended = threading.Event(), threading.Event()
 
     def work():
@@ -116,7 +116,7 @@ def test_a_signal_does_not_wait_for_the_work(number, monkeypatch):
         ended.set()
 
     with pytest.raises(KeyboardInterrupt):
-        interrupt.in_own_thread(work)
+        signals.in_own_thread(work)
     assert not ended.is_set()
     computed.set()
     assert ended.wait(timeout=10)
@@ -125,12 +125,12 @@ def test_a_signal_does_not_wait_for_the_work(number, monkeypatch):
 def test_a_process_ends_with_its_input():
     code = (
         "import signal, sys, time\n"
-        "from pneumo import interrupt\n"
-        "interrupt.install()\n"
-        "interrupt.end_with_input()\n"
+        "from pneumo.runtime import signals\n"
+        "signals.install()\n"
+        "signals.end_with_input()\n"
         "print('ready', flush=True)\n"
         "try:\n"
-        "    while True: interrupt.check(); time.sleep(0.1)\n"
+        "    while True: signals.check(); time.sleep(0.1)\n"
         "except KeyboardInterrupt: sys.exit(7)\n"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -149,15 +149,15 @@ def test_leaving(asked):
     """After a signal, a thread that still computes does not hold the process up."""
     code = (
         "import os, signal, threading, time\n"
-        "from pneumo import interrupt\n"
-        "interrupt.install()\n"
+        "from pneumo.runtime import signals\n"
+        "signals.install()\n"
         "threading.Thread(target=lambda: (time.sleep(2), print('computed'))).start()\n"
         "try:\n"
         f"    os.kill(os.getpid(), signal.SIGINT) if {asked} else None\n"
         "    interrupt.check()\n"
         "except KeyboardInterrupt: pass\n"
         "print('clean')\n"
-        "interrupt.leave(3)\n"
+        "signals.leave(3)\n"
     )
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 3

@@ -11,7 +11,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from pneumo.console import quiet_if_well, uncollected
+from pneumo.runtime.tensorflow_import import quiet_if_well, uncollected
 from tests.support.paths import ROOT
 
 # In place of TensorFlow: it aborts where the real one finds a processor too old for it
@@ -36,7 +36,7 @@ def test_an_abort_in_the_import_of_tensorflow_is_told(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_why_a_gpu_that_is_asked_for_is_not_found_is_told(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "97")
-    code = "from pneumo.console import import_tensorflow; import_tensorflow()"
+    code = "from pneumo.runtime.tensorflow_import import import_tensorflow; import_tensorflow()"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0
     assert "failed call to cuInit" in process.stderr
@@ -60,7 +60,7 @@ def test_gpu_memory_grows_unless_it_is_told_not_to(tmp_path):
     (tmp_path / "tensorflow.py").write_text(
         "import os\nprint(os.environ['TF_FORCE_GPU_ALLOW_GROWTH'])\nraise ImportError\n"
     )
-    code = "from pneumo.console import import_tensorflow; import_tensorflow()"
+    code = "from pneumo.runtime.tensorflow_import import import_tensorflow; import_tensorflow()"
     for given, found in (({}, "true"), ({"TF_FORCE_GPU_ALLOW_GROWTH": "false"}, "false")):
         process = subprocess.run(
             [sys.executable, "-c", code],
@@ -73,7 +73,7 @@ def test_gpu_memory_grows_unless_it_is_told_not_to(tmp_path):
 
 NATIVE = """
 import os, signal
-from pneumo.console import quiet_if_well
+from pneumo.runtime.tensorflow_import import quiet_if_well
 with quiet_if_well(lambda: {well}):
     os.write(2, b"a line\\nand more")
     {then}

@@ -14,8 +14,7 @@ import pytest
 from joblib import cpu_count
 from PIL import Image
 
-from pneumo import parallel
-from pneumo.parallel import AHEAD, in_batches, in_threads
+from pneumo.inference.batches import AHEAD, BATCH, in_batches, in_threads
 from tests.support.commands import start
 from tests.support.paths import ROOT
 from tests.support.studies import until
@@ -95,9 +94,9 @@ def test_what_is_queued_does_not_start_when_the_caller_stops(calls):
 
 
 def test_batches_hold_the_same_rows_of_all_sequences():
-    rows = np.arange(2 * parallel.BATCH + 3)
+    rows = np.arange(2 * BATCH + 3)
     batches = list(in_batches(lambda a, b: (a.tolist(), b), rows, [str(it) for it in rows]))
-    assert [len(a) for a, _ in batches] == [parallel.BATCH, parallel.BATCH, 3]
+    assert [len(a) for a, _ in batches] == [BATCH, BATCH, 3]
     assert [it for a, _ in batches for it in a] == rows.tolist()
     assert all(b == [str(it) for it in a] for a, b in batches)
 
@@ -105,24 +104,25 @@ def test_batches_hold_the_same_rows_of_all_sequences():
 # Each of these takes minutes
 ONE_ITEM = """
 import time
-from pneumo.parallel import in_threads
+from pneumo.inference.batches import in_threads
 work = in_threads(time.sleep, [300])
 """
 PROFILE = """
 import numpy as np
-from pneumo.parallel import in_batches
+from pneumo.inference.batches import in_batches
 from pneumo.survey import _look
+
 work = in_batches(_look, np.broadcast_to(np.uint8(0), (2000, 3000, 3000)))
 """
 INTERRUPTED = """
-from pneumo import interrupt
-interrupt.install()
+from pneumo.runtime import signals
+signals.install()
 try:
     print("begun", flush=True)
     list(work)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
-interrupt.leave(1)
+signals.leave(1)
 """
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pneumo.data import cache
-from pneumo.data.cache_entries import release
+from pneumo.runtime import cache
+from pneumo.runtime.cache_entries import release
 
 
 def make(name: str, size: int = 1000, used: int | None = None) -> Path:

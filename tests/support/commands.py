@@ -9,7 +9,7 @@ import mlflow
 import psutil
 
 from pneumo.__main__ import main
-from pneumo.process import ProcessId
+from pneumo.runtime.process import ProcessId
 from tests.support.paths import ROOT
 
 

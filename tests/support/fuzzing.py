@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from hypothesis import HealthCheck, settings
 
-from pneumo.data.pixels import UnreadableImage
-from pneumo.errors import LONGEST, Mistake, is_text, shown
+from pneumo.inference.decode import UnreadableImage
+from pneumo.runtime.errors import LONGEST, Mistake, is_text, shown
 
 TIMES = int(os.environ.get("PNEUMO_FUZZ", "1"))
 

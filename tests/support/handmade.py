@@ -7,10 +7,11 @@ import numpy as np
 from keras import layers
 from PIL import Image
 
-from pneumo import models, registry, tracking
+from pneumo import registry, tracking
 from pneumo.config import RunConfig
 from pneumo.data.dataset import Dataset
 from pneumo.evaluate import calibration, evaluate
+from pneumo.inference.logits import predict_probabilities
 
 SIDE, NOISE = 32, 20.0
 # How far apart the classes are in each half, in standard deviations of the noise
@@ -53,7 +54,7 @@ def run_of(half: str, dataset: Dataset, threshold: float = 0.3, **tags: str) -> 
     """A Keras run as `train` leaves it, of such a model: its id, and the model's address."""
     model, images = looking(half), dataset.decode(SIDE, 0)
     val = images.split("val")
-    probabilities = models.probabilities(model, val.images)
+    probabilities = predict_probabilities(model, val.images)
     settings = {
         "threshold": threshold,
         "temperature": 1.0,

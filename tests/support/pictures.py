@@ -13,7 +13,6 @@ from PIL import Image
 from playwright.sync_api import Page
 from rich.console import Console
 
-from pneumo import console
 from pneumo.data.dataset import open_dataset
 from pneumo.experiment import load_experiment
 from pneumo.explore import explore
@@ -54,11 +53,11 @@ def _keep(taken: Path, place: Path) -> None:
 
 def _take_terminal(page: Page, outcome: Outcome, pictures: Path) -> None:
     """What is said at the end of a study."""
-    console.console = Console(
+    console = Console(
         record=True, width=100, file=io.StringIO(), force_terminal=True, highlight=False
     )
     show(outcome)
-    page.set_content(console.console.export_html())
+    page.set_content(console.export_html())
     page.add_style_tag(content="pre { white-space: pre-wrap; padding: 12px; }")
     page.locator("pre").screenshot(path=pictures / "terminal.png")
     _keep(pictures / "terminal.png", pictures / "terminal.png")

@@ -4,7 +4,7 @@ import mlflow
 import pytest
 
 from pneumo import registry
-from pneumo.errors import Mistake
+from pneumo.runtime.errors import Mistake
 
 pytestmark = pytest.mark.slow
 

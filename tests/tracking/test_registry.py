@@ -10,10 +10,10 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from pneumo import registry, tracking
-from pneumo.data import cache
 from pneumo.data.dataset import open_dataset
-from pneumo.errors import Mistake
 from pneumo.promote import promote, roll_back
+from pneumo.runtime import cache
+from pneumo.runtime.errors import Mistake
 from tests.support.commands import run, run_here, start
 from tests.support.decisions import COMPARED, aliases, last_promotion
 from tests.support.handmade import register, run_of, write_images

@@ -13,10 +13,9 @@ import optuna
 import psycopg
 import pytest
 
-from pneumo import study as studies
-from pneumo import tracking
-from pneumo.errors import Mistake, without_passwords
+from pneumo import study, tracking
 from pneumo.experiment import Experiment
+from pneumo.runtime.errors import Mistake, StudyStopped, without_passwords
 from pneumo.study import Plan
 from pneumo.tune import tune
 from tests.support.commands import run, run_here
@@ -68,7 +67,7 @@ def test_a_mistake_is_one_line_that_controls_no_terminal():
 def test_half_a_password_is_not_taken_for_the_host(monkeypatch):
     monkeypatch.setenv("PNEUMO_STORAGE", "postgresql://me:half@other@127.0.0.1:1/x")
     with pytest.raises(Mistake, match="must name a database by a URL with one @") as raised:
-        studies.open_storage()
+        study.open_storage()
     assert "half" not in str(raised.value)
     assert "other" not in str(raised.value)
 
@@ -223,7 +222,7 @@ def test_an_error_that_holds_an_address_is_kept_without_its_password(
         return TINY.suggest(trial, base)
 
     plan = Plan(Experiment("tiny", BASE, failing), sample, {})
-    with pytest.raises(studies.StudyStopped) as stopped:
+    with pytest.raises(StudyStopped) as stopped:
         tune(plan, trials=2, model_name="none", name="s")
     shown = f"cannot reach postgresql://{USER}:***@127.0.0.1:"
     assert shown in str(stopped.value)

@@ -5,7 +5,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from pneumo import tracking
-from pneumo.errors import Mistake
+from pneumo.runtime.errors import Mistake
 from tests.support.services import free_port
 
 PASSWORD = "open-sesame"

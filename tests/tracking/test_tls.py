@@ -6,7 +6,7 @@ import mlflow
 import pytest
 
 from pneumo import cluster, tracking
-from pneumo.errors import Mistake
+from pneumo.runtime.errors import Mistake
 from tests.support.commands import run, run_here
 from tests.support.http_server import serving
 from tests.support.services import Authority, mlflow_server

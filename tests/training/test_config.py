@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from pneumo.config import RunConfig
-from pneumo.errors import Mistake
+from pneumo.runtime.errors import Mistake
 
 
 def test_text_and_back():

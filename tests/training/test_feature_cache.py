@@ -11,9 +11,10 @@ from pneumo import features, models
 from pneumo.augment import Variation, augment, chances
 from pneumo.backbones import BACKBONES
 from pneumo.config import RunConfig
-from pneumo.data import cache, pixels
 from pneumo.data.dataset import Images, Split, open_dataset
 from pneumo.features import ARRAY, Features, Frozen, View
+from pneumo.inference import decode
+from pneumo.runtime.cache_entries import place
 from tests.support.features import features_of, few_images, small_config, stored
 from tests.support.paths import ROOT
 from tests.support.weights import SMALL
@@ -49,7 +50,7 @@ def test_a_higher_cut_starts_from_a_stored_lower_one(config, images, own_cache):
     expected = np.array(features_of(config).of(View(split), 0))
     store = features_of(config, deepest=2)
     store.of(View(split), 2)
-    cache_of_0 = cache.place(store.name(View(split), 0))
+    cache_of_0 = place(store.name(View(split), 0))
     (cache_of_0 / ARRAY).unlink()
     black = replace(split, pixels=np.zeros_like(split.pixels))  # of the same files
     assert np.array_equal(store.of(View(black), 0), expected)
@@ -102,7 +103,7 @@ def test_the_key_changes_with_each_ingredient(config, images, sample, monkeypatc
     names.append(name(config.override({"weights": "none", "seed": 1}), split, **first))
     padded = images.dataset.decode(32, 0, "pad").split("train")
     names.append(name(config, padded, **first))
-    monkeypatch.setattr(pixels, "DECODER", 99)
+    monkeypatch.setattr(decode, "DECODER", 99)
     names.append(name(config, images.dataset.decode(32, 0).split("train"), **first))
     monkeypatch.undo()
     monkeypatch.setattr(features, "AUGMENTATION", 99)
@@ -150,7 +151,12 @@ from dataclasses import replace
 from pneumo import models
 from pneumo.config import RunConfig
 from pneumo.data.dataset import open_dataset
-from pneumo.features import Features, Frozen, View
+from pneumo.features import Features
+from pneumo.features import Frozen
+from pneumo.features import View
+
+
+
 
 config = RunConfig(**{config})
 compute = Features._compute

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from pneumo import features, feed, models
+from pneumo import features, feed
 from pneumo.config import RunConfig
-from pneumo.data import cache_entries
 from pneumo.data.dataset import Images
+from pneumo.data.perturb import EACH, perturbed
 from pneumo.experiment import Experiment
 from pneumo.features import ARRAY, Features
-from pneumo.perturb import EACH, perturbed
+from pneumo.inference.logits import predict_probabilities
+from pneumo.runtime.cache_entries import _held
 from pneumo.study import Plan
 from pneumo.train import train
 from pneumo.tune import tune
@@ -64,11 +65,11 @@ def test_a_run_lets_go_of_its_features_when_it_ends(config, images, own_cache):
     used = []
 
     def look(*_):
-        used.extend(it for it in own_cache.glob("features/*") if it in cache_entries._held)
+        used.extend(it for it in own_cache.glob("features/*") if it in _held)
 
     train(config.override({"epochs": 1}), images, [look])
     assert used
-    assert not any(it in cache_entries._held for it in own_cache.glob("features/*"))
+    assert not any(it in _held for it in own_cache.glob("features/*"))
 
 
 @pytest.mark.parametrize("depth", [0, 2])
@@ -142,9 +143,9 @@ def test_stored_or_not_training_is_the_same(config, images, backbone, depth):
     assert on.best_epochs == off.best_epochs
     assert expit(on.val_logits) == pytest.approx(expit(off.val_logits), abs=1e-3)
     # the whole model, put together again, is what was trained above the cut
-    whole = models.probabilities(on.model, images.split("val").images)
+    whole = predict_probabilities(on.model, images.split("val").images)
     assert whole == pytest.approx(expit(on.val_logits), abs=1e-5)
-    whole = models.probabilities(on.model, perturbed(images.split("val"), EACH).images)
+    whole = predict_probabilities(on.model, perturbed(images.split("val"), EACH).images)
     assert whole == pytest.approx(expit(on.perturbed_logits), abs=1e-5)
 
 

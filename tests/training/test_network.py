@@ -11,6 +11,7 @@ import pytest
 from pneumo import models
 from pneumo.backbones import BACKBONES, Backbone
 from pneumo.config import RunConfig
+from pneumo.inference.logits import predict_probabilities
 from tests.support.paths import ROOT
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 1), np.uint8)
@@ -141,7 +142,7 @@ def test_the_same_config_gives_the_same_weights():
 
 def test_probabilities_are_the_sigmoid_of_the_logit():
     model = build()
-    scores = models.probabilities(model, NOISE)
+    scores = predict_probabilities(model, NOISE)
     assert (scores.dtype, scores.shape) == (np.float64, (20,))
     logits = keras.ops.convert_to_numpy(model(NOISE))[:, 0]
     assert scores == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-6)
@@ -150,7 +151,7 @@ def test_probabilities_are_the_sigmoid_of_the_logit():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
 def test_anything_but_uint8_pixels_is_refused(dtype):
     with pytest.raises(TypeError, match="images must be uint8 pixels 0 to 255"):
-        models.probabilities(build(), (NOISE / 255).astype(dtype))
+        predict_probabilities(build(), (NOISE / 255).astype(dtype))
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -166,7 +167,7 @@ def test_the_file_loads_with_keras_alone(tmp_path, name):
     )
     subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=True)
     scores = 1 / (1 + np.exp(-np.load(tmp_path / "logits.npy")[:, 0].astype(np.float64)))
-    assert scores == pytest.approx(models.probabilities(model, NOISE), abs=1e-6)
+    assert scores == pytest.approx(predict_probabilities(model, NOISE), abs=1e-6)
 
 
 def test_another_backbone_costs_the_line_that_the_readme_shows(monkeypatch):
@@ -178,4 +179,4 @@ def test_another_backbone_costs_the_line_that_the_readme_shows(monkeypatch):
         assert any(isinstance(layer, keras.layers.Conv2D) for layer in block)
     assert trained(backbone=line[1], unfreeze_depth=1)[-2:] == ["top_conv", "top_bn"]
     config = RunConfig(image_size=64, backbone=line[1], unfreeze_depth=0)
-    assert models.probabilities(models.build(config), NOISE).shape == (20,)
+    assert predict_probabilities(models.build(config), NOISE).shape == (20,)

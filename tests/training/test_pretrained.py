@@ -7,7 +7,7 @@ import pytest
 
 from pneumo import models, pretrained
 from pneumo.config import RunConfig
-from pneumo.errors import Mistake
+from pneumo.runtime.errors import Mistake
 from tests.support.http_server import serving
 from tests.support.paths import SHARED
 from tests.support.weights import FILE, SMALL, network, write

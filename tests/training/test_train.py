@@ -10,10 +10,10 @@ from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pneumo import models
-from pneumo import train as train_module
 from pneumo.config import RunConfig, derived_seed
-from pneumo.perturb import BLURRED, EACH, perturbed
-from pneumo.train import Phase, TrainingDiverged, class_weights, phases, train
+from pneumo.data.perturb import BLURRED, EACH, perturbed
+from pneumo.inference.logits import members_of, predict_logits, predict_probabilities
+from pneumo.train import Phase, TrainingDiverged, _cosine, class_weights, phases, train
 from tests.support.weights import SMALL
 
 CONFIG = RunConfig(image_size=32, epochs=3, dense_widths=(16,), augment_strength=1.0)
@@ -40,11 +40,11 @@ def test_the_weights_kept_are_those_of_the_best_epoch(images):
     val = images.split("val")
     assert roc_auc_score(val.labels, result.val_logits) == max(aucs)
     # and evaluation sees the images as they are, although training varies them fully
-    assert models.probabilities(result.model, val.images) == pytest.approx(
+    assert predict_probabilities(result.model, val.images) == pytest.approx(
         expit(result.val_logits), abs=1e-9
     )
     changed = perturbed(val, EACH).images
-    assert models.probabilities(result.model, changed) == pytest.approx(
+    assert predict_probabilities(result.model, changed) == pytest.approx(
         expit(result.perturbed_logits), abs=1e-9
     )
     best = told[result.best_epochs[0] - 1][1]
@@ -65,7 +65,7 @@ def test_training_and_validation_losses_are_of_one_kind(images):
     result, told = fit(images, epochs=1, learning_rate=1e-12, dropout=0, augment_strength=0)
     for name in ("train", "val"):
         part = images.split(name)
-        logits = models.logits(result.model, part.images)
+        logits = predict_logits(result.model, part.images)
         expected = balanced_loss(part.labels, logits)
         loss = told[0][1]["loss" if name == "train" else "val_loss"]
         assert loss == pytest.approx(expected, abs=1e-5)
@@ -82,7 +82,7 @@ def test_blurred_images_may_choose_the_epoch(images):
     assert result.best_epochs == (1 + int(np.argmax(aucs)),)
     assert result.score == max(aucs)
     val = images.split("val")
-    blurred = models.logits(result.model, perturbed(val, BLURRED).images)
+    blurred = predict_logits(result.model, perturbed(val, BLURRED).images)
     assert roc_auc_score(val.labels, blurred) == pytest.approx(max(aucs), abs=1e-6)
 
 
@@ -101,8 +101,8 @@ def test_members_are_fitted_one_by_one_and_averaged(images, tmp_path):
     val = images.split("val")
     result.model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert models.logits(loaded, val.images) == pytest.approx(result.val_logits, abs=1e-5)
-    blurred = models.logits(loaded, perturbed(val, BLURRED).images)
+    assert predict_logits(loaded, val.images) == pytest.approx(result.val_logits, abs=1e-5)
+    blurred = predict_logits(loaded, perturbed(val, BLURRED).images)
     assert result.score == pytest.approx(roc_auc_score(val.labels, blurred), abs=1e-6)
 
 
@@ -112,16 +112,16 @@ def test_a_mirrored_model_is_judged_as_it_is_used(images, tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     val = images.split("val")
     mirrored = val.images[:, :, ::-1]
-    found = models.logits(loaded, val.images)
+    found = predict_logits(loaded, val.images)
     assert found == pytest.approx(result.val_logits, abs=1e-5)
-    assert found == pytest.approx(models.logits(loaded, mirrored), abs=1e-5)
-    [member] = models.members_of(loaded)
-    one, other = (models.logits(member, it) for it in (val.images, mirrored))
+    assert found == pytest.approx(predict_logits(loaded, mirrored), abs=1e-5)
+    [member] = members_of(loaded)
+    one, other = (predict_logits(member, it) for it in (val.images, mirrored))
     assert not np.allclose(one, other)
     assert found == pytest.approx((one + other) / 2, abs=1e-5)
-    changed = models.logits(loaded, perturbed(val, EACH).images)
+    changed = predict_logits(loaded, perturbed(val, EACH).images)
     assert changed == pytest.approx(result.perturbed_logits, abs=1e-5)
-    blurred = models.logits(loaded, perturbed(val, BLURRED).images)
+    blurred = predict_logits(loaded, perturbed(val, BLURRED).images)
     assert result.score == pytest.approx(roc_auc_score(val.labels, blurred), abs=1e-6)
 
 
@@ -142,10 +142,10 @@ def test_a_cosine_ends_each_phase_at_rest(images, weights, monkeypatch):
 
 
 def test_a_cosine_rises_before_it_falls():
-    rate = train_module._cosine(0.01, 100)
+    rate = _cosine(0.01, 100)
     found = [float(rate(step)) for step in (0, 5, 10, 55, 100)]
     assert found == pytest.approx([0, 0.005, 0.01, 0.005, 0], abs=1e-8)
-    assert float(train_module._cosine(0.01, 9)(0)) == pytest.approx(0.01)  # too short to rise
+    assert float(_cosine(0.01, 9)(0)) == pytest.approx(0.01)  # too short to rise
 
 
 def test_patience_ends_the_training(images):
@@ -241,7 +241,7 @@ def test_the_best_epoch_may_lie_in_the_first_phase(images, weights):
     backbone = models.build(config).get_layer("backbone")
     assert moved(backbone, result.model.get_layer("backbone")) == []
     # Stored features were computed in other batches, so the last digits of float32 differ
-    assert models.probabilities(result.model, images.split("val").images) == pytest.approx(
+    assert predict_probabilities(result.model, images.split("val").images) == pytest.approx(
         expit(result.val_logits), abs=1e-6
     )
 

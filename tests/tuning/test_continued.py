@@ -6,8 +6,8 @@ import sqlite3
 import mlflow
 import pytest
 
-from pneumo.errors import Mistake
 from pneumo.evaluate import score
+from pneumo.runtime.errors import Mistake
 from tests.support.stores import store_in
 from tests.support.studies import BASE, PROCESS, SUBJECT, children, predictions, run_study, tags
 

@@ -11,9 +11,9 @@ from mlflow.exceptions import MlflowException
 
 from pneumo import evidence, tag_names, tracking
 from pneumo.config import RunConfig
-from pneumo.errors import Mistake
 from pneumo.experiment import Experiment
-from pneumo.study import Plan, StudyStopped, how_to_continue, open_storage, warn_of_other_commit
+from pneumo.runtime.errors import Mistake, StudyStopped
+from pneumo.study import Plan, how_to_continue, open_storage, warn_of_other_commit
 from pneumo.tune import Outcome, show, tune
 from tests.support.stores import store_in
 from tests.support.studies import BASE, TINY, run_study, text

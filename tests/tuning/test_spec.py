@@ -6,8 +6,8 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FixedTrial
 
 from pneumo.config import RunConfig, derived_seed
-from pneumo.errors import Mistake
 from pneumo.experiment import Experiment, experiment_names, load_experiment
+from pneumo.runtime.errors import Mistake
 from pneumo.search import ReseededTPE, Search, base_value, require_fits
 
 TUNE = load_experiment("tune")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pneumo.errors import Mistake
+from pneumo.runtime.errors import Mistake
 from pneumo.study import open_storage, storage_address
 from tests.support.services import free_port
 

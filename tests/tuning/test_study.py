@@ -9,11 +9,12 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from pneumo import models, registry
-from pneumo.errors import Mistake
+from pneumo import registry
+from pneumo.data.perturb import BLURRED, EACH, perturbed
 from pneumo.evaluate import youden_threshold
 from pneumo.experiment import Experiment, load_experiment
-from pneumo.perturb import BLURRED, EACH, perturbed
+from pneumo.inference.logits import predict_logits
+from pneumo.runtime.errors import Mistake
 from pneumo.study import Plan
 from pneumo.tune import show, tune
 from tests.support.studies import BASE, EPOCH, METRICS, TINY, children, run_study, text
@@ -112,7 +113,7 @@ def test_blurred_images_choose_the_trial_where_asked_to(store, sample):
             "epoch/val_blurred_auc",
         }
         model = registry.load(trial.user_attrs["model_uri"])
-        logits = models.logits(model.keras_model, perturbed(val, BLURRED).images)
+        logits = predict_logits(model.keras_model, perturbed(val, BLURRED).images)
         assert roc_auc_score(val.labels, logits) == pytest.approx(trial.value, abs=1e-6)
     page = text(outcome.study.user_attrs["run_id"], "study/study.html")
     assert "blurred validation AUC" in page
@@ -124,7 +125,7 @@ def test_the_threshold_is_that_of_perturbed_images(study, client, sample):
     trial = study.study.best_trial
     val = sample.decode(BASE.image_size, 0).split("val")
     model = registry.load(trial.user_attrs["model_uri"])
-    logits = models.logits(model.keras_model, perturbed(val, EACH).images)
+    logits = predict_logits(model.keras_model, perturbed(val, EACH).images)
     expected = youden_threshold(val.labels, expit(logits / model.settings["temperature"]))
     assert model.settings["threshold"] == pytest.approx(expected, abs=1e-6)
     stored = client.get_run(trial.user_attrs["run_id"]).data.metrics["val_threshold"]

@@ -4,9 +4,10 @@ import mlflow
 import optuna
 import pytest
 
-from pneumo import interrupt
 from pneumo.experiment import Experiment
-from pneumo.study import Goal, Plan, StudyStopped, begin, open_storage
+from pneumo.runtime import signals
+from pneumo.runtime.errors import StudyStopped
+from pneumo.study import Goal, Plan, begin, open_storage
 from pneumo.work import search_trials
 from tests.support.studies import BASE, EPOCH, TINY, children, files, tags, text
 
@@ -18,7 +19,7 @@ def test_who_has_heard_an_interrupt_begins_no_trial(store, sample, monkeypatch):
     with mlflow.start_run() as parent:
         study = begin(open_storage(), "night", plan, parent.info.run_id)
         Goal(1).set(study)
-        monkeypatch.setattr(interrupt._State, "asked", True)
+        monkeypatch.setattr(signals._State, "asked", True)
         with pytest.raises(KeyboardInterrupt):
             search_trials(study, plan)
     assert [trial.state.name for trial in study.trials] == ["WAITING"]

@@ -7,7 +7,7 @@ from threading import Timer
 import pytest
 
 from pneumo import worker_process
-from pneumo.errors import Mistake
+from pneumo.runtime.errors import Mistake
 from pneumo.worker_process import Worker, WorkerDied, run_worker
 
 TRACE = "Timeout (0:00:01)!\nThread 0x1:\n  File x, line 1 in fit\n"

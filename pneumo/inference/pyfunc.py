@@ -16,9 +16,9 @@ import mlflow
 import numpy as np
 import pandas as pd
 
-from pneumo.data.pixels import UnreadableImage, decode
-from pneumo.models import probabilities
-from pneumo.parallel import in_batches
+from pneumo.inference.batches import in_batches
+from pneumo.inference.decode import UnreadableImage, decode
+from pneumo.inference.logits import predict_probabilities
 
 COLUMNS = ["probability", "label", "threshold", "error"]
 
@@ -37,7 +37,7 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         """Loads the Keras file, of which nothing is run as code, and its `settings`.
 
         Those are `threshold` and `temperature`, from validation, `val_uncalibrated`, what
-        `evaluate.calibration` gives there without it, and `resize`, as in `pixels.decode`.
+        `evaluate.calibration` gives there without it, and `resize`, as in `decode.decode`.
         """
         self.keras_model = keras.models.load_model(keras_file, compile=False, safe_mode=True)
         self.settings = json.loads(settings_file.read_text())
@@ -82,7 +82,7 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
 
     def _scores(self, images: list[np.ndarray]) -> np.ndarray:
         pixels = np.stack(images)[..., np.newaxis]
-        return probabilities(self.keras_model, pixels, self.settings["temperature"])
+        return predict_probabilities(self.keras_model, pixels, self.settings["temperature"])
 
     def _answer(self, probability: float) -> tuple[float, int, float, None]:
         threshold = self.settings["threshold"]

@@ -1,7 +1,5 @@
-"""What there is to compute with, and work on many images, shared out among the cores."""
+"""Work on many images, shared out among the cores."""
 
-import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,51 +7,12 @@ from typing import TypeVar
 
 from joblib import cpu_count
 
-from pneumo.errors import Mistake
-
 S = TypeVar("S")
 T = TypeVar("T")
 
 AHEAD = 4  # items per core that are taken before the caller asks for their results
 
 BATCH = 16  # images per step: what a network makes of them stays near the processor
-
-
-def gpus() -> list[str]:
-    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them.
-
-    Without that variable they are those that NVIDIA's driver lists (NVML). It needs no `/proc`,
-    which WSL2 does not fill, and unlike TensorFlow it takes none of their memory.
-    """
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is not None:
-        return [it.strip() for it in allowed.split(",") if it.strip() not in ("", "-1")]
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no driver, and so no GPU
-        return []
-    try:
-        return [str(number) for number in range(pynvml.nvmlDeviceGetCount())]
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def require_gpus(workers: int, workers_per_gpu: int) -> None:
-    """Raise `Mistake` if workers would share a GPU and the user has not allowed it.
-
-    Args:
-        workers: Processes of this command that search at the same time.
-        workers_per_gpu: How many of them may share one GPU. Without GPUs any number may work.
-    """
-    found = gpus()
-    if found and workers > len(found) * workers_per_gpu:
-        raise Mistake(
-            f"workers must be at most {len(found) * workers_per_gpu} with {len(found)} GPU and "
-            f"--workers_per_gpu {workers_per_gpu}: got {workers}; give fewer, or --workers_per_gpu "
-            f"{math.ceil(workers / len(found))}, or CUDA_VISIBLE_DEVICES=-1 to use no GPU"
-        )
 
 
 def in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:

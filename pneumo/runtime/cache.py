@@ -12,8 +12,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from pneumo.console import say
-from pneumo.data.cache_entries import (
+from pneumo.runtime.cache_entries import (
     OWN,
     hold,
     make_draft,
@@ -23,8 +22,9 @@ from pneumo.data.cache_entries import (
     release,
     remove_leftovers,
 )
-from pneumo.data.checksums import is_intact, seal, sync
-from pneumo.errors import Mistake
+from pneumo.runtime.checksums import is_intact, seal, sync
+from pneumo.runtime.console import say
+from pneumo.runtime.errors import Mistake
 
 SILENT_WAIT = 1.0  # seconds that a wait for another process may take before a line says so
 FULL = errno.ENOSPC, errno.EDQUOT  # what a disk says that has no more room

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter
 
-from pneumo.data import cache
 from pneumo.data.dataset import Split
-from pneumo.parallel import in_batches
+from pneumo.inference.batches import in_batches
+from pneumo.runtime import cache
 
 FILE = "pixels.npy"
 

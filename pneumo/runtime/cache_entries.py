@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from pneumo.errors import Mistake
+from pneumo.runtime.errors import Mistake
 
 GIB = 2**30
 DEFAULT_GIB = "20"

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pneumo import interrupt
-from pneumo.data.cache_entries import OWN, is_own
-from pneumo.process import ProcessId
+from pneumo.runtime import signals
+from pneumo.runtime.cache_entries import OWN, is_own
+from pneumo.runtime.process import ProcessId
 
 CHECKSUMS = f"{OWN}checksums.json"  # path of a file → its size in bytes and its CRC-32
 VERIFIED = f"{OWN}verified.json"  # the marker: what `_state` returned when all was verified
@@ -98,7 +98,7 @@ def _checksum(file: Path) -> list[int]:
     size = checksum = 0
     with file.open("rb") as opened:
         while chunk := opened.read(CHUNK):
-            interrupt.check()
+            signals.check()
             size += len(chunk)
             checksum = zlib.crc32(chunk, checksum)
     return [size, checksum]

@@ -1,0 +1,43 @@
+"""The GPUs of this machine."""
+
+import math
+import os
+
+from pneumo.runtime.errors import Mistake
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them.
+
+    Without that variable they are those that NVIDIA's driver lists (NVML). It needs no `/proc`,
+    which WSL2 does not fill, and unlike TensorFlow it takes none of their memory.
+    """
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        return [it.strip() for it in allowed.split(",") if it.strip() not in ("", "-1")]
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver, and so no GPU
+        return []
+    try:
+        return [str(number) for number in range(pynvml.nvmlDeviceGetCount())]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def require_gpus(workers: int, workers_per_gpu: int) -> None:
+    """Raise `Mistake` if workers would share a GPU and the user has not allowed it.
+
+    Args:
+        workers: Processes of this command that search at the same time.
+        workers_per_gpu: How many of them may share one GPU. Without GPUs any number may work.
+    """
+    found = gpus()
+    if found and workers > len(found) * workers_per_gpu:
+        raise Mistake(
+            f"workers must be at most {len(found) * workers_per_gpu} with {len(found)} GPU and "
+            f"--workers_per_gpu {workers_per_gpu}: got {workers}; give fewer, or --workers_per_gpu "
+            f"{math.ceil(workers / len(found))}, or CUDA_VISIBLE_DEVICES=-1 to use no GPU"
+        )

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from pneumo import tag_names, tracking
 from pneumo.data.sample import example_file
+from pneumo.inference.decode import DECODER
 from pneumo.runtime import cache
 from pneumo.runtime.errors import Mistake
 
@@ -43,6 +44,10 @@ TOLD = {"auc": "AUC", **{it: it for it in ("sensitivity", "specificity", "accura
 ADDRESS = re.compile(
     r"models:/((?P<id>m-[0-9a-f]+)|(?P<name>[^/@:]+)(@(?P<alias>[\w.-]+)|/(?P<number>[0-9]{1,9})))"
 )
+
+
+# The decoder's version when the settings of a model did not note it yet
+UNNOTED_DECODER = 3
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,8 @@ def _wrong(model: "PneumoniaModel") -> Iterator[str]:
         yield "it has no backbone and head"
     if not _are_settings(model.settings):
         yield f"its {tracking.FILES['settings']} holds other than its settings"
+    if (decoder := model.settings.get("decoder", UNNOTED_DECODER)) != DECODER:
+        yield f"its training images were decoded by version {decoder} of the decoder, not {DECODER}"
 
 
 def _are_settings(found: Any) -> bool:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import ssl
 import tempfile
 import traceback
@@ -49,13 +50,14 @@ if TYPE_CHECKING:
     import keras
 
 
-PACKAGE = Path(__file__).parent
+# The only part of the package that a stored model carries, and what that needs where it is served,
+# at the versions it was made with
+INFERENCE = Path(__file__).parent / "inference"
+SERVED_WITH = "mlflow", "tensorflow", "keras", "numpy", "scipy", "pandas", "pillow", "joblib"
 
-# What the stored model needs where it is served, at the versions it was made with.
-SERVED_WITH = (
-    *("mlflow", "tensorflow", "keras", "numpy", "scipy"),
-    *("pandas", "pillow", "pydantic", "rich", "joblib", "filelock"),
-)
+# The `__init__.py` of the copy. MLflow puts the copy first on the path: who loads a model before
+# importing pneumo where that is installed would else find nothing but the copy
+COPY_INIT = '__path__ = __import__("pkgutil").extend_path(__path__, __name__)\n'
 
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("binary", "image")]),
@@ -738,7 +740,7 @@ def log_model(
 ) -> ModelInfo:
     """Stores a model as `model` of a run, ended or not; says where.
 
-    `settings`: what `pyfunc.PneumoniaModel` needs beside the weights. With an `example`, an image
+    `settings`: see `pyfunc.PneumoniaModel.load_from`. With an `example`, an image
     file's bytes, MLflow loads the model again and runs it.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -751,13 +753,23 @@ def log_model(
             flavor=mlflow.pyfunc,
             name="model",
             run_id=run_id,
-            python_model=str(PACKAGE / "serve.py"),
+            python_model=str(INFERENCE / "pyfunc.py"),
             artifacts={name: str(file) for name, file in files.items()},
-            code_paths=[str(PACKAGE)],
+            code_paths=[str(_copy_inference(Path(folder)))],
             signature=SIGNATURE,
             input_example=None if example is None else pd.DataFrame({"image": [example]}),
             pip_requirements=[f"{it}=={importlib.metadata.version(it)}" for it in SERVED_WITH],
         )
+
+
+def _copy_inference(folder: Path) -> Path:
+    """Make a package `pneumo` that has `inference` alone, in a folder, and return its path."""
+    package = folder / "pneumo"
+    shutil.copytree(
+        INFERENCE, package / INFERENCE.name, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (package / "__init__.py").write_text(COPY_INIT)
+    return package
 
 
 def log_decision(

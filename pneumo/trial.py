@@ -14,6 +14,7 @@ from pneumo.config import RunConfig
 from pneumo.data.dataset import Dataset
 from pneumo.evaluate import calibration, evaluate, midpoint_threshold, temperature, youden_threshold
 from pneumo.figures import confusion_matrix_file
+from pneumo.inference.decode import DECODER
 from pneumo.inference.logits import to_probabilities
 from pneumo.runtime import signals
 from pneumo.train import EpochCallback, train
@@ -82,6 +83,7 @@ def run_trial(
             "temperature": divisor,
             "val_uncalibrated": calibration(val.labels, expit(result.val_logits)),
             "resize": config.resize,
+            "decoder": DECODER,
         }
         model_uri = tracking.log_model(run_id, result.model, settings).model_uri
         clock.append(time.monotonic())

@@ -1,7 +1,8 @@
 """The model that MLflow stores: image files in, probabilities out.
 
-MLflow keeps this file and the package with the model and runs them in the place that serves
-it ("models from code": no pickle), so nothing here may need more than `tracking.SERVED_WITH`.
+MLflow keeps this folder with each model and runs it in the place that serves the model ("models
+from code": no pickle). So nothing here imports another part of pneumo, or a library that is not in
+`model_files.SERVED_WITH`.
 """
 
 import base64
@@ -36,8 +37,10 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
     def load_from(self, keras_file: Path, settings_file: Path) -> None:
         """Loads the Keras file, of which nothing is run as code, and its `settings`.
 
-        Those are `threshold` and `temperature`, from validation, `val_uncalibrated`, what
-        `evaluate.calibration` gives there without it, and `resize`, as in `decode.decode`.
+        Those are `threshold` and `temperature`, from validation; `val_uncalibrated`, what
+        `metrics.calibration` gives there without the temperature; `resize`, see `decode.decode`;
+        `decoder`, the version of the decoder that the training images went through. Models made
+        before that was noted have no `decoder`.
         """
         self.keras_model = keras.models.load_model(keras_file, compile=False, safe_mode=True)
         self.settings = json.loads(settings_file.read_text())

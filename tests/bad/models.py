@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import mlflow
 
+from pneumo.inference.decode import DECODER
 from tests.bad import Case
 from tests.bad.payloads import (
     RAN,
@@ -110,7 +111,7 @@ UNUSABLE = "must be one as pneumo makes them: .*{}.*; do not use it"
 SPOILED = [
     ("version, weights changed", "version", evaluates, VERSION, other_weights, CHANGED),
     ("version, threshold changed", "version", predicts, VERSION, other_threshold, CHANGED),
-    ("version, server's code changed", "version", predicts, VERSION, first_line("serve.py"), ""),
+    ("version, server's code changed", "version", predicts, VERSION, first_line("pyfunc.py"), ""),
     (
         "version, code changed",
         "version",
@@ -190,6 +191,14 @@ SPOILED = [
         UNUSABLE.format("settings.json holds other than its settings"),
     ),
     (
+        "trial, older decoder",
+        "trial",
+        predicts,
+        TRIAL,
+        lambda it: settings(it, decoder=DECODER - 1),
+        UNUSABLE.format(f"by version {DECODER - 1} of the decoder, not {DECODER}"),
+    ),
+    (
         "another's pickle",
         "foreign",
         predicts,
@@ -241,7 +250,7 @@ CASES: list[Case] = [
     ),
     Case(
         "trial, code that is never used",
-        _spoiled("trial", predicts, TRIAL, first_line("serve.py")),
+        _spoiled("trial", predicts, TRIAL, first_line("pyfunc.py")),
         "1 images",
         refused=False,
     ),

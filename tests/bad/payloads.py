@@ -44,7 +44,7 @@ def _bytecode(flags: int, source: Path | None = None) -> bytes:
 
 def beside_its_source(flags: int) -> Spoil:
     def spoil(place: Path) -> None:
-        source = place / "serve.py"
+        source = place / "pyfunc.py"
         cached = Path(importlib.util.cache_from_source(str(source)))
         cached.parent.mkdir(exist_ok=True)
         cached.write_bytes(_bytecode(flags, source))

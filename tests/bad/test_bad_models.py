@@ -18,7 +18,7 @@ from tests.support.stores import files_of
 pytestmark = pytest.mark.slow
 
 PLANTED = {
-    "code": payloads.first_line("serve.py"),
+    "code": payloads.first_line("pyfunc.py"),
     "bytecode of that age": payloads.beside_its_source(0),
     "bytecode that is never checked": payloads.beside_its_source(1),
 }

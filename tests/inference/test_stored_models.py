@@ -1,7 +1,9 @@
 """Models as a study has stored them, loaded and asked."""
 
+import ast
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from PIL import Image
 from pneumo import registry
 from pneumo.inference.decode import decode
 from pneumo.inference.logits import predict_probabilities
+from tests.support.paths import ROOT
 from tests.support.studies import children, predictions, run_study
 
 pytestmark = pytest.mark.slow
@@ -70,6 +73,52 @@ def test_the_stored_model_works_where_the_project_is_not(study, sample, tmp_path
     assert process.returncode == 0, process.stderr
     served = json.loads(process.stdout)
     assert served == pytest.approx(table["probability"].tolist(), abs=1e-6)
+
+
+def test_a_stored_model_carries_what_it_runs_and_nothing_else(study):
+    folder = Path(mlflow.artifacts.download_artifacts("models:/pneumonia-sample@challenger"))
+    carried = {file.relative_to(folder / "code") for file in folder.glob("code/**/*.py")}
+    inference = {"__init__.py", "batches.py", "decode.py", "logits.py", "pyfunc.py"}
+    names = {"pneumo/__init__.py", *(f"pneumo/inference/{name}" for name in inference)}
+    assert {path.as_posix() for path in carried} == names
+    required = {line.partition("==")[0] for line in _requirements(folder)}
+    libraries = {"mlflow", "tensorflow", "keras", "numpy", "scipy", "pandas", "pillow", "joblib"}
+    assert required == libraries
+    imported = set()
+    for path in carried:
+        for node in ast.walk(ast.parse((folder / "code" / path).read_text())):
+            if isinstance(node, ast.ImportFrom):
+                imported.add(node.module)
+            elif isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+    modules = {name for name in imported if name.partition(".")[0] == "pneumo"}
+    assert modules <= {f"pneumo.inference.{Path(name).stem}" for name in inference}
+    packages = {name.partition(".")[0] for name in imported - modules} - sys.stdlib_module_names
+    assert packages == (libraries - {"pillow", "tensorflow"}) | {"PIL"}
+
+
+def _requirements(folder: Path) -> list[str]:
+    return (folder / "requirements.txt").read_text().split()
+
+
+def test_who_loads_a_model_first_still_finds_the_project(study, tmp_path):
+    folder = mlflow.artifacts.download_artifacts("models:/pneumonia-sample@challenger")
+    code = (
+        "import sys, mlflow\n"
+        "mlflow.pyfunc.load_model(sys.argv[1])\n"
+        "import pneumo.inference.decode, pneumo.runtime.errors\n"
+        "print(pneumo.inference.decode.__file__.startswith(sys.argv[1]))\n"
+        "print(pneumo.runtime.errors.__file__)\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, folder],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines() == ["True", str(ROOT / "pneumo/runtime/errors.py")]
 
 
 def test_the_served_model_names_what_it_cannot_read(study, sample):

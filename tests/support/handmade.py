@@ -11,6 +11,7 @@ from pneumo import registry, tracking
 from pneumo.config import RunConfig
 from pneumo.data.dataset import Dataset
 from pneumo.evaluate import calibration, evaluate
+from pneumo.inference.decode import DECODER
 from pneumo.inference.logits import predict_probabilities
 
 SIDE, NOISE = 32, 20.0
@@ -60,6 +61,7 @@ def run_of(half: str, dataset: Dataset, threshold: float = 0.3, **tags: str) -> 
         "temperature": 1.0,
         "val_uncalibrated": calibration(val.labels, probabilities),
         "resize": "squash",
+        "decoder": DECODER,
     }
     tags = tracking.subject_tags("handmade", dataset) | tags
     with tracking.command_run("train", "handmade", tags) as parent:

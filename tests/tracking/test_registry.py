@@ -203,7 +203,7 @@ def test_files_that_were_changed_are_refused_unopened(client, images, runs, name
     stored = register(runs["good"], name)
     before = client.get_model_version(name, "1").tags["pneumo.model_digest"]
     [folder] = Path.cwd().rglob(f"{stored.model_id}/artifacts")
-    [code] = folder.glob("serve.py")
+    [code] = folder.glob("pyfunc.py")
     code.write_text("raise SystemExit('it ran')\n" + code.read_text())
     [reason] = promote(name, "challenger", images[0], "test", 0.02).reasons
     assert reason.startswith(

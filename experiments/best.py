@@ -61,7 +61,7 @@ normalisation, training on validation images too after selection.
 
 from optuna import Trial
 
-from pneumo.config import RunConfig
+from pneumo.training.config import RunConfig
 
 BASE = RunConfig(
     backbone="mobilenet",

@@ -7,6 +7,6 @@ Result    validation AUC 0.991, accuracy 94.9 %, 31 seconds on two cores (2026-1
 Every knob is as `RunConfig` has it: start here.
 """
 
-from pneumo.config import RunConfig
+from pneumo.training.config import RunConfig
 
 BASE = RunConfig()

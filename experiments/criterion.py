@@ -66,7 +66,7 @@ not the CNN, whose accuracy on test falls by 3 points.
 import numpy as np
 from optuna import Trial
 
-from pneumo.config import RunConfig
+from pneumo.training.config import RunConfig
 
 BASE = RunConfig(
     backbone="mobilenet",

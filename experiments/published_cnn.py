@@ -18,7 +18,7 @@ The second command evaluates the trained model on test twice: once by this harne
 published transfer model was: trained on pixels 0-255, scored on pixels divided by 255.
 """
 
-from pneumo.config import RunConfig
+from pneumo.training.config import RunConfig
 
 BASE = RunConfig(
     image_size=256,

@@ -27,7 +27,7 @@ top of the network at 1e-4, patience 2. What differs:
   the epoch chosen by validation AUC.
 """
 
-from pneumo.config import RunConfig
+from pneumo.training.config import RunConfig
 
 BASE = RunConfig(
     backbone="resnet50v2",

@@ -8,7 +8,7 @@ Result    20 trials within two minutes on two cores (2026-11-23): validation AUC
 
 from optuna import Trial
 
-from pneumo.config import RunConfig
+from pneumo.training.config import RunConfig
 
 BASE = RunConfig(image_size=64, dropout=0.25, dense_widths=(64,), epochs=12, patience=6)
 

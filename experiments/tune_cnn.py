@@ -11,7 +11,7 @@ Trial 0 is the baseline: the published head and dropout, all blocks training.
 
 from optuna import Trial
 
-from pneumo.config import RunConfig
+from pneumo.training.config import RunConfig
 
 BASE = RunConfig(image_size=128, dropout=0.5, dense_widths=(256, 128, 64), epochs=10)
 

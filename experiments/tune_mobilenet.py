@@ -13,7 +13,7 @@ Trial 0, the baseline, unfreezes the last four of its 13 blocks.
 
 from optuna import Trial
 
-from pneumo.config import RunConfig
+from pneumo.training.config import RunConfig
 
 BASE = RunConfig(
     backbone="mobilenet",

@@ -12,7 +12,7 @@ that an epoch of the head alone takes seven minutes.
 
 from optuna import Trial
 
-from pneumo.config import RunConfig
+from pneumo.training.config import RunConfig
 
 BASE = RunConfig(
     backbone="resnet50v2",

@@ -15,13 +15,14 @@ import pandas as pd
 from mlflow.entities import Run
 from scipy.special import expit
 
-from pneumo import evaluate, figures, overlap, pages, registry, shortcuts, tag_names, tracking
+from pneumo import figures, overlap, pages, registry, tag_names, tracking
 from pneumo.data.dataset import Dataset, Images
-from pneumo.evaluate import Evaluation, metric_title
-from pneumo.explain import HiResCam
+from pneumo.evaluation import metrics, shortcuts
+from pneumo.evaluation.heat_maps import HiResCam
+from pneumo.evaluation.intervals import number, with_interval
+from pneumo.evaluation.metrics import Evaluation, metric_title
+from pneumo.evaluation.overlap import Overlap, find_overlap
 from pneumo.inference.logits import predict_logits, predict_probabilities, to_probabilities
-from pneumo.overlap import Overlap
-from pneumo.pages import number, with_interval
 from pneumo.runtime.console import say, table
 
 # What the page calls the metrics, in its order
@@ -90,11 +91,11 @@ def examine(
     """Holds a model against a split, and logs all that follows to the active run.
 
     The threshold is the model's own; with a `sensitivity`, 0 to 1, that of
-    `evaluate.threshold_for` on the validation images of the model's own run. On `test` it counts as
+    `metrics.threshold_for` on the validation images of the model's own run. On `test` it counts as
     one more look.
     """
     files = tracking.known_files(stored.trial, images.dataset)
-    seen = overlap.find_overlap(files, images.dataset, split_name)
+    seen = find_overlap(files, images.dataset, split_name)
     external = seen is not None and seen.external
     with tracking.evaluating(stored.title, stored.model_id, split_name, external) as run_id:
         found = _examine(stored, images, split_name, sensitivity, seen)
@@ -117,13 +118,13 @@ def _examine(
     of_val = val["label"].to_numpy(), val["probability"].to_numpy()
     threshold = settings["threshold"]
     if sensitivity is not None:
-        threshold = evaluate.threshold_for(sensitivity, *of_val)
+        threshold = metrics.threshold_for(sensitivity, *of_val)
     pixels = split.images
     logits = predict_logits(stored.model.keras_model, pixels)
     probabilities = to_probabilities(logits, settings["temperature"])
-    evaluation = evaluate.evaluate(split, probabilities, threshold, intervals=True)
-    numbers = evaluate.details(evaluation, logits, settings["temperature"])
-    numbers["validation"] = evaluate.score(*of_val, threshold)
+    evaluation = metrics.evaluate(split, probabilities, threshold, intervals=True)
+    numbers = metrics.details(evaluation, logits, settings["temperature"])
+    numbers["validation"] = metrics.score(*of_val, threshold)
     numbers["validation"]["uncalibrated"] = settings["val_uncalibrated"]
     numbers["test_evaluations"] = looks[stored.model_id]
     numbers["test_evaluations_of_all_models"] = looks.total()
@@ -223,7 +224,7 @@ def _fallen(here: Mapping[str, float], val: Mapping[str, float]) -> list[str]:
     """Each headline figure that validation put above its interval, in words."""
     return [
         f"{metric_title(name)} {with_interval(here, name)} after {val[name]:.3f}"
-        for name in evaluate.HEADLINE
+        for name in metrics.HEADLINE
         if val[name] > here[f"{name}_high"]
     ]
 
@@ -276,7 +277,7 @@ def _page(
         findings=findings,
         headline={
             metric_title(name): with_interval(numbers["at_threshold"], name)
-            for name in evaluate.HEADLINE
+            for name in metrics.HEADLINE
         },
         metrics=list(_metric_rows(numbers)),
         numbers=numbers,

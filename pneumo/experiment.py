@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pneumo.config import RunConfig
 from pneumo.runtime.errors import Mistake, shown
+from pneumo.training.config import RunConfig
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from pneumo import figures, pages, survey, tracking
+from pneumo import figures, pages, tracking
 from pneumo.data.dataset import Dataset, Images
 from pneumo.data.index import CLASSES
-from pneumo.data.split import shared_patients
-from pneumo.pages import number, with_interval
+from pneumo.evaluation import dataset_profile
+from pneumo.evaluation.dataset_profile import count_all, to_metrics
+from pneumo.evaluation.intervals import number, with_interval
 from pneumo.runtime.console import say, table
 from pneumo.runtime.errors import Mistake
 
@@ -20,7 +21,7 @@ PREVALENCE = 0.05  # difference of the share of pneumonia between train and test
 # How the page writes the metadata
 SHOWN = {"pixels": ",.0f", "aspect": ".2f", "bytes": ",.0f", "mean": ".1f", "sharpness": ".1f"}
 
-# What the classifiers of `survey.give_away` tell apart
+# What the classifiers of `dataset_profile.give_away` tell apart
 TOLD = {
     "label": "PNEUMONIA from NORMAL",
     "split": "test from training images",
@@ -31,12 +32,12 @@ TOLD = {
 def explore(dataset: Dataset) -> None:
     """Looks at a data set, and says what was found. Raises `Mistake` where no image is readable."""
     with tracking.command_run("explore", dataset.name, tracking.data_tags(dataset)) as run_id:
-        images = dataset.decode(survey.SIDE, max_unreadable=1)
-        files = survey.describe_files(images)
-        if survey.readable(files).empty:
+        images = dataset.decode(dataset_profile.SIDE, max_unreadable=1)
+        files = dataset_profile.describe_files(images)
+        if dataset_profile.readable(files).empty:
             raise Mistake(f"{dataset.name} must hold image files, and none of {len(files)} is one")
         tracking.log_data(images)
-        numbers, copies = count(files), survey.copies(files)
+        numbers, copies = count_all(files), dataset_profile.copies(files)
         findings, pictures = list(find(numbers)), _pictures(files, images)
         page = _page(images, files, copies, numbers, findings, pictures)
         artifacts = {
@@ -46,52 +47,12 @@ def explore(dataset: Dataset) -> None:
             "duplicates.csv": copies.to_csv(index=False).encode(),
             **pictures,
         }
-        tracking.log_exploration(metrics(numbers), artifacts)
-    counts = survey.count(files)
+        tracking.log_exploration(to_metrics(numbers), artifacts)
+    counts = dataset_profile.count(files)
     table(f"{dataset.name}, digest {dataset.digest}", list(counts), counts.to_numpy())
     for finding in findings:
         say(f"note: {finding}")
     say(tracking.how_to_look(run_id))
-
-
-def count(files: pd.DataFrame) -> dict[str, Any]:
-    """All numbers that are told of a data set, from `survey.describe_files`."""
-    images, sizes = survey.readable(files), survey.images_per_patient(files)
-    classes = images.groupby(["split", "class"], observed=True)["patient"]
-    return {
-        "images": len(images),
-        "patients": images["patient"].nunique(),
-        "several_images": int((sizes > 1).sum()),
-        "most_images": int(sizes.max()),
-        "unreadable": len(files) - len(images),
-        "unknown_patients": int(files["unknown"].sum()),
-        "shared_patients": shared_patients(images),
-        "coloured": survey.coloured(files)["class"].value_counts().to_dict(),
-        "constant": survey.constants(files),
-        "classes": {
-            f"{split}_{name.lower()}": {"images": len(rows), "patients": rows.nunique()}
-            for (split, name), rows in classes
-        },
-        "duplicates": survey.count_copies(survey.copies(files)),
-        "give_away": survey.give_away(files),
-    }
-
-
-def metrics(numbers: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers as MLflow's metrics, which data sets can be compared by."""
-    plain = ("images", "patients", "several_images", "most_images", "unreadable")
-    return {
-        **{name: numbers[name] for name in (*plain, "unknown_patients")},
-        "shared_patients": len(numbers["shared_patients"]),
-        "coloured": sum(numbers["coloured"].values()),
-        **{f"{key}_{what}": it[what] for key, it in numbers["classes"].items() for what in it},
-        **{f"duplicate_{name}": value for name, value in numbers["duplicates"].items()},
-        **{
-            f"{name}_{auc}": values[auc]
-            for name, values in numbers["give_away"].items()
-            for auc in ("auc", "auc_low", "auc_high")
-        },
-    }
 
 
 def find(numbers: Mapping[str, Any]) -> Iterator[str]:
@@ -165,7 +126,7 @@ def _colours(numbers: Mapping[str, Any]) -> Iterator[str]:
     if coloured and "colour" not in constant:
         counts = ", ".join(f"{count} {name}" for name, count in coloured.items())
         yield f"Some images are stored in colour ({counts}); all are read as grey."
-    same = [survey.METADATA[name] for name in survey.METADATA if name in constant]
+    same = [dataset_profile.METADATA[name] for name in dataset_profile.METADATA if name in constant]
     if "colour" in constant:
         same.append(f"colour ({constant['colour']})")
     if same:
@@ -186,12 +147,14 @@ def _shares_of_pneumonia(classes: Mapping[str, Mapping[str, int]]) -> dict[str, 
 
 
 def _pictures(files: pd.DataFrame, images: Images) -> dict[str, bytes]:
-    known = survey.readable(files)
-    sizes = {name: survey.METADATA[name] for name in ("pixels", "aspect", "bytes")}
-    looks = {name: survey.METADATA[name] for name in ("mean", "sharpness")}
+    known = dataset_profile.readable(files)
+    sizes = {name: dataset_profile.METADATA[name] for name in ("pixels", "aspect", "bytes")}
+    looks = {name: dataset_profile.METADATA[name] for name in ("mean", "sharpness")}
     drawn = {
         "samples.png": figures.samples(known, images.pixels),
-        "images_per_patient.png": figures.images_per_patient(survey.images_per_patient(files)),
+        "images_per_patient.png": figures.images_per_patient(
+            dataset_profile.images_per_patient(files)
+        ),
         "sizes.png": figures.distributions(known, sizes),
         "looks.png": figures.spreads(known, looks),
     }
@@ -206,7 +169,7 @@ def _page(
     findings: list[str],
     pictures: Mapping[str, bytes],
 ) -> str:
-    told, problems = numbers["give_away"], list(survey.problems(files))
+    told, problems = numbers["give_away"], list(dataset_profile.problems(files))
     return pages.render(
         "explore.html",
         images,
@@ -219,14 +182,14 @@ def _page(
             "identical files": f"{numbers['duplicates']['files']:,}",
             "AUC of the metadata alone": _label_auc(numbers["give_away"]),
         },
-        counts=survey.count(files).to_dict("records"),
+        counts=dataset_profile.count(files).to_dict("records"),
         sizes=_ranges(files, ["class"], ("pixels", "aspect", "bytes")),
         looks=_ranges(files, ["split", "class"], ("mean", "sharpness")),
         told=[TOLD[name] for name in told],
         together=[with_interval(it, "auc") for it in told.values()],
         alone=[
             (title, [_alone(it[name], name in numbers["constant"]) for it in told.values()])
-            for name, title in survey.METADATA.items()
+            for name, title in dataset_profile.METADATA.items()
         ],
         copies=copies[:LISTED].to_dict("records"),
         problems=problems[:LISTED],
@@ -246,15 +209,21 @@ def _ranges(
     files: pd.DataFrame, by: list[str], names: tuple[str, ...]
 ) -> list[tuple[str, str, list[str]]]:
     """What, of whom, and its least, median and greatest value."""
-    ranges, constant = survey.ranges(files, by), survey.constants(files)
+    ranges, constant = dataset_profile.ranges(files, by), dataset_profile.constants(files)
     rows = []
     for name in names:
         if name in constant:
             rows.append(
-                (survey.METADATA[name], f"constant here: {constant[name]:{SHOWN[name]}}", [])
+                (
+                    dataset_profile.METADATA[name],
+                    f"constant here: {constant[name]:{SHOWN[name]}}",
+                    [],
+                )
             )
             continue
         for group, values in ranges[name].iterrows():
             whom = group if isinstance(group, str) else " ".join(group)
-            rows.append((survey.METADATA[name], whom, [f"{it:{SHOWN[name]}}" for it in values]))
+            rows.append(
+                (dataset_profile.METADATA[name], whom, [f"{it:{SHOWN[name]}}" for it in values])
+            )
     return rows

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from sklearn import metrics
 
-from pneumo import bootstrap
-from pneumo.evaluate import Evaluation
+from pneumo.evaluation import bootstrap
+from pneumo.evaluation.metrics import Evaluation
 
 # A plain Figure belongs to no window and no global list: nothing to close, nothing leaks.
 
@@ -199,7 +199,7 @@ def worst_errors(
     """The images that the model is wrong about and the surest of, of both kinds, with heat maps.
 
     `images`: uint8, shape (rows, size, size, 1), in the order of `predictions`; `heat_maps`: an
-    `explain.HiResCam` of one model, which is called with the images shown alone.
+    `heat_maps.HiResCam` of one model, which is called with the images shown alone.
     """
     values, labels = predictions["probability"], predictions["label"]
     missed = predictions[(labels == 1) & (values < threshold)].sort_values("probability")

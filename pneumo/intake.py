@@ -1,8 +1,8 @@
 """The images that a command works on, and in its run what had to be left out of them."""
 
 from pneumo import tracking
-from pneumo.config import RunConfig
 from pneumo.data.dataset import Dataset, Images
+from pneumo.training.config import RunConfig
 
 
 def take(dataset: Dataset, config: RunConfig) -> Images:

@@ -1,7 +1,6 @@
 """HTML pages that need nothing beside them: pictures are in them, and nothing is fetched."""
 
 import base64
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pneumo.data.dataset import Images
-from pneumo.evaluate import ENDS
 
 PAGES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -41,17 +39,6 @@ def render(template: str, images: Images, pictures: Mapping[str, bytes], **value
     )
 
 
-def with_interval(values: Mapping[str, float], name: str) -> str:
-    """A value and, where `values` has `name_low` and `name_high`, its interval."""
-    value, *bounds = (number(values[f"{name}{end}"]) for end in ENDS if f"{name}{end}" in values)
-    return f"{value} ({'–'.join(bounds)})" if bounds else value
-
-
 def short(value: str) -> str:
     """A field of a run, as text, with three digits of a fraction."""
     return f"{float(value):.3g}" if "." in value else value
-
-
-def number(value: float) -> str:
-    """Three digits; a dash for what is no number."""
-    return "–" if math.isnan(value) else f"{value:.3f}"

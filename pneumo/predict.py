@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from pneumo import tracking
-from pneumo.explain import HiResCam
+from pneumo.evaluation.heat_maps import HiResCam
 from pneumo.figures import overlay
 from pneumo.inference.decode import UnreadableImage
 from pneumo.inference.pyfunc import COLUMNS

@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Column, Table
 
 from pneumo import attributes
-from pneumo.config import SCORES
 from pneumo.runtime.console import console, draws, say
 from pneumo.runtime.process import ProcessId
 from pneumo.study import COUNTED, STORE_ERRORS, Goal, best_of, last_value
+from pneumo.training.config import SCORES
 
 NO_BEST = ("best", "none yet", "")
 ENDED = "its process has ended"  # the error of a trial that could not store one

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 from mlflow.entities.model_registry import ModelVersion
 
-from pneumo import bootstrap, evidence, overlap, registry, tag_names, tracking
-from pneumo.comparison import (
+from pneumo import evidence, overlap, registry, tag_names, tracking
+from pneumo.data.dataset import Dataset
+from pneumo.evaluation import bootstrap
+from pneumo.evaluation.comparison import (
     REFERENCES,
     Decision,
     Held,
@@ -16,8 +18,8 @@ from pneumo.comparison import (
     describe_difference,
     gate,
 )
-from pneumo.data.dataset import Dataset
-from pneumo.evaluate import metric_title
+from pneumo.evaluation.metrics import metric_title
+from pneumo.evaluation.overlap import find_overlap
 from pneumo.registry import CHALLENGER, CHAMPION, PREVIOUS, Stored
 from pneumo.runtime.console import say, table
 from pneumo.runtime.errors import Mistake
@@ -166,7 +168,7 @@ def _decide(
     if vacant and held.synthetic and not _is_synthetic(versions[champion]):
         decision.reasons.append(demo_after_real(held.title, _title(versions[champion])))
     files = tracking.known_files(candidate.trial, dataset)
-    if why := overlap.explain(overlap.find_overlap(files, dataset, split)):
+    if why := overlap.explain(find_overlap(files, dataset, split)):
         decision.reasons.append(why)
     return decision
 

@@ -15,9 +15,9 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from pneumo.config import RunConfig, derived_seed
 from pneumo.experiment import Experiment
 from pneumo.runtime.errors import Mistake
+from pneumo.training.config import RunConfig, derived_seed
 
 DISTRIBUTIONS = {
     "suggest_float": FloatDistribution,

@@ -11,8 +11,9 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import attributes, bootstrap, tracking
-from pneumo.bootstrap import Improvement
+from pneumo import attributes, tracking
+from pneumo.evaluation import bootstrap
+from pneumo.evaluation.bootstrap import Improvement
 from pneumo.runtime import signals
 from pneumo.runtime.console import say
 from pneumo.runtime.errors import in_words

@@ -1,21 +1,15 @@
 """Preprocessing skew on purpose: a model trained on pixels 0-255 is given pixels / 255."""
 
-import keras
 import numpy as np
 
 from pneumo import evidence, tag_names, tracking
 from pneumo.data.dataset import Images
-from pneumo.evaluate import Evaluation, evaluate
+from pneumo.evaluation.intervals import with_interval
+from pneumo.evaluation.metrics import Evaluation, evaluate
+from pneumo.evaluation.preprocessing_skew import as_published
 from pneumo.evidence import Evidence
 from pneumo.figures import confusion_matrix_file
-from pneumo.inference.logits import (
-    average_models,
-    is_mirrored,
-    members_of,
-    predict_logits,
-    to_probabilities,
-)
-from pneumo.pages import with_interval
+from pneumo.inference.logits import predict_logits, to_probabilities
 from pneumo.registry import Stored
 from pneumo.runtime.console import say, table
 
@@ -52,23 +46,6 @@ def evaluate_with_skew(
     _show(split, {"without skew": sound.evaluation, "with skew": skewed})
     for finding in evidence.failures({**sound.numbers, "at_threshold": skewed.metrics}, split):
         say(f"note, with skew: {finding}")
-
-
-def as_published(model: keras.Model) -> keras.Model:
-    """The same layers and weights behind a float input: it takes pixels of any range as they are.
-
-    The model itself would refuse them, or, called past that, cast them to whole numbers.
-    """
-    twins = [_behind_float_input(member) for member in members_of(model)]
-    return average_models(twins, is_mirrored(model))
-
-
-def _behind_float_input(member: keras.Model) -> keras.Model:
-    network = member.get_layer("backbone")
-    pixels = keras.Input(member.input_shape[1:], dtype="float32")
-    twin = keras.models.clone_model(network, input_tensors=pixels)
-    twin.set_weights(network.get_weights())
-    return keras.Model(pixels, member.get_layer("head")(twin.output))
 
 
 def _show(split: str, evaluations: dict[str, Evaluation]) -> None:

@@ -28,7 +28,6 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pneumo import attributes, intake, tag_names, tracking
-from pneumo.config import RunConfig, derived_seed
 from pneumo.data.dataset import Dataset
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.runtime import cache, signals
@@ -36,6 +35,7 @@ from pneumo.runtime.console import say
 from pneumo.runtime.errors import Mistake, StudyStopped
 from pneumo.runtime.process import ProcessId
 from pneumo.search import SAMPLER, ReseededTPE, Search, base_value
+from pneumo.training.config import RunConfig, derived_seed
 
 # Nothing here needs TensorFlow: a process that lets others search does without.
 

@@ -10,12 +10,13 @@ from typing import Any
 import mlflow
 import optuna
 
-from pneumo import bootstrap, evaluate, graphs, pages, tracking
-from pneumo.bootstrap import Improvement
-from pneumo.comparison import ScoredPredictions
-from pneumo.config import RunConfig, spelled_out
+from pneumo import graphs, pages, tracking
 from pneumo.data.dataset import SAMPLE, Dataset
-from pneumo.pages import with_interval
+from pneumo.evaluation import bootstrap, metrics
+from pneumo.evaluation.bootstrap import Improvement
+from pneumo.evaluation.comparison import ScoredPredictions
+from pneumo.evaluation.intervals import with_interval
+from pneumo.training.config import RunConfig, spelled_out
 
 PAGE = "study/study.html"  # among the artifacts of the study's run
 
@@ -125,8 +126,8 @@ def _compare(baseline: str, best: str) -> BaselineComparison:
         for run_id in (baseline, best)
     ]
     rows = [
-        (evaluate.metric_title(name), *(with_interval(it, name) for it in values))
-        for name in evaluate.HEADLINE
+        (metrics.metric_title(name), *(with_interval(it, name) for it in values))
+        for name in metrics.HEADLINE
     ]
     gain = f"{values[1]['auc'] - values[0]['auc']:+.4f}"
     return BaselineComparison(rows, with_interval(values[1], "auc"), gain)

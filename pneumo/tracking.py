@@ -38,13 +38,13 @@ from mlflow.utils.rest_utils import http_request
 from sqlalchemy import make_url
 
 from pneumo import tag_names
-from pneumo.config import RunConfig
 from pneumo.data.dataset import Dataset, Images
 from pneumo.data.index import read_table
-from pneumo.evaluate import Evaluation
+from pneumo.evaluation.metrics import Evaluation
 from pneumo.runtime.console import say
 from pneumo.runtime.errors import Mistake, reason_for, without_passwords
 from pneumo.runtime.process import ProcessId
+from pneumo.training.config import RunConfig
 
 if TYPE_CHECKING:
     import keras

@@ -10,14 +10,20 @@ import numpy as np
 from scipy.special import expit
 
 from pneumo import tracking
-from pneumo.config import RunConfig
 from pneumo.data.dataset import Dataset
-from pneumo.evaluate import calibration, evaluate, midpoint_threshold, temperature, youden_threshold
+from pneumo.evaluation.metrics import (
+    calibration,
+    evaluate,
+    midpoint_threshold,
+    temperature,
+    youden_threshold,
+)
 from pneumo.figures import confusion_matrix_file
 from pneumo.inference.decode import DECODER
 from pneumo.inference.logits import to_probabilities
 from pneumo.runtime import signals
-from pneumo.train import EpochCallback, train
+from pneumo.training.config import RunConfig
+from pneumo.training.train import EpochCallback, train
 
 PARTS = ("training", "evaluation", "storing the model")  # of a trial, one after the other
 

@@ -10,7 +10,6 @@ import optuna
 from optuna.trial import TrialState
 
 from pneumo import attributes, cluster, launch, registry, selection, tag_names, tracking
-from pneumo.config import SCORES
 from pneumo.pages import short
 from pneumo.progress import StudyProgress
 from pneumo.runtime.console import say, table
@@ -35,6 +34,7 @@ from pneumo.study import (
 )
 from pneumo.study_page import StudyPage
 from pneumo.study_report import DONE, PAGE, STOPPED
+from pneumo.training.config import SCORES
 
 
 @dataclass(frozen=True)

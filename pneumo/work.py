@@ -25,7 +25,7 @@ from pneumo.study import (
     require_no_repeated_failure,
     running,
 )
-from pneumo.train import EpochCallback
+from pneumo.training.train import EpochCallback
 from pneumo.trial import run_name, run_trial
 
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
 from pydantic.fields import FieldInfo
 
-from pneumo.config import RunConfig
 from pneumo.runtime.errors import Mistake, is_text, shown
+from pneumo.training.config import RunConfig
 
 MOST = 10**9  # of what is counted, and of seconds
 MOST_WORKERS = 1_000

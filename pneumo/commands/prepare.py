@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 from pneumo.commands.arguments import PrepareOptions
-from pneumo.config import RunConfig
 from pneumo.data.dataset import open_dataset
 from pneumo.data.subset import write_subset
 from pneumo.runtime.console import say, table
 from pneumo.runtime.errors import Mistake
+from pneumo.training.config import RunConfig
 
 
 def prepare(options: PrepareOptions) -> int:

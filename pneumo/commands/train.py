@@ -3,8 +3,8 @@
 from pneumo.commands.arguments import TrainOptions
 from pneumo.data.dataset import open_dataset
 from pneumo.experiment import load_experiment
-from pneumo.pretrained import prepare_to_fit
 from pneumo.runtime.console import say, say_epoch
+from pneumo.training.pretrained import prepare_to_fit
 
 
 def train(options: TrainOptions) -> int:

@@ -3,9 +3,9 @@
 from pneumo.commands.arguments import TuneOptions
 from pneumo.data.dataset import open_dataset
 from pneumo.experiment import load_experiment
-from pneumo.pretrained import prepare_to_fit
 from pneumo.runtime.machine import require_gpus
 from pneumo.search import require_fits
+from pneumo.training.pretrained import prepare_to_fit
 
 
 def tune(options: TuneOptions) -> int:

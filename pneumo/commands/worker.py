@@ -3,10 +3,10 @@
 from pneumo import attributes, tag_names
 from pneumo.commands.arguments import WorkerOptions
 from pneumo.data.dataset import open_dataset
-from pneumo.pretrained import prepare_to_fit
 from pneumo.runtime import signals
 from pneumo.runtime.console import say
 from pneumo.runtime.machine import require_gpus
+from pneumo.training.pretrained import prepare_to_fit
 
 
 def worker(options: WorkerOptions) -> int:

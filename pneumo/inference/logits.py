@@ -50,7 +50,7 @@ def predict_probabilities(
 ) -> np.ndarray:
     """The probability of pneumonia for each image: float64, shape (n,), 0 to 1.
 
-    `images`: uint8, shape (n, size, size, 1); `temperature`: as `evaluate.temperature` gives it,
+    `images`: uint8, shape (n, size, size, 1); `temperature`: as `metrics.temperature` gives it,
     1 changes nothing. Raises `TypeError` for any other dtype of images: Keras would cast pixels
     that were divided by 255 to a black image without a word.
     """

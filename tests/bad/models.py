@@ -117,7 +117,7 @@ SPOILED = [
         "version",
         rolls_back,
         "pneumonia",
-        first_line("code/pneumo/train.py"),
+        first_line("code/pneumo/inference/decode.py"),
         "",
     ),
     ("version, sourceless bytecode", "version", evaluates, VERSION, without_a_source, CHANGED),

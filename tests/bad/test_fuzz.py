@@ -18,10 +18,10 @@ from PIL import Image
 
 from pneumo.__main__ import main
 from pneumo.commands.arguments import COMMANDS, flags_of
-from pneumo.config import RunConfig
 from pneumo.data import index
 from pneumo.inference.decode import UnreadableImage, decode
 from pneumo.runtime.errors import Mistake, is_text
+from pneumo.training.config import RunConfig
 from tests.bad.images import READABLE, UNREADABLE
 from tests.support.fuzzing import NASTY, examples, is_one_line, result
 from tests.support.images import file_of

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pneumo import models
-from pneumo.augment import CHANCES, Variation, augment, chances
 from pneumo.data.dataset import open_dataset
-from pneumo.features import VIEWS, Frozen
 from pneumo.inference.batches import in_batches
 from pneumo.inference.decode import decode
 from pneumo.inference.logits import predict_logits, predict_probabilities
-from pneumo.train import compile_part
+from pneumo.training import network
+from pneumo.training.augment import CHANCES, Variation, augment, chances
+from pneumo.training.feature_cache import VIEWS, Frozen
+from pneumo.training.network import Trained, build
+from pneumo.training.train import compile_part
 from tests.benchmarks.study_space import DEPTH, STRENGTH, arguments, config_of
 
 IMAGES = {"mobilenet": 2048, "resnet50v2": 96}  # so that each step takes a second or more
@@ -123,12 +124,12 @@ def above_the_cut(
     """The seconds of the frozen part below a cut, and of training and predicting above it."""
     count, labels = len(images), np.resize([0, 1], len(images))
     config = config_of(options).override({"unfreeze_depth": depth})
-    model = models.build(config)
+    model = build(config)
     network = Frozen(model.get_layer("backbone"), config.backbone)
     frozen = network.compiled(network.pixels, depth, Variation())
     neutral = np.zeros((count, CHANCES), np.float32)
     inputs = outputs(frozen, images, neutral)
-    part = models.Trained(model, depth, fixed_statistics=True)
+    part = Trained(model, depth, fixed_statistics=True)
     compile_part(part, config.learning_rate)
     return (
         per_image(lambda: outputs(frozen, images, neutral), count),
@@ -152,7 +153,7 @@ def measure(options: argparse.Namespace) -> Costs:
     vary = tf.function(lambda images, chance: augment(images, Variation(0.5), chance))
     cuts = [above_the_cut(options, images, depth) for depth in range(DEPTH[1] + 1)]
     frozen, trained, predicted = (list(costs) for costs in zip(*cuts, strict=True))
-    whole = models.build(config_of(options))
+    whole = network.build(config_of(options))
     return Costs(
         decode=per_image(decode_all, count),
         augment=per_image(lambda: outputs(vary, images, chance), count),

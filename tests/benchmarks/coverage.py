@@ -1,4 +1,4 @@
-"""How often 95 % intervals cover the true value, by the methods of `pneumo.intervals` and before.
+"""How often 95 % intervals cover the true value, with the methods of today and of before.
 
     python -m tests.benchmarks.coverage
 
@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from pneumo import bootstrap, intervals
+from pneumo.evaluation import bootstrap
+from pneumo.evaluation.intervals import auc_interval, proportion_interval
 
 # Patients of the official test split's half with 1, 2, … images with pneumonia, 8 standing for more
 PATIENTS = np.array([59, 14, 9, 7, 5, 2, 1, 1])
@@ -87,7 +88,7 @@ def of_proportions(
     rng, found = np.random.default_rng(seed), {"old": [], "new": []}
     for value in SENSITIVITIES:
         hits, counts = proportions(rng, value, icc, images, sets)
-        found["new"].append(covers(intervals.proportion_interval(hits, counts), value).mean())
+        found["new"].append(covers(proportion_interval(hits, counts), value).mean())
         old = percentiles(hits[:old_sets], counts[:old_sets])
         found["old"].append(covers(old, value).mean())
     return {name: np.array(shares) for name, shares in found.items()}
@@ -121,7 +122,7 @@ def of_auc(
         covered = {name: [] for name in found}
         for number in range(sets):
             made = scores(rng, value, icc, classes)
-            covered["new"].append(covers(intervals.auc_interval(*made), value))
+            covered["new"].append(covers(auc_interval(*made), value))
             if number < old_sets:
                 table = pd.DataFrame(
                     dict(zip(("label", "probability", "patient"), made, strict=True))

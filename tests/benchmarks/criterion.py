@@ -26,9 +26,15 @@ from scipy.special import expit
 from scipy.stats import rankdata, spearmanr
 from sklearn.metrics import log_loss, roc_auc_score
 
-from pneumo import bootstrap, tracking
+from pneumo import tracking
 from pneumo.data.dataset import open_dataset
-from pneumo.evaluate import midpoint_threshold, temperature, threshold_for, youden_threshold
+from pneumo.evaluation import bootstrap
+from pneumo.evaluation.metrics import (
+    midpoint_threshold,
+    temperature,
+    threshold_for,
+    youden_threshold,
+)
 from pneumo.study import open_storage
 from tests.benchmarks.criterion_trials import CLEAN, TEST, VERSIONS, Trial, in_turn, trials_of
 

@@ -18,8 +18,8 @@ import pandas as pd
 from scipy.special import expit
 from scipy.stats import norm
 
-from pneumo.comparison import REFERENCES, Decision, Held, Margins, best_of, gate
-from pneumo.evaluate import youden_threshold
+from pneumo.evaluation.comparison import REFERENCES, Decision, Held, Margins, best_of, gate
+from pneumo.evaluation.metrics import youden_threshold
 
 SICK, NORMAL = 390, 234
 VALIDATION = (777, 270)

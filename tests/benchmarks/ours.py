@@ -11,9 +11,9 @@ import mlflow
 import optuna
 
 from pneumo import study, tracking, work
-from pneumo.config import RunConfig
 from pneumo.data.dataset import open_dataset
 from pneumo.experiment import Experiment
+from pneumo.training.config import RunConfig
 from pneumo.tune import tune
 from tests.benchmarks.study_space import (
     DEPTH,

@@ -21,11 +21,12 @@ import mlflow
 import numpy as np
 import pytest
 
-from pneumo import models, study, trial
-from pneumo.config import RunConfig
+from pneumo import study, trial
 from pneumo.data.dataset import Images, open_dataset
 from pneumo.experiment import Experiment
-from pneumo.train import STEPS_PER_EXECUTION, class_weights
+from pneumo.training import network
+from pneumo.training.config import RunConfig
+from pneumo.training.train import STEPS_PER_EXECUTION, class_weights
 from pneumo.tune import tune
 from tests.benchmarks.stub import stub_of
 from tests.support.stores import store_in
@@ -39,7 +40,7 @@ def bare(images: Images, steps_per_execution: int = 1) -> None:
     """Fit one model as a notebook would."""
     train, val = images.split("train"), images.split("val")
     keras.utils.clear_session()
-    model = models.build(CONFIG)
+    model = network.build(CONFIG)
     model.compile(
         keras.optimizers.Adam(CONFIG.learning_rate),
         keras.losses.BinaryCrossentropy(from_logits=True),

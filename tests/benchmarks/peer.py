@@ -13,7 +13,7 @@ import keras_tuner
 import tensorflow as tf
 from keras import layers
 
-from pneumo.backbones import BACKBONES
+from pneumo.training.backbones import BACKBONES
 from tests.benchmarks.study_space import DEPTH, DROPOUT, RATE, STRENGTH, WIDTHS, arguments
 
 options = arguments().parse_args()
@@ -48,7 +48,7 @@ def build_model(hp: keras_tuner.HyperParameters) -> keras.Model:
 
 def unfreeze(base: keras.Model, depth: int) -> None:
     """Freezes all but the `depth` topmost blocks, which end where pneumo's end."""
-    from pneumo.models import blocks
+    from pneumo.training.network import blocks
 
     base.trainable = True
     groups = blocks(base, options.backbone)

@@ -29,11 +29,11 @@ import requests
 from keras import layers
 
 from pneumo import registry, tracking, trial
-from pneumo.config import RunConfig
 from pneumo.data.dataset import Dataset, open_dataset
 from pneumo.data.index import find_images
 from pneumo.predict import predict
 from pneumo.registry import Stored
+from pneumo.training.config import RunConfig
 from tests.benchmarks.ingest import SIZE, enlarge
 from tests.benchmarks.stub import stub_of
 from tests.support.services import model_server

@@ -16,7 +16,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from pneumo import bootstrap
+from pneumo.evaluation import bootstrap
 
 TRIALS = 1, 20, 100
 PATIENTS, SICK = 200, 0.7  # of one image each, and the share of them with pneumonia

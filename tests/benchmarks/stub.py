@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from pneumo import models
-from pneumo.config import RunConfig
 from pneumo.data.dataset import Images
-from pneumo.train import EpochCallback, Result
+from pneumo.training import network
+from pneumo.training.config import RunConfig
+from pneumo.training.train import EpochCallback, Result
 
 
 def stub_of(config: RunConfig) -> Callable[..., Result]:
@@ -20,7 +20,7 @@ def stub_of(config: RunConfig) -> Callable[..., Result]:
     Args:
         config: What all trials have in common; their dropout may differ.
     """
-    model = models.build(config)
+    model = network.build(config)
 
     def train(
         config: RunConfig, images: Images, callbacks: Sequence[EpochCallback] = (), deepest: int = 0

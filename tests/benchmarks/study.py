@@ -26,9 +26,9 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from pneumo.backbones import BACKBONES
 from pneumo.data.dataset import Dataset, open_dataset
 from pneumo.data.index import CLASSES
+from pneumo.training.backbones import BACKBONES
 from tests.benchmarks.costs import Costs
 from tests.benchmarks.study_space import arguments
 from tests.support.weights import write

@@ -2,7 +2,7 @@
 
 import argparse
 
-from pneumo.config import RunConfig
+from pneumo.training.config import RunConfig
 
 # The five dimensions, the same for both
 DROPOUT = (0.0, 0.6)

@@ -42,9 +42,10 @@ CHROMIUM = [
 
 # An experiment whose fits take no time, and give what real ones give
 EXPERIMENT = """
-from pneumo import train
-from pneumo import trial
-from pneumo.config import RunConfig
+from pneumo.training import train
+from pneumo.training.config import RunConfig
+
+
 
 from tests.benchmarks.stub import stub_of
 

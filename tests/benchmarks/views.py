@@ -13,7 +13,7 @@ from scipy.stats import ttest_rel
 from sklearn.metrics import roc_auc_score
 
 from pneumo.data.dataset import open_dataset
-from pneumo.train import train
+from pneumo.training.train import train
 from tests.benchmarks.study_space import arguments, config_of
 
 SMOKE = "--data sample --weights none --size 32 --epochs 1 --seeds 2"

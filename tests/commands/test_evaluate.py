@@ -12,10 +12,11 @@ from PIL import Image, ImageOps
 from scipy.special import expit, logit
 from sklearn import metrics
 
-from pneumo import evidence, registry, shortcuts
+from pneumo import evidence, registry
+from pneumo.evaluation import shortcuts
+from pneumo.evaluation.intervals import metric_intervals
+from pneumo.evaluation.overlap import Overlap
 from pneumo.inference.logits import predict_probabilities
-from pneumo.intervals import metric_intervals
-from pneumo.overlap import Overlap
 from tests.support.commands import run
 from tests.support.stores import store_in
 from tests.support.studies import (

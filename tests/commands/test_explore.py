@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pneumo import explore, survey
+from pneumo import explore
 from pneumo.data.dataset import Dataset, open_dataset
+from pneumo.evaluation import dataset_profile
 from tests.support.commands import run
 from tests.support.studies import files, tags, text
 
@@ -28,7 +29,7 @@ def opened(data) -> Dataset:
 
 
 def described(data) -> pd.DataFrame:
-    return survey.describe_files(opened(data).decode(survey.SIDE, 1))
+    return dataset_profile.describe_files(opened(data).decode(dataset_profile.SIDE, 1))
 
 
 @pytest.fixture(scope="module")
@@ -56,37 +57,39 @@ def wrong(folder):
 
 def test_a_name_that_tells_no_patient_is_no_patient_of_two_splits(wrong):
     Image.effect_noise((96, 96), 50).save(wrong / "test" / "PNEUMONIA" / "scan 7.png")
-    numbers = explore.count(described(wrong))
+    numbers = dataset_profile.count_all(described(wrong))
     assert (numbers["unknown_patients"], numbers["shared_patients"]) == (3, ["IM-0103"])
 
 
 def test_each_problem_is_found(wrong):
     found = described(wrong)
-    told = dict(survey.problems(found))
+    told = dict(dataset_profile.problems(found))
     assert set(told) == {
         *("train/NORMAL/IM-9001-0001.jpeg", "train/NORMAL/notes.txt"),
         *("train/PNEUMONIA/person9002_virus_1.png", "train/PNEUMONIA/person9003_virus_1.png"),
         "train/PNEUMONIA/scan 7.png",
     }
     assert told["train/NORMAL/IM-9001-0001.jpeg"].startswith("unreadable: ")
-    assert Counter(path for path, _ in survey.problems(found))["train/NORMAL/notes.txt"] == 2
+    assert (
+        Counter(path for path, _ in dataset_profile.problems(found))["train/NORMAL/notes.txt"] == 2
+    )
     assert told["train/PNEUMONIA/person9003_virus_1.png"] == "stored in colour (RGB): read as grey"
     rows = found.set_index("path")
     errors = rows.loc[rows["error"] != "", "error"]
     assert set(errors.index) == set(list(told)[:3])
     assert rows.loc[errors.index, ["width", "mean", "sharpness", "aspect"]].isna().all(axis=None)
     assert rows.loc["train/PNEUMONIA/person9003_virus_1.png", "aspect"] == 1.5
-    assert set(survey.constants(found)) == set()
+    assert set(dataset_profile.constants(found)) == set()
 
 
 def test_copies_across_classes_and_splits(wrong):
-    copies = survey.copies(described(wrong))
+    copies = dataset_profile.copies(described(wrong))
     assert [list(rows["path"]) for _, rows in copies.groupby("group")] == [
         ["test/NORMAL/IM-9005-0001.png", "train/NORMAL/IM-0102-0001.png"],
         ["test/NORMAL/IM-9006-0001.png", "train/NORMAL/IM-0104-0001.png"],
         ["train/NORMAL/IM-0101-0001.png", "train/PNEUMONIA/person9004_bacteria_1.png"],
     ]
-    counts = survey.count_copies(copies)
+    counts = dataset_profile.count_copies(copies)
     # whether the third group is cut in two by validation follows from the patients' names
     third_is_cut = copies.loc[copies["group"] == 3, "split"].nunique() > 1
     assert counts == {
@@ -96,21 +99,21 @@ def test_copies_across_classes_and_splits(wrong):
         "across_classes": 1,
         "across_patients": 3,
     }
-    assert explore.count(described(wrong))["shared_patients"] == ["IM-0103"]
+    assert dataset_profile.count_all(described(wrong))["shared_patients"] == ["IM-0103"]
 
 
 def test_what_is_there_is_counted(looked, sample):
-    counts = survey.count(looked)
+    counts = dataset_profile.count(looked)
     assert list(counts["split"].unique()) == ["train", "val", "test"]
     assert counts["images"].sum() == 546
     assert counts["patients"].sum() == 340  # of no patient are there two kinds
-    sizes = survey.images_per_patient(looked)
+    sizes = dataset_profile.images_per_patient(looked)
     assert sizes.sum() == 546
     assert len(sizes) == 340
     assert sizes.max() == 3
-    assert survey.constants(looked) == CONSTANT
-    assert dict(survey.problems(looked)) == {}
-    assert survey.count_copies(survey.copies(looked))["groups"] == 0
+    assert dataset_profile.constants(looked) == CONSTANT
+    assert dict(dataset_profile.problems(looked)) == {}
+    assert dataset_profile.count_copies(dataset_profile.copies(looked))["groups"] == 0
 
 
 def test_intensity_and_sharpness(folder):
@@ -129,7 +132,7 @@ def test_intensity_and_sharpness(folder):
 def known(split: str, label: int, patients: int, **columns) -> pd.DataFrame:
     names = [f"{split}{label}-{number}" for number in range(patients)]
     table = pd.DataFrame({"patient": names, "split": split, "label": label, "error": ""})
-    constant = dict.fromkeys(survey.METADATA, 1.0)
+    constant = dict.fromkeys(dataset_profile.METADATA, 1.0)
     return table.assign(**{"class": ("NORMAL", "PNEUMONIA")[label], **constant, **columns})
 
 
@@ -144,7 +147,7 @@ def sharper(**splits: tuple[float, float]) -> pd.DataFrame:
 
 
 def test_what_metadata_give_away():
-    told = survey.give_away(sharper(train=(0, 3), test=(0, 3)))
+    told = dataset_profile.give_away(sharper(train=(0, 3), test=(0, 3)))
     assert set(told) == {"label", "split", "split_normal", "split_pneumonia"}
     # two normal distributions, three standard deviations apart
     assert told["label"]["sharpness"] == pytest.approx(0.983, abs=0.01)
@@ -157,8 +160,8 @@ def test_what_metadata_give_away():
 
 def test_the_label_is_told_on_training_images():
     table = sharper(train=(0, 3), test=(3, 0))
-    assert survey.give_away(table)["label"]["sharpness"] > 0.95
-    alone = survey.give_away(table[table["split"] == "test"])
+    assert dataset_profile.give_away(table)["label"]["sharpness"] > 0.95
+    alone = dataset_profile.give_away(table[table["split"] == "test"])
     assert set(alone) == {"label"}
     assert alone["label"]["sharpness"] < 0.05
 
@@ -169,16 +172,16 @@ def test_no_patient_is_on_both_sides_of_a_fold():
     table = pd.concat([*one] * 10).sort_values("patient")
     codes = np.random.default_rng(0).permutation(60)
     table["bytes"] = codes[pd.factorize(table["patient"])[0]]
-    assert survey.give_away(table)["label"]["auc"] < 0.7
+    assert dataset_profile.give_away(table)["label"]["auc"] < 0.7
 
 
 def test_too_few_patients_say_nothing():
     table = pd.concat([known("train", 0, 4), known("train", 1, 50), known("test", 1, 50)])
-    assert set(survey.give_away(table)) == {"split", "split_pneumonia"}
+    assert set(dataset_profile.give_away(table)) == {"split", "split_pneumonia"}
 
 
 def test_what_must_not_be_missed(wrong):
-    found = list(explore.find(explore.count(described(wrong))))
+    found = list(explore.find(dataset_profile.count_all(described(wrong))))
     for sentence in (
         "groups of identical files lie in more than one split: what is tested there has been",
         "1 patients are in more than one split, as IM-0103.",
@@ -207,7 +210,7 @@ def test_the_run(store, wrong):
     }
     assert files(store, made.info.run_id, "explore") == {f"explore/{it}" for it in ARTIFACTS}
     stored = json.loads(text(made.info.run_id, "explore/numbers.json"))
-    assert explore.metrics(stored) == made.data.metrics
+    assert dataset_profile.to_metrics(stored) == made.data.metrics
     expected = {"images": 552, "unreadable": 3, "coloured": 1, "duplicate_files": 6}
     assert {name: made.data.metrics[name] for name in expected} == expected
     assert made.data.metrics["test_normal_images"] == 68
@@ -215,7 +218,10 @@ def test_the_run(store, wrong):
     assert len(listed) == 555
     copies = pd.read_csv(io.StringIO(text(made.info.run_id, "explore/duplicates.csv")))
     page = text(made.info.run_id, "explore/explore.html")
-    for path in (*copies["path"], *(path for path, _ in survey.problems(described(wrong)))):
+    for path in (
+        *copies["path"],
+        *(path for path, _ in dataset_profile.problems(described(wrong))),
+    ):
         assert f"<code>{path}</code>" in page
     for finding in explore.find(stored):
         assert f"note: {finding}\n" in output

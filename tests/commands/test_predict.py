@@ -14,7 +14,7 @@ from PIL import Image
 
 from pneumo import registry
 from pneumo.data.index import find_images
-from pneumo.explain import HiResCam
+from pneumo.evaluation.heat_maps import HiResCam
 from pneumo.figures import overlay
 from pneumo.inference.decode import decode
 from pneumo.runtime.errors import Mistake

@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from pneumo import models, skew, tracking
-from pneumo.config import RunConfig
+from pneumo import tracking
 from pneumo.data.dataset import open_dataset
+from pneumo.evaluation import preprocessing_skew
 from pneumo.inference.logits import average_models, predict_logits, predict_probabilities
+from pneumo.training import network
+from pneumo.training.config import RunConfig
 from tests.support import handmade
 from tests.support.commands import run_here
 from tests.support.studies import EVIDENCE, INTERVALS, METRICS, files, predictions
@@ -17,13 +19,13 @@ from tests.support.studies import EVIDENCE, INTERVALS, METRICS, files, predictio
 @pytest.fixture(scope="module", params=[(1, False), (2, True)])
 def model(request):
     count, mirror = request.param
-    members = [models.build(RunConfig(image_size=32, seed=seed)) for seed in range(count)]
+    members = [network.build(RunConfig(image_size=32, seed=seed)) for seed in range(count)]
     return average_models(members, mirror)
 
 
 def test_the_twin_is_the_model_until_its_pixels_are_divided(model):
     images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 1), np.uint8)
-    twin = skew.as_published(model)
+    twin = preprocessing_skew.as_published(model)
     assert predict_logits(twin, images.astype(np.float32)) == pytest.approx(
         predict_logits(model, images), abs=1e-6
     )

@@ -55,7 +55,7 @@ def test_what_is_queued_lies_in_the_search_space(name, sample):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_each_trains(name, sample):
-    from pneumo.train import train
+    from pneumo.training.train import train
 
     # ImageNet's weights are not everywhere; test_train has what they change
     small = {"epochs": 1, "weights": "none", "image_size": 64, "members": 1}

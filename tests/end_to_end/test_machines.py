@@ -148,7 +148,7 @@ TROUBLED = """
 import ctypes
 import optuna
 from experiments.tune import suggest as usual
-from pneumo.config import RunConfig
+from pneumo.training.config import RunConfig
 
 BASE = RunConfig(image_size=32, epochs=25, dense_widths=(32,))
 

@@ -16,9 +16,9 @@ import requests
 import experiments
 from pneumo import experiment
 from pneumo.__main__ import main
-from pneumo.config import RunConfig
 from pneumo.data.dataset import open_dataset
 from pneumo.data.download import Source
+from pneumo.training.config import RunConfig
 from tests.support import handmade
 from tests.support.paths import ROOT
 from tests.support.services import git_daemon, mlflow_ui

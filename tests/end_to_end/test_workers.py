@@ -142,7 +142,7 @@ ENDS = """
 import os
 import optuna
 from experiments.tune import suggest as usual
-from pneumo.config import RunConfig
+from pneumo.training.config import RunConfig
 
 BASE = RunConfig(image_size=32, epochs=2, dense_widths=(32,))
 

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from sklearn import metrics
 
-from pneumo import bootstrap
-from pneumo.intervals import paired_difference_interval
+from pneumo.evaluation import bootstrap
+from pneumo.evaluation.intervals import paired_difference_interval
 from tests.benchmarks.selection import simulate
 
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from pneumo import evaluate
-from pneumo.comparison import Held, Margins, best_of, gate
+from pneumo.evaluation import metrics
+from pneumo.evaluation.comparison import Held, Margins, best_of, gate
 from tests.benchmarks.gate import DRIFT, decide, drifting, shares_of_equals
 from tests.support.decisions import COMPARED
 
@@ -112,7 +112,7 @@ def test_each_is_judged_at_its_own_threshold():
     for who, threshold in (("candidate", 0.4), ("champion", 0.5)):
         found = {key.removeprefix(f"{who}_"): it for key, it in figures.items() if who in key}
         found.pop("alone_right")
-        assert found == evaluate.score(labels.to_numpy(), values.to_numpy(), threshold)
+        assert found == metrics.score(labels.to_numpy(), values.to_numpy(), threshold)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ import pytest
 from keras import layers
 from PIL import Image
 
-from pneumo import backbones, models
-from pneumo.config import RunConfig
 from pneumo.data.dataset import open_dataset
-from pneumo.explain import GRID, HiResCam
+from pneumo.evaluation.heat_maps import GRID, HiResCam
 from pneumo.figures import overlay
 from pneumo.inference.logits import average_models
-from pneumo.train import train
+from pneumo.training import network
+from pneumo.training.backbones import BACKBONES
+from pneumo.training.config import RunConfig
+from pneumo.training.train import train
 from tests.support.paths import SHARED
 from tests.support.weights import FILE, SMALL
 
@@ -92,7 +93,7 @@ def test_an_overlay_leaves_what_says_nothing():
 
 @pytest.mark.parametrize(("backbone", "maps"), LAST_MAPS.items())
 def test_every_backbone_and_no_matter_which_blocks_train(backbone, maps):
-    model = models.build(RunConfig(backbone=backbone, image_size=64, unfreeze_depth=0))
+    model = network.build(RunConfig(backbone=backbone, image_size=64, unfreeze_depth=0))
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 1), np.uint8)
     hires_cam = HiResCam(model)
     [(below, _)] = hires_cam._members
@@ -101,7 +102,7 @@ def test_every_backbone_and_no_matter_which_blocks_train(backbone, maps):
     assert found.shape == (3, 64, 64)
     assert np.isfinite(found).all()
     assert found.max() == 1
-    models.unfreeze(model, backbones.BACKBONES[backbone].blocks)
+    network.unfreeze(model, BACKBONES[backbone].blocks)
     assert (HiResCam(model)(images) == found).all()
 
 

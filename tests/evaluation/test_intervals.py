@@ -7,8 +7,13 @@ from scipy.special import betaincinv
 from scipy.stats import binomtest
 from sklearn import metrics
 
-from pneumo import intervals
-from pneumo.evaluate import HEADLINE
+from pneumo.evaluation.intervals import (
+    auc_interval,
+    metric_intervals,
+    paired_difference_interval,
+    proportion_interval,
+)
+from pneumo.evaluation.metrics import HEADLINE
 from tests.benchmarks import coverage
 
 
@@ -29,20 +34,20 @@ def made(images_per_patient: int = 1, patients: int = 60) -> pd.DataFrame:
 def test_a_proportion_of_one_image_for_each_patient_is_exact(hits):
     right = np.arange(120) < hits
     expected = binomtest(hits, 120).proportion_ci(method="exact")
-    found = intervals.proportion_interval(right.astype(int), np.ones(120, int))
+    found = proportion_interval(right.astype(int), np.ones(120, int))
     assert found == pytest.approx(tuple(expected), abs=1e-9)
 
 
 def test_a_proportion_by_hand():
     """40 patients have two images each, and 20 of the patients one that is no hit."""
     hits, images = np.repeat([1, 2], 20), np.full(40, 2)
-    low, high = intervals.proportion_interval(hits, images)
+    low, high = proportion_interval(hits, images)
     # The ratio estimator has variance 40/39 * 40 * 0.5² / 80², the binomial one 0.75 * 0.25 / 79:
     # their ratio is below the design effect at the least ICC, 1.05. Then t of 79 and of 39 degrees
     size = 80 / 1.05 * (1.9904502 / 2.0226909) ** 2
     assert (low, high) == pytest.approx(clopper_pearson(0.75, size), abs=1e-6)
     patients_all_or_none = np.repeat([0, 2], [10, 30])
-    found = intervals.proportion_interval(patients_all_or_none, images)
+    found = proportion_interval(patients_all_or_none, images)
     # 40/39 * (30 * 0.5² + 10 * 1.5²) / 80² divided by 0.75 * 0.25 / 79
     size = 80 / (2 * 40 / 39 * 79 / 80) * (1.9904502 / 2.0226909) ** 2
     assert found == pytest.approx(clopper_pearson(0.75, size), abs=1e-6)
@@ -59,7 +64,7 @@ def clopper_pearson(value: float, size: float) -> tuple[float, float]:
 def test_all_hits_by_hand():
     """Without a miss the usual ICC takes the place of the variance, which is 0."""
     images = np.full(40, 2)
-    low, high = intervals.proportion_interval(images, images)
+    low, high = proportion_interval(images, images)
     size = 80 / 1.2 * (1.9904502 / 2.0226909) ** 2
     assert (low, high) == pytest.approx((0.025 ** (1 / size), 1), abs=1e-6)
 
@@ -67,14 +72,14 @@ def test_all_hits_by_hand():
 def test_all_right_is_no_certainty():
     patients = np.repeat(np.arange(98), np.arange(98) % 3 + 1)
     labels = np.r_[np.ones(len(patients), int), np.zeros(98, int)]
-    found = intervals.metric_intervals(
+    found = metric_intervals(
         frame(np.r_[patients, patients.max() + 1 + np.arange(98)], labels, labels.astype(float)),
         0.5,
     )
     for name in HEADLINE:
         assert 0.9 < found[f"{name}_low"] < 0.99
         assert found[f"{name}_high"] == 1
-    wrong = intervals.metric_intervals(frame(np.arange(20), [0, 1] * 10, [1.0, 0.0] * 10), 0.5)
+    wrong = metric_intervals(frame(np.arange(20), [0, 1] * 10, [1.0, 0.0] * 10), 0.5)
     for name in HEADLINE:
         assert wrong[f"{name}_low"] == 0
         assert 0.05 < wrong[f"{name}_high"] < 0.4
@@ -86,31 +91,30 @@ def test_one_miss_more_lowers_both_bounds():
     bounds = []
     for misses in range(12):
         hits = images - (np.arange(len(images)) < misses)
-        bounds.append(np.array(intervals.proportion_interval(hits, images)))
+        bounds.append(np.array(proportion_interval(hits, images)))
     assert (np.diff(bounds, axis=0) < 0)[:, 0].all()
     assert (np.diff(bounds, axis=0) <= 0)[:, 1].all()
 
 
 def test_one_pair_out_of_order_is_no_better_than_none():
     labels, patients = np.repeat([0, 1], 40), np.arange(80)
-    separated = intervals.auc_interval(labels, labels + np.linspace(0, 0.5, 80), patients)
+    separated = auc_interval(labels, labels + np.linspace(0, 0.5, 80), patients)
     scores = np.linspace(0, 1, 80)
     scores[39:41] = scores[40:38:-1]
-    low, high = intervals.auc_interval(labels, scores, patients)
+    low, high = auc_interval(labels, scores, patients)
     assert 0.9 < low <= separated[0] < separated[1] == 1
     assert low < metrics.roc_auc_score(labels, scores) < high <= 1
 
 
 def test_more_images_of_the_same_patients_are_hardly_more_evidence():
-    one, ten = (intervals.metric_intervals(made(count), 0.5) for count in (1, 10))
+    one, ten = (metric_intervals(made(count), 0.5) for count in (1, 10))
     assert set(one) == {f"{name}_{end}" for name in HEADLINE for end in ("low", "high")}
     # t of 59 degrees, by the patients, is a little more than that of 599 images
     assert ten == pytest.approx(one, abs=0.015)
     apart = made(10).assign(patient=np.arange(600))
     for name in HEADLINE:
         width, narrow = (
-            it[f"{name}_high"] - it[f"{name}_low"]
-            for it in (ten, intervals.metric_intervals(apart, 0.5))
+            it[f"{name}_high"] - it[f"{name}_low"] for it in (ten, metric_intervals(apart, 0.5))
         )
         assert narrow < 0.5 * width
 
@@ -123,10 +127,8 @@ def test_patients_with_images_of_both_classes_are_counted_once():
     scores = labels + np.repeat(rng.normal(0, 3, 300), 2) + rng.normal(0, 0.1, 600)
     flipped = scores.copy()
     flipped[labels == 0] *= -1  # now it raises one and lowers the other
-    paired, opposed = (
-        np.ptp(intervals.auc_interval(labels, it, patients)) for it in (scores, flipped)
-    )
-    apart = np.ptp(intervals.auc_interval(labels, flipped, np.arange(600)))
+    paired, opposed = (np.ptp(auc_interval(labels, it, patients)) for it in (scores, flipped))
+    apart = np.ptp(auc_interval(labels, flipped, np.arange(600)))
     assert opposed > 1.2 * apart
     assert paired < opposed
 
@@ -140,7 +142,7 @@ def test_bounds_are_ordered_around_the_value(seed):
     if seed % 5 == 0:
         scores = np.clip(labels + rng.normal(0, 0.2, images), 0, 1)
     patients = rng.integers(0, rng.integers(1, images + 1), images).astype(str)
-    found = intervals.metric_intervals(frame(patients, labels, scores), 0.5)
+    found = metric_intervals(frame(patients, labels, scores), 0.5)
     right = (scores >= 0.5) == labels
     values = {
         "auc": metrics.roc_auc_score(labels, scores),
@@ -155,8 +157,8 @@ def test_bounds_are_ordered_around_the_value(seed):
 
 
 def test_a_single_patient_shows_nothing():
-    assert intervals.proportion_interval(np.array([5]), np.array([5])) == (0, 1)
-    assert intervals.auc_interval(np.array([0, 0, 1]), np.array([0.1, 0.2, 0.9]), np.arange(3)) == (
+    assert proportion_interval(np.array([5]), np.array([5])) == (0, 1)
+    assert auc_interval(np.array([0, 0, 1]), np.array([0.1, 0.2, 0.9]), np.arange(3)) == (
         0,
         1,
     )
@@ -164,7 +166,7 @@ def test_a_single_patient_shows_nothing():
 
 def test_a_paired_difference_by_hand():
     first, second = np.repeat([1, 1, 0, 0], [80, 6, 2, 12]), np.repeat([1, 0, 1, 0], [80, 6, 2, 12])
-    low, high = intervals.paired_difference_interval(first, second, np.ones(100, int))
+    low, high = paired_difference_interval(first, second, np.ones(100, int))
     ends = [np.array(binomtest(it, 100).proportion_ci(method="exact")) for it in (86, 82)]
     below, above = (ends[0] - 0.86, ends[1] - 0.82)
     correlation = np.corrcoef(first, second)[0, 1]
@@ -173,14 +175,14 @@ def test_a_paired_difference_by_hand():
         for one, two in ((below[1], above[0]), (below[0], above[1]))
     ]
     assert (low, high) == pytest.approx((-0.04 - expected[0], -0.04 + expected[1]), abs=1e-9)
-    mirrored = intervals.paired_difference_interval(second, first, np.ones(100, int))
+    mirrored = paired_difference_interval(second, first, np.ones(100, int))
     assert mirrored == pytest.approx((-high, -low), abs=1e-12)
 
 
 @pytest.mark.parametrize(("patients", "least"), [(20, -0.25), (195, -0.03)])
 def test_two_models_that_find_all_may_differ(patients, least):
     every = np.ones(patients, int)
-    low, high = intervals.paired_difference_interval(every, every, every)
+    low, high = paired_difference_interval(every, every, every)
     assert least < low < least / 2
     assert high == pytest.approx(-low)
 

@@ -10,8 +10,9 @@ import mlflow
 import pytest
 from PIL import Image
 
-from pneumo import evidence, models, overlap, registry, tracking
+from pneumo import evidence, registry, tracking
 from pneumo.data.dataset import open_dataset
+from pneumo.evaluation.overlap import find_overlap
 from pneumo.promote import promote
 from tests.support.handmade import register, run_of, write_images
 from tests.support.studies import tags, text
@@ -160,7 +161,7 @@ def test_a_model_whose_list_of_files_is_lost(store, stored, dataset, tmp_path):
     assert numbers["overlap"] == {"images": 0, "patients": 0, "own_test": ALL}
     assert tagged(store) == "1"
     files = tracking.known_files(stored.trial, dataset)
-    assert overlap.find_overlap(files, dataset, "val").images == 16
+    assert find_overlap(files, dataset, "val").images == 16
     others = as_test(dataset, "test", tmp_path / "others", name="9{}", change=True)
     run, numbers, findings = evaluated(stored, others)
     assert numbers["overlap"] is None
@@ -229,7 +230,7 @@ def test_a_look_is_recorded_before_anything_is_computed(stored, dataset, monkeyp
     def fail(*_):
         raise RuntimeError
 
-    monkeypatch.setattr(models, "logits", fail)
+    monkeypatch.setattr(evidence, "predict_logits", fail)
     with pytest.raises(RuntimeError), evidence.evaluation_run(stored, dataset) as (_, images):
         evidence.examine(stored, images, "test")
     assert tracking.count_looks(dataset.images_digest("test")) == {stored.model_id: 1}

@@ -7,7 +7,7 @@ import pytest
 from keras import layers
 from sklearn.metrics import roc_auc_score
 
-from pneumo import shortcuts
+from pneumo.evaluation import shortcuts
 from pneumo.inference.logits import predict_probabilities
 
 SIDE, EDGE, PATIENTS = 32, 4, 200  # an eighth of the side

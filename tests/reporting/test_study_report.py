@@ -12,13 +12,13 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from pneumo import bootstrap, selection, study_page, tracking
+from pneumo import selection, study_page, tracking
 from pneumo.__main__ import main
-from pneumo.evaluate import score
+from pneumo.evaluation import bootstrap
+from pneumo.evaluation.intervals import metric_intervals, with_interval
+from pneumo.evaluation.metrics import score
 from pneumo.experiment import load_experiment
 from pneumo.graphs import GRAPHS
-from pneumo.intervals import metric_intervals
-from pneumo.pages import with_interval
 from pneumo.study import Goal, Plan
 from pneumo.study_page import StudyPage, summarize
 from pneumo.study_report import DONE, RUNNING, STOPPED, StudyReport

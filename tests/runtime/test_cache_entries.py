@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from pneumo import features
 from pneumo.runtime import cache, cache_entries
 from pneumo.runtime.cache_entries import (
     DOWNLOADED,
@@ -27,6 +26,7 @@ from pneumo.runtime.cache_entries import (
     room_for,
 )
 from pneumo.runtime.errors import Mistake
+from pneumo.training import feature_cache
 from tests.support.cache import keep, make
 from tests.support.paths import ROOT
 
@@ -153,6 +153,8 @@ from pneumo.runtime import cache
 from pneumo.runtime.cache_entries import place
 from pneumo.runtime.cache_entries import run_folder
 
+
+
 what, name = sys.argv[1:]
 def wait(path):
     print(path, flush=True)
@@ -264,4 +266,4 @@ def test_what_has_gone_while_it_is_counted_is_passed_over(small_budget, monkeypa
     sizes = _sizes()
     assert sizes[stays] > LITTLE
     assert sizes.get(goes, 0) == 0
-    assert features.FOLDER == RUNS
+    assert feature_cache.FOLDER == RUNS

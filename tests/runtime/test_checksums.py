@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pneumo import models
-from pneumo.config import RunConfig
 from pneumo.data import perturb, pixels
-from pneumo.features import Features, Frozen, View
 from pneumo.runtime import cache, checksums, process
 from pneumo.runtime.cache_entries import IN_USE, _held, release, remove_leftovers
+from pneumo.training import network
+from pneumo.training.config import RunConfig
+from pneumo.training.feature_cache import Features, Frozen, View
 from tests.support.cache import keep, make
 from tests.support.weights import SMALL
 
@@ -44,7 +44,7 @@ def kind(request, sample, weights, own_cache, monkeypatch) -> Kind:
         found = Kind("pixels.npy", lambda: perturb.perturbed(split, perturb.EACH).pixels, builds)
     else:
         config = RunConfig(**SMALL, weights=str(weights))
-        store = Features(Frozen(models.backbone(config), config.backbone), config, 0)
+        store = Features(Frozen(network.backbone(config), config.backbone), config, 0)
         module, build = Features, "_compute"
         found = Kind("features.npy", lambda: store.of(View(split), 0), builds)
     original = getattr(module, build)

@@ -109,8 +109,9 @@ work = in_threads(time.sleep, [300])
 """
 PROFILE = """
 import numpy as np
+from pneumo.evaluation.dataset_profile import _look
 from pneumo.inference.batches import in_batches
-from pneumo.survey import _look
+
 
 work = in_batches(_look, np.broadcast_to(np.uint8(0), (2000, 3000, 3000)))
 """

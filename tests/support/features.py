@@ -4,10 +4,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from pneumo import models
-from pneumo.config import RunConfig
 from pneumo.data.dataset import Images
-from pneumo.features import FACTS, Features, Frozen
+from pneumo.training import network
+from pneumo.training.config import RunConfig
+from pneumo.training.feature_cache import FACTS, Features, Frozen
 from tests.support.weights import SMALL
 
 
@@ -24,7 +24,7 @@ def small_config(weights: Path) -> RunConfig:
 
 def features_of(config: RunConfig, deepest: int = 0) -> Features:
     """The store of what its frozen network gives."""
-    return Features(Frozen(models.backbone(config), config.backbone), config, deepest)
+    return Features(Frozen(network.backbone(config), config.backbone), config, deepest)
 
 
 def stored(folder: Path) -> list[tuple[int, float, int]]:

@@ -8,11 +8,11 @@ from keras import layers
 from PIL import Image
 
 from pneumo import registry, tracking
-from pneumo.config import RunConfig
 from pneumo.data.dataset import Dataset
-from pneumo.evaluate import calibration, evaluate
+from pneumo.evaluation.metrics import calibration, evaluate
 from pneumo.inference.decode import DECODER
 from pneumo.inference.logits import predict_probabilities
+from pneumo.training.config import RunConfig
 
 SIDE, NOISE = 32, 20.0
 # How far apart the classes are in each half, in standard deviations of the noise

@@ -11,9 +11,9 @@ import optuna
 import pandas as pd
 
 from pneumo import registry, tracking, worker_process
-from pneumo.config import RunConfig
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.study import Plan
+from pneumo.training.config import RunConfig
 from pneumo.tune import Outcome, tune
 from tests.support import environment  # noqa: F401
 from tests.support.paths import ROOT

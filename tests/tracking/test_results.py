@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumo import bootstrap, tracking
+from pneumo import tracking
 from pneumo.data.dataset import open_dataset
-from pneumo.evaluate import evaluate
-from pneumo.intervals import metric_intervals
+from pneumo.evaluation import bootstrap
+from pneumo.evaluation.intervals import metric_intervals
+from pneumo.evaluation.metrics import evaluate
 from tests.support.handmade import SIDE, write_images
 from tests.support.studies import files
 

@@ -9,9 +9,9 @@ import pytest
 from optuna.distributions import json_to_distribution
 
 from pneumo import tracking
-from pneumo.config import RunConfig
-from pneumo.evaluate import score
+from pneumo.evaluation.metrics import score
 from pneumo.study import open_storage
+from pneumo.training.config import RunConfig
 from tests.support.studies import (
     BASE,
     EPOCH,

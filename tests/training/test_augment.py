@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pneumo.augment import CHANCES, Variation, augment, chances
+from pneumo.training.augment import CHANCES, Variation, augment, chances
 
 
 def images(count: int = 4) -> tf.Tensor:

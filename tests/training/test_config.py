@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from pneumo.config import RunConfig
 from pneumo.runtime.errors import Mistake
+from pneumo.training.config import RunConfig
 
 
 def test_text_and_back():

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pneumo import features, models
-from pneumo.augment import Variation, augment, chances
-from pneumo.backbones import BACKBONES
-from pneumo.config import RunConfig
 from pneumo.data.dataset import Images, Split, open_dataset
-from pneumo.features import ARRAY, Features, Frozen, View
 from pneumo.inference import decode
 from pneumo.runtime.cache_entries import place
+from pneumo.training import feature_cache, network
+from pneumo.training.augment import Variation, augment, chances
+from pneumo.training.backbones import BACKBONES
+from pneumo.training.config import RunConfig
+from pneumo.training.feature_cache import ARRAY, Features, Frozen, View
 from tests.support.features import features_of, few_images, small_config, stored
 from tests.support.paths import ROOT
 from tests.support.weights import SMALL
@@ -36,8 +36,8 @@ def config(weights, own_cache) -> RunConfig:
 @pytest.mark.parametrize("deepest", [0, 4])
 def test_what_is_stored_is_what_the_network_gives(config, images, depth, deepest):
     split, store = images.split("train"), features_of(config, deepest)
-    backbone = models.backbone(config)
-    lower = models.between(backbone, "mobilenet", BACKBONES["mobilenet"].blocks, depth)
+    backbone = network.backbone(config)
+    lower = network.between(backbone, "mobilenet", BACKBONES["mobilenet"].blocks, depth)
     varied = augment(split.images, Variation(0.5), chances(len(split.labels), 1)).numpy()
     for view, inputs in ((View(split), split.images), (View(split, Variation(0.5), 1), varied)):
         found = store.of(view, depth)
@@ -63,7 +63,7 @@ def test_what_is_computed_from_pixels_is_kept_at_the_deepest_cut_too(config, ima
 
 def test_multiply_adds_are_those_of_the_layers_below_a_cut():
     config = RunConfig(**SMALL)
-    frozen = Frozen(models.backbone(config), config.backbone)
+    frozen = Frozen(network.backbone(config), config.backbone)
     # 16 × 16 places: 3 × 3 kernels from 3 to 8 channels, then on each of 8, then 8 to 16 by 1 × 1
     assert frozen.multiply_adds(12) == 16 * 16 * (3 * 3 * 3 * 8 + 3 * 3 * 8 + 8 * 16)
     assert frozen.feature_bytes(12) == 16 * 16 * 16 * 4
@@ -106,7 +106,7 @@ def test_the_key_changes_with_each_ingredient(config, images, sample, monkeypatc
     monkeypatch.setattr(decode, "DECODER", 99)
     names.append(name(config, images.dataset.decode(32, 0).split("train"), **first))
     monkeypatch.undo()
-    monkeypatch.setattr(features, "AUGMENTATION", 99)
+    monkeypatch.setattr(feature_cache, "AUGMENTATION", 99)
     names.append(name(config, split, **first))
     monkeypatch.undo()
     monkeypatch.setitem(BACKBONES, "mobilenet", replace(BACKBONES["mobilenet"], offset=-0.5))
@@ -131,7 +131,7 @@ def test_the_key_changes_with_nothing_else(config, images, tmp_path, weights):
 
 
 def test_weights_above_the_cut_do_not_count(config, images):
-    view, backbone = View(images.split("val")), models.backbone(config)
+    view, backbone = View(images.split("val")), network.backbone(config)
 
     def names() -> list[str]:
         store = Features(Frozen(backbone, "mobilenet"), config, 0)
@@ -148,12 +148,17 @@ import sys
 from pathlib import Path
 from collections import namedtuple
 from dataclasses import replace
-from pneumo import models
-from pneumo.config import RunConfig
 from pneumo.data.dataset import open_dataset
-from pneumo.features import Features
-from pneumo.features import Frozen
-from pneumo.features import View
+from pneumo.training import network
+from pneumo.training.config import RunConfig
+from pneumo.training.feature_cache import Features
+from pneumo.training.feature_cache import Frozen
+from pneumo.training.feature_cache import View
+
+
+
+
+
 
 
 
@@ -170,7 +175,7 @@ def told(*given):
     return compute(*given)
 
 Features._compute = told
-store = Features(Frozen(models.backbone(config), config.backbone), config, 0)
+store = Features(Frozen(network.backbone(config), config.backbone), config, 0)
 split = open_dataset("sample").decode(32, 0).split("train")
 print("ready", flush=True)
 sys.stdin.readline()
@@ -213,6 +218,6 @@ def test_a_killed_writer_leaves_nothing_that_is_believed(config, own_cache, samp
     assert (draft / ARRAY).read_bytes() == b"half"
     split = open_dataset("sample").decode(32, 0).split("train")
     found = features_of(config).of(View(split), 0)
-    backbone = models.backbone(config)
+    backbone = network.backbone(config)
     assert found == pytest.approx(backbone.predict(split.images, verbose=0), abs=1e-5)
     assert not draft.exists()

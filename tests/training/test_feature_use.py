@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from pneumo import features, feed
-from pneumo.config import RunConfig
 from pneumo.data.dataset import Images
 from pneumo.data.perturb import EACH, perturbed
 from pneumo.experiment import Experiment
-from pneumo.features import ARRAY, Features
 from pneumo.inference.logits import predict_probabilities
 from pneumo.runtime.cache_entries import _held
 from pneumo.study import Plan
-from pneumo.train import train
+from pneumo.training import feature_cache, input_pipeline
+from pneumo.training.config import RunConfig
+from pneumo.training.feature_cache import ARRAY, Features
+from pneumo.training.train import train
 from pneumo.tune import tune
 from tests.support.features import few_images, small_config, stored
 from tests.support.weights import SMALL
@@ -40,7 +40,7 @@ def test_a_cut_that_does_not_pay_is_trained_from_pixels_with_the_same_result(
     found = train(config, images, deepest=12)
     depths = {depth for depth, _, _ in stored(own_cache)}
     assert depths == ({0, 11} if config.head_epochs else set())
-    monkeypatch.setattr(features, "WORTH_A_BYTE", 0)
+    monkeypatch.setattr(feature_cache, "WORTH_A_BYTE", 0)
     expected = train(config, images, deepest=12)
     assert {depth for depth, _, _ in stored(own_cache)} >= {12}
     assert found.best_epochs == expected.best_epochs
@@ -50,8 +50,8 @@ def test_a_cut_that_does_not_pay_is_trained_from_pixels_with_the_same_result(
 
 def test_the_room_for_a_run_is_what_it_will_store(config, images, own_cache, monkeypatch):
     config = config.override({"unfreeze_depth": 1, "epochs": 2, "augment_strength": 0.5})
-    asked = []
-    monkeypatch.setattr("pneumo.train.room_for", lambda sizes: asked.append(sizes) or 10**12)
+    asked, room_for = [], "pneumo.training.train.room_for"
+    monkeypatch.setattr(room_for, lambda sizes: asked.append(sizes) or 10**12)
     train(config.override({"objective": "val_blurred_auc"}), images, deepest=2)
     [sizes] = asked
     folders = {it.relative_to(own_cache).as_posix(): it for it in own_cache.glob("features/*")}
@@ -118,7 +118,7 @@ def test_features_of_random_weights_go_with_their_run(config, images, own_cache)
 
 
 def test_where_nothing_is_frozen_every_epoch_has_its_own_variation(images, own_cache, monkeypatch):
-    monkeypatch.setattr(feed, "view_of", None)
+    monkeypatch.setattr(input_pipeline, "view_of", None)
     config = RunConfig(image_size=32, epochs=2, unfreeze_depth=2)
     train(config, images)
     assert stored(own_cache) == []

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pneumo.config import RunConfig
-from pneumo.features import VIEWS
-from pneumo.feed import Feed, Pixels
+from pneumo.training.config import RunConfig
+from pneumo.training.feature_cache import VIEWS
+from pneumo.training.input_pipeline import Feed, Pixels
 
 CONFIG = RunConfig(image_size=32, epochs=3, dense_widths=(16,), augment_strength=1.0)
 

@@ -8,10 +8,11 @@ import keras
 import numpy as np
 import pytest
 
-from pneumo import models
-from pneumo.backbones import BACKBONES, Backbone
-from pneumo.config import RunConfig
 from pneumo.inference.logits import predict_probabilities
+from pneumo.training import network
+from pneumo.training.backbones import BACKBONES, Backbone
+from pneumo.training.config import RunConfig
+from pneumo.training.network import blocks
 from tests.support.paths import ROOT
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 1), np.uint8)
@@ -19,17 +20,17 @@ FIRST_CONVOLUTION = {"cnn": "conv_1", "mobilenet": "conv1", "resnet50v2": "conv1
 
 
 def build(**fields) -> keras.Model:
-    return models.build(RunConfig(image_size=64, **fields))
+    return network.build(RunConfig(image_size=64, **fields))
 
 
 def backbone(name: str, **fields) -> keras.Model:
-    return models.backbone(RunConfig(image_size=64, backbone=name, **fields))
+    return network.backbone(RunConfig(image_size=64, backbone=name, **fields))
 
 
 @pytest.mark.parametrize(("name", "count"), [("cnn", 2), ("mobilenet", 13), ("resnet50v2", 16)])
 def test_the_blocks_of_each_backbone(name, count):
     network = backbone(name)
-    found = models.blocks(network, name)
+    found = blocks(network, name)
     assert len(found) == BACKBONES[name].blocks == count
     assert sum(found, []) == network.layers
     for block in found:
@@ -43,14 +44,14 @@ def test_every_backbone_is_tested_here():
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_network_can_be_cut_at_every_block(name):
     network = backbone(name)
-    for block in models.blocks(network, name)[:-1]:
+    for block in blocks(network, name)[:-1]:
         keras.Model(block[-1].output, network.output)  # refused where it needs more than that
 
 
 def test_an_end_that_a_shortcut_goes_around_does_not_count(monkeypatch):
     inside = Backbone("ResNet50V2", r"conv\d_block\d_(1_relu|out)", 16)
     monkeypatch.setitem(BACKBONES, "resnet50v2", inside)
-    ends = [block[-1].name for block in models.blocks(backbone("resnet50v2"), "resnet50v2")]
+    ends = [block[-1].name for block in network.blocks(backbone("resnet50v2"), "resnet50v2")]
     assert len(ends) == 16
     assert all(name.endswith("_out") for name in ends[:-1])
 
@@ -58,7 +59,7 @@ def test_an_end_that_a_shortcut_goes_around_does_not_count(monkeypatch):
 def test_a_pattern_that_gives_other_blocks_is_refused(monkeypatch):
     monkeypatch.setitem(BACKBONES, "mobilenet", Backbone("MobileNet", "conv_pw_.*_bn", 14))
     with pytest.raises(ValueError, match="must have 14 blocks, .*'conv_pw_.*_bn' gives 13"):
-        models.blocks(backbone("mobilenet"), "mobilenet")
+        network.blocks(backbone("mobilenet"), "mobilenet")
 
 
 def trained(**fields) -> list[str]:
@@ -174,9 +175,9 @@ def test_another_backbone_costs_the_line_that_the_readme_shows(monkeypatch):
     line = re.search(r'^"(\w+)": (Backbone\(.*\)),$', (ROOT / "README.md").read_text(), re.M)
     monkeypatch.setitem(BACKBONES, line[1], eval(line[2], {"Backbone": Backbone}))
     network = backbone(line[1], weights="none")
-    found = models.blocks(network, line[1])
+    found = blocks(network, line[1])
     for block in found:
         assert any(isinstance(layer, keras.layers.Conv2D) for layer in block)
     assert trained(backbone=line[1], unfreeze_depth=1)[-2:] == ["top_conv", "top_bn"]
     config = RunConfig(image_size=64, backbone=line[1], unfreeze_depth=0)
-    assert predict_probabilities(models.build(config), NOISE).shape == (20,)
+    assert predict_probabilities(build(config), NOISE).shape == (20,)

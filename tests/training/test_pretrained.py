@@ -5,9 +5,10 @@ import keras
 import numpy as np
 import pytest
 
-from pneumo import models, pretrained
-from pneumo.config import RunConfig
 from pneumo.runtime.errors import Mistake
+from pneumo.training import pretrained
+from pneumo.training.config import RunConfig
+from pneumo.training.network import build
 from tests.support.http_server import serving
 from tests.support.paths import SHARED
 from tests.support.weights import FILE, SMALL, network, write
@@ -25,11 +26,11 @@ def same(weights, others) -> bool:
 
 def test_a_file_gives_the_backbone_its_weights_and_not_the_head(weights):
     config = RunConfig(**SMALL, weights=str(weights))
-    first, second = models.build(config), models.build(config)
+    first, second = build(config), build(config)
     assert same(first.get_layer("backbone").get_weights(), network().get_weights())
     # the second comes after the weights are known, and must not be another for that
     assert same(first.get_weights(), second.get_weights())
-    plain = models.build(config.override({"weights": "none"}))
+    plain = build(config.override({"weights": "none"}))
     assert same(plain.layers[-1].get_weights(), first.layers[-1].get_weights())
 
 

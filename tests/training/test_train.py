@@ -9,11 +9,11 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
-from pneumo import models
-from pneumo.config import RunConfig, derived_seed
 from pneumo.data.perturb import BLURRED, EACH, perturbed
 from pneumo.inference.logits import members_of, predict_logits, predict_probabilities
-from pneumo.train import Phase, TrainingDiverged, _cosine, class_weights, phases, train
+from pneumo.training import network
+from pneumo.training.config import RunConfig, derived_seed
+from pneumo.training.train import Phase, TrainingDiverged, _cosine, class_weights, phases, train
 from tests.support.weights import SMALL
 
 CONFIG = RunConfig(image_size=32, epochs=3, dense_widths=(16,), augment_strength=1.0)
@@ -171,7 +171,7 @@ def moved(before: keras.Model, after: keras.Model) -> list[str]:
 
 def test_depth_decides_which_weights_move(images):
     keras.utils.set_random_seed(0)
-    before = models.build(CONFIG.override({"unfreeze_depth": 1})).get_layer("backbone")
+    before = network.build(CONFIG.override({"unfreeze_depth": 1})).get_layer("backbone")
     result, _ = fit(images, unfreeze_depth=1, epochs=1)
     after = result.model.get_layer("backbone")
     assert moved(before, after) == ["conv_2/kernel", "conv_2/bias"]
@@ -214,7 +214,7 @@ def test_two_phases_have_one_rising_epoch(images, weights):
 
 def test_fine_tuning_moves_the_open_blocks_but_no_statistics(images, weights):
     config = small(weights, epochs=1)  # one epoch has no phase of the head alone
-    before = models.build(config).get_layer("backbone")
+    before = network.build(config).get_layer("backbone")
     result = train(config, images)
     paths = moved(before, result.model.get_layer("backbone"))
     names = [f"conv_{kind}_{block}" for block in (12, 13) for kind in ("dw", "pw")]
@@ -225,7 +225,7 @@ def test_fine_tuning_moves_the_open_blocks_but_no_statistics(images, weights):
 
 def test_from_scratch_the_statistics_of_the_open_blocks_move(images):
     config = RunConfig(**SMALL).override({"unfreeze_depth": 1, "epochs": 1})
-    before = models.build(config).get_layer("backbone")
+    before = network.build(config).get_layer("backbone")
     paths = moved(before, train(config, images).model.get_layer("backbone"))
     statistics = {path for path in paths if "moving" in path}
     kinds = ("moving_mean", "moving_variance")
@@ -238,7 +238,7 @@ def test_the_best_epoch_may_lie_in_the_first_phase(images, weights):
     result = train(config, images, [lambda _, metrics: epochs.append(metrics["val_auc"])])
     assert result.best_epochs == (1 + int(np.argmax(epochs)),)
     assert result.best_epochs[0] <= 3
-    backbone = models.build(config).get_layer("backbone")
+    backbone = network.build(config).get_layer("backbone")
     assert moved(backbone, result.model.get_layer("backbone")) == []
     # Stored features were computed in other batches, so the last digits of float32 differ
     assert predict_probabilities(result.model, images.split("val").images) == pytest.approx(

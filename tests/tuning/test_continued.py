@@ -6,7 +6,7 @@ import sqlite3
 import mlflow
 import pytest
 
-from pneumo.evaluate import score
+from pneumo.evaluation.metrics import score
 from pneumo.runtime.errors import Mistake
 from tests.support.stores import store_in
 from tests.support.studies import BASE, PROCESS, SUBJECT, children, predictions, run_study, tags

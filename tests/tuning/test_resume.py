@@ -10,10 +10,10 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from pneumo import evidence, tag_names, tracking
-from pneumo.config import RunConfig
 from pneumo.experiment import Experiment
 from pneumo.runtime.errors import Mistake, StudyStopped
 from pneumo.study import Plan, how_to_continue, open_storage, warn_of_other_commit
+from pneumo.training.config import RunConfig
 from pneumo.tune import Outcome, show, tune
 from tests.support.stores import store_in
 from tests.support.studies import BASE, TINY, run_study, text

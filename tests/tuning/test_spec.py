@@ -5,10 +5,10 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FixedTrial
 
-from pneumo.config import RunConfig, derived_seed
 from pneumo.experiment import Experiment, experiment_names, load_experiment
 from pneumo.runtime.errors import Mistake
 from pneumo.search import ReseededTPE, Search, base_value, require_fits
+from pneumo.training.config import RunConfig, derived_seed
 
 TUNE = load_experiment("tune")
 VALUES = {

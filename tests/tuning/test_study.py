@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from pneumo import registry
 from pneumo.data.perturb import BLURRED, EACH, perturbed
-from pneumo.evaluate import youden_threshold
+from pneumo.evaluation.metrics import youden_threshold
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.inference.logits import predict_logits
 from pneumo.runtime.errors import Mistake

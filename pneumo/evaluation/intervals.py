@@ -6,12 +6,16 @@ width). The methods here are in closed form. `tests.benchmarks.coverage` measure
 cover the true value.
 """
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 from scipy.stats import beta, norm, t
 
+ENDS = ("", "_low", "_high")  # of the names of a value and its 95 % interval
 TAIL = 0.025  # probability on each side of an interval
 
 # Intraclass correlations between the images of a patient, in being right or in their scores. The
@@ -22,7 +26,7 @@ USUAL_ICC = 0.2
 
 
 def metric_intervals(predictions: pd.DataFrame, threshold: float) -> dict[str, float]:
-    """Return the 95 % confidence intervals of the metrics in `evaluate.HEADLINE`.
+    """Return the 95 % confidence intervals of the metrics in `metrics.HEADLINE`.
 
     Args:
         predictions: Columns patient, label (0 or 1, both among them) and probability.
@@ -196,3 +200,14 @@ def _design_effect(images: np.ndarray, icc: np.ndarray | float) -> np.ndarray:
 
 def _student(degrees: np.ndarray | int) -> np.ndarray:
     return t.ppf(1 - TAIL, degrees)
+
+
+def with_interval(values: Mapping[str, float], name: str) -> str:
+    """A value and, where `values` has `name_low` and `name_high`, its interval."""
+    value, *bounds = (number(values[f"{name}{end}"]) for end in ENDS if f"{name}{end}" in values)
+    return f"{value} ({'–'.join(bounds)})" if bounds else value
+
+
+def number(value: float) -> str:
+    """Three digits; a dash for what is no number."""
+    return "–" if math.isnan(value) else f"{value:.3f}"

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import pandas as pd
 
-from pneumo.comparison import ScoredPredictions
-from pneumo.pages import with_interval
+from pneumo.evaluation.comparison import ScoredPredictions
+from pneumo.evaluation.intervals import with_interval
 
 BORDER = 1 / 8  # of the side, along each: markers, collimation and shoulders, little lung
 
@@ -28,7 +28,7 @@ def check(
     Args:
         predict: Returns a probability, or any other score, for each of some images.
         images: uint8, shape (n, size, size, 1).
-        predictions: Of the whole images, in their order, columns as in `evaluate.Evaluation`.
+        predictions: Of the whole images, in their order, columns as in `metrics.Evaluation`.
 
     Returns:
         For each of both the `auc` and the `difference` to that of the whole images, with 95 %

@@ -5,9 +5,9 @@ import re
 import keras
 from keras import layers
 
-from pneumo.backbones import BACKBONES
-from pneumo.config import RunConfig
-from pneumo.pretrained import pretrained
+from pneumo.training.backbones import BACKBONES
+from pneumo.training.config import RunConfig
+from pneumo.training.pretrained import pretrained
 
 
 def build(config: RunConfig) -> keras.Model:

@@ -24,7 +24,7 @@ class HiResCam:
     highlight other places.
 
     Args:
-        model: As `models.build` returns it, whatever blocks of it train.
+        model: As `network.build` returns it, whatever blocks of it train.
     """
 
     def __init__(self, model: keras.Model) -> None:

@@ -7,12 +7,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pneumo.augment import CHANCES, Variation, augment, chances
-from pneumo.backbones import BACKBONES
-from pneumo.config import RunConfig
 from pneumo.data.dataset import Images, Split
 from pneumo.data.perturb import Ends, perturbed
-from pneumo.features import Features, View, view_of
+from pneumo.training.augment import CHANCES, Variation, augment, chances
+from pneumo.training.backbones import BACKBONES
+from pneumo.training.config import RunConfig
+from pneumo.training.feature_cache import Features, View, view_of
 
 
 class Source(Protocol):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from pneumo.config import RunConfig
+from pneumo.training.config import RunConfig
 
 # What strength 1 means; a strength s scales each range by s.
 ZOOM = 0.2  # ± share of the side

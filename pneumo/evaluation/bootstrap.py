@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from pneumo.intervals import paired_difference_interval
+from pneumo.evaluation.intervals import paired_difference_interval
 
 DRAWS = 1000  # leave about 0.2 points of error in a 95 % bound
 LEVELS = (2.5, 97.5)  # percentiles that enclose 95 %

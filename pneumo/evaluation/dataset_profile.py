@@ -1,6 +1,6 @@
 """What is in a data set, in numbers: before anyone trains on it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from pneumo.data.dataset import Images
 from pneumo.data.index import CLASSES, tells_no_patient
+from pneumo.data.split import shared_patients
+from pneumo.evaluation.intervals import metric_intervals
 from pneumo.inference.batches import in_batches, in_threads
 from pneumo.inference.decode import open_image
-from pneumo.intervals import metric_intervals
 
 SIDE = 224  # of the square at which intensity and sharpness are measured, so that they compare
 SPLITS = ("train", "val", "test")
@@ -192,3 +193,43 @@ def problems(files: pd.DataFrame) -> Iterator[tuple[str, str]]:
     if "colour" not in constants(files):
         for row in coloured(files).itertuples():
             yield row.path, f"stored in colour ({row.colour}): read as grey"
+
+
+def count_all(files: pd.DataFrame) -> dict[str, Any]:
+    """All numbers that are told of a data set, from `dataset_profile.describe_files`."""
+    images, sizes = readable(files), images_per_patient(files)
+    classes = images.groupby(["split", "class"], observed=True)["patient"]
+    return {
+        "images": len(images),
+        "patients": images["patient"].nunique(),
+        "several_images": int((sizes > 1).sum()),
+        "most_images": int(sizes.max()),
+        "unreadable": len(files) - len(images),
+        "unknown_patients": int(files["unknown"].sum()),
+        "shared_patients": shared_patients(images),
+        "coloured": coloured(files)["class"].value_counts().to_dict(),
+        "constant": constants(files),
+        "classes": {
+            f"{split}_{name.lower()}": {"images": len(rows), "patients": rows.nunique()}
+            for (split, name), rows in classes
+        },
+        "duplicates": count_copies(copies(files)),
+        "give_away": give_away(files),
+    }
+
+
+def to_metrics(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers as MLflow's metrics, which data sets can be compared by."""
+    plain = ("images", "patients", "several_images", "most_images", "unreadable")
+    return {
+        **{name: numbers[name] for name in (*plain, "unknown_patients")},
+        "shared_patients": len(numbers["shared_patients"]),
+        "coloured": sum(numbers["coloured"].values()),
+        **{f"{key}_{what}": it[what] for key, it in numbers["classes"].items() for what in it},
+        **{f"duplicate_{name}": value for name, value in numbers["duplicates"].items()},
+        **{
+            f"{name}_{auc}": values[auc]
+            for name, values in numbers["give_away"].items()
+            for auc in ("auc", "auc_low", "auc_high")
+        },
+    }

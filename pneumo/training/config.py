@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from pneumo.backbones import BACKBONES
 from pneumo.runtime.errors import Mistake, shown
+from pneumo.training.backbones import BACKBONES
 
 
 def _widths_from_text(value: Any) -> Any:

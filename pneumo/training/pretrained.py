@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from pneumo.backbones import BACKBONES
-from pneumo.config import RunConfig
 from pneumo.runtime.cache_entries import limit
 from pneumo.runtime.errors import Mistake
 from pneumo.runtime.tensorflow_import import import_tensorflow
+from pneumo.training.backbones import BACKBONES
+from pneumo.training.config import RunConfig
 
 if TYPE_CHECKING:
     import keras

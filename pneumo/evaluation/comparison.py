@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from pneumo import bootstrap, evaluate
-from pneumo.bootstrap import Comparison
-from pneumo.evaluate import metric_title
-from pneumo.intervals import metric_intervals
+from pneumo.evaluation import bootstrap, metrics
+from pneumo.evaluation.bootstrap import Comparison
+from pneumo.evaluation.intervals import ENDS, metric_intervals
+from pneumo.evaluation.metrics import metric_title
 
 # What a champion must reach on the images of the decision, whoever it follows
 FLOORS = {"sensitivity": 0.90, "specificity": 0.60}
@@ -24,7 +24,7 @@ class ScoredPredictions:
     """Predictions of a model, and the threshold at which they are scored.
 
     Attributes:
-        predictions: Columns as in `evaluate.Evaluation`.
+        predictions: Columns as in `metrics.Evaluation`.
         threshold: Positive is probability ≥ threshold.
     """
 
@@ -32,9 +32,9 @@ class ScoredPredictions:
     threshold: float
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics of `evaluate.score`."""
+        """Return the metrics of `metrics.score`."""
         labels, probabilities = (self.predictions[it] for it in ("label", "probability"))
-        return evaluate.score(labels.to_numpy(), probabilities.to_numpy(), self.threshold)
+        return metrics.score(labels.to_numpy(), probabilities.to_numpy(), self.threshold)
 
     def metrics_with_intervals(self) -> dict[str, float]:
         """Return the metrics, and the 95 % confidence intervals of those that have some."""
@@ -170,7 +170,7 @@ def describe_difference(name: str, figures: Mapping[str, float], prefix: str = "
         figures: See `Decision.figures`.
         prefix: See `REFERENCES`.
     """
-    value, low, high = (figures[f"{prefix}{name}_difference{end}"] for end in evaluate.ENDS)
+    value, low, high = (figures[f"{prefix}{name}_difference{end}"] for end in ENDS)
     return f"difference {value:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
 
 

@@ -21,14 +21,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pneumo import models
-from pneumo.augment import AUGMENTATION, CHANCES, Variation, augment, chances
-from pneumo.backbones import BACKBONES
-from pneumo.config import RunConfig
 from pneumo.data.dataset import Split
 from pneumo.inference.batches import in_batches
 from pneumo.runtime import cache
 from pneumo.runtime.cache_entries import RUNS, place, release, run_folder
+from pneumo.training import network
+from pneumo.training.augment import AUGMENTATION, CHANCES, Variation, augment, chances
+from pneumo.training.backbones import BACKBONES
+from pneumo.training.config import RunConfig
+from pneumo.training.network import between, blocks, cuts
 
 # Versions of an image that the epochs take in turn: as it is, which is how validation and patients'
 # images come and what all strengths share, and varied
@@ -73,8 +74,8 @@ class Frozen:
 
     def __init__(self, network: keras.Model, name: str) -> None:
         self._network, self._name = network, name
-        self._blocks = models.blocks(network, name)
-        self.cuts = models.cuts(network, name)
+        self._blocks = blocks(network, name)
+        self.cuts = cuts(network, name)
         self.pixels = len(self._blocks)  # the depth of the cut below all blocks
         self._digests: dict[int, str] = {}
         self._functions: dict[tuple[int, int, Variation], Callable[..., tf.Tensor]] = {}
@@ -112,7 +113,7 @@ class Frozen:
         the probabilities. As it is, training with and without the store differs by rounding alone.
         """
         if (lower, upper, variation) not in self._functions:
-            part = models.between(self._network, self._name, lower, upper)
+            part = between(self._network, self._name, lower, upper)
             self._functions[lower, upper, variation] = tf.function(
                 lambda inputs, chance: part(augment(inputs, variation, chance), training=False),
                 [
@@ -129,7 +130,7 @@ def _pretrained(backbone: str, alpha: float, weights: str, size: int) -> Frozen:
     config = RunConfig(
         backbone=backbone, alpha=alpha, weights=weights, image_size=size, unfreeze_depth=0
     )
-    return Frozen(models.backbone(config), backbone)
+    return Frozen(network.backbone(config), backbone)
 
 
 class Features:
@@ -241,7 +242,7 @@ def opened(config: RunConfig, deepest: int) -> Iterator[Features]:
     with ExitStack() as stack:
         if config.weights == "none":
             folder = stack.enter_context(run_folder())
-            frozen = Frozen(models.backbone(config), config.backbone)
+            frozen = Frozen(network.backbone(config), config.backbone)
         else:
             folder = FOLDER
             frozen = _pretrained(config.backbone, config.alpha, config.weights, config.image_size)

@@ -11,11 +11,10 @@ from sklearn import metrics
 
 from pneumo.data.dataset import Split
 from pneumo.data.index import CLASSES
-from pneumo.intervals import metric_intervals
+from pneumo.evaluation.intervals import ENDS, metric_intervals
 
 GOOD_SENSITIVITY = 0.95  # at which specificities are compared, whatever the threshold
 TEMPERATURES = (0.1, 10.0)  # a temperature beyond says that validation is too small to fit one
-ENDS = ("", "_low", "_high")  # of the names of a value and its 95 % interval
 HEADLINE = ("auc", "sensitivity", "specificity", "accuracy")  # those with intervals
 
 

@@ -12,17 +12,17 @@ from keras.optimizers.schedules import CosineDecay, LearningRateSchedule
 from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
-from pneumo import features, models
-from pneumo.augment import Variation
-from pneumo.backbones import BACKBONES
-from pneumo.config import RunConfig, derived_seed
 from pneumo.data import perturb
 from pneumo.data.dataset import Images, Split
-from pneumo.features import Features
-from pneumo.feed import Feed, Pixels, Source, Stored
 from pneumo.inference.logits import average_models, predict_logits
 from pneumo.runtime.cache_entries import GIB, room_for
 from pneumo.runtime.console import say
+from pneumo.training import feature_cache, network
+from pneumo.training.augment import Variation
+from pneumo.training.backbones import BACKBONES
+from pneumo.training.config import RunConfig, derived_seed
+from pneumo.training.feature_cache import Features
+from pneumo.training.input_pipeline import Feed, Pixels, Source, Stored
 
 # Called after each epoch with its number, from 1 and through all members, and the metrics `loss`,
 # `auc`, `val_loss`, `val_auc` and the objective; an exception that it raises ends the training and
@@ -130,7 +130,7 @@ def _fit_member(
     keras.utils.clear_session()  # what a previous model left behind would stay in memory
     history: History = []
     with _sources(config, images, deepest) as source_of:
-        model = models.build(config)
+        model = network.build(config)
         ended = [
             _fit_phase(config, phase, model, source_of(phase), history, report)
             for phase in phases(config)
@@ -168,7 +168,7 @@ def _sources(
     if config.feature_cache == "off" or config.unfreeze_depth == BACKBONES[config.backbone].blocks:
         yield lambda _: Pixels(images, config, shared=False)
         return
-    with features.opened(config, deepest) as store:
+    with feature_cache.opened(config, deepest) as store:
         depths = {it.unfreeze_depth for it in phases(config) if store.pays(it.unfreeze_depth)}
         if depths and not _fit_on_disk(config, images, store, depths):
             depths.clear()
@@ -183,11 +183,11 @@ def _sources(
 
 def _fit_on_disk(config: RunConfig, images: Images, store: Features, depths: set[int]) -> bool:
     fitting, val = images.split("train"), images.split("val")
-    epochs, variation = range(min(config.epochs, features.VIEWS)), Variation.of(config)
-    views = [features.view_of(fitting, epoch, variation) for epoch in epochs]
-    views.append(features.View(val))
+    epochs, variation = range(min(config.epochs, feature_cache.VIEWS)), Variation.of(config)
+    views = [feature_cache.view_of(fitting, epoch, variation) for epoch in epochs]
+    views.append(feature_cache.View(val))
     for ends in (perturb.EACH, perturb.BLURRED):  # which not every run needs
-        views.append(features.View(replace(val, made_by=perturb.made_by(val, ends))))
+        views.append(feature_cache.View(replace(val, made_by=perturb.made_by(val, ends))))
     sizes = store.sizes(views, depths)
     needed, allowed = sum(sizes.values()), room_for(sizes)
     if needed <= allowed:
@@ -222,9 +222,9 @@ def _fit_phase(
     history: History,
     report: keras.callbacks.Callback,
 ) -> _Ended:
-    models.unfreeze(model, phase.unfreeze_depth)
+    network.unfreeze(model, phase.unfreeze_depth)
     # The statistics of random weights are those of nothing: MobileNet would not learn with them
-    part = models.Trained(model, source.depth, fixed_statistics=config.weights != "none")
+    part = network.Trained(model, source.depth, fixed_statistics=config.weights != "none")
     feed = Feed(source, config)
     steps = (phase.until - len(history)) * feed.steps
     cosine = config.schedule == "cosine"

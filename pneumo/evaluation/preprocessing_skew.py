@@ -1,0 +1,22 @@
+"""Preprocessing skew on purpose: a model trained on pixels 0-255 is given pixels / 255."""
+
+import keras
+
+from pneumo.inference.logits import average_models, is_mirrored, members_of
+
+
+def as_published(model: keras.Model) -> keras.Model:
+    """The same layers and weights behind a float input: it takes pixels of any range as they are.
+
+    The model itself would refuse them, or, called past that, cast them to whole numbers.
+    """
+    twins = [_behind_float_input(member) for member in members_of(model)]
+    return average_models(twins, is_mirrored(model))
+
+
+def _behind_float_input(member: keras.Model) -> keras.Model:
+    network = member.get_layer("backbone")
+    pixels = keras.Input(member.input_shape[1:], dtype="float32")
+    twin = keras.models.clone_model(network, input_tensors=pixels)
+    twin.set_weights(network.get_weights())
+    return keras.Model(pixels, member.get_layer("head")(twin.output))

@@ -8,7 +8,7 @@ import optuna
 from joblib import cpu_count
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import attributes, tracking
+from pneumo import attributes
 from pneumo.progress import StudyProgress
 from pneumo.runtime import signals
 from pneumo.runtime.console import say
@@ -23,6 +23,7 @@ from pneumo.study import (
     require_no_repeated_failure,
     take_over,
 )
+from pneumo.tracking import study_runs
 from pneumo.worker_process import PATIENCE, Worker, next_ended
 
 
@@ -118,7 +119,7 @@ def _log_hang(worker: Worker, study: optuna.Study) -> None:
     for trial in study.get_trials(deepcopy=False):
         if _was_lost_by(worker, trial):
             where = f"{_timeout(study)}; where each thread was:\n\n{worker.trace}"
-            tracking.log_hang(attributes.RUN_ID.of(study), trial.number, where)
+            study_runs.log_hang(attributes.RUN_ID.of(study), trial.number, where)
 
 
 def _was_lost_by(worker: Worker, trial: FrozenTrial) -> bool:

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from pneumo import tracking
 from pneumo.evaluation.heat_maps import HiResCam
-from pneumo.figures import overlay
 from pneumo.inference.decode import UnreadableImage
 from pneumo.inference.pyfunc import COLUMNS
-from pneumo.registry import Stored
+from pneumo.reporting.plots import overlay
 from pneumo.runtime.console import track
 from pneumo.runtime.errors import Mistake
+from pneumo.tracking import results
+from pneumo.tracking.models import Stored
 
 AT_ONCE = 64  # files in memory: enough for all cores, whatever the number of files
 HEADER = ["path", "probability", "label", "threshold", "model_version", "model_id", "error"]
@@ -44,7 +44,7 @@ def predict(stored: Stored, files: Sequence[str], out: Path) -> Counter[str]:
             counts["images"] += 1
             counts["positive"] += row[HEADER.index("label")] == 1
             counts["unreadable"] += row[HEADER.index("error")] is not None
-    tracking.log_counts(counts)
+    results.log_counts(counts)
     return counts
 
 

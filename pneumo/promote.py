@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from mlflow.entities.model_registry import ModelVersion
 
-from pneumo import evidence, overlap, registry, tag_names, tracking
+from pneumo import evidence
 from pneumo.data.dataset import Dataset
 from pneumo.evaluation import bootstrap
 from pneumo.evaluation.comparison import (
@@ -20,9 +20,13 @@ from pneumo.evaluation.comparison import (
 )
 from pneumo.evaluation.metrics import metric_title
 from pneumo.evaluation.overlap import find_overlap
-from pneumo.registry import CHALLENGER, CHAMPION, PREVIOUS, Stored
+from pneumo.reporting import evaluation_report
 from pneumo.runtime.console import say, table
 from pneumo.runtime.errors import Mistake
+from pneumo.tracking import evaluations, models, registry, results, runs, session, tags
+from pneumo.tracking.models import Stored
+from pneumo.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS
+from pneumo.tracking.tags import PROMOTION, PROMOTION_RUN, ROLLBACK, SPLIT, THRESHOLD
 
 SHOWN = ("auc", "sensitivity", "specificity", "accuracy", "ece", "threshold")
 
@@ -57,24 +61,24 @@ def promote(
     """
     version = _version_of(model_name, candidate)
     champion = registry.holder(model_name, CHAMPION)
-    tags = {**tracking.data_tags(dataset), **_tags(model_name, version, champion)}
-    tags[tag_names.SPLIT] = split
+    tags = {**runs.data_tags(dataset), **_tags(model_name, version, champion)}
+    tags[SPLIT] = split
     margins = Margins(margin, sensitivity_margin)
-    with tracking.command_run("promote", f"{model_name} version {version}", tags) as run_id:
+    with runs.command_run("promote", f"{model_name} version {version}", tags) as run_id:
         decision = _decide(model_name, version, champion, dataset, split, margins)
         if decision.promoted:
             threshold = decision.figures["candidate_threshold"]
-            registry.tag(model_name, version, {tag_names.THRESHOLD: str(threshold)})
+            registry.tag(model_name, version, {THRESHOLD: str(threshold)})
             found = registry.crown(model_name, version, champion)
             if found != champion:
                 decision.reasons.append(
                     f"version {found} has become champion meanwhile; hold it against that one"
                 )
                 champion = found
-        tracking.log_decision(decision.reasons, decision.figures, decision.champion_vacant)
+        results.log_decision(decision.reasons, decision.figures, decision.champion_vacant)
         _show(decision)
         _tell(model_name, run_id, _news(version, champion, decision))
-    say(tracking.how_to_look(run_id))
+    say(session.how_to_look(run_id))
     return decision
 
 
@@ -111,17 +115,17 @@ def roll_back(model_name: str) -> None:
             f"rollback needs a version that has been champion of {model_name} before, @{PREVIOUS}, "
             "and there is none; promote another version instead"
         )
-    registry.require_as_registered(model_name, version)
-    tags = {**_tags(model_name, version, champion), tag_names.ROLLBACK: "true"}
+    models.require_as_registered(model_name, version)
+    tags = {**_tags(model_name, version, champion), ROLLBACK: "true"}
     about = f"{model_name} version {version} again"
-    with tracking.command_run("promote", about, tags) as run_id:
+    with runs.command_run("promote", about, tags) as run_id:
         found = registry.crown(model_name, version, champion)
         if found != champion:
             raise Mistake(
                 f"version {found} of {model_name} has become champion meanwhile; look at it, and "
                 "start again if it is to be rolled back"
             )
-        tracking.log_decision([], {})
+        results.log_decision([], {})
         news = {version: "brought back"}
         if champion:
             news = {
@@ -129,7 +133,7 @@ def roll_back(model_name: str) -> None:
                 champion: f"rolled back to version {version}",
             }
         _tell(model_name, run_id, news)
-    say(tracking.how_to_look(run_id))
+    say(session.how_to_look(run_id))
 
 
 def _version_of(model_name: str, candidate: str) -> int:
@@ -145,9 +149,9 @@ def _version_of(model_name: str, candidate: str) -> int:
 
 def _tags(model_name: str, version: int, champion: int) -> dict[str, str]:
     return {
-        tag_names.MODEL: model_name,
-        tag_names.CANDIDATE: str(version),
-        tag_names.COMPARED_WITH: str(champion or "none"),
+        tags.MODEL: model_name,
+        tags.CANDIDATE: str(version),
+        tags.COMPARED_WITH: str(champion or "none"),
     }
 
 
@@ -157,8 +161,8 @@ def _decide(
     if version == champion:
         return Decision([f"version {version} is the champion already"], {})
     try:
-        candidate = registry.find(f"models:/{model_name}/{version}")
-    except registry.Tampered as reason:
+        candidate = models.find(f"models:/{model_name}/{version}")
+    except models.Tampered as reason:
         return Decision([str(reason)], {})
     held = _held(candidate, dataset, split)
     versions = registry.champions(model_name)
@@ -167,8 +171,8 @@ def _decide(
     decision = replace(gate(held, references, dataset.synthetic, margins), champion_vacant=vacant)
     if vacant and held.synthetic and not _is_synthetic(versions[champion]):
         decision.reasons.append(demo_after_real(held.title, _title(versions[champion])))
-    files = tracking.known_files(candidate.trial, dataset)
-    if why := overlap.explain(find_overlap(files, dataset, split)):
+    files = results.known_files(candidate.trial, dataset)
+    if why := evaluation_report.explain_overlap(find_overlap(files, dataset, split)):
         decision.reasons.append(why)
     return decision
 
@@ -179,14 +183,14 @@ def _held(stored: Stored, dataset: Dataset, split: str) -> Held:
     if run_id is None:
         with evidence.evaluation_run(stored, dataset) as (run_id, images):
             evidence.examine(stored, images, split)
-    predictions = tracking.read_predictions(run_id, split)
+    predictions = results.read_predictions(run_id, split)
     return Held(predictions, stored.model.settings["threshold"], stored.title, stored.synthetic)
 
 
 def _evaluation(model_id: str, dataset: Dataset, split: str) -> str | None:
     """Return the run of the latest evaluation of a model whose predictions can still be read."""
-    run_id = tracking.find_evaluation(model_id, dataset.digest, split)
-    return run_id if run_id and tracking.has_predictions(run_id, split) else None
+    run_id = evaluations.find_evaluation(model_id, dataset.digest, split)
+    return run_id if run_id and results.has_predictions(run_id, split) else None
 
 
 def _champions(
@@ -214,9 +218,9 @@ def _champions(
     vacant = ""
     if champion and not stored[champion]:
         try:
-            model = registry.find(f"models:/{versions[champion].name}/{champion}")
+            model = models.find(f"models:/{versions[champion].name}/{champion}")
             stored[champion] = _held(model, dataset, split)
-        except (registry.Tampered, registry.TrialRemoved) as reason:
+        except (models.Tampered, models.TrialRemoved) as reason:
             vacant = str(reason)
     paired = {
         number: held
@@ -233,13 +237,13 @@ def _champions(
 
 def _from_store(version: ModelVersion, dataset: Dataset, split: str) -> Held | None:
     """Return a version as its stored evaluation shows it, without its files; None without one."""
-    run_id = _evaluation(registry.logged_model_id(version), dataset, split)
+    run_id = _evaluation(models.logged_model_id(version), dataset, split)
     if run_id is None:
         return None
     threshold = registry.own_threshold(version)
     if threshold is None:
-        threshold = tracking.evaluated_threshold(run_id, split)
-    predictions = tracking.read_predictions(run_id, split)
+        threshold = evaluations.evaluated_threshold(run_id, split)
+    predictions = results.read_predictions(run_id, split)
     return Held(predictions, threshold, _title(version), _is_synthetic(version))
 
 
@@ -248,7 +252,7 @@ def _title(version: ModelVersion) -> str:
 
 
 def _is_synthetic(version: ModelVersion) -> bool:
-    return version.tags.get(tag_names.SYNTHETIC) == "true"
+    return version.tags.get(tags.SYNTHETIC) == "true"
 
 
 def _references(champions: Mapping[int, Held], version: int, champion: int) -> dict[str, Held]:
@@ -287,6 +291,6 @@ def _tell(model_name: str, run_id: str, news: Mapping[int, str]) -> None:
     """Notes on versions what was decided about them, and where."""
     for version, text in news.items():
         say(f"{model_name} version {version}: {text}")
-        tags = {tag_names.PROMOTION: text, tag_names.PROMOTION_RUN: run_id}
+        tags = {PROMOTION: text, PROMOTION_RUN: run_id}
         registry.tag(model_name, version, tags)
         registry.describe(model_name, version)

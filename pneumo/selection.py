@@ -11,13 +11,14 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import attributes, tracking
+from pneumo import attributes
 from pneumo.evaluation import bootstrap
 from pneumo.evaluation.bootstrap import Improvement
 from pneumo.runtime import signals
 from pneumo.runtime.console import say
 from pneumo.runtime.errors import in_words
 from pneumo.study import Plan
+from pneumo.tracking import results
 
 
 def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -67,7 +68,7 @@ def read_improvement(study: optuna.Study, complete: Sequence[FrozenTrial]) -> Im
 
 
 def _predictions(trial: FrozenTrial) -> pd.DataFrame:
-    return tracking.read_predictions(attributes.RUN_ID.of(trial), "val")
+    return results.read_predictions(attributes.RUN_ID.of(trial), "val")
 
 
 def _readable(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Iterator[pd.DataFrame]:

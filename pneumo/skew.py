@@ -2,16 +2,18 @@
 
 import numpy as np
 
-from pneumo import evidence, tag_names, tracking
 from pneumo.data.dataset import Images
 from pneumo.evaluation.intervals import with_interval
 from pneumo.evaluation.metrics import Evaluation, evaluate
 from pneumo.evaluation.preprocessing_skew import as_published
 from pneumo.evidence import Evidence
-from pneumo.figures import confusion_matrix_file
 from pneumo.inference.logits import predict_logits, to_probabilities
-from pneumo.registry import Stored
+from pneumo.reporting import evaluation_report
+from pneumo.reporting.plots import confusion_matrix_file
 from pneumo.runtime.console import say, table
+from pneumo.tracking import evaluations, results, runs
+from pneumo.tracking.models import Stored
+from pneumo.tracking.tags import EXPERIMENT, PARENT, SKEW
 
 SHOWN = ("accuracy", "sensitivity", "specificity", "auc")
 
@@ -31,20 +33,22 @@ def evaluate_with_skew(
         sound: The evaluation without the skew, on the same split.
         parent_id: Id of the run of that evaluation.
     """
-    tags = tracking.subject_tags(stored.trial.data.tags[tag_names.EXPERIMENT], images.dataset)
-    tags |= {tag_names.SKEW: "pixels / 255", tag_names.PARENT: parent_id}
-    with tracking.command_run("evaluate", f"{stored.title}, with skew", tags):
+    tags = runs.subject_tags(stored.trial.data.tags[EXPERIMENT], images.dataset)
+    tags |= {SKEW: "pixels / 255", PARENT: parent_id}
+    with runs.command_run("evaluate", f"{stored.title}, with skew", tags):
         if split == "test":
-            tracking.record_look(stored.model_id, images.dataset.images_digest("test"))
+            evaluations.record_look(stored.model_id, images.dataset.images_digest("test"))
         data, threshold = images.split(split), sound.evaluation.metrics["threshold"]
         # As `predict_probabilities`, but for its check of uint8 pixels, which would refuse them
         twin = as_published(stored.model.keras_model)
         logits = predict_logits(twin, data.images.astype(np.float32) / 255)
         probabilities = to_probabilities(logits, stored.model.settings["temperature"])
         skewed = evaluate(data, probabilities, threshold, intervals=True)
-        tracking.log_evaluation(split, skewed, confusion_matrix_file(split, skewed))
+        results.log_evaluation(split, skewed, confusion_matrix_file(split, skewed))
     _show(split, {"without skew": sound.evaluation, "with skew": skewed})
-    for finding in evidence.failures({**sound.numbers, "at_threshold": skewed.metrics}, split):
+    for finding in evaluation_report.failures(
+        {**sound.numbers, "at_threshold": skewed.metrics}, split
+    ):
         say(f"note, with skew: {finding}")
 
 

@@ -27,7 +27,7 @@ from sqlalchemy import event, make_url
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from pneumo import attributes, intake, tag_names, tracking
+from pneumo import attributes
 from pneumo.data.dataset import Dataset
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.runtime import cache, signals
@@ -35,6 +35,7 @@ from pneumo.runtime.console import say
 from pneumo.runtime.errors import Mistake, StudyStopped
 from pneumo.runtime.process import ProcessId
 from pneumo.search import SAMPLER, ReseededTPE, Search, base_value
+from pneumo.tracking import model_files, results, runs, session, study_runs, tags
 from pneumo.training.config import RunConfig, derived_seed
 
 # Nothing here needs TensorFlow: a process that lets others search does without.
@@ -260,7 +261,7 @@ def _end_silent(study: optuna.Study, trial: FrozenTrial) -> None:
     """Ends the MLflow run of a trial that fell silent; what was asked for is asked for again."""
     if asked := trial.system_attrs.get("fixed_params"):
         study.enqueue_trial(asked)
-    tracking.end_silent(attributes.RUN_ID.of(study), trial.number)
+    study_runs.end_silent(attributes.RUN_ID.of(study), trial.number)
 
 
 def load(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.Study:
@@ -269,7 +270,7 @@ def load(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.S
     for fact, value in plan.facts().items():
         _require_same(name, fact, study.user_attrs.get(fact), value)
     _require_same_search_space(study, plan)
-    if not tracking.exists(attributes.RUN_ID.of(study)):
+    if not runs.exists(attributes.RUN_ID.of(study)):
         raise Mistake(
             f"study '{name}' has its runs in another MLflow store than this one; "
             "set MLFLOW_TRACKING_URI to where it was begun"
@@ -336,9 +337,9 @@ def find(
 
 def require_new(name: str) -> None:
     """Raise `Mistake` if MLflow has a study of that name, which Optuna's database does not have."""
-    if run_id := tracking.find_study(name):
+    if run_id := study_runs.find_study(name):
         raise Mistake(
-            f"study '{name}' must be in both stores: MLflow at {tracking.store()} has it (run "
+            f"study '{name}' must be in both stores: MLflow at {session.store()} has it (run "
             f"{run_id}), and Optuna's database at {storage_address()} does not; set "
             "PNEUMO_STORAGE to the database that it was begun in, or give another name"
         )
@@ -346,7 +347,7 @@ def require_new(name: str) -> None:
 
 def how_to_continue(name: str) -> str:
     """Return the words that say how to resume a study from where this process was started."""
-    return f"give the same command with {_storage_setting()}{tracking.as_option('study', name)}"
+    return f"give the same command with {_storage_setting()}{session.as_option('study', name)}"
 
 
 def _storage_setting() -> str:
@@ -364,10 +365,10 @@ def _storage_setting() -> str:
 
 def begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: str) -> optuna.Study:
     """A new study, described in Optuna and in MLflow, with the baseline as its first trial."""
-    tracking.name_run(mlflow.active_run(), f"study {name}")
+    runs.name_run(mlflow.active_run(), f"study {name}")
     say(f"study {name}")  # at once: a process that dies cannot say later what to continue
-    say(tracking.how_to_look(run_id))
-    say(intake.take(plan.dataset, plan.base).summary())
+    say(session.how_to_look(run_id))
+    say(results.take(plan.dataset, plan.base).summary())
     asked = plan.asked()
     study = optuna.create_study(
         storage=storage,
@@ -381,7 +382,7 @@ def begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: st
         study.set_user_attr(fact, value)
     for suggestions in asked:
         study.enqueue_trial(suggestions)
-    mlflow.set_tag(tag_names.STUDY, name)
+    mlflow.set_tag(tags.STUDY, name)
     settings = {
         "sampler": {"name": "TPESampler", **SAMPLER},
         "pruner": {"name": "MedianPruner", **PRUNER} if plan.experiment.prune else {},
@@ -398,7 +399,7 @@ def warn_of_other_commit(study: optuna.Study, run_id: str) -> None:
     Neither the experiment's file nor the package need then be those that the study began with.
     """
     begun, here = (
-        tracking.commit_of(mlflow.get_run(it)) for it in (attributes.RUN_ID.of(study), run_id)
+        runs.commit_of(mlflow.get_run(it)) for it in (attributes.RUN_ID.of(study), run_id)
     )
     if begun and here and begun != here:
         say(
@@ -457,7 +458,7 @@ def settle(study: optuna.Study) -> None:
     """Makes MLflow say of each trial that has ended what Optuna says of it."""
     trials = study.get_trials(deepcopy=False)
     ended = {trial.number: trial.state.name for trial in trials if trial.state.is_finished()}
-    tracking.settle(attributes.RUN_ID.of(study), ended, is_dead)
+    study_runs.settle(attributes.RUN_ID.of(study), ended, is_dead)
 
 
 def await_others(study: optuna.Study) -> None:
@@ -583,4 +584,4 @@ def evict(study: optuna.Study, keep: int, at_most: int | None = None) -> None:
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         best_first = sorted(complete, key=lambda trial: -trial.value)  # of equals the first
         for trial in best_first[keep:][:at_most]:
-            tracking.delete_model(attributes.MODEL_URI.of(trial))
+            model_files.delete_model(attributes.MODEL_URI.of(trial))

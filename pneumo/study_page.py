@@ -9,11 +9,12 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import attributes, selection, tracking
+from pneumo import attributes, selection
+from pneumo.reporting.study_report import RUNNING, StudyReport, StudySummary, TrialSummary
 from pneumo.runtime.console import say
 from pneumo.runtime.errors import in_words
 from pneumo.study import Goal, Plan, counted, how_to_continue, last_value
-from pneumo.study_report import RUNNING, StudyReport, StudySummary, TrialSummary
+from pneumo.tracking import study_runs
 
 INTERVAL = 60  # seconds, at least, between two pages of a study that runs
 SHARE = 0.05  # of the time, at most, that goes into them
@@ -49,7 +50,7 @@ class StudyPage:
     def _write(self, state: str) -> None:
         report = StudyReport(summarize(self._study, self._plan, state))
         files = {"study.html": report.page().encode()}
-        tracking.log_study(attributes.RUN_ID.of(self._study), files, report.description())
+        study_runs.log_study(attributes.RUN_ID.of(self._study), files, report.description())
 
 
 def summarize(study: optuna.Study, plan: Plan, state: str) -> StudySummary:

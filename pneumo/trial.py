@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from pneumo import tracking
 from pneumo.data.dataset import Dataset
 from pneumo.evaluation.metrics import (
     calibration,
@@ -18,10 +17,11 @@ from pneumo.evaluation.metrics import (
     temperature,
     youden_threshold,
 )
-from pneumo.figures import confusion_matrix_file
 from pneumo.inference.decode import DECODER
 from pneumo.inference.logits import to_probabilities
+from pneumo.reporting.plots import confusion_matrix_file
 from pneumo.runtime import signals
+from pneumo.tracking import model_files, results, runs
 from pneumo.training.config import RunConfig
 from pneumo.training.train import EpochCallback, train
 
@@ -61,7 +61,7 @@ def run_trial(
         callbacks: See `train`; called in the training's thread.
         deepest: See `train`.
         meanwhile: Called in the calling thread, twice a second while the model trains.
-        **run: See `tracking.keras_run`.
+        **run: See `runs.keras_run`.
 
     Returns:
         The run, its model and its metrics.
@@ -70,9 +70,9 @@ def run_trial(
         Exception: Whatever `train` raises, after the run has been ended.
     """
     clock = [time.monotonic()]
-    with tracking.keras_run(config=config, **run) as run_id:
+    with runs.keras_run(config=config, **run) as run_id:
         images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
-        report = [partial(tracking.log_epoch, run_id), *callbacks]
+        report = [partial(results.log_epoch, run_id), *callbacks]
         result = signals.in_own_thread(lambda: train(config, images, report, deepest), meanwhile)
         clock.append(time.monotonic())
         val = images.split("val")
@@ -81,8 +81,8 @@ def run_trial(
         threshold = _threshold(config, val.labels, result.perturbed_logits / divisor)
         evaluation = evaluate(val, probabilities, threshold)
         evaluation.metrics.setdefault(config.objective.removeprefix("val_"), result.score)
-        tracking.log_evaluation("val", evaluation, confusion_matrix_file("val", evaluation))
-        tracking.log_files(images)
+        results.log_evaluation("val", evaluation, confusion_matrix_file("val", evaluation))
+        results.log_files(images)
         clock.append(time.monotonic())
         settings = {
             "threshold": threshold,
@@ -91,7 +91,7 @@ def run_trial(
             "resize": config.resize,
             "decoder": DECODER,
         }
-        model_uri = tracking.log_model(run_id, result.model, settings).model_uri
+        model_uri = model_files.log_model(run_id, result.model, settings).model_uri
         clock.append(time.monotonic())
     seconds = dict(zip(PARTS, map(float, np.diff(clock)), strict=True))
     return Trial(run_id, model_uri, evaluation.metrics, seconds)

@@ -9,9 +9,10 @@ import mlflow
 import optuna
 from optuna.trial import TrialState
 
-from pneumo import attributes, cluster, launch, registry, selection, tag_names, tracking
-from pneumo.pages import short
+from pneumo import attributes, cluster, launch, selection
 from pneumo.progress import StudyProgress
+from pneumo.reporting.html_report import short
+from pneumo.reporting.study_report import DONE, PAGE, STOPPED
 from pneumo.runtime.console import say, table
 from pneumo.runtime.errors import StudyStopped, without_passwords
 from pneumo.runtime.tensorflow_import import import_tensorflow
@@ -33,7 +34,8 @@ from pneumo.study import (
     warn_of_other_commit,
 )
 from pneumo.study_page import StudyPage
-from pneumo.study_report import DONE, PAGE, STOPPED
+from pneumo.tracking import evaluations, model_files, models, registry, runs, session, study_runs
+from pneumo.tracking.tags import PARENT, STUDY
 from pneumo.training.config import SCORES
 
 
@@ -80,19 +82,19 @@ def tune(
     goal = Goal(trials, time.time() + timeout if timeout else None, keep_models, trial_timeout)
     searching = partial(search, workers=workers, launcher=launcher)
     storage = open_storage()
-    tags = tracking.subject_tags(plan.experiment.name, plan.dataset)
+    tags = runs.subject_tags(plan.experiment.name, plan.dataset)
     if name in optuna.get_all_study_names(storage):
         study = load(storage, name, plan)
         run_id = attributes.RUN_ID.of(study)
-        tags |= {tag_names.STUDY: name, tag_names.PARENT: run_id, **tracking.process_tags()}
-        resume = tracking.command_run("resume", name, tags)
-        with resume as own_run_id, tracking.reopened(run_id):
+        tags |= {STUDY: name, PARENT: run_id, **runs.process_tags()}
+        resume = runs.command_run("resume", name, tags)
+        with resume as own_run_id, study_runs.reopened(run_id):
             warn_of_other_commit(study, own_run_id)
             take_over(study, plan)
             return _search_and_register(study, plan, goal, searching, model_name)
     if name:
         require_new(name)
-    with tracking.command_run("study", name, tags, system_metrics=True) as run_id:
+    with runs.command_run("study", name, tags, system_metrics=True) as run_id:
         study = begin(storage, name or f"{plan.experiment.name}-{run_id[:8]}", plan, run_id)
         return _search_and_register(study, plan, goal, searching, model_name)
 
@@ -174,7 +176,7 @@ def _register_winner(study: optuna.Study, plan: Plan, model_name: str) -> Outcom
         winner = before
     else:
         import_tensorflow()  # a driver of several workers has not needed it until now
-        model = registry.load(attributes.MODEL_URI.of(best))
+        model = model_files.load(attributes.MODEL_URI.of(best))
         stored = registry.register_once(attributes.RUN_ID.of(best), model, model_name)
         winner["version"] = stored.version
         attributes.WINNER.set(study, winner)
@@ -188,7 +190,7 @@ def _register_winner(study: optuna.Study, plan: Plan, model_name: str) -> Outcom
 
 
 def _evaluate_once(
-    study: optuna.Study, plan: Plan, stored: registry.Stored
+    study: optuna.Study, plan: Plan, stored: models.Stored
 ) -> tuple[dict[str, float], list[str]]:
     """Return the winner's metrics on test and their findings.
 
@@ -197,12 +199,12 @@ def _evaluate_once(
     from pneumo import evidence
 
     run = mlflow.get_run(attributes.RUN_ID.of(study))
-    if tracking.evaluated_model(run) != stored.model_id:
+    if evaluations.evaluated_model(run) != stored.model_id:
         found = evidence.examine(stored, evidence.images_for(stored, plan.dataset), "test")
         return found.evaluation.metrics, found.findings
     metrics, findings = evidence.read(run, "test")
     registry.tell_of_test(stored, run.info.run_id, metrics)
-    looks = tracking.count_looks(plan.dataset.images_digest("test"))
+    looks = evaluations.count_looks(plan.dataset.images_digest("test"))
     registry.log_test_evaluations(stored, looks[stored.model_id])
     return metrics, findings
 
@@ -241,5 +243,5 @@ def show(outcome: Outcome) -> None:
         say(f"note: {finding}")
     say(f"registered: {outcome.model_name} version {outcome.version} as @{registry.CHALLENGER}")
     run_id = attributes.RUN_ID.of(outcome.study)
-    say(f"the study's page: {tracking.where_to_open(run_id, PAGE)}")
-    say(tracking.how_to_look(run_id))
+    say(f"the study's page: {session.where_to_open(run_id, PAGE)}")
+    say(session.how_to_look(run_id))

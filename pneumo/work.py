@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import attributes, tag_names, tracking
+from pneumo import attributes
 from pneumo.runtime import signals
 from pneumo.runtime.console import say
 from pneumo.runtime.errors import StudyStopped, in_words
@@ -25,6 +25,8 @@ from pneumo.study import (
     require_no_repeated_failure,
     running,
 )
+from pneumo.tracking import runs
+from pneumo.tracking.tags import STUDY
 from pneumo.training.train import EpochCallback
 from pneumo.trial import run_name, run_trial
 
@@ -138,7 +140,7 @@ def _at_most(seconds: int | None) -> Iterator[None]:
 def _objective(trial: optuna.Trial, plan: Plan, update: Callable[[], None]) -> float:
     study = trial.study
     attributes.PROCESS.set(trial, ProcessId.current())
-    tags = tracking.subject_tags(plan.experiment.name, plan.dataset)
+    tags = runs.subject_tags(plan.experiment.name, plan.dataset)
     try:
         config = plan.suggest(trial)
         attributes.CONFIG.set(trial, config.as_text())
@@ -153,7 +155,7 @@ def _objective(trial: optuna.Trial, plan: Plan, update: Callable[[], None]) -> f
             meanwhile=update,
             parent_id=attributes.RUN_ID.of(study),
             name=f"trial {trial.number} · {name}",
-            tags={**tags, tag_names.STUDY: study.study_name},
+            tags={**tags, STUDY: study.study_name},
             trial_number=trial.number,
             pruned=optuna.TrialPruned,
         )

@@ -12,10 +12,11 @@ def evaluate(options: EvaluateOptions) -> int:
     import_tensorflow()
 
     # They import MLflow and TensorFlow, which a mistake in the data need not wait for
-    from pneumo import evidence, registry, tracking
+    from pneumo import evidence
+    from pneumo.tracking import models, session
 
-    tracking.connect()
-    stored = registry.find(options.model)
+    session.connect()
+    stored = models.find(options.model)
     with evidence.evaluation_run(stored, dataset) as (run_id, images):
         found = evidence.examine(stored, images, options.split, options.sensitivity)
     evidence.show(stored, options.split, found)
@@ -23,5 +24,5 @@ def evaluate(options: EvaluateOptions) -> int:
         from pneumo.skew import evaluate_with_skew  # imports TensorFlow
 
         evaluate_with_skew(stored, images, options.split, found, run_id)
-    say(tracking.how_to_look(run_id))
+    say(session.how_to_look(run_id))
     return 0

@@ -9,9 +9,9 @@ def explore(options: ExploreOptions) -> int:
     dataset = open_dataset(options.data, needs=(), in_conflict=True)
 
     # They import MLflow, which a mistake in the data need not wait for
-    from pneumo import tracking
     from pneumo.explore import explore
+    from pneumo.tracking import session
 
-    tracking.connect()
+    session.connect()
     explore(dataset)
     return 0

@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
-from pneumo import tag_names
 from pneumo.commands.arguments import PredictOptions
 from pneumo.data.index import explained, find_images
 from pneumo.runtime.console import say
 from pneumo.runtime.errors import Mistake, shown
 from pneumo.runtime.tensorflow_import import import_tensorflow
+from pneumo.tracking.tags import DATA, MODEL
 
 LONGEST_FILE_NAME = 240  # bytes: a file system takes 255, and what goes with it is longer
 
@@ -20,13 +20,13 @@ def predict(options: PredictOptions) -> int:
     import_tensorflow()
 
     # They import MLflow and TensorFlow, which a mistake need not wait for
-    from pneumo import registry, tracking
     from pneumo.predict import explain, predict
+    from pneumo.tracking import models, runs, session
 
-    tracking.connect()
-    stored = registry.find(options.model)
-    tags = {tag_names.MODEL: stored.title, tag_names.DATA: Path(options.images).name}
-    with tracking.command_run("predict", tags[tag_names.DATA], tags):
+    session.connect()
+    stored = models.find(options.model)
+    tags = {MODEL: stored.title, DATA: Path(options.images).name}
+    with runs.command_run("predict", tags[DATA], tags):
         counts = predict(stored, files, out)
         if options.explain:
             explain(stored, files, explained(out))

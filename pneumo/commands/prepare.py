@@ -23,11 +23,11 @@ def prepare(options: PrepareOptions) -> int:
         dataset = open_dataset(str(out), needs=())
 
     # They import MLflow, which a mistake need not wait for
-    from pneumo import intake, tracking
+    from pneumo.tracking import results, runs, session
 
-    tracking.connect()
-    with tracking.command_run("prepare", dataset.name, tracking.data_tags(dataset)):
-        images = intake.take(dataset, config)
+    session.connect()
+    with runs.command_run("prepare", dataset.name, runs.data_tags(dataset)):
+        images = results.take(dataset, config)
     counts = images.counts()
     table(f"{dataset.name}, digest {dataset.digest}", list(counts), counts.to_numpy())
     say(images.summary())

@@ -19,10 +19,10 @@ def promote(options: PromoteOptions) -> int:
     import_tensorflow()
 
     # They import MLflow and TensorFlow, which a mistake need not wait for
-    from pneumo import tracking
     from pneumo.promote import promote, roll_back
+    from pneumo.tracking import session
 
-    tracking.connect()
+    session.connect()
     if dataset is None:
         roll_back(options.model_name)
         return 0

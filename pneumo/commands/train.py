@@ -15,20 +15,20 @@ def train(options: TrainOptions) -> int:
     prepare_to_fit(config)
 
     # They import MLflow and TensorFlow, which a mistake need not wait for
-    from pneumo import intake, registry, tracking
+    from pneumo.tracking import model_files, registry, results, runs, session
     from pneumo.trial import run_name, run_trial
 
-    tracking.connect()
-    tags = tracking.subject_tags(experiment.name, dataset)
-    with tracking.command_run("train", experiment.name, tags) as run_id:
-        intake.take(dataset, config)
+    session.connect()
+    tags = runs.subject_tags(experiment.name, dataset)
+    with runs.command_run("train", experiment.name, tags) as run_id:
+        results.take(dataset, config)
         name = run_name(config)
         trial = run_trial(config, dataset, [say_epoch], parent_id=run_id, name=name, tags=tags)
         for metric, value in trial.metrics.items():
             say(f"val_{metric} {value:.4f}")
         if options.model_name:
-            model = registry.load(trial.model_uri)
+            model = model_files.load(trial.model_uri)
             stored = registry.register(trial.run_id, model, options.model_name)
             say(f"registered {stored.title} as @{registry.CHALLENGER}")
-    say(tracking.how_to_look(run_id))
+    say(session.how_to_look(run_id))
     return 0

@@ -20,13 +20,14 @@ def tune(options: TuneOptions) -> int:
         prepare_to_fit(base)  # workers in other processes do that themselves
 
     # They import MLflow, which a mistake in the arguments or the data need not wait for
-    from pneumo import cluster, tracking
+    from pneumo import cluster
     from pneumo.study import Plan
+    from pneumo.tracking import session
     from pneumo.tune import show, tune
 
     if options.launcher == "ray":
         cluster.require()
-    tracking.connect()
+    session.connect()
     outcome = tune(
         Plan(experiment, dataset, options.overrides),
         trials=options.trials,

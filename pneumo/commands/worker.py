@@ -1,11 +1,12 @@
 """The command `worker`: trials of a study that another process has begun, up to its goal."""
 
-from pneumo import attributes, tag_names
+from pneumo import attributes
 from pneumo.commands.arguments import WorkerOptions
 from pneumo.data.dataset import open_dataset
 from pneumo.runtime import signals
 from pneumo.runtime.console import say
 from pneumo.runtime.machine import require_gpus
+from pneumo.tracking.tags import PARENT, STUDY
 from pneumo.training.pretrained import prepare_to_fit
 
 
@@ -20,10 +21,11 @@ def _join(options: WorkerOptions) -> int:
     dataset = open_dataset(options.data, needs=("train", "test"))
 
     # They import MLflow and Optuna, which a mistake in the data need not wait for
-    from pneumo import tracking, tune
+    from pneumo import tune
     from pneumo.study import Goal, counted, find, warn_of_other_commit
+    from pneumo.tracking import runs, session
 
-    tracking.connect()
+    session.connect()
     study, plan = find(options.study, dataset, options.weights or "")
     goal, done = Goal.of(study), counted(study)
     if goal.reached(study):
@@ -31,9 +33,9 @@ def _join(options: WorkerOptions) -> int:
         return 0
     if options.workers == 1:
         prepare_to_fit(plan.base)
-    tags = tracking.subject_tags(plan.experiment.name, dataset) | tracking.process_tags()
-    tags |= {tag_names.STUDY: options.study, tag_names.PARENT: attributes.RUN_ID.of(study)}
-    with tracking.command_run("worker", f"of {options.study}", tags) as run_id:
+    tags = runs.subject_tags(plan.experiment.name, dataset) | runs.process_tags()
+    tags |= {STUDY: options.study, PARENT: attributes.RUN_ID.of(study)}
+    with runs.command_run("worker", f"of {options.study}", tags) as run_id:
         warn_of_other_commit(study, run_id)
         say(f"joined study {options.study}: {done} trials are done")
         tune.search(study, plan, options.workers)
@@ -45,10 +47,10 @@ def _drive(options: WorkerOptions) -> int:
     signals.end_with_input()
 
     # They import MLflow and Optuna, and the end of the input is to be heard before
-    from pneumo import tracking
     from pneumo.study import OUTAGE, end_dead, find, settle
+    from pneumo.tracking import session
 
-    tracking.set_up()
+    session.set_up()
     dataset = open_dataset(options.data, needs=("train", "test"))
     study, plan = find(options.study, dataset, options.weights or "", OUTAGE)
     end_dead(study)  # a worker that ran here before, on behalf of a cluster

@@ -7,8 +7,8 @@ import keras
 import mlflow
 import pytest
 
-from pneumo import registry
 from pneumo.runtime.errors import Mistake
+from pneumo.tracking import model_files, models
 from tests.bad import Case, payloads
 from tests.bad import models as bad
 from tests.bad.stores import stores
@@ -28,7 +28,7 @@ PLANTED = {
 def test_what_lies_beside_a_model_is_not_run(store, tmp_path, what):
     stored = stores(tmp_path)
     PLANTED[what](files_of(tmp_path, stored.trial))
-    found = registry.find(stored.trial)
+    found = models.find(stored.trial)
     assert found.model.keras_model.input_shape == (None, 32, 32, 1)
     assert not Path(payloads.RAN).exists()
     mlflow.pyfunc.load_model(stored.trial)
@@ -39,7 +39,7 @@ def test_a_pickle_is_not_opened(store, tmp_path):
     stored = stores(tmp_path)
     payloads.pickled("python_model.pkl")(files_of(tmp_path, stored.foreign))
     with pytest.raises(Mistake, match="is another's"):
-        registry.find(f"models:/{stored.foreign}")
+        models.find(f"models:/{stored.foreign}")
     assert not Path(payloads.RAN).exists()
     with suppress(Exception):  # what it gives is no model
         mlflow.pyfunc.load_model(f"models:/{stored.foreign}")
@@ -52,7 +52,7 @@ def test_a_lambda_would_run_where_keras_is_told_to_trust_it(store, tmp_path):
     payloads.with_lambda(place)
     Path(payloads.RAN).unlink()
     with pytest.raises(Mistake, match="`Lambda` layer"):
-        registry.find(stored.trial)
+        models.find(stored.trial)
     assert not Path(payloads.RAN).exists()
     keras.models.load_model(place / "artifacts" / "model.keras", safe_mode=False)
     assert Path(payloads.RAN).exists()
@@ -70,12 +70,12 @@ def test_addresses_that_name_no_model(store, tmp_path, capsys):
 def test_bytecode_as_python_leaves_it_changes_no_digest(store, tmp_path):
     stored = stores(tmp_path)
     place = files_of(tmp_path, stored.version)
-    before = registry.digest(place)
+    before = model_files.digest(place)
     payloads.beside_its_source(0)(place)
-    assert registry.digest(place) == before
+    assert model_files.digest(place) == before
     for spoil in (payloads.beside_its_source(1), payloads.without_a_source):
         spoil(place)
-        changed = registry.digest(place)
+        changed = model_files.digest(place)
         assert changed != before
         before = changed
 
@@ -83,5 +83,5 @@ def test_bytecode_as_python_leaves_it_changes_no_digest(store, tmp_path):
 def test_a_model_that_is_evaluated_leaves_no_copy(store, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    registry.find(stores(tmp_path).trial)
+    models.find(stores(tmp_path).trial)
     assert not list((tmp_path / "temporary").iterdir())

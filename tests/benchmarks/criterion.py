@@ -26,7 +26,6 @@ from scipy.special import expit
 from scipy.stats import rankdata, spearmanr
 from sklearn.metrics import log_loss, roc_auc_score
 
-from pneumo import tracking
 from pneumo.data.dataset import open_dataset
 from pneumo.evaluation import bootstrap
 from pneumo.evaluation.metrics import (
@@ -36,6 +35,7 @@ from pneumo.evaluation.metrics import (
     youden_threshold,
 )
 from pneumo.study import open_storage
+from pneumo.tracking import runs, session
 from tests.benchmarks.criterion_trials import CLEAN, TEST, VERSIONS, Trial, in_turn, trials_of
 
 SMOKE = "--data sample --study {study}"
@@ -278,14 +278,14 @@ def main() -> None:
     parser.add_argument("--study", required=True, nargs="+")
     parser.add_argument("--above", type=float, default=0, help="leave out trials of less val_auc")
     options = parser.parse_args()
-    tracking.set_up()
+    session.set_up()
     dataset = open_dataset(options.data, needs=("train", "test"))
     images = dataset.decode(64, 0.01)
     val, test = images.split("val").rows, images.split("test").rows
     storage, every = open_storage(), []
     for name in options.study:
         study = optuna.load_study(storage=storage, study_name=name)
-        with tracking.command_run("criterion", name, {}):
+        with runs.command_run("criterion", name, {}):
             trials = trials_of(study, dataset)
         good = [
             it for it in trials if roc_auc_score(val["label"], it.logits[CLEAN]) >= options.above

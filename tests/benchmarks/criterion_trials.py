@@ -9,11 +9,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from scipy.ndimage import laplace
 
-from pneumo import registry, tracking
 from pneumo.data import perturb
 from pneumo.data.dataset import Dataset, Split
 from pneumo.inference.logits import predict_logits
 from pneumo.runtime.console import track
+from pneumo.tracking import evaluations, models, registry
 
 KEPT = Path("criterion")
 CLEAN, TEST, SHARPNESS = "clean", "test", "sharpness"
@@ -43,10 +43,10 @@ def trials_of(study: optuna.Study, dataset: Dataset) -> list[Trial]:
 def _asked(study: str, trial: FrozenTrial, dataset: Dataset) -> Trial:
     file = KEPT / f"{study}-{trial.number}.npz"
     if not file.exists():
-        stored = registry.find(trial.user_attrs["model_uri"])
+        stored = models.find(trial.user_attrs["model_uri"])
         looked_at = dataset.images_digest("test")
-        tracking.record_look(stored.model_id, looked_at)
-        looks = tracking.count_looks(looked_at)
+        evaluations.record_look(stored.model_id, looked_at)
+        looks = evaluations.count_looks(looked_at)
         registry.log_test_evaluations(stored, looks[stored.model_id])
         network = stored.model.keras_model
         images = dataset.decode(network.input_shape[1], 0.01, stored.model.settings["resize"])

@@ -27,7 +27,7 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import FrozenTrial
 
-from pneumo import tracking
+from pneumo.tracking import session
 from tests.support.commands import processes
 from tests.support.services import Server, mlflow_server, postgresql
 from tests.support.studies import at_work, counted, lay_out_project, require_whole, until
@@ -52,7 +52,7 @@ def suggest(trial, base):
     return config
 
 if os.environ["FAULT"] == "winner":
-    from pneumo import registry
+    from pneumo.tracking import registry
 
     register = registry.register_once
 
@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=12, help="of each study, 5 at least")
     options = parser.parse_args()
     faults = options.faults or list(FAULTS)
-    tracking.set_up()
+    session.set_up()
     with ExitStack() as servers:
         databases = [servers.enter_context(postgresql()) for _ in range(2)]
         artifacts = Path(servers.enter_context(tempfile.TemporaryDirectory()))

@@ -10,9 +10,10 @@ from typing import Any
 import mlflow
 import optuna
 
-from pneumo import study, tracking, work
+from pneumo import study, work
 from pneumo.data.dataset import open_dataset
 from pneumo.experiment import Experiment
+from pneumo.tracking import session
 from pneumo.training.config import RunConfig
 from pneumo.tune import tune
 from tests.benchmarks.study_space import (
@@ -63,7 +64,7 @@ def search() -> dict[str, Any]:
             memory.append(round(anonymous_memory()))
 
     work.run_trial = watched
-    tracking.set_up()
+    session.set_up()
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         mlflow.create_experiment("benchmark", f"{folder}/artifacts")

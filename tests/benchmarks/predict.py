@@ -28,11 +28,12 @@ import pytest
 import requests
 from keras import layers
 
-from pneumo import registry, tracking, trial
+from pneumo import trial
 from pneumo.data.dataset import Dataset, open_dataset
 from pneumo.data.index import find_images
 from pneumo.predict import predict
-from pneumo.registry import Stored
+from pneumo.tracking import model_files, models, registry, runs
+from pneumo.tracking.models import Stored
 from pneumo.training.config import RunConfig
 from tests.benchmarks.ingest import SIZE, enlarge
 from tests.benchmarks.stub import stub_of
@@ -48,16 +49,16 @@ def register(dataset: Dataset, backbone: str) -> Stored:
     """A model as `train` leaves it, with random weights: how fast it is does not depend on them."""
     alpha = 0.25 if backbone == "mobilenet" else 1
     config = RunConfig(backbone=backbone, image_size=SIZE, alpha=alpha)
-    tags = tracking.subject_tags("benchmark", dataset)
+    tags = runs.subject_tags("benchmark", dataset)
     with (
         pytest.MonkeyPatch.context() as patch,
-        tracking.command_run("train", "predict", tags) as parent,
+        runs.command_run("train", "predict", tags) as parent,
     ):
         patch.setattr(trial, "train", stub_of(config))
         made = trial.run_trial(config, dataset, parent_id=parent, name="model", tags=tags)
-    stored = registry.register(made.run_id, registry.load(made.model_uri), NAME)
+    stored = registry.register(made.run_id, model_files.load(made.model_uri), NAME)
     mlflow.MlflowClient().set_registered_model_alias(NAME, "champion", str(stored.version))
-    return registry.find(MODEL)
+    return models.find(MODEL)
 
 
 def ours(stored: Stored, folder: Path) -> float:

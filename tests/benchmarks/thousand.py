@@ -23,7 +23,7 @@ import mlflow
 import numpy as np
 import optuna
 
-from pneumo import tracking
+from pneumo.tracking import session
 from tests.support.paths import ROOT
 from tests.support.services import mlflow_server, postgresql
 from tests.support.studies import disagreements, lay_out_project, loads, runs_by_number
@@ -44,6 +44,7 @@ CHROMIUM = [
 EXPERIMENT = """
 from pneumo.training import train
 from pneumo.training.config import RunConfig
+
 
 
 
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=8)
     options = parser.parse_args()
-    tracking.set_up()
+    session.set_up()
     with (
         tempfile.TemporaryDirectory() as folder,
         postgresql() as storage,
@@ -152,7 +153,7 @@ def main() -> None:
         place = f"{server.address}/#/experiments/{run.info.experiment_id}/runs"
         blank = opening("about:blank", "<html>")
         table = opening(place, run.info.run_name) - blank
-        study = opening(f"{server.address}/{tracking.page(run)}", run.info.run_name) - blank
+        study = opening(f"{server.address}/{session.page(run)}", run.info.run_name) - blank
         print(f"MLflow's table of runs opens in {table:.1f} s, the study's page in {study:.1f} s")
         whole = verdict(optimised)
     sys.exit(not whole)

@@ -12,11 +12,12 @@ from PIL import Image, ImageOps
 from scipy.special import expit, logit
 from sklearn import metrics
 
-from pneumo import evidence, registry
 from pneumo.evaluation import shortcuts
 from pneumo.evaluation.intervals import metric_intervals
 from pneumo.evaluation.overlap import Overlap
 from pneumo.inference.logits import predict_probabilities
+from pneumo.reporting import evaluation_report
+from pneumo.tracking import models
 from tests.support.commands import run
 from tests.support.stores import store_in
 from tests.support.studies import (
@@ -261,7 +262,7 @@ def test_the_page_stands_alone_and_says_what_was_found(stores, on_test):
 
 def test_what_is_left_without_centre_or_border(stores, sample, on_test):
     """From the stored model and the images, by scikit-learn."""
-    model = registry.find(MODEL).model
+    model = models.find(MODEL).model
     test = sample.decode(32, 0).split("test")
     for name, black in shortcuts.blackened(test.images):
         auc = metrics.roc_auc_score(test.labels, predict_probabilities(model.keras_model, black))
@@ -276,7 +277,7 @@ def test_what_is_left_without_centre_or_border(stores, sample, on_test):
 
 def findings(numbers_there, images, trial) -> str:
     seen = Overlap(total=180, images=0, patients=0, own_test=180, is_own_test=True)
-    return " ".join(evidence._findings(numbers_there, images, trial, "test", seen))
+    return " ".join(evaluation_report.list_findings(numbers_there, images, trial, "test", seen))
 
 
 def test_the_published_failure_cannot_be_missed(stores, sample, on_test):

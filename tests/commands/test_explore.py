@@ -14,6 +14,7 @@ from PIL import Image
 from pneumo import explore
 from pneumo.data.dataset import Dataset, open_dataset
 from pneumo.evaluation import dataset_profile
+from pneumo.reporting import data_report
 from tests.support.commands import run
 from tests.support.studies import files, tags, text
 
@@ -181,7 +182,7 @@ def test_too_few_patients_say_nothing():
 
 
 def test_what_must_not_be_missed(wrong):
-    found = list(explore.find(dataset_profile.count_all(described(wrong))))
+    found = list(data_report.list_findings(dataset_profile.count_all(described(wrong))))
     for sentence in (
         "groups of identical files lie in more than one split: what is tested there has been",
         "1 patients are in more than one split, as IM-0103.",
@@ -223,7 +224,7 @@ def test_the_run(store, wrong):
         *(path for path, _ in dataset_profile.problems(described(wrong))),
     ):
         assert f"<code>{path}</code>" in page
-    for finding in explore.find(stored):
+    for finding in data_report.list_findings(stored):
         assert f"note: {finding}\n" in output
         assert f"<li>{finding}</li>" in page
     assert page.count('src="data:image/png;base64,') == 4

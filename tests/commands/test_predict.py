@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pneumo import registry
 from pneumo.data.index import find_images
 from pneumo.evaluation.heat_maps import HiResCam
-from pneumo.figures import overlay
 from pneumo.inference.decode import decode
+from pneumo.reporting.plots import overlay
 from pneumo.runtime.errors import Mistake
+from pneumo.tracking import model_files, models, registry
 from tests.support.commands import run, run_here, start
 from tests.support.studies import tags
 
@@ -81,7 +81,7 @@ def test_no_files(few, tmp_path, monkeypatch, images):
 @pytest.mark.slow
 def test_every_file_has_its_row(study, client, few, out):
     before = {it.info.run_id for it in client.search_runs(["0"])}
-    model_id = registry.find(MODEL).model_id
+    model_id = models.find(MODEL).model_id
     code, output, errors = predicted(few, out)
     assert code == 0, errors
     header, *found = rows(out)
@@ -150,7 +150,7 @@ def test_each_image_is_explained(study, few, capsys):
     made = {str(it.relative_to(folder)) for it in folder.rglob("*") if it.is_file()}
     assert made == {f"{Path(path).relative_to(few)}.png" for path in readable}
     # the image as the model takes it, and beside it the same below its heat map
-    path, model = readable[7], registry.find(MODEL).model
+    path, model = readable[7], models.find(MODEL).model
     pixels = decode(Path(path).read_bytes(), 32)
     [heat] = HiResCam(model.keras_model)(pixels[np.newaxis, ..., np.newaxis])
     picture = np.asarray(Image.open(folder / f"{Path(path).relative_to(few)}.png"))
@@ -222,9 +222,9 @@ def test_version_1_of_another_model_does_not_continue(study, few, out, capsys):
     image = str(next((few / "NORMAL").iterdir()))
     assert predicted_here(capsys, image, out)[0] == 0
     before = out.read_text()
-    first = registry.find(MODEL)
+    first = models.find(MODEL)
     run_id = first.trial.info.run_id
-    other = registry.register(run_id, registry.load(f"models:/{first.model_id}"), "pneumonia")
+    other = registry.register(run_id, model_files.load(f"models:/{first.model_id}"), "pneumonia")
     assert (other.version, first.version) == (1, 1)
     call = ["predict", "--model", "models:/pneumonia/1", "--images", image, "--out", str(out)]
     code, _, errors = run_here(capsys, *call)

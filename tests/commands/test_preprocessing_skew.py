@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from pneumo import tracking
 from pneumo.data.dataset import open_dataset
 from pneumo.evaluation import preprocessing_skew
 from pneumo.inference.logits import average_models, predict_logits, predict_probabilities
+from pneumo.tracking import evaluations
 from pneumo.training import network
 from pneumo.training.config import RunConfig
 from tests.support import handmade
@@ -53,7 +53,7 @@ def test_an_evaluation_with_skew(store, tmp_path, capsys):
     assert skewed.data.tags["mlflow.parentRunId"] == sound.info.run_id
     assert "pneumo.model_id" not in skewed.data.tags  # so that no decision is made on it
     digest = sound.data.tags["pneumo.data_digest"]
-    assert tracking.find_evaluation(stored.model_id, digest, "test") == sound.info.run_id
+    assert evaluations.find_evaluation(stored.model_id, digest, "test") == sound.info.run_id
     assert set(skewed.data.metrics) == {f"test_{it}" for it in METRICS | INTERVALS}
     assert set(sound.data.metrics) == set(skewed.data.metrics)
     assert files(store, sound.info.run_id) == {f"test/{it}" for it in EVIDENCE}

@@ -7,9 +7,10 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pneumo import evidence, registry
+from pneumo import evidence
 from pneumo.data.dataset import open_dataset
 from pneumo.promote import promote, roll_back
+from pneumo.tracking import models, registry
 from tests.bad import models as bad
 from tests.support.commands import run_here
 from tests.support.decisions import COMPARED, aliases, last_promotion
@@ -171,7 +172,7 @@ def test_an_evaluation_of_other_images_is_not_compared(client, images):
 
 def test_a_champion_keeps_its_own_threshold(client, images):
     own = client.get_run(evaluation(client, GOOD)).data.metrics["test_threshold"]
-    stored = registry.find(f"models:/{NAME}/{GOOD}")
+    stored = models.find(f"models:/{NAME}/{GOOD}")
     with evidence.evaluation_run(stored, images) as (run_id, decoded):
         evidence.examine(stored, decoded, "test", sensitivity=1.0)
     assert client.get_run(run_id).data.metrics["test_threshold"] != own

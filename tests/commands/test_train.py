@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from pneumo import registry
 from pneumo.data.perturb import EACH, perturbed
 from pneumo.inference.logits import members_of, predict_logits
+from pneumo.tracking import model_files
 from tests.support.commands import run
 
 
@@ -40,7 +40,7 @@ def test_what_is_registered_is_the_mean_of_all_members_and_their_mirror_images(s
     [trial] = store.search_runs(["0"], "tags.`pneumo.kind` = 'trial'")
     history = store.get_metric_history(trial.info.run_id, "epoch/val_auc")
     assert [point.step for point in history] == [1, 2, 3, 4]
-    model = registry.load("models:/mine@challenger")
+    model = model_files.load("models:/mine@challenger")
     members = members_of(model.keras_model)
     assert len(members) == 2
 

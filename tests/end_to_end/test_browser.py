@@ -5,7 +5,7 @@ import pytest
 from playwright.sync_api import expect
 
 from pneumo.data.dataset import open_dataset
-from pneumo.graphs import GRAPHS
+from pneumo.reporting.study_plots import GRAPHS
 from tests.support.browser import chromium, walk
 from tests.support.services import mlflow_server
 from tests.support.stores import store_in

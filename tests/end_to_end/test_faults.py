@@ -7,9 +7,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from pneumo import tracking
 from pneumo.runtime.process import ProcessId
 from pneumo.study import await_others, end_dead, is_dead, open_storage
+from pneumo.tracking import study_runs
 from tests.support.commands import ended_process
 from tests.support.studies import tags
 
@@ -53,7 +53,7 @@ def test_runs_say_what_optuna_says(parent):
         run_below(parent, 5),  # at work
     ]
     states = {0: "COMPLETE", 1: "FAIL", 2: "PRUNED", 3: "FAIL", 4: "FAIL"}
-    tracking.settle(parent, states, is_dead)
+    study_runs.settle(parent, states, is_dead)
     assert [said(run) for run in runs] == [
         ("COMPLETE", "FINISHED"),
         ("FAIL", "FAILED"),
@@ -71,7 +71,7 @@ def test_a_trial_has_one_run(store, parent):
     removed = run_below(parent, 2, "FAIL", "FAILED")
     store.delete_run(removed)  # by a person, who does not want to see it again
     for _ in range(2):
-        tracking.settle(parent, {0: "COMPLETE", 1: "FAIL", 2: "FAIL"}, is_dead)
+        study_runs.settle(parent, {0: "COMPLETE", 1: "FAIL", 2: "FAIL"}, is_dead)
         below = store.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{parent}'")
         [lost] = [run for run in below if run.info.run_id != own]
         assert len(below) == 2
@@ -105,7 +105,7 @@ def test_workers_of_any_experiment_are_ended_if_they_are_dead(store, parent):
         worker_below(parent, ended_process()),
         worker_below(parent, ended_process(), elsewhere),
     ]
-    tracking.settle(parent, {}, is_dead)
+    study_runs.settle(parent, {}, is_dead)
     assert [said(run)[1] for run in runs] == ["RUNNING", "RUNNING", "FAILED", "FAILED"]
 
 
@@ -119,7 +119,7 @@ def test_a_machine_without_a_trial_has_no_worker(parent, others, left):
     for number in range(others):
         run_below(parent, 1 + number, **tag)
     workers = [worker_below(parent, far), worker_below(parent, near)]
-    tracking.end_silent(parent, 0)
+    study_runs.end_silent(parent, 0)
     assert said(silent) == ("FAIL", "FAILED")
     assert [said(run)[1] for run in (trial, *workers)] == ["RUNNING", left, "RUNNING"]
 

@@ -10,9 +10,11 @@ import psycopg
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pneumo import tracking, work
+from pneumo import work
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.study import Goal, Plan, await_others, begin, find, is_dead, open_storage, settle
+from pneumo.tracking import study_runs
+from pneumo.tracking.runs import keras_run
 from pneumo.trial import run_trial
 from pneumo.tune import search
 from pneumo.work import search_trials
@@ -129,15 +131,15 @@ def test_what_ended_a_run_is_not_hidden_by_a_server_that_is_away(
     _, server = servers
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     parent = shared.create_run("0").info.run_id
-    with pytest.raises(ZeroDivisionError), tracking.keras_run(parent, "t", BASE, {}, 0):
+    with pytest.raises(ZeroDivisionError), keras_run(parent, "t", BASE, {}, 0):
         server.kill()
         raise ZeroDivisionError
     assert mlflow.active_run() is None
     assert "the end of run t is not stored (MlflowException: API request" in capsys.readouterr().out
-    with pytest.raises(MlflowException), tracking.keras_run(parent, "t", BASE, {}, 1):
+    with pytest.raises(MlflowException), keras_run(parent, "t", BASE, {}, 1):
         raise AssertionError("never comes here")
     server.start()
-    tracking.settle(parent, {0: "FAIL", 1: "FAIL"}, is_dead)
+    study_runs.settle(parent, {0: "FAIL", 1: "FAIL"}, is_dead)
     runs = children(shared, parent)
     assert [run.info.status for run in runs] == ["FAILED"] * 2
     assert [run.data.tags["optuna.state"] for run in runs] == ["FAIL"] * 2

@@ -22,6 +22,9 @@ from pneumo.runtime.process import ProcessId
 
 
 
+
+
+
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 study = optuna.create_study(direction="maximize")
 study.set_user_attr("objective", "val_auc")

@@ -13,9 +13,9 @@ from threading import Barrier
 import mlflow
 import pytest
 
-from pneumo import tracking
 from pneumo.data import archive
 from pneumo.runtime import cache
+from pneumo.tracking import results
 from tests.support.commands import run, start
 from tests.support.handmade import write_images
 from tests.support.studies import LIMIT, SMALL, at_work, until
@@ -73,7 +73,7 @@ def test_two_commands_may_tell_of_the_same_data_at_once(store, sample):
     def tell(digest: str) -> str:
         with mlflow.start_run() as run:
             together.wait()
-            tracking.log_data(replace(images, dataset=replace(sample, digest=digest)))
+            results.log_data(replace(images, dataset=replace(sample, digest=digest)))
         return run.info.run_id
 
     with ThreadPoolExecutor(2) as threads:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from pneumo.data.dataset import open_dataset
 from pneumo.evaluation.heat_maps import GRID, HiResCam
-from pneumo.figures import overlay
 from pneumo.inference.logits import average_models
+from pneumo.reporting.plots import overlay
 from pneumo.training import network
 from pneumo.training.backbones import BACKBONES
 from pneumo.training.config import RunConfig

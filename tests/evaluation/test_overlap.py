@@ -10,10 +10,11 @@ import mlflow
 import pytest
 from PIL import Image
 
-from pneumo import evidence, registry, tracking
+from pneumo import evidence
 from pneumo.data.dataset import open_dataset
 from pneumo.evaluation.overlap import find_overlap
 from pneumo.promote import promote
+from pneumo.tracking import evaluations, registry, results
 from tests.support.handmade import register, run_of, write_images
 from tests.support.studies import tags, text
 
@@ -136,7 +137,7 @@ def test_names_that_tell_no_patient_show_no_overlap(store, tmp_path):
     data = open_dataset(str(folder), needs=("train", "test"))
     assert data.unknown_patients == len(data.rows) == ALL + 80
     stored = register(run_of("left", data), NAME)
-    trained, _ = tracking.read_files(stored.trial.info.run_id)
+    trained, _ = results.read_files(stored.trial.info.run_id)
     tested = data.rows["patient"][data.rows["split"] == "test"]
     assert tested.isin(trained["patient"]).sum() == 80
     run, numbers, findings = evaluated(stored, data)
@@ -160,7 +161,7 @@ def test_a_model_whose_list_of_files_is_lost(store, stored, dataset, tmp_path):
     _, numbers, _ = evaluated(stored, dataset)
     assert numbers["overlap"] == {"images": 0, "patients": 0, "own_test": ALL}
     assert tagged(store) == "1"
-    files = tracking.known_files(stored.trial, dataset)
+    files = results.known_files(stored.trial, dataset)
     assert find_overlap(files, dataset, "val").images == 16
     others = as_test(dataset, "test", tmp_path / "others", name="9{}", change=True)
     run, numbers, findings = evaluated(stored, others)
@@ -204,7 +205,7 @@ def test_many_looks_by_others_are_said(store, stored, dataset):
     elsewhere = store.create_experiment("elsewhere")
     for number in range(3):
         with mlflow.start_run(experiment_id=elsewhere):
-            tracking.record_look(f"m-{number}", digest)
+            evaluations.record_look(f"m-{number}", digest)
     store.delete_experiment(elsewhere)
     run, numbers, findings = evaluated(stored, dataset)
     assert looks(numbers) == (1, 4)
@@ -218,9 +219,9 @@ def test_many_looks_by_others_are_said(store, stored, dataset):
 def test_a_run_counts_the_looks_of_each_of_its_winners(store):
     with mlflow.start_run() as run:
         for model_id in ("m-first", "m-second", "m-second"):
-            tracking.record_look(model_id, "0" * 16)
-    assert tracking.count_looks("0" * 16) == {"m-first": 1, "m-second": 2}
-    assert tracking.count_looks("1" * 16) == {}
+            evaluations.record_look(model_id, "0" * 16)
+    assert evaluations.count_looks("0" * 16) == {"m-first": 1, "m-second": 2}
+    assert evaluations.count_looks("1" * 16) == {}
     found = tags(store.get_run(run.info.run_id))
     assert found["pneumo.images_digest"] == "0" * 16
     assert json.loads(found["pneumo.test_looks"]) == {"m-first": 1, "m-second": 2}
@@ -233,7 +234,7 @@ def test_a_look_is_recorded_before_anything_is_computed(stored, dataset, monkeyp
     monkeypatch.setattr(evidence, "predict_logits", fail)
     with pytest.raises(RuntimeError), evidence.evaluation_run(stored, dataset) as (_, images):
         evidence.examine(stored, images, "test")
-    assert tracking.count_looks(dataset.images_digest("test")) == {stored.model_id: 1}
+    assert evaluations.count_looks(dataset.images_digest("test")) == {stored.model_id: 1}
 
 
 def test_the_digest_of_a_splits_images(dataset, tmp_path):

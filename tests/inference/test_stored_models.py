@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pneumo import registry
 from pneumo.inference.decode import decode
 from pneumo.inference.logits import predict_probabilities
+from pneumo.tracking import model_files
 from tests.support.paths import ROOT
 from tests.support.studies import children, predictions, run_study
 
@@ -137,7 +137,7 @@ def test_how_images_become_square_goes_with_the_model(store, sample):
     assert children(store, outcome)[0].data.params["resize"] == "pad"
     file = io.BytesIO()
     Image.fromarray(np.full((20, 40), 200, np.uint8)).save(file, format="PNG")
-    model = registry.load("models:/pneumonia-sample@challenger")
+    model = model_files.load("models:/pneumonia-sample@challenger")
     assert model.settings["resize"] == "pad"
     answer = model.predict(None, pd.DataFrame({"image": [file.getvalue()]}))
     padded = decode(file.getvalue(), 32, "pad")[None, ..., None]

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pneumo import figures, tracking
+from pneumo.reporting import plots
+from pneumo.reporting.style import to_png
+from pneumo.tracking import results
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +32,7 @@ def test_pictures_show_the_errors_furthest_from_the_threshold():
         asked.append(images)
         return (images[..., 0] > 10).astype(float)
 
-    figure = figures.worst_errors(table, pixels, 0.5, heat_maps)
+    figure = plots.worst_errors(table, pixels, 0.5, heat_maps)
     above, below = figure.subfigs
     wrong = [10, 12, 14, 16, 18], [1, 3, 5, 7, 9]
     assert above.get_suptitle() == "PNEUMONIA called NORMAL: 5"
@@ -43,23 +45,23 @@ def test_pictures_show_the_errors_furthest_from_the_threshold():
         assert titles == [f"IM-{number:04d}-0001" for number in expected]
         for number, axes in zip(expected, explained, strict=True):
             heat = np.full((8, 8), float(number > 10))
-            picture = figures.overlay(pixels[number, ..., 0], heat)
+            picture = plots.overlay(pixels[number, ..., 0], heat)
             assert (axes.images[0].get_array() == picture).all()
     assert [len(images) for images in asked] == [5, 5]  # no more than are shown
-    none = figures.worst_errors(table[table["label"] == 0], pixels, 1.01, heat_maps)
+    none = plots.worst_errors(table[table["label"] == 0], pixels, 1.01, heat_maps)
     assert [part.get_suptitle()[-2:] for part in none.subfigs] == [" 0", " 0"]
-    Image.open(io.BytesIO(figures.png(none))).verify()
+    Image.open(io.BytesIO(to_png(none))).verify()
 
 
 def test_learning_curves_are_those_of_the_run(study):
     best = study.study.best_trial
-    epochs = tracking.read_epochs(best.user_attrs["run_id"])
+    epochs = results.read_epochs(best.user_attrs["run_id"])
     assert set(epochs) == {"loss", "auc", "val_loss", "val_auc"}
     assert epochs["val_auc"].to_dict() == best.intermediate_values
-    figure = figures.learning_curves(epochs)
+    figure = plots.learning_curves(epochs)
     assert figure.axes[0].get_title() == "Loss, both classes weighing the same"
     for axes, name in zip(figure.axes, ("loss", "auc"), strict=True):
         lines = {line.get_label(): line for line in axes.lines}
         assert list(lines["training"].get_ydata()) == list(epochs[name])
         assert list(lines["val"].get_ydata()) == list(epochs[f"val_{name}"])
-    Image.open(io.BytesIO(figures.png(figure))).verify()
+    Image.open(io.BytesIO(to_png(figure))).verify()

@@ -12,16 +12,17 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from pneumo import selection, study_page, tracking
+from pneumo import selection, study_page
 from pneumo.__main__ import main
 from pneumo.evaluation import bootstrap
 from pneumo.evaluation.intervals import metric_intervals, with_interval
 from pneumo.evaluation.metrics import score
 from pneumo.experiment import load_experiment
-from pneumo.graphs import GRAPHS
+from pneumo.reporting.study_plots import GRAPHS
+from pneumo.reporting.study_report import DONE, RUNNING, STOPPED, StudyReport
 from pneumo.study import Goal, Plan
 from pneumo.study_page import StudyPage, summarize
-from pneumo.study_report import DONE, RUNNING, STOPPED, StudyReport
+from pneumo.tracking import runs, session
 from pneumo.tune import tune
 from tests.support.stores import store_in
 from tests.support.studies import children, files, predictions, text
@@ -75,7 +76,7 @@ def as_text(page: str) -> str:
 @contextmanager
 def begun(plan, name: str):
     """A study without trials, within its run."""
-    with tracking.command_run("study", "", {}) as parent:
+    with runs.command_run("study", "", {}) as parent:
         study = optuna.create_study(direction="maximize", study_name=name)
         for fact, value in {**plan.facts(), "run_id": parent}.items():
             study.set_user_attr(fact, value)
@@ -246,7 +247,7 @@ def test_no_bound_without_a_baseline(study, plan):
 def test_every_trial_leads_to_its_run(study):
     runs = children(mlflow.MlflowClient(), run_id(study))
     links = re.findall(r'<a href="([^"]+)" target="_blank">(\d+)</a>', page_of(study))
-    assert links == [(tracking.address(run), str(place)) for place, run in enumerate(runs)]
+    assert links == [(session.address(run), str(place)) for place, run in enumerate(runs)]
     assert [run.info.run_name for run in runs] == [
         f"trial {trial.number} · {trial.user_attrs['name']}" for trial in study.trials
     ]

@@ -155,6 +155,8 @@ from pneumo.runtime.cache_entries import run_folder
 
 
 
+
+
 what, name = sys.argv[1:]
 def wait(path):
     print(path, flush=True)

@@ -9,9 +9,9 @@ import mlflow
 import pytest
 import yaml
 
-from pneumo import tracking
 from pneumo.launch import share_of
 from pneumo.runtime.machine import gpus
+from pneumo.tracking import runs
 from tests.support.commands import run_here
 from tests.support.paths import ROOT
 from tests.support.studies import until
@@ -135,7 +135,7 @@ def test_a_study_logs_how_busy_its_gpus_are(driver, store, monkeypatch):
     def logged() -> dict[str, float]:
         return mlflow.get_run(run_id).data.metrics
 
-    with tracking.command_run("study", "", {}, system_metrics=True) as run_id:
+    with runs.command_run("study", "", {}, system_metrics=True) as run_id:
         until(lambda: "system/gpu_1_power_usage_percentage" in logged())
     found = {name: it for name, it in logged().items() if name.startswith("system/gpu_")}
     assert found == {

@@ -7,11 +7,11 @@ import numpy as np
 from keras import layers
 from PIL import Image
 
-from pneumo import registry, tracking
 from pneumo.data.dataset import Dataset
 from pneumo.evaluation.metrics import calibration, evaluate
 from pneumo.inference.decode import DECODER
 from pneumo.inference.logits import predict_probabilities
+from pneumo.tracking import model_files, models, registry, results, runs
 from pneumo.training.config import RunConfig
 
 SIDE, NOISE = 32, 20.0
@@ -63,20 +63,18 @@ def run_of(half: str, dataset: Dataset, threshold: float = 0.3, **tags: str) -> 
         "resize": "squash",
         "decoder": DECODER,
     }
-    tags = tracking.subject_tags("handmade", dataset) | tags
-    with tracking.command_run("train", "handmade", tags) as parent:
+    tags = runs.subject_tags("handmade", dataset) | tags
+    with runs.command_run("train", "handmade", tags) as parent:
         config = RunConfig(image_size=SIDE)
-        with tracking.keras_run(parent, half, config, tags) as run_id:
-            tracking.log_epoch(
-                run_id, 1, dict.fromkeys(("loss", "auc", "val_loss", "val_auc"), 0.5)
-            )
-            tracking.log_evaluation("val", evaluate(val, probabilities, threshold))
-            tracking.log_files(images)
-            uri = tracking.log_model(run_id, model, settings).model_uri
+        with runs.keras_run(parent, half, config, tags) as run_id:
+            results.log_epoch(run_id, 1, dict.fromkeys(("loss", "auc", "val_loss", "val_auc"), 0.5))
+            results.log_evaluation("val", evaluate(val, probabilities, threshold))
+            results.log_files(images)
+            uri = model_files.log_model(run_id, model, settings).model_uri
     return run_id, uri
 
 
-def register(made: tuple[str, str], name: str) -> registry.Stored:
+def register(made: tuple[str, str], name: str) -> models.Stored:
     """What `run_of` made as the next version of `name` and its challenger."""
     run_id, uri = made
-    return registry.register(run_id, registry.load(uri), name)
+    return registry.register(run_id, model_files.load(uri), name)

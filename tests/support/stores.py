@@ -44,9 +44,9 @@ def store_in(folder: Path, tracking_uri: str = "") -> Iterator:
     """
     import mlflow
 
-    from pneumo import tracking
+    from pneumo.tracking import session
 
-    tracking.set_up()
+    session.set_up()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")

@@ -10,9 +10,10 @@ import mlflow
 import optuna
 import pandas as pd
 
-from pneumo import registry, tracking, worker_process
+from pneumo import worker_process
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.study import Plan
+from pneumo.tracking import model_files, results, study_runs
 from pneumo.training.config import RunConfig
 from pneumo.tune import Outcome, tune
 from tests.support import environment  # noqa: F401
@@ -77,7 +78,7 @@ def children(client, outcome_or_id) -> list:
     parent = getattr(outcome_or_id, "study", None)
     parent = parent.user_attrs["run_id"] if parent else outcome_or_id
     below = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`pneumo.kind` = 'trial'"
-    runs = client.search_runs(["0"], below, max_results=tracking.MOST)
+    runs = client.search_runs(["0"], below, max_results=study_runs.MOST)
     return sorted(runs, key=lambda run: int(run.data.tags["optuna.trial_number"]))
 
 
@@ -93,7 +94,7 @@ def text(run_id, path) -> str:
 
 
 def predictions(run_id, split) -> pd.DataFrame:
-    table = tracking.read_predictions(run_id, split)
+    table = results.read_predictions(run_id, split)
     assert list(table) == ["path", "patient", "subtype", "label", "probability"]
     return table
 
@@ -143,7 +144,7 @@ def disagreements(client, trial: optuna.trial.FrozenTrial, runs: list) -> Iterat
 
 def loads(trial: optuna.trial.FrozenTrial) -> bool:
     """Whether a complete trial's model can be loaded and used."""
-    return registry.load(trial.user_attrs["model_uri"]).settings["threshold"] > 0
+    return model_files.load(trial.user_attrs["model_uri"]).settings["threshold"] > 0
 
 
 def until(true) -> None:

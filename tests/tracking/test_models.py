@@ -3,8 +3,8 @@
 import mlflow
 import pytest
 
-from pneumo import registry
 from pneumo.runtime.errors import Mistake
+from pneumo.tracking import models
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 )
 def test_a_model_that_is_not_there(study, address, message):
     with pytest.raises(Mistake, match="model must be models:/NAME@ALIAS") as caught:
-        registry.find(address)
+        models.find(address)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -35,4 +35,4 @@ def test_another_ones_model_is_refused(study):
     mlflow.register_model(info.model_uri, "other")
     for address in (info.model_uri, "models:/other/1"):
         with pytest.raises(Mistake, match=f"must be one that pneumo made: '{address}' is another"):
-            registry.find(address)
+            models.find(address)

@@ -9,11 +9,12 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pneumo import registry, tracking
 from pneumo.data.dataset import open_dataset
 from pneumo.promote import promote, roll_back
 from pneumo.runtime import cache
 from pneumo.runtime.errors import Mistake
+from pneumo.tracking import evaluations, model_files, models
+from pneumo.tracking.runs import command_run, subject_tags
 from tests.support.commands import run, run_here, start
 from tests.support.decisions import COMPARED, aliases, last_promotion
 from tests.support.handmade import register, run_of, write_images
@@ -154,7 +155,7 @@ def test_what_a_version_says(client, images, runs, name):
         "pneumo.data_digest": images[0].digest,
         "pneumo.synthetic": "false",
         **{f"val_{it}": str(trial.data.metrics[f"val_{it}"]) for it in shown},
-        "pneumo.model_digest": registry.digest(
+        "pneumo.model_digest": model_files.digest(
             Path(mlflow.artifacts.download_artifacts(f"models:/{stored.model_id}"))
         ),
         **({"pneumo.git_commit": commit} if commit else {}),
@@ -210,8 +211,8 @@ def test_files_that_were_changed_are_refused_unopened(client, images, runs, name
         f"the files of {name} version 1 must be those that were registered, digest {before}: they"
     )
     assert aliases(client, name) == {"challenger": 1}
-    with pytest.raises(registry.Tampered, match="do not use this version"):
-        registry.find(f"models:/{name}@challenger")
+    with pytest.raises(models.Tampered, match="do not use this version"):
+        models.find(f"models:/{name}@challenger")
 
 
 def test_a_champion_whose_files_and_evaluation_are_gone(client, images, runs, name):
@@ -226,7 +227,7 @@ def test_a_champion_whose_files_and_evaluation_are_gone(client, images, runs, na
     assert "they are missing; do not use this version" in decision.champion_vacant
     assert last_promotion(client, name).data.tags["pneumo.champion_vacant"]
     assert aliases(client, name) == {"challenger": 2, "champion": 2, "previous": 1}
-    with pytest.raises(registry.Tampered, match="they are missing; do not use this version"):
+    with pytest.raises(models.Tampered, match="they are missing; do not use this version"):
         roll_back(name)
 
 
@@ -297,25 +298,23 @@ def test_the_command(client, images, runs, name, capsys):
 def test_an_evaluation_is_found_by_model_data_and_split(client, images, runs, name):
     stored = register(runs["good"], name)
     promote(name, "1", images[0], "test", 0.02)
-    found = tracking.find_evaluation(stored.model_id, images[0].digest, "test")
+    found = evaluations.find_evaluation(stored.model_id, images[0].digest, "test")
     assert client.get_run(found).data.tags["pneumo.model_id"] == stored.model_id
-    assert tracking.find_evaluation("m-other", images[0].digest, "test") is None
-    assert tracking.find_evaluation(stored.model_id, "0" * 16, "test") is None
-    assert tracking.find_evaluation(stored.model_id, images[0].digest, "val") is None
+    assert evaluations.find_evaluation("m-other", images[0].digest, "test") is None
+    assert evaluations.find_evaluation(stored.model_id, "0" * 16, "test") is None
+    assert evaluations.find_evaluation(stored.model_id, images[0].digest, "val") is None
 
 
 def test_an_evaluation_that_was_cut_off_is_not_taken_for_one(client, images):
     def evaluate(model_id: str, fails: bool) -> None:
-        with tracking.evaluating("a model", model_id, "test", external=False):
+        with evaluations.evaluating("a model", model_id, "test", external=False):
             if fails:
                 raise RuntimeError
 
     def found(model_id: str) -> str | None:
-        return tracking.find_evaluation(model_id, images[0].digest, "test")
+        return evaluations.find_evaluation(model_id, images[0].digest, "test")
 
-    with tracking.command_run(
-        "study", "handmade", tracking.subject_tags("handmade", images[0])
-    ) as run_id:
+    with command_run("study", "handmade", subject_tags("handmade", images[0])) as run_id:
         evaluate("m-first", fails=False)
         assert found("m-first") == run_id
         with pytest.raises(RuntimeError):
@@ -330,7 +329,7 @@ def test_a_model_is_deleted_with_its_files(client, images, runs):
     model_id = uri.removeprefix("models:/")
     assert list(Path.cwd().rglob(f"{model_id}/artifacts/MLmodel"))
     for _ in range(2):  # once more is no mistake
-        tracking.delete_model(uri)
+        model_files.delete_model(uri)
     assert not [it for it in Path.cwd().rglob(f"{model_id}/**/*") if it.is_file()]
     with pytest.raises(MlflowException, match="not found"):
         client.get_logged_model(model_id)

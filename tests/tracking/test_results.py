@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumo import tracking
 from pneumo.data.dataset import open_dataset
 from pneumo.evaluation import bootstrap
 from pneumo.evaluation.intervals import metric_intervals
 from pneumo.evaluation.metrics import evaluate
+from pneumo.tracking import results
 from tests.support.handmade import SIDE, write_images
 from tests.support.studies import files
 
@@ -33,7 +33,7 @@ def test_a_run_lists_the_files_that_it_uses(store, tmp_path):
         (folder / split / "NORMAL" / "torn.png").write_bytes(split.encode())
     data = open_dataset(str(folder), needs=("train", "test"))
     with mlflow.start_run() as run:
-        tracking.log_files(data.decode(SIDE, 0.1))
+        results.log_files(data.decode(SIDE, 0.1))
     assert files(store, run.info.run_id) == {"data/files.csv", "data/test_files.csv"}
     expected = [
         (split, patient, hashlib.sha256((folder / path).read_bytes()).hexdigest())
@@ -42,7 +42,7 @@ def test_a_run_lists_the_files_that_it_uses(store, tmp_path):
     ]
     assert len(expected) == 80
     assert {split for split, *_ in expected} == {"train", "val"}
-    trained, tested = tracking.read_files(run.info.run_id)
+    trained, tested = results.read_files(run.info.run_id)
     assert list(trained) == ["split", "patient", "sha256"]
     assert list(trained.itertuples(index=False, name=None)) == expected
     assert set(listed.values()) < set(trained["patient"])
@@ -59,9 +59,9 @@ def test_a_run_without_test_images_lists_none(store, tmp_path):
     table = pd.DataFrame({"path": paths, "patient": numbered})
     table.to_csv(folder / "patients.csv", index=False)
     with mlflow.start_run() as run:
-        tracking.log_files(open_dataset(str(folder)).decode(SIDE, 0))
+        results.log_files(open_dataset(str(folder)).decode(SIDE, 0))
     assert files(store, run.info.run_id) == {"data/files.csv"}
-    trained, tested = tracking.read_files(run.info.run_id)
+    trained, tested = results.read_files(run.info.run_id)
     assert list(trained["patient"]) == numbered
     assert len(tested) == 0
 
@@ -85,8 +85,8 @@ def test_predictions_are_read_as_they_were_written(store, tmp_path, names):
     test = open_dataset(str(folder), needs=("train", "test")).decode(SIDE, 0).split("test")
     found = evaluate(test, np.random.default_rng(0).random(len(test.rows)), 0.5, intervals=True)
     with mlflow.start_run() as run:
-        tracking.log_evaluation("test", found)
-    read = tracking.read_predictions(run.info.run_id, "test")
+        results.log_evaluation("test", found)
+    read = results.read_predictions(run.info.run_id, "test")
     pd.testing.assert_frame_equal(read, found.predictions, check_exact=True)
     assert dict(zip(read["path"], read["patient"], strict=True)) == listed
     assert set(read["subtype"]) == {""}

@@ -13,10 +13,11 @@ import optuna
 import psycopg
 import pytest
 
-from pneumo import study, tracking
+from pneumo import study
 from pneumo.experiment import Experiment
 from pneumo.runtime.errors import Mistake, StudyStopped, without_passwords
 from pneumo.study import Plan
+from pneumo.tracking import runs, session
 from pneumo.tune import tune
 from tests.support.commands import run, run_here
 from tests.support.services import free_port, mlflow_server, postgresql
@@ -154,7 +155,7 @@ def test_a_study_writes_no_password_anywhere(database, tmp_path, own_cache, monk
 def test_a_run_that_is_called_by_a_git_address(store, monkeypatch, given, kept):
     run = store.create_run("0", tags={"mlflow.source.name": given})
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)  # as `mlflow run` does
-    with tracking.command_run("train", "", {}):
+    with runs.command_run("train", "", {}):
         pass
     assert store.get_run(run.info.run_id).data.tags["mlflow.source.name"] == kept
 
@@ -196,14 +197,14 @@ def guarded(monkeypatch) -> Iterator[str]:
 
 def test_the_password_of_mlflows_server_leaves_the_address(guarded):
     mlflow.set_tracking_uri(_with(guarded, READER, WORD))
-    tracking.connect()
-    assert mlflow.get_tracking_uri() == guarded == tracking.store()
+    session.connect()
+    assert mlflow.get_tracking_uri() == guarded == session.store()
 
 
 def test_a_server_that_does_not_know_the_password(guarded):
     mlflow.set_tracking_uri(_with(guarded, READER, f"{WORD}-not"))
     with pytest.raises(Mistake) as raised:
-        tracking.connect()
+        session.connect()
     assert str(raised.value) == (
         f"MLflow's server at {guarded} must be given a user and a password that it knows: "
         "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"

@@ -8,9 +8,9 @@ import optuna
 import pytest
 from optuna.distributions import json_to_distribution
 
-from pneumo import tracking
 from pneumo.evaluation.metrics import score
 from pneumo.study import open_storage
+from pneumo.tracking import results
 from pneumo.training.config import RunConfig
 from tests.support.studies import (
     BASE,
@@ -90,7 +90,7 @@ def test_what_a_complete_trial_leaves_in_mlflow(study, client, sample):
             "data/files.csv",
             "data/test_files.csv",
         }
-        trained, tested = tracking.read_files(run.info.run_id)
+        trained, tested = results.read_files(run.info.run_id)
         is_test = sample.rows["split"] == "test"
         used = sample.rows.loc[~is_test, ["split", "patient", "sha256"]]
         assert trained.equals(used.reset_index(drop=True))

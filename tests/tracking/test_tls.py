@@ -5,16 +5,17 @@ import os
 import mlflow
 import pytest
 
-from pneumo import cluster, tracking
+from pneumo import cluster
 from pneumo.runtime.errors import Mistake
+from pneumo.tracking import session
 from tests.support.commands import run, run_here
 from tests.support.http_server import serving
 from tests.support.services import Authority, mlflow_server
 
 INSECURE = "MLFLOW_TRACKING_INSECURE_TLS"
 ADVICE = (
-    f"set {tracking.SERVER_CERTIFICATE} to the file of its authority, "
-    f"{tracking.CLIENT_CERTIFICATE} to yours, or {INSECURE}=true to check nothing"
+    f"set {session.SERVER_CERTIFICATE} to the file of its authority, "
+    f"{session.CLIENT_CERTIFICATE} to yours, or {INSECURE}=true to check nothing"
 )
 
 
@@ -29,7 +30,7 @@ def settings(authority, tmp_path, monkeypatch):
     (tmp_path / "words.pem").write_text("words")
 
     def set_all(**variables: str) -> None:
-        for name in (tracking.SERVER_CERTIFICATE, tracking.CLIENT_CERTIFICATE, INSECURE):
+        for name in (session.SERVER_CERTIFICATE, session.CLIENT_CERTIFICATE, INSECURE):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             file = getattr(authority, value, tmp_path / value)
@@ -43,10 +44,10 @@ def test_the_first_request_is_made_as_all_others(authority, settings, asks):
     with serving({"/version": b"3"}) as server:
         server.encrypt(authority.server, authority.own if asks else None)
         mlflow.set_tracking_uri(server.address)
-        own = {tracking.CLIENT_CERTIFICATE: "client"} if asks else {}
-        for trust in ({tracking.SERVER_CERTIFICATE: "own"}, {INSECURE: "true"}):
+        own = {session.CLIENT_CERTIFICATE: "client"} if asks else {}
+        for trust in ({session.SERVER_CERTIFICATE: "own"}, {INSECURE: "true"}):
             settings(**trust, **own)
-            tracking.connect()
+            session.connect()
     mlflow.set_tracking_uri(None)
     assert [path for path, _ in server.asked] == ["/version"] * 2
 
@@ -56,16 +57,16 @@ def test_the_first_request_is_made_as_all_others(authority, settings, asks):
     [
         ({}, False, "certificate verify failed: unable to get local issuer certificate"),
         (
-            {tracking.SERVER_CERTIFICATE: "client"},
+            {session.SERVER_CERTIFICATE: "client"},
             False,
             "certificate verify failed: unable to get local issuer certificate",
         ),
-        ({tracking.SERVER_CERTIFICATE: "own"}, True, None),
+        ({session.SERVER_CERTIFICATE: "own"}, True, None),
         ({INSECURE: "true"}, True, None),
-        ({tracking.SERVER_CERTIFICATE: "words.pem"}, False, "NO_CERTIFICATE_OR_CRL_FOUND"),
-        ({tracking.SERVER_CERTIFICATE: "none.pem"}, False, None),
-        ({tracking.CLIENT_CERTIFICATE: "none.pem"}, False, None),
-        ({tracking.SERVER_CERTIFICATE: "own", INSECURE: "true"}, False, None),
+        ({session.SERVER_CERTIFICATE: "words.pem"}, False, "NO_CERTIFICATE_OR_CRL_FOUND"),
+        ({session.SERVER_CERTIFICATE: "none.pem"}, False, None),
+        ({session.CLIENT_CERTIFICATE: "none.pem"}, False, None),
+        ({session.SERVER_CERTIFICATE: "own", INSECURE: "true"}, False, None),
     ],
 )
 def test_what_is_not_trusted_is_said_in_a_line(
@@ -76,7 +77,7 @@ def test_what_is_not_trusted_is_said_in_a_line(
         server.encrypt(authority.server, authority.own if asks else None)
         mlflow.set_tracking_uri(server.address)
         with pytest.raises(Mistake) as raised:
-            tracking.connect()
+            session.connect()
     mlflow.set_tracking_uri(None)
     said = str(raised.value)
     if reason:
@@ -86,14 +87,14 @@ def test_what_is_not_trusted_is_said_in_a_line(
         assert said.endswith(ADVICE)
     elif asks:  # of which the server need not say anything before it hangs up
         assert f"{server.address} " in said
-        assert f"set {tracking.CLIENT_CERTIFICATE}" in said or ADVICE in said
+        assert f"set {session.CLIENT_CERTIFICATE}" in said or ADVICE in said
     elif len(variables) == 1:
         [name] = variables
         file = tmp_path / "none.pem"
         assert said == f"{name} must be the path of a certificate: there is no '{file}' here"
     else:
         assert INSECURE in said
-        assert tracking.SERVER_CERTIFICATE in said
+        assert session.SERVER_CERTIFICATE in said
         assert said.endswith("only one of these environment variables may be set.")
     assert server.asked == []
 
@@ -108,7 +109,7 @@ def test_commands_at_a_server_with_its_own_certificate(
     with mlflow_server(store, tmp_path / "artifacts", authority=authority) as server:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
-        for trust in ({tracking.SERVER_CERTIFICATE: "own"}, {INSECURE: "true"}):
+        for trust in ({session.SERVER_CERTIFICATE: "own"}, {INSECURE: "true"}):
             settings(**trust)
             code, _, errors = run(*prepare)
             assert (code, errors) == (0, "")  # no warning with each request either

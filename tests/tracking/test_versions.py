@@ -6,7 +6,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pneumo import registry
+from pneumo.tracking import model_files, registry
 from tests.support.studies import SUBJECT, children, files, run_study, tags
 
 pytestmark = pytest.mark.slow
@@ -62,7 +62,7 @@ def test_the_models_of_the_best_trials_alone_are_kept(store, sample):
     best = [trial.user_attrs["model_uri"] for trial in ranked[:2]]
     assert kept() == {version.source, *best}
     for address in kept():
-        assert registry.load(address).settings["resize"] == "squash"
+        assert model_files.load(address).settings["resize"] == "squash"
     run_study(sample, trials=4, name="night", keep_models=1)
     assert kept() == {version.source, best[0]}
     # a trial keeps its run with all else that it found
@@ -72,7 +72,7 @@ def test_the_models_of_the_best_trials_alone_are_kept(store, sample):
 
 def test_registering_again_moves_the_challenger(store, sample):
     best = run_study(sample, trials=1).study.best_trial
-    model = registry.load(best.user_attrs["model_uri"])
+    model = model_files.load(best.user_attrs["model_uri"])
     again = registry.register(best.user_attrs["run_id"], model, "pneumonia-sample")
     assert (again.title, again.trial.info.run_id) == (
         "pneumonia-sample version 2",

@@ -9,10 +9,11 @@ import optuna
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pneumo import evidence, tag_names, tracking
+from pneumo import evidence
 from pneumo.experiment import Experiment
 from pneumo.runtime.errors import Mistake, StudyStopped
 from pneumo.study import Plan, how_to_continue, open_storage, warn_of_other_commit
+from pneumo.tracking import session, tags
 from pneumo.training.config import RunConfig
 from pneumo.tune import Outcome, show, tune
 from tests.support.stores import store_in
@@ -83,9 +84,9 @@ def test_how_to_continue(monkeypatch, tmp_path):
         place.mkdir(parents=True)
         monkeypatch.chdir(place)
         expected = "give the same command with " + setting.format(place / "optuna.db")
-        monkeypatch.setattr(tracking, "IS_PROJECT_RUN", False)
+        monkeypatch.setattr(session, "IS_PROJECT_RUN", False)
         assert how_to_continue("a night") == f"{expected}--study 'a night'"
-        monkeypatch.setattr(tracking, "IS_PROJECT_RUN", True)
+        monkeypatch.setattr(session, "IS_PROJECT_RUN", True)
         assert how_to_continue("a night") == f"{expected}-P study='a night'"
     monkeypatch.setenv("PNEUMO_STORAGE", f"sqlite:///{tmp_path}/kept.db")
     assert how_to_continue("night") == "give the same command with -P study=night"
@@ -197,7 +198,7 @@ def fail(*_: object, **__: object) -> None:
 def as_if_not_yet_registered(outcome: Outcome, client) -> None:
     """Undoes what the end of a study has left of its winner."""
     client.delete_registered_model("pneumonia-sample")
-    client.set_tag(outcome.study.user_attrs["run_id"], tag_names.MODEL_ID, "")
+    client.set_tag(outcome.study.user_attrs["run_id"], tags.MODEL_ID, "")
     stored(outcome).set_user_attr("winner", {})
 
 

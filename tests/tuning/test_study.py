@@ -9,13 +9,13 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from pneumo import registry
 from pneumo.data.perturb import BLURRED, EACH, perturbed
 from pneumo.evaluation.metrics import youden_threshold
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.inference.logits import predict_logits
 from pneumo.runtime.errors import Mistake
 from pneumo.study import Plan
+from pneumo.tracking import model_files
 from pneumo.tune import show, tune
 from tests.support.studies import BASE, EPOCH, METRICS, TINY, children, run_study, text
 from tests.support.weights import FILE, SMALL
@@ -112,7 +112,7 @@ def test_blurred_images_choose_the_trial_where_asked_to(store, sample):
             *EPOCH,
             "epoch/val_blurred_auc",
         }
-        model = registry.load(trial.user_attrs["model_uri"])
+        model = model_files.load(trial.user_attrs["model_uri"])
         logits = predict_logits(model.keras_model, perturbed(val, BLURRED).images)
         assert roc_auc_score(val.labels, logits) == pytest.approx(trial.value, abs=1e-6)
     page = text(outcome.study.user_attrs["run_id"], "study/study.html")
@@ -124,7 +124,7 @@ def test_blurred_images_choose_the_trial_where_asked_to(store, sample):
 def test_the_threshold_is_that_of_perturbed_images(study, client, sample):
     trial = study.study.best_trial
     val = sample.decode(BASE.image_size, 0).split("val")
-    model = registry.load(trial.user_attrs["model_uri"])
+    model = model_files.load(trial.user_attrs["model_uri"])
     logits = predict_logits(model.keras_model, perturbed(val, EACH).images)
     expected = youden_threshold(val.labels, expit(logits / model.settings["temperature"]))
     assert model.settings["threshold"] == pytest.approx(expected, abs=1e-6)

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from optuna.trial import TrialState
 from plotly.offline import get_plotlyjs
 
-from pneumo.figures import BLUE, GREY, ORANGE
+from pneumo.reporting.style import BLUE, GREY, ORANGE
 
 LAYOUT = {
     "template": "plotly_white",

@@ -10,12 +10,14 @@ from typing import Any
 import mlflow
 import optuna
 
-from pneumo import graphs, pages, tracking
 from pneumo.data.dataset import SAMPLE, Dataset
 from pneumo.evaluation import bootstrap, metrics
 from pneumo.evaluation.bootstrap import Improvement
 from pneumo.evaluation.comparison import ScoredPredictions
 from pneumo.evaluation.intervals import with_interval
+from pneumo.reporting import study_plots
+from pneumo.reporting.html_report import render, short
+from pneumo.tracking import results, session, study_runs
 from pneumo.training.config import RunConfig, spelled_out
 
 PAGE = "study/study.html"  # among the artifacts of the study's run
@@ -121,7 +123,7 @@ def _compare(baseline: str, best: str) -> BaselineComparison:
     """Of two runs, by their ids."""
     values = [
         ScoredPredictions(
-            tracking.read_predictions(run_id, "val"), tracking.threshold(run_id)
+            results.read_predictions(run_id, "val"), results.val_threshold(run_id)
         ).metrics_with_intervals()
         for run_id in (baseline, best)
     ]
@@ -146,7 +148,7 @@ class StudyReport:
         """Return the HTML page."""
         it, base = self._it, self._it.base
         images = it.dataset.decode(base.image_size, base.max_unreadable, base.resize)
-        return pages.render(
+        return render(
             "study.html",
             images,
             {},
@@ -162,9 +164,9 @@ class StudyReport:
             best=it.best,
             baseline=it.baseline,
             repeat=self._repeat(),
-            graphs=graphs.GRAPHS,
-            drawn=graphs.interactive(it.study, self._score) if it.best else {},
-            script=graphs.script(),
+            graphs=study_plots.GRAPHS,
+            drawn=study_plots.interactive(it.study, self._score) if it.best else {},
+            script=study_plots.script(),
             times=list(_time_fractions(it.seconds)),
             changed_ranges=it.changed_ranges,
             fields=it.searched,
@@ -174,7 +176,7 @@ class StudyReport:
 
     def description(self) -> str:
         """Return its words in Markdown, and the way to the page."""
-        link = f"[The page of this study]({tracking.page(mlflow.get_run(self._it.run_id), PAGE)})"
+        link = f"[The page of this study]({session.page(mlflow.get_run(self._it.run_id), PAGE)})"
         words = [f"**{name}** {text}" for name, text in self._words().items()]
         return "\n\n".join([*words, link])
 
@@ -304,16 +306,16 @@ class StudyReport:
         return _command("train", experiment=it.experiment, data=it.dataset.source, **changed)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        runs = tracking.trial_runs(self._it.run_id)
+        runs = study_runs.trial_runs(self._it.run_id)
         for trial in self._it.trials:
             run = runs.get(trial.number)
             yield {
                 "number": trial.number,
-                "address": tracking.address(run) if run else "",
+                "address": session.address(run) if run else "",
                 "state": trial.state.lower(),
                 "best": trial == self._it.best,
                 "value": "" if trial.score is None else f"{trial.score:.4f}",
-                "fields": [pages.short(trial.config.get(name, "")) for name in self._it.searched],
+                "fields": [short(trial.config.get(name, "")) for name in self._it.searched],
                 "epochs": trial.epochs or "",
                 "took": timedelta(seconds=round(trial.seconds)) if trial.seconds else "",
                 "error": trial.error,

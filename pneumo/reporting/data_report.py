@@ -1,0 +1,212 @@
+"""The report on a data set: findings, figures and a page for people."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from pneumo.data.dataset import Images
+from pneumo.data.index import CLASSES
+from pneumo.evaluation import dataset_profile
+from pneumo.evaluation.intervals import number, with_interval
+from pneumo.reporting import data_plots
+from pneumo.reporting.html_report import render
+from pneumo.reporting.style import to_png
+
+LISTED = 200  # files of a list that the page shows; all of them are in the CSVs
+PREVALENCE = 0.05  # difference of the share of pneumonia between train and test worth telling
+
+# How the page writes the metadata
+SHOWN = {"pixels": ",.0f", "aspect": ".2f", "bytes": ",.0f", "mean": ".1f", "sharpness": ".1f"}
+
+# What the classifiers of `dataset_profile.give_away` tell apart
+TOLD = {
+    "label": "PNEUMONIA from NORMAL",
+    "split": "test from training images",
+    **{f"split_{name.lower()}": f"the same, {name} alone" for name in CLASSES},
+}
+
+
+def list_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
+    """What must not be missed, the gravest first."""
+    yield from _leaks(numbers)
+    yield from _give_aways(numbers["give_away"])
+    shares = _shares_of_pneumonia(numbers["classes"])
+    if len(shares) == 2 and abs(shares["train"] - shares["test"]) > PREVALENCE:
+        yield (
+            f"PNEUMONIA is {shares['train']:.1%} of the training images and {shares['test']:.1%} "
+            "of test: what suits the one as a threshold need not suit the other."
+        )
+    if numbers["unreadable"]:
+        yield f"{numbers['unreadable']} files cannot be read; they are listed with their reasons."
+    if numbers["unknown_patients"]:
+        yield (
+            f"{numbers['unknown_patients']} names tell no patient: each counts as a patient of its "
+            "own, so that one patient may be on both sides of a split. A patients.csv would tell."
+        )
+    yield from _colours(numbers)
+    if numbers["several_images"]:
+        yield (
+            f"{numbers['several_images']} of {numbers['patients']} patients have more than one "
+            f"image, one has {numbers['most_images']}: a split must be cut by patient."
+        )
+
+
+def _leaks(numbers: Mapping[str, Any]) -> Iterator[str]:
+    copies = numbers["duplicates"]
+    if copies["across_splits"]:
+        yield (
+            f"{copies['across_splits']} groups of identical files lie in more than one split: what "
+            "is tested there has been trained on."
+        )
+    if shared := numbers["shared_patients"]:
+        yield f"{len(shared)} patients are in more than one split, as {shared[0]}."
+    if copies["across_classes"]:
+        yield (
+            f"{copies['across_classes']} groups of identical files are NORMAL and PNEUMONIA at "
+            "once: one label is wrong."
+        )
+    if copies["across_patients"]:
+        yield f"{copies['across_patients']} groups of identical files are of different patients."
+    if copies["groups"]:
+        yield (
+            f"{copies['groups']} groups of identical files, {copies['files']} files in all: each "
+            "counts as often as it is there."
+        )
+
+
+def _give_aways(give_away: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    label = give_away.get("label")
+    if label and label["auc_low"] > 0.5:
+        yield (
+            "Size, aspect ratio, file size, intensity and sharpness alone tell PNEUMONIA from "
+            f"NORMAL with an AUC of {with_interval(label, 'auc')}: a model can have that without "
+            "having seen a lung."
+        )
+    for name in CLASSES:
+        shift = give_away.get(f"split_{name.lower()}")
+        if shift and shift["auc_low"] > 0.5:
+            yield (
+                f"By the same, test images of {name} can be told from training ones (AUC "
+                f"{with_interval(shift, 'auc')}, 0.5 would be no shift): what is chosen on "
+                "validation need not hold on test."
+            )
+
+
+def _colours(numbers: Mapping[str, Any]) -> Iterator[str]:
+    constant, coloured = numbers["constant"], numbers["coloured"]
+    if coloured and "colour" not in constant:
+        counts = ", ".join(f"{count} {name}" for name, count in coloured.items())
+        yield f"Some images are stored in colour ({counts}); all are read as grey."
+    same = [dataset_profile.METADATA[name] for name in dataset_profile.METADATA if name in constant]
+    if "colour" in constant:
+        same.append(f"colour ({constant['colour']})")
+    if same:
+        yield f"Constant here, and so no hint in itself: {', '.join(same)}."
+
+
+def _shares_of_pneumonia(classes: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
+    """The share of pneumonia, 0 to 1, in each published split that is there."""
+    shares = {}
+    for split, parts in (("train", ("train", "val")), ("test", ("test",))):
+        normal, sick = (
+            sum(classes.get(f"{it}_{name.lower()}", {"images": 0})["images"] for it in parts)
+            for name in CLASSES
+        )
+        if normal + sick:
+            shares[split] = sick / (normal + sick)
+    return shares
+
+
+def draw_figures(files: pd.DataFrame, images: Images) -> dict[str, bytes]:
+    """Return the figures of a data set as PNG files; `files`: see `describe_files`."""
+    known = dataset_profile.readable(files)
+    sizes = {name: dataset_profile.METADATA[name] for name in ("pixels", "aspect", "bytes")}
+    looks = {name: dataset_profile.METADATA[name] for name in ("mean", "sharpness")}
+    drawn = {
+        "samples.png": data_plots.samples(known, images.pixels),
+        "images_per_patient.png": data_plots.images_per_patient(
+            dataset_profile.images_per_patient(files)
+        ),
+        "sizes.png": data_plots.distributions(known, sizes),
+        "looks.png": data_plots.spreads(known, looks),
+    }
+    return {name: to_png(figure) for name, figure in drawn.items()}
+
+
+def render_page(
+    images: Images,
+    files: pd.DataFrame,
+    copies: pd.DataFrame,
+    numbers: Mapping[str, Any],
+    findings: list[str],
+    pictures: Mapping[str, bytes],
+) -> str:
+    """Return the HTML page on a data set.
+
+    Args:
+        images: The images at the size at which they are compared.
+        files: As `dataset_profile.describe_files` returns them.
+        copies: As `dataset_profile.copies` returns them.
+        numbers: As `dataset_profile.count_all` returns them.
+        findings: What `list_findings` yields.
+        pictures: As `draw_figures` returns them.
+    """
+    told, problems = numbers["give_away"], list(dataset_profile.problems(files))
+    return render(
+        "explore.html",
+        images,
+        pictures,
+        numbers=numbers,
+        findings=findings,
+        headline={
+            "images": f"{numbers['images']:,}",
+            "patients": f"{numbers['patients']:,}",
+            "identical files": f"{numbers['duplicates']['files']:,}",
+            "AUC of the metadata alone": _label_auc(numbers["give_away"]),
+        },
+        counts=dataset_profile.count(files).to_dict("records"),
+        sizes=_ranges(files, ["class"], ("pixels", "aspect", "bytes")),
+        looks=_ranges(files, ["split", "class"], ("mean", "sharpness")),
+        told=[TOLD[name] for name in told],
+        together=[with_interval(it, "auc") for it in told.values()],
+        alone=[
+            (title, [_alone(it[name], name in numbers["constant"]) for it in told.values()])
+            for name, title in dataset_profile.METADATA.items()
+        ],
+        copies=copies[:LISTED].to_dict("records"),
+        problems=problems[:LISTED],
+        problem_count=len(problems),
+    )
+
+
+def _label_auc(give_away: Mapping[str, Mapping[str, float]]) -> str:
+    return with_interval(give_away["label"], "auc") if "label" in give_away else "too few patients"
+
+
+def _alone(auc: float, constant: bool) -> str:
+    return "constant here" if constant else number(auc)
+
+
+def _ranges(
+    files: pd.DataFrame, by: list[str], names: tuple[str, ...]
+) -> list[tuple[str, str, list[str]]]:
+    """What, of whom, and its least, median and greatest value."""
+    ranges, constant = dataset_profile.ranges(files, by), dataset_profile.constants(files)
+    rows = []
+    for name in names:
+        if name in constant:
+            rows.append(
+                (
+                    dataset_profile.METADATA[name],
+                    f"constant here: {constant[name]:{SHOWN[name]}}",
+                    [],
+                )
+            )
+            continue
+        for group, values in ranges[name].iterrows():
+            whom = group if isinstance(group, str) else " ".join(group)
+            rows.append(
+                (dataset_profile.METADATA[name], whom, [f"{it:{SHOWN[name]}}" for it in values])
+            )
+    return rows

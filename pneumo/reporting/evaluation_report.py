@@ -1,0 +1,254 @@
+"""The report on one model and one split: findings, figures and a page for people."""
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.entities import Run
+from scipy.special import expit
+
+from pneumo.data.dataset import Images
+from pneumo.evaluation import metrics, shortcuts
+from pneumo.evaluation.intervals import number, with_interval
+from pneumo.evaluation.metrics import Evaluation, metric_title
+from pneumo.evaluation.overlap import Overlap
+from pneumo.reporting import plots
+from pneumo.reporting.html_report import render
+from pneumo.reporting.style import to_png
+from pneumo.tracking import models, results, study_runs, tags
+from pneumo.tracking.tags import EXPERIMENT, STUDY, TRIAL_NUMBER
+
+# What the page calls the metrics, in its order
+NAMES = {
+    "auc": "area under the ROC curve (AUC)",
+    "sensitivity": "sensitivity: pneumonia that is found",
+    "specificity": "specificity: normal images that are called so",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "ppv": "positive predictive value (PPV)",
+    "npv": "negative predictive value (NPV)",
+    "f1": "F1",
+    "mcc": "Matthews correlation coefficient",
+    "average_precision": "average precision",
+    "brier": "Brier score, 0 is best",
+    "log_loss": "log loss, 0 is best",
+    "ece": "expected calibration error, 0 is best",
+    "threshold": "threshold",
+}
+
+# Number of looks by all models at the same test images that calls for a warning: the best of four
+# equally good models is expected to look better than it is by one standard error
+MANY_LOOKS = 4
+
+THRESHOLD_RULES = {"youden": "Youden's", "midpoint": "midway between the classes"}
+
+CAPTIONS = {
+    "roc.png": "ROC curve; the band holds 95 % of samples of patients",
+    "precision_recall.png": "Precision and recall; the band as beside it",
+    "confusion_matrix.png": "Counts, and shares of each row",
+    "reliability.png": "Calibration, before and after temperature scaling",
+    "learning_curves.png": "Training of the kept model",
+    "worst_errors.png": "The worst errors; below each, in colour, what speaks for pneumonia to the "
+    "model, by HiResCAM: brightest where it does most, each image by itself",
+}
+
+
+def list_findings(
+    numbers: Mapping[str, Any], images: Images, trial: Run, split: str, seen: Overlap | None
+) -> Iterator[str]:
+    """What a reader must not miss, the gravest first."""
+    if images.dataset.synthetic:
+        yield "The images are synthetic: nothing here says anything about patients."
+    elif trial.data.tags[tags.SYNTHETIC] == "true":
+        yield "The model was trained on synthetic images: it knows nothing about patients."
+    if why := explain_overlap(seen):
+        yield f"{why[0].upper()}{why[1:]}."
+    yield from failures(numbers, split)
+    if shortcuts.tells(numbers["shortcuts"]["centre"]):
+        yield shortcuts.in_words(numbers["shortcuts"])["centre"]
+    if seen and seen.external:
+        yield "External data: other images than those that the model was made with."
+    if images.dataset.unknown_patients:
+        yield (
+            f"{images.dataset.unknown_patients} images are of unknown patients, each counted as a "
+            "separate patient: the intervals may be too narrow, and other images of the same "
+            "patients in training are not recognized."
+        )
+    if images.unreadable:
+        yield f"{len(images.unreadable)} images could not be read and are not counted."
+    own, every = numbers["test_evaluations"], numbers["test_evaluations_of_all_models"]
+    if own > 1 or every >= MANY_LOOKS:
+        yield (
+            f"Looks at test: this model {own}, all models {every}. What is chosen by looking at "
+            "test is no longer tested by it."
+        )
+
+
+def failures(numbers: Mapping[str, Any], split: str) -> Iterator[str]:
+    """Where the figures themselves say that something is wrong."""
+    here, val = numbers["at_threshold"], numbers["validation"]
+    if sorted((here["sensitivity"], here["specificity"])) == [0, 1]:
+        called = "PNEUMONIA" if here["sensitivity"] else "NORMAL"
+        yield (
+            f"The model calls every image {called}. Most often that means that pixels reach it "
+            "in another way than they did in training."
+        )
+    everyone = max(numbers["accuracy_of_all_pneumonia"], 1 - numbers["accuracy_of_all_pneumonia"])
+    if here["accuracy_low"] <= everyone:
+        yield (
+            f"Accuracy {here['accuracy']:.1%} is not surely better than giving every image the "
+            f"same answer, which is right for {everyone:.1%}."
+        )
+    if split != "val" and (fallen := _fallen(here, val)):
+        yield (
+            f"Worse on {split} than validation promised: {', '.join(fallen)}. "
+            "These images differ from those that the model was chosen with."
+        )
+
+
+def _fallen(here: Mapping[str, float], val: Mapping[str, float]) -> list[str]:
+    """Each headline figure that validation put above its interval, in words."""
+    return [
+        f"{metric_title(name)} {with_interval(here, name)} after {val[name]:.3f}"
+        for name in metrics.HEADLINE
+        if val[name] > here[f"{name}_high"]
+    ]
+
+
+def draw_figures(
+    evaluation: Evaluation,
+    pixels: np.ndarray,
+    logits: np.ndarray,
+    epochs: pd.DataFrame,
+    heat_maps: Callable[[np.ndarray], np.ndarray],
+) -> dict[str, bytes]:
+    """Return the figures as PNG files.
+
+    Args:
+        evaluation: The model on a split.
+        pixels: Its images, uint8, shape (n, size, size, 1).
+        logits: Their logits before the temperature.
+        epochs: As `results.read_epochs` returns them.
+        heat_maps: See `plots.worst_errors`.
+    """
+    predictions, threshold = evaluation.predictions, evaluation.metrics["threshold"]
+    labels, probabilities = (predictions[it].to_numpy() for it in ("label", "probability"))
+    drawn = {
+        "roc.png": plots.roc(predictions, threshold),
+        "precision_recall.png": plots.precision_recall(predictions, threshold),
+        "reliability.png": plots.reliability(labels, probabilities, expit(logits)),
+        "learning_curves.png": plots.learning_curves(epochs),
+        "worst_errors.png": plots.worst_errors(predictions, pixels, threshold, heat_maps),
+    }
+    return {name: to_png(figure) for name, figure in drawn.items()}
+
+
+def render_page(
+    stored: models.Stored,
+    images: Images,
+    split: str,
+    evaluation: Evaluation,
+    numbers: Mapping[str, Any],
+    findings: list[str],
+    pictures: Mapping[str, bytes],
+) -> str:
+    """Return the HTML page on a model and a split.
+
+    Args:
+        stored: The model.
+        images: The data set of the split, as the model takes its images.
+        split: `test`, `val` or `train`.
+        evaluation: The model on the split.
+        numbers: As they are stored in `metrics.json`.
+        findings: What `list_findings` yields.
+        pictures: As `draw_figures` returns them.
+    """
+    matrix = to_png(plots.confusion_matrix(evaluation.confusion, "confusion matrix"))
+    return render(
+        "evidence.html",
+        images,
+        {**pictures, "confusion_matrix.png": matrix},
+        model=stored.title,
+        split=split,
+        day=date.today().isoformat(),
+        findings=findings,
+        headline={
+            metric_title(name): with_interval(numbers["at_threshold"], name)
+            for name in metrics.HEADLINE
+        },
+        metrics=list(metric_rows(numbers)),
+        numbers=numbers,
+        val_uncalibrated=numbers["validation"]["uncalibrated"],
+        subgroups=list(_subgroup_rows(numbers["subgroups"])),
+        shortcuts=shortcuts.in_words(numbers["shortcuts"]),
+        counts=images.counts().to_dict("records"),
+        selection=_selection(stored.trial),
+        params=stored.trial.data.params,
+        captions=CAPTIONS,
+    )
+
+
+def metric_rows(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Name, validation, this split with its interval, this split at 0.5."""
+    for name, title in NAMES.items():
+        values = [numbers["at_threshold"], numbers["at_0.5"]]
+        yield (
+            title,
+            number(numbers["validation"][name]),
+            *(with_interval(it, name) for it in values),
+        )
+
+
+def _subgroup_rows(subgroups: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, ...]]:
+    for name, values in subgroups.items():
+        rate = "sensitivity" if "sensitivity" in values else "specificity"
+        counts = f"{values['images']}", f"{values['patients']}"
+        yield name, *counts, rate, with_interval(values, rate), with_interval(values, "auc")
+
+
+def _selection(trial: Run) -> str:
+    tags, params = trial.data.tags, trial.data.params
+    members = params.get("members", "1")
+    rule = THRESHOLD_RULES[params.get("threshold_rule", "youden")]
+    chosen = (
+        f"Within its run, the epoch with the greatest {params['objective']}"
+        f"{'' if members == '1' else f' of each of its {members} members'}; the temperature comes "
+        f"from validation, too, and the threshold ({rule}) from its images changed as if they came "
+        "from elsewhere."
+    )
+    if STUDY not in tags:
+        return f"One run of experiment {tags[EXPERIMENT]}, chosen among no others. {chosen}"
+    states = study_runs.count_states(trial)
+    trials = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
+    return (
+        f"Trial {tags[TRIAL_NUMBER]} of study {tags[STUDY]} "
+        f"(trials: {trials}), the one with the greatest {trial.data.params['objective']}. {chosen}"
+    )
+
+
+def explain_overlap(overlap: Overlap | None) -> str:
+    """Return in words why a split does not test a model, '' if it does.
+
+    Args:
+        overlap: As `find_overlap` returns it.
+    """
+    if overlap is None:
+        return (
+            "it is not known which images the model was trained on, because its run has no "
+            f"{results.TRAINING_FILES}; train it again"
+        )
+    if overlap.images:
+        return (
+            f"{overlap.images} of the {overlap.total} images are training or validation images of "
+            f"the model, and {overlap.patients} are of the same patients: they do not show how it "
+            "does on new ones"
+        )
+    if overlap.patients:
+        return (
+            f"{overlap.patients} of the {overlap.total} images are of patients that the model was "
+            "trained or chosen with: they do not show how it does on new ones; if these are "
+            "different people, give them different ids in patients.csv"
+        )
+    return ""

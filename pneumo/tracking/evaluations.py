@@ -1,0 +1,92 @@
+"""Evaluations as runs: which model on which split, and how often test was looked at."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlflow
+from mlflow.entities import Run, ViewType
+
+from pneumo.tracking import tags
+from pneumo.tracking.study_runs import MOST
+from pneumo.tracking.tags import EXTERNAL, MODEL, MODEL_ID, SPLIT
+
+
+@contextmanager
+def evaluating(model: str, model_id: str, split: str, external: bool) -> Iterator[str]:
+    """The active run says which model it holds against which split; yields its id.
+
+    It names MLflow's id of the model only from the end on, when all is logged: a study's run that
+    shows its former winner's evaluation until then is never taken for one of the next.
+    """
+    tags = {
+        MODEL: model,
+        SPLIT: split,
+        EXTERNAL: str(external).lower(),
+    }
+    mlflow.set_tags({**tags, MODEL_ID: ""})
+    yield mlflow.active_run().info.run_id
+    mlflow.set_tag(MODEL_ID, model_id)
+
+
+def record_look(model_id: str, images_digest: str) -> None:
+    """Record on the active run that a model is about to be evaluated on test images.
+
+    A study's run may evaluate a second winner, which replaces the tags and artifacts of the first:
+    both looks stay counted.
+
+    Args:
+        model_id: MLflow's id of the model.
+        images_digest: See `Dataset.images_digest`.
+    """
+    looks = _looks_of(mlflow.get_run(mlflow.active_run().info.run_id))
+    looks[model_id] += 1
+    mlflow.set_tags({tags.IMAGES_DIGEST: images_digest, tags.LOOKS: json.dumps(looks)})
+
+
+def count_looks(images_digest: str) -> Counter[str]:
+    """Count the evaluations on test images by MLflow's id of the model.
+
+    All experiments count, and deleted runs too: deleting a run does not undo a look at its results.
+    """
+    client = mlflow.MlflowClient()
+    experiments = client.search_experiments(ViewType.ALL, max_results=MOST)
+    runs = client.search_runs(
+        [experiment.experiment_id for experiment in experiments],
+        f"tags.`{tags.IMAGES_DIGEST}` = '{images_digest}'",
+        ViewType.ALL,
+        max_results=MOST,
+    )
+    return sum(map(_looks_of, runs), Counter())
+
+
+def _looks_of(run: Run) -> Counter[str]:
+    return Counter(json.loads(run.data.tags.get(tags.LOOKS, "{}")))
+
+
+def evaluated_model(run: Run) -> str:
+    """MLflow's id of the model that a run has held against a split; '' where it has none."""
+    return run.data.tags.get(tags.MODEL_ID, "")
+
+
+def find_evaluation(model_id: str, data_digest: str, split: str) -> str | None:
+    """The latest run that has held a model against a split of some data, if there is one."""
+    wanted = {
+        tags.MODEL_ID: model_id,
+        tags.DATA_DIGEST: data_digest,
+        tags.SPLIT: split,
+    }
+    found = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=" and ".join(f"tags.`{key}` = '{it}'" for key, it in wanted.items()),
+        max_results=1,
+        order_by=["attributes.start_time DESC"],
+        output_format="list",
+    )
+    return found[0].info.run_id if found else None
+
+
+def evaluated_threshold(run_id: str, split: str) -> float:
+    """Return the threshold that an evaluation has used."""
+    return mlflow.get_run(run_id).data.metrics[f"{split}_threshold"]

@@ -1,0 +1,207 @@
+"""The files of a model: stored, and opened with nothing of them run."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.models.model import ModelInfo
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.types import ColSpec, Schema
+
+from pneumo.inference.decode import DECODER
+from pneumo.runtime.errors import Mistake
+
+if TYPE_CHECKING:
+    import keras
+
+    from pneumo.inference.pyfunc import PneumoniaModel
+
+
+# The decoder's version when the settings of a model did not note it yet
+UNNOTED_DECODER = 3
+
+
+def load(model_uri: str) -> "PneumoniaModel":
+    """The stored model, with its `keras_model` and `settings`. Raises `Mistake` as `find`."""
+    with downloaded_model(model_uri) as folder:
+        return load_files(folder, model_uri)
+
+
+@contextmanager
+def downloaded_model(model_uri: str) -> Iterator[Path]:
+    """The files of a stored model, as a copy that nobody changes after it has been looked at."""
+    with tempfile.TemporaryDirectory(prefix="pneumo-") as folder:
+        mlflow.artifacts.download_artifacts(model_uri, dst_path=folder)
+        yield Path(folder)
+
+
+def load_files(folder: Path, model_uri: str) -> "PneumoniaModel":
+    """The model that lies in a folder, as this package runs it.
+
+    MLflow would run what code and unpickle what pickles it finds there, and Python what bytecode:
+    here none of them is so much as read.
+    """
+    from pneumo.inference.pyfunc import PneumoniaModel
+
+    files = {name: folder / "artifacts" / file for name, file in FILES.items()}
+    if missing := [file.name for file in files.values() if not file.is_file()]:
+        raise _unusable(model_uri, f"it has no {missing[0]}")
+    if not zipfile.is_zipfile(files["keras"]):  # else Keras would say that there is no such file
+        raise _unusable(model_uri, f"{files['keras'].name} is no file of Keras 3")
+    model = PneumoniaModel()
+    try:
+        model.load_from(files["keras"], files["settings"])
+        wrong = next(_wrong(model), None)
+    except Exception as error:  # a parser fed with strangers' files raises nearly anything
+        reason = str(error).strip().partition(". ")[0] or type(error).__name__
+        raise _unusable(model_uri, f"its files cannot be loaded safely ({reason[:300]})") from None
+    if wrong:
+        raise _unusable(model_uri, wrong)
+    return model
+
+
+def _wrong(model: "PneumoniaModel") -> Iterator[str]:
+    """What of a model is not as pneumo makes it, in words."""
+    from pneumo.inference.logits import members_of  # TensorFlow, which takes long, only now
+
+    network, size = model.keras_model, model.image_size
+    shapes = *network.input_shape, *network.output_shape
+    if type(size) is not int or shapes != (None, size, size, 1, None, 1):
+        yield f"it takes {network.input_shape} and gives {network.output_shape}"
+    parts = [{layer.name for layer in member.layers} for member in members_of(network)]
+    if not all({"backbone", "head"} <= names for names in parts):
+        yield "it has no backbone and head"
+    if not _are_settings(model.settings):
+        yield f"its {FILES['settings']} holds other than its settings"
+    if (decoder := model.settings.get("decoder", UNNOTED_DECODER)) != DECODER:
+        yield f"its training images were decoded by version {decoder} of the decoder, not {DECODER}"
+
+
+def _are_settings(found: Any) -> bool:
+    numbers = [found[name] for name in ("threshold", "temperature")]
+    return (
+        all(type(it) in (int, float) and 0 <= it < float("inf") for it in numbers)
+        and found["temperature"] > 0
+        and found["resize"] in ("squash", "pad")
+        and isinstance(found["val_uncalibrated"], dict)
+    )
+
+
+def _unusable(model_uri: str, why: str) -> Mistake:
+    return Mistake(
+        f"model must be one as pneumo makes them: of '{model_uri}' {why}; "
+        "do not use it, and get or train another"
+    )
+
+
+def digest(folder: Path) -> str:
+    """16 hex digits that name the files of a stored model: weights, settings and code."""
+    found = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        # MLflow adds its own note of the version to what it downloads
+        if file.is_file() and file.name != "registered_model_meta" and not _is_pythons_own(file):
+            found.update(file.relative_to(folder).as_posix().encode() + b"\0")
+            found.update(hashlib.sha256(file.read_bytes()).digest())
+    return found.hexdigest()[:16]
+
+
+def _is_pythons_own(file: Path) -> bool:
+    """Whether it is bytecode as Python leaves it where a model has been served.
+
+    That lies in `__pycache__`, its source beside that, whose age it names. Python would run any
+    other without a look at a source.
+    """
+    if file.suffix != ".pyc" or file.parent.name != "__pycache__":
+        return False
+    try:
+        source = Path(importlib.util.source_from_cache(str(file)))
+    except ValueError:  # it is not named as Python names them
+        return False
+    with file.open("rb") as bytecode:
+        kind = bytecode.read(8)[4:]
+    return source.is_file() and kind == bytes(4)
+
+
+# The only part of the package that a stored model carries, and what that needs where it is served,
+# at the versions it was made with
+INFERENCE = Path(__file__).parent.parent / "inference"
+SERVED_WITH = "mlflow", "tensorflow", "keras", "numpy", "scipy", "pandas", "pillow", "joblib"
+
+# The `__init__.py` of the copy. MLflow puts the copy first on the path: who loads a model before
+# importing pneumo where that is installed would else find nothing but the copy
+COPY_INIT = '__path__ = __import__("pkgutil").extend_path(__path__, __name__)\n'
+
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec("binary", "image")]),
+    outputs=Schema(
+        [
+            ColSpec("double", "probability", required=False),
+            ColSpec("long", "label", required=False),
+            ColSpec("double", "threshold", required=False),
+            ColSpec("string", "error", required=False),
+        ]
+    ),
+)
+
+# What is stored of a model, below `artifacts/`
+FILES = {"keras": "model.keras", "settings": "settings.json"}
+
+
+def log_model(
+    run_id: str, model: "keras.Model", settings: Mapping[str, Any], example: bytes | None = None
+) -> ModelInfo:
+    """Stores a model as `model` of a run, ended or not; says where.
+
+    `settings`: see `pyfunc.PneumoniaModel.load_from`. With an `example`, an image
+    file's bytes, MLflow loads the model again and runs it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder) / file for name, file in FILES.items()}
+        model.save(files["keras"])
+        files["settings"].write_text(json.dumps(settings))
+        # The flavour's own log_model knows no run but the active one
+        return Model.log(
+            artifact_path=None,
+            flavor=mlflow.pyfunc,
+            name="model",
+            run_id=run_id,
+            python_model=str(INFERENCE / "pyfunc.py"),
+            artifacts={name: str(file) for name, file in files.items()},
+            code_paths=[str(_copy_inference(Path(folder)))],
+            signature=SIGNATURE,
+            input_example=None if example is None else pd.DataFrame({"image": [example]}),
+            pip_requirements=[f"{it}=={importlib.metadata.version(it)}" for it in SERVED_WITH],
+        )
+
+
+def _copy_inference(folder: Path) -> Path:
+    """Make a package `pneumo` that has `inference` alone, in a folder, and return its path."""
+    package = folder / "pneumo"
+    shutil.copytree(
+        INFERENCE, package / INFERENCE.name, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (package / "__init__.py").write_text(COPY_INIT)
+    return package
+
+
+def delete_model(model_uri: str) -> None:
+    """Deletes a model at `models:/m-…` with its files; nothing where it is deleted already."""
+    client, model_id = mlflow.MlflowClient(), model_uri.removeprefix("models:/")
+    try:
+        model = client.get_logged_model(model_id)
+    except MlflowException:
+        return
+    get_artifact_repository(model.artifact_location).delete_artifacts()
+    client.delete_logged_model(model_id)

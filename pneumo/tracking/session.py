@@ -1,0 +1,167 @@
+"""MLflow as all commands need it: where it is, how to get in, and the addresses of its pages."""
+
+import logging
+import os
+import shlex
+import ssl
+import warnings
+from http import HTTPStatus
+from urllib.parse import unquote, urlsplit
+
+import mlflow
+from mlflow.entities import Run
+from mlflow.environment_variables import MLFLOW_RUN_ID
+from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
+from sqlalchemy import make_url
+
+from pneumo.runtime.console import say
+from pneumo.runtime.errors import Mistake, without_passwords
+
+# Variables of MLflow's client: files of whom it trusts, and of what it shows a server that asks
+SERVER_CERTIFICATE = "MLFLOW_TRACKING_SERVER_CERT_PATH"
+CLIENT_CERTIFICATE = "MLFLOW_TRACKING_CLIENT_CERT_PATH"
+
+FIRST_TIMEOUT = 30  # seconds that a server may take to answer the first request
+
+# Whether `mlflow run` has started this process, and made the run that MLFLOW_RUN_ID then names
+IS_PROJECT_RUN = MLFLOW_RUN_ID.name in os.environ
+
+
+def set_up() -> None:
+    """MLflow as all commands need it: patient, and silent of what a user can do nothing about."""
+    # A server may be away for two minutes: 4 + 8 + 16 + 32 + 64 seconds between as many tries
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "6")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # we say it at the end
+    # Without git no commit is noted: MLflow says that at length, for each fact and each process
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").addFilter(_announce_wait)
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*input example was not provided")
+    # It comes with each request once MLFLOW_TRACKING_INSECURE_TLS says that nothing is verified
+    warnings.filterwarnings("ignore", message="Unverified HTTPS request")
+    _take_password()
+
+
+def _announce_wait(record: logging.LogRecord) -> bool:
+    """Print one line when MLflow's client begins to wait for its server, as a filter for logs.
+
+    urllib3 warns of each try. Its warnings name neither the server nor how long it is waited for.
+    """
+    retries = record.args[0] if record.msg.startswith("Retrying ") else None
+    if retries and len(retries.history) == 1:
+        say(f"waiting for MLflow's server at {store()}, which does not answer")
+    return record.levelno >= logging.ERROR
+
+
+def _take_password() -> None:
+    """Moves it from the address of MLflow's server to where MLflow looks for one, too.
+
+    The address is in MLflow's messages, in ours, and in links.
+    """
+    found = urlsplit(mlflow.get_tracking_uri())
+    who, _, host = found.netloc.rpartition("@")
+    if not who or found.scheme not in ("http", "https"):
+        return
+    if found.password is not None:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(found.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(found.password)
+    mlflow.set_tracking_uri(found._replace(netloc=host).geturl())
+
+
+def connect() -> None:
+    """Set MLflow up and send its server, if there is one, a first request.
+
+    MLflow's client makes it, with the password, the token and the certificates of all others, but
+    once: a wrong address is not worth the two minutes for which they are tried again.
+
+    Raises:
+        Mistake: The server does not answer, or does not know the user, or a certificate is not
+            trusted.
+    """
+    set_up()
+    uri = mlflow.get_tracking_uri()
+    if not uri.startswith("http"):
+        return
+    for name in (SERVER_CERTIFICATE, CLIENT_CERTIFICATE):
+        if (file := os.environ.get(name)) and not os.path.exists(file):
+            raise Mistake(f"{name} must be the path of a certificate: there is no '{file}' here")
+    once = {"max_retries": 0, "timeout": FIRST_TIMEOUT, "raise_on_status": False}
+    try:
+        answer = http_request(get_default_host_creds(uri), "/version", "GET", **once)
+    except MlflowException as error:
+        raise _unanswered(error) from None
+    if answer.status_code == HTTPStatus.UNAUTHORIZED:
+        raise Mistake(
+            f"MLflow's server at {store()} must be given a user and a password that it knows: "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+
+
+def _unanswered(error: MlflowException) -> Mistake:
+    """Say why a request got no answer, from what MLflow's client has made of it."""
+    reason = error.__context__
+    if reason is None:  # no request was made: two variables contradict each other
+        return Mistake(str(error))
+    inner: BaseException | None = reason
+    while inner and not isinstance(inner, ssl.SSLError):
+        inner = inner.__context__
+    if inner:
+        return Mistake(
+            f"MLflow's server at {store()} must have a certificate that is trusted here, and know "
+            f"yours if it asks for one ({inner.args[-1]}): set {SERVER_CERTIFICATE} to the file of "
+            f"its authority, {CLIENT_CERTIFICATE} to yours, or MLFLOW_TRACKING_INSECURE_TLS=true "
+            "to check nothing"
+        )
+    # Under TLS 1.3 a server may hang up on a client without a certificate, and not say why
+    advice = f", or set {CLIENT_CERTIFICATE} if it asks for one" if "https:" in store() else ""
+    return Mistake(
+        f"MLFLOW_TRACKING_URI must name a server that answers: {store()} does not "
+        f"({type(reason).__name__}); start it, or correct the address{advice}"
+    )
+
+
+def as_option(name: str, value: str) -> str:
+    """Return a parameter as the command that started this process takes it."""
+    value = shlex.quote(value)
+    return f"-P {name}={value}" if IS_PROJECT_RUN else f"--{name} {value}"
+
+
+def store() -> str:
+    """Where runs are kept, without its password."""
+    address = make_url(mlflow.get_tracking_uri()).render_as_string(hide_password=True)
+    return without_passwords(address)
+
+
+def page(run: Run, file: str = "") -> str:
+    """The address within MLflow's UI of a run's page, or of a file among its artifacts."""
+    place = f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    shown = f"/artifacts/{file}" if file else ""
+    # Without this MLflow shows what it has for language models
+    return f"#/{place}{shown}?workflowType=machine_learning"
+
+
+def address(run: Run, file: str = "") -> str:
+    """The whole address, on MLflow's server or on the one that `mlflow ui` starts."""
+    where = store()
+    return f"{where if where.startswith('http') else 'http://127.0.0.1:5000'}/{page(run, file)}"
+
+
+def where_to_open(run_id: str, file: str) -> str:
+    """Where a file of a run is: on this machine, or else in MLflow's UI."""
+    run = mlflow.get_run(run_id)
+    place = urlsplit(run.info.artifact_uri)
+    if place.scheme in ("", "file"):
+        return f"{unquote(place.path)}/{file}"
+    return address(run, file)
+
+
+def how_to_look(run_id: str) -> str:
+    """The address of a run in MLflow's UI, after the command that opens it on this store."""
+    where = store()
+    server = "" if where.startswith("http") else f"mlflow ui --backend-store-uri {where}, then "
+    return f"look at it: {server}{address(mlflow.get_run(run_id))}"

@@ -1,0 +1,162 @@
+"""The runs below a study's run, brought in line with Optuna after crashes."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import mlflow
+from mlflow.entities import Run, RunStatus, ViewType
+
+from pneumo.runtime.process import ProcessId
+from pneumo.tracking import tags
+from pneumo.tracking.results import write_files
+from pneumo.tracking.runs import ended_by_exception
+from pneumo.tracking.tags import KIND, OF_SUBJECT, PARENT, STATE, TRIAL_NUMBER
+
+# Optuna's states of trials that have ended, and how their runs end
+STATUSES = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+
+MOST = 50_000  # runs that MLflow gives at once
+
+
+@contextmanager
+def reopened(run_id: str) -> Iterator[None]:
+    """A study's run of an earlier process as the active one; ends anew, as `command_run` does."""
+    run = mlflow.start_run(run_id=run_id, nested=True, log_system_metrics=True)
+    with ended_by_exception(run):
+        yield
+
+
+def find_study(name: str) -> str:
+    """Return the id of the run of a study, or '' if this store has none of that name."""
+    found = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=f"tags.`{tags.KIND}` = 'study' and tags.`{tags.STUDY}` = '{name}'",
+        max_results=1,
+        output_format="list",
+    )
+    return found[0].info.run_id if found else ""
+
+
+def _process_of(run: Run) -> ProcessId:
+    return ProcessId.from_values(json.loads(run.data.tags.get(tags.PROCESS, "[]")))
+
+
+def settle(
+    study_run_id: str, ended: Mapping[int, str], is_dead: Callable[[ProcessId], bool]
+) -> None:
+    """Bring the runs below a study's run in line with Optuna.
+
+    Of two runs of one trial, as a lost answer of the server makes them, the one with fewer params
+    is deleted. A failed trial without a run gets one. Runs of workers and of resumed studies whose
+    process is dead end as FAILED.
+
+    Args:
+        study_run_id: Id of the study's run.
+        ended: Number of each finished trial, and its Optuna state.
+        is_dead: Called with the process of each worker's run that has not ended.
+    """
+    client, runs = mlflow.MlflowClient(), defaultdict(list)
+    study = client.get_run(study_run_id)
+    for run in _below(study, ViewType.ALL):
+        tags = run.data.tags
+        if number := tags.get(TRIAL_NUMBER):
+            runs[int(number)].append(run)
+        elif not _ended(run) and is_dead(_process_of(run)):
+            client.set_terminated(run.info.run_id, "FAILED")
+    for number, state in ended.items():
+        found = [run for run in runs[number] if run.info.lifecycle_stage == "active"]
+        if not runs[number] and state == "FAIL":
+            found = [_late_run(study, number)]
+        *spare, own = sorted(found, key=lambda run: len(run.data.params)) or [None]
+        for run in spare:
+            client.delete_run(run.info.run_id)
+        if own and (own.data.tags.get(STATE), _ended(own)) != (state, True):
+            _end_trial(own, state)
+
+
+def _ended(run: Run) -> bool:
+    return RunStatus.is_terminated(RunStatus.from_string(run.info.status))
+
+
+def _late_run(study: Run, number: int) -> Run:
+    """The run of a trial that ended before it had one."""
+    tags = {name: it for name, it in study.data.tags.items() if name in OF_SUBJECT}
+    tags |= {KIND: "trial", TRIAL_NUMBER: str(number)}
+    tags |= {PARENT: study.info.run_id}
+    return mlflow.MlflowClient().create_run(
+        study.info.experiment_id, tags=tags, run_name=f"trial {number} · lost"
+    )
+
+
+def _end_trial(run: Run, state: str) -> None:
+    client = mlflow.MlflowClient()
+    client.set_tag(run.info.run_id, tags.STATE, state)
+    client.set_terminated(run.info.run_id, STATUSES[state])
+
+
+def end_silent(study_run_id: str, number: int) -> None:
+    """Ends a trial that is RUNNING for MLflow, and its machine's workers if it has no other one."""
+    client = mlflow.MlflowClient()
+    running = [run for run in _below(client.get_run(study_run_id)) if not _ended(run)]
+    for trial in running:
+        if trial.data.tags.get(tags.TRIAL_NUMBER) == str(number):
+            _end_trial(trial, "FAIL")
+            running.remove(trial)
+            machine = _process_of(trial).machine
+            others = [run for run in running if _process_of(run).machine == machine]
+            if all(run.data.tags[tags.KIND] == "worker" for run in others):
+                for run in others:
+                    client.set_terminated(run.info.run_id, "FAILED")
+            return
+
+
+def log_hang(study_run_id: str, number: int, trace: str) -> None:
+    """Where a trial hung, as `traceback.txt` of its run."""
+    client = mlflow.MlflowClient()
+    for run in _below(client.get_run(study_run_id)):
+        if run.data.tags.get(tags.TRIAL_NUMBER) == str(number):
+            client.log_text(run.info.run_id, trace, "traceback.txt")
+
+
+def _below(study: Run, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+    """Return the runs of a study's trials, workers and resumes.
+
+    A worker's run may lie in another MLflow experiment than the study's, as the command that
+    starts the worker chooses.
+    """
+    return mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=f"tags.`{tags.PARENT}` = '{study.info.run_id}'",
+        run_view_type=view,
+        max_results=MOST,
+        output_format="list",
+    )
+
+
+def trial_runs(study_run_id: str) -> dict[int, Run]:
+    """The runs of a study's trials by their numbers."""
+    below = _below(mlflow.get_run(study_run_id))
+    numbers = ((run.data.tags.get(tags.TRIAL_NUMBER), run) for run in below)
+    return {int(number): run for number, run in numbers if number}
+
+
+def log_study(study_run_id: str, files: Mapping[str, bytes], description: str) -> None:
+    """What is known of a study: `files` below `study/` of its run, whose description it gets.
+
+    `description`: Markdown.
+    """
+    write_files("study", files, study_run_id)
+    mlflow.MlflowClient().set_tag(study_run_id, tags.NOTE, description)
+
+
+def count_states(trial: Run) -> dict[str, int]:
+    """Of the study that a trial belongs to: how many trials ended in each `optuna.state`."""
+    parent = trial.data.tags[tags.PARENT]
+    runs = mlflow.MlflowClient().search_runs(
+        [trial.info.experiment_id],
+        f"tags.`{tags.PARENT}` = '{parent}' and tags.`{tags.KIND}` = 'trial'",
+        max_results=MOST,
+    )
+    return dict(Counter(run.data.tags[tags.STATE] for run in runs if tags.STATE in run.data.tags))

@@ -25,7 +25,6 @@ from tests.support.studies import METRICS, predictions, tags, text
 pytestmark = pytest.mark.slow
 
 TRAINING = "?workflowType=machine_learning"  # else MLflow shows what it has for language models
-ALIASES = ("challenger", "champion", "previous")
 
 
 @pytest.fixture(scope="module")

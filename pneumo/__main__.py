@@ -59,9 +59,7 @@ def _print_error(reason: object) -> None:
 def _end_unused_run(arguments: list[str], reason: str) -> None:
     """Store in the run that `mlflow run` has made why the command failed, if it used none."""
     if "MLFLOW_RUN_ID" in os.environ:  # MLflow removes it when the run is used
-        from pneumo.tracking import (
-            runs,  # imports MLflow, which a mistake does not wait for otherwise
-        )
+        from pneumo.tracking import runs
 
         command = next(iter(arguments), "")
         runs.end_unused_run(KINDS.get(command, command), reason)

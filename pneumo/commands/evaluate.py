@@ -1,28 +1,226 @@
 """The command `evaluate`: numbers, pictures and the evidence page for one model on one split."""
 
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from mlflow.entities import Run
+
 from pneumo.commands.arguments import EvaluateOptions
-from pneumo.data.dataset import open_dataset, published_splits
-from pneumo.runtime.console import say
+from pneumo.data.dataset import Dataset, Images, Split, open_dataset, published_splits
+from pneumo.evaluation import metrics, shortcuts
+from pneumo.evaluation.intervals import with_interval
+from pneumo.evaluation.metrics import Evaluation, evaluate_predictions
+from pneumo.evaluation.overlap import Overlap, find_overlap
+from pneumo.reporting.evaluation_report import (
+    draw_figures,
+    failures,
+    list_findings,
+    metric_rows,
+    render_page,
+)
+from pneumo.reporting.plots import confusion_matrix_file
+from pneumo.runtime.console import say, table
 from pneumo.runtime.tensorflow_import import import_tensorflow
+from pneumo.tracking import evaluations, models, registry, results, runs, session, tags
+from pneumo.tracking.models import Stored
+from pneumo.tracking.tags import EXPERIMENT, PARENT, SKEW
+
+SKEW_METRICS = ("accuracy", "sensitivity", "specificity", "auc")
 
 
 def evaluate(options: EvaluateOptions) -> int:
     """Evaluate one model on one split."""
     dataset = open_dataset(options.data, needs=published_splits(options.split))
     import_tensorflow()
-
-    # They import MLflow and TensorFlow, which a mistake in the data need not wait for
-    from pneumo import evidence
-    from pneumo.tracking import models, session
-
     session.connect()
     stored = models.find(options.model)
-    with evidence.evaluation_run(stored, dataset) as (run_id, images):
-        found = evidence.examine(stored, images, options.split, options.sensitivity)
-    evidence.show(stored, options.split, found)
+    with evaluation_run(stored, dataset) as (run_id, images):
+        found = evaluate_model(stored, images, options.split, options.sensitivity)
+    print_evaluation(stored, options.split, found)
     if options.preprocessing_skew:
-        from pneumo.skew import evaluate_with_skew  # imports TensorFlow
-
         evaluate_with_skew(stored, images, options.split, found, run_id)
     say(session.how_to_look(run_id))
     return 0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """An evaluation of one model on one split, and all that `metrics.json` has of it."""
+
+    evaluation: Evaluation
+    numbers: dict[str, Any]
+
+    @property
+    def findings(self) -> list[str]:
+        """What a reader must not miss, in sentences."""
+        return self.numbers["findings"]
+
+
+def images_for(stored: Stored, dataset: Dataset) -> Images:
+    """A data set's images as the model takes them. Raises `Mistake` as `Dataset.decode`."""
+    allowed = float(stored.trial.data.params["max_unreadable"])
+    return dataset.decode(stored.model.image_size, allowed, stored.model.settings["resize"])
+
+
+@contextmanager
+def evaluation_run(stored: Stored, dataset: Dataset) -> Iterator[tuple[str, Images]]:
+    """A run of kind `evaluate`; yields its id, and the images as the model takes them."""
+    images = images_for(stored, dataset)
+    tags = runs.subject_tags(stored.trial.data.tags[EXPERIMENT], dataset)
+    with runs.command_run("evaluate", stored.title, tags) as run_id:
+        results.log_data(images)
+        yield run_id, images
+
+
+def evaluate_model(
+    stored: Stored, images: Images, split_name: str, sensitivity: float | None = None
+) -> Evidence:
+    """Holds a model against a split, and logs all that follows to the active run.
+
+    The threshold is the model's own; with a `sensitivity`, 0 to 1, that of
+    `metrics.threshold_for` on the validation images of the model's own run. On `test` it counts as
+    one more look.
+    """
+    files = results.known_files(stored.trial, images.dataset)
+    seen = find_overlap(files, images.dataset, split_name)
+    external = seen is not None and seen.external
+    with evaluations.evaluating(stored.title, stored.model_id, split_name, external) as run_id:
+        found = _evaluate(stored, images, split_name, sensitivity, seen)
+    own_data = stored.trial.data.tags[tags.DATA_DIGEST] == images.dataset.digest
+    if stored.version and split_name == "test" and sensitivity is None and own_data:
+        registry.tell_of_test(stored, run_id, found.evaluation.metrics)
+    return found
+
+
+def _evaluate(
+    stored: Stored, images: Images, split_name: str, sensitivity: float | None, seen: Overlap | None
+) -> Evidence:
+    """Compute all of an evaluation, and log it to the active run."""
+    from pneumo.evaluation.heat_maps import HiResCam  # waits for TensorFlow
+    from pneumo.inference import logits as inference
+
+    looks = _count_look(stored, images.dataset, split_name, seen)
+    split, model = images.split(split_name), stored.model.keras_model
+    pixels = split.images
+    logits = inference.predict_logits(model, pixels)
+    probabilities = inference.to_probabilities(logits, stored.model.settings["temperature"])
+    evaluation, numbers = _score(stored, split, logits, probabilities, sensitivity)
+    numbers["test_evaluations"] = looks[stored.model_id]
+    numbers["test_evaluations_of_all_models"] = looks.total()
+    numbers["overlap"] = seen.counts() if seen else None
+    predict = partial(inference.predict_probabilities, model)
+    numbers["shortcuts"] = shortcuts.check(predict, pixels, evaluation.predictions)
+    findings = list_findings(numbers, images, stored.trial, split_name, seen)
+    numbers["findings"] = list(findings)
+    epochs = results.read_epochs(stored.trial.info.run_id)
+    pictures = draw_figures(evaluation, pixels, logits, epochs, HiResCam(model))
+    page = render_page(stored, images, split_name, evaluation, numbers, pictures)
+    files = {
+        "metrics.json": json.dumps(_json(numbers), indent=1).encode(),
+        "evidence.html": page.encode(),
+        **confusion_matrix_file(split_name, evaluation),
+        **pictures,
+    }
+    results.log_evaluation(split_name, evaluation, files)
+    return Evidence(evaluation, numbers)
+
+
+def _score(
+    stored: Stored,
+    split: Split,
+    logits: np.ndarray,
+    probabilities: np.ndarray,
+    sensitivity: float | None,
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Return an evaluation, and the numbers that `metrics.json` has beside it."""
+    settings = stored.model.settings
+    val = results.read_predictions(stored.trial.info.run_id, "val")
+    of_val = val["label"].to_numpy(), val["probability"].to_numpy()
+    threshold = settings["threshold"]
+    if sensitivity is not None:
+        threshold = metrics.threshold_for(sensitivity, *of_val)
+    evaluation = metrics.evaluate_predictions(split, probabilities, threshold, intervals=True)
+    numbers = metrics.details(evaluation, logits, settings["temperature"])
+    numbers["validation"] = metrics.score(*of_val, threshold)
+    numbers["validation"]["uncalibrated"] = settings["val_uncalibrated"]
+    return evaluation, numbers
+
+
+def read(run: Run, split_name: str) -> tuple[dict[str, float], list[str]]:
+    """Return the metrics and the findings of an evaluation that a run has logged."""
+    numbers = results.read_metrics(run.info.run_id, split_name)
+    # JSON has no NaN
+    metrics = {name: math.nan if it is None else it for name, it in numbers["at_threshold"].items()}
+    return metrics, numbers["findings"]
+
+
+def _count_look(stored: Stored, dataset: Dataset, split: str, seen: Overlap | None) -> Counter[str]:
+    """Record a look at test before anything is computed, and count all looks at these images."""
+    digest = dataset.images_digest("test")
+    if split == "test":
+        evaluations.record_look(stored.model_id, digest)
+    looks = evaluations.count_looks(digest)
+    if seen and seen.is_own_test:
+        registry.log_test_evaluations(stored, looks[stored.model_id])
+    return looks
+
+
+def _json(value: Any) -> Any:
+    """`value` with None for what is no number, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def print_evaluation(stored: Stored, split: str, found: Evidence) -> None:
+    """The numbers as a table, and what must not be missed."""
+    rows = [row[:3] for row in metric_rows(found.numbers)]
+    table(f"{stored.title} on {split}", ("", "validation", split), rows)
+    for finding in found.findings:
+        say(f"note: {finding}")
+
+
+def evaluate_with_skew(
+    stored: Stored, images: Images, split: str, sound: Evidence, parent_id: str
+) -> None:
+    """Evaluate a model on pixels / 255, and show that beside its evaluation without the skew.
+
+    The evaluation has a run of its own with the tag `pneumo.preprocessing_skew`. That run names no
+    model, so no decision is made on it.
+
+    Args:
+        stored: The model.
+        images: The images as the model takes them.
+        split: `test`, `val` or `train`. On `test` this counts as one more look.
+        sound: The evaluation without the skew, on the same split.
+        parent_id: Id of the run of that evaluation.
+    """
+    from pneumo.evaluation.preprocessing_skew import predict_with_skew  # waits for TensorFlow
+
+    tags = runs.subject_tags(stored.trial.data.tags[EXPERIMENT], images.dataset)
+    tags |= {SKEW: "pixels / 255", PARENT: parent_id}
+    with runs.command_run("evaluate", f"{stored.title}, with skew", tags):
+        if split == "test":
+            evaluations.record_look(stored.model_id, images.dataset.images_digest("test"))
+        data, threshold = images.split(split), sound.evaluation.metrics["threshold"]
+        probabilities = predict_with_skew(stored.model, data.images)
+        skewed = evaluate_predictions(data, probabilities, threshold, intervals=True)
+        results.log_evaluation(split, skewed, confusion_matrix_file(split, skewed))
+    _print_skew(split, {"without skew": sound.evaluation, "with skew": skewed})
+    for finding in failures({**sound.numbers, "at_threshold": skewed.metrics}, split):
+        say(f"note, with skew: {finding}")
+
+
+def _print_skew(split: str, evaluations: dict[str, Evaluation]) -> None:
+    rows = [
+        (name, *(with_interval(it.metrics, metric) for metric in SKEW_METRICS), str(it.confusion))
+        for name, it in evaluations.items()
+    ]
+    table(f"The same model on {split}", ("", *SKEW_METRICS, "counts"), rows)

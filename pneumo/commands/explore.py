@@ -1,17 +1,46 @@
 """The command `explore`: counts, problems and figures of a data set."""
 
+import json
+
 from pneumo.commands.arguments import ExploreOptions
-from pneumo.data.dataset import open_dataset
+from pneumo.data.dataset import Dataset, open_dataset
+from pneumo.evaluation import dataset_profile
+from pneumo.evaluation.dataset_profile import count_all, to_metrics
+from pneumo.reporting.data_report import draw_figures, list_findings, render_page
+from pneumo.runtime.console import say, table
+from pneumo.runtime.errors import Mistake
+from pneumo.tracking import results, runs, session
 
 
 def explore(options: ExploreOptions) -> int:
     """Look at a data set before anyone trains."""
     dataset = open_dataset(options.data, needs=(), in_conflict=True)
-
-    # They import MLflow, which a mistake in the data need not wait for
-    from pneumo.explore import explore
-    from pneumo.tracking import session
-
     session.connect()
-    explore(dataset)
+    explore_dataset(dataset)
     return 0
+
+
+def explore_dataset(dataset: Dataset) -> None:
+    """Looks at a data set, and says what was found. Raises `Mistake` where no image is readable."""
+    with runs.command_run("explore", dataset.name, runs.data_tags(dataset)) as run_id:
+        images = dataset.decode(dataset_profile.SIDE, max_unreadable=1)
+        files = dataset_profile.describe_files(images)
+        if dataset_profile.readable(files).empty:
+            raise Mistake(f"{dataset.name} must hold image files, and none of {len(files)} is one")
+        results.log_data(images)
+        numbers, copies = count_all(files), dataset_profile.copies(files)
+        findings, pictures = list(list_findings(numbers)), draw_figures(files, images)
+        page = render_page(images, files, copies, numbers, findings, pictures)
+        artifacts = {
+            "explore.html": page.encode(),
+            "numbers.json": json.dumps(numbers, indent=1).encode(),
+            "files.csv": files.drop(columns="label").to_csv(index=False).encode(),
+            "duplicates.csv": copies.to_csv(index=False).encode(),
+            **pictures,
+        }
+        results.log_exploration(to_metrics(numbers), artifacts)
+    counts = dataset_profile.count(files)
+    table(f"{dataset.name}, digest {dataset.digest}", list(counts), counts.to_numpy())
+    for finding in findings:
+        say(f"note: {finding}")
+    say(session.how_to_look(run_id))

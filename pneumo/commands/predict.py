@@ -1,13 +1,26 @@
 """The command `predict`: image files to a CSV of their probabilities."""
 
+import csv
+import glob
 import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+from PIL import Image
+
 from pneumo.commands.arguments import PredictOptions
-from pneumo.data.index import explained, find_images
-from pneumo.runtime.console import say
+from pneumo.data.index import is_junk, require_text
+from pneumo.inference.decode import UnreadableImage
+from pneumo.reporting.plots import overlay
+from pneumo.runtime.console import say, track
 from pneumo.runtime.errors import Mistake, shown
 from pneumo.runtime.tensorflow_import import import_tensorflow
+from pneumo.tracking import models, results, runs, session
+from pneumo.tracking.models import Stored
 from pneumo.tracking.tags import DATA, MODEL
 
 LONGEST_FILE_NAME = 240  # bytes: a file system takes 255, and what goes with it is longer
@@ -18,18 +31,13 @@ def predict(options: PredictOptions) -> int:
     out = _path_of_csv(options.out)
     files = find_images(options.images, out)
     import_tensorflow()
-
-    # They import MLflow and TensorFlow, which a mistake need not wait for
-    from pneumo.predict import explain, predict
-    from pneumo.tracking import models, runs, session
-
     session.connect()
     stored = models.find(options.model)
     tags = {MODEL: stored.title, DATA: Path(options.images).name}
     with runs.command_run("predict", tags[DATA], tags):
-        counts = predict(stored, files, out)
+        counts = predict_files(stored, files, out)
         if options.explain:
-            explain(stored, files, explained(out))
+            write_heat_maps(stored, files, heat_map_folder(out))
     if before := len(files) - counts["images"]:
         say(f"{before} images were in {out} before")
     say(
@@ -37,7 +45,7 @@ def predict(options: PredictOptions) -> int:
         f"{counts['unreadable']} unreadable: {out}"
     )
     if options.explain:
-        say(f"what speaks for pneumonia in each: {explained(out)}")
+        say(f"what speaks for pneumonia in each: {heat_map_folder(out)}")
     return 0
 
 
@@ -51,3 +59,162 @@ def _path_of_csv(given: str) -> Path:
     if os.path.isdir(out) or not os.path.isdir(out.absolute().parent):
         raise Mistake(f"out must be a CSV file in a folder that is there: got '{shown(given)}'")
     return out
+
+
+AT_ONCE = 64  # files in memory: enough for all cores, whatever the number of files
+VALUES = "probability", "label", "threshold"  # of an image that can be read
+HEADER = ["path", *VALUES, "model_version", "model_id", "error"]
+WITHOUT_ID = [name for name in HEADER if name != "model_id"]  # as earlier versions wrote it
+
+
+def predict_files(stored: Stored, files: Sequence[str], out: Path) -> Counter[str]:
+    """Adds a row to `out` for each of `files` that has none; counts what became of those.
+
+    Columns: path, probability, label, threshold, model_version, model_id, error; a file that cannot
+    be read has its `error` and no values. Counts `images`, `positive` and `unreadable`. Raises
+    `Mistake` where `out` is another table, or another model's.
+    """
+    done = _continued(out, stored)
+    left = [file for file in files if file not in done]
+    counts = Counter(images=0, positive=0, unreadable=0)
+    starts = range(0, len(left), AT_ONCE)
+    rows = (row for at in starts for row in _rows(stored, left[at : at + AT_ONCE]))
+    with out.open("a", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        for row in track(rows, len(left), f"Predicting with {stored.title}"):
+            table.writerow(row)
+            counts["images"] += 1
+            counts["positive"] += row[HEADER.index("label")] == 1
+            counts["unreadable"] += row[HEADER.index("error")] is not None
+    results.log_counts(counts)
+    return counts
+
+
+def _rows(stored: Stored, paths: Sequence[str]) -> list[list]:
+    whose = {"model_version": stored.version or stored.model_id, "model_id": stored.model_id}
+    files: dict[str, bytes] = {}
+    answers: dict[str, dict] = {}
+    for path in paths:
+        try:
+            files[path] = Path(path).read_bytes()
+        except OSError as error:
+            answers[path] = {**dict.fromkeys(VALUES), "error": error.strerror}
+    given = pd.DataFrame({"image": list(files.values())}, index=list(files))
+    answers |= stored.model.predict(None, given).to_dict("index")
+    for path, answer in answers.items():
+        answer.update(path=path, **whose)
+    return [[answers[path][name] for name in HEADER] for path in paths]
+
+
+def _continued(out: Path, stored: Stored) -> set[str]:
+    """Return the files that `out` has whole rows of; write its header if it is not there.
+
+    A version's number does not name a model: each registered model has a version 1.
+    """
+    if not out.exists() or not out.stat().st_size:
+        _write(out, [HEADER])
+        return set()
+    with out.open(newline="", errors="replace") as file:
+        text = file.read()
+    header, *rows = csv.reader(text.splitlines(keepends=True))
+    if header == WITHOUT_ID:
+        raise Mistake(
+            f"out must have the columns {','.join(HEADER)}: '{out}' was written by an earlier "
+            "pneumo, without model_id; give another out"
+        )
+    if header != HEADER:
+        raise Mistake(f"out must be a CSV that predict has written, or new: got '{out}'")
+    cut_off = rows and not (text.endswith("\n") and len(rows[-1]) == len(HEADER))
+    whole = rows[:-1] if cut_off else rows  # the process died while it wrote
+    if others := {row[HEADER.index("model_id")] for row in whole} - {stored.model_id}:
+        raise Mistake(
+            f"out must hold predictions of {stored.title} alone, model_id {stored.model_id}: "
+            f"'{out}' holds some of {', '.join(sorted(others))}; give another out"
+        )
+    if cut_off:
+        mended = out.with_name(f"{out.name}.part")
+        _write(mended, [HEADER, *whole])
+        mended.rename(out)  # at once: what is there is never lost
+    return {path for path, *_ in whole}
+
+
+def _write(out: Path, rows: list[list[str]]) -> None:
+    with out.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def write_heat_maps(stored: Stored, files: Sequence[str], folder: Path) -> None:
+    """Writes each image beside itself with its heat map, as a PNG, into `folder`.
+
+    They show what the model sees, grey and square, and are named after the files, from the folder
+    on that all of these have in common. What is there is kept; a file that cannot be read has none.
+    """
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+    places = {file: folder / f"{os.path.relpath(file, common)}.png" for file in files}
+    left = [file for file in files if not places[file].exists()]
+    for file, picture in track(_explained(stored, left), len(left), "Explaining"):
+        if picture is not None:
+            place = places[file]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            draft = place.with_name(f".{place.name}")
+            Image.fromarray(picture).save(draft, "PNG")
+            draft.rename(place)  # so that an interrupt leaves no half of one
+
+
+def _explained(stored: Stored, paths: Sequence[str]) -> Iterator[tuple[str, np.ndarray | None]]:
+    """Each file with its picture, uint8, shape (size, 2 size, 3); None where it is no image."""
+    from pneumo.evaluation.heat_maps import HiResCam  # waits for TensorFlow
+
+    hires_cam = HiResCam(stored.model.keras_model)
+    for start in range(0, len(paths), AT_ONCE):
+        batch = paths[start : start + AT_ONCE]
+        images = dict(_decoded(stored, batch))
+        heat_maps = hires_cam(np.stack([*images.values()])[..., np.newaxis]) if images else ()
+        pictures = {
+            path: np.hstack([overlay(pixels, 0 * heat), overlay(pixels, heat)])
+            for (path, pixels), heat in zip(images.items(), heat_maps, strict=True)
+        }
+        yield from ((path, pictures.get(path)) for path in batch)
+
+
+def _decoded(stored: Stored, paths: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """The files that can be read, as the model takes them: uint8, shape (size, size)."""
+    for path in paths:
+        with suppress(OSError, UnreadableImage):  # its row has the reason
+            yield path, stored.model.decode(Path(path).read_bytes())
+
+
+def find_images(images: str, out: Path) -> list[str]:
+    """The files that `images` names, sorted: a file, a folder with all below it, or a glob of them.
+
+    Hidden files, `__MACOSX`, `out` itself and what goes with it are left out. Raises `Mistake`
+    where there are none.
+    """
+    # A name may hold what is special in a glob
+    named = [images] if os.path.exists(images) else glob.iglob(images, recursive=True)
+    found = {file for place in map(Path, named) for file in _files_at(place)}
+    written = out.resolve(), heat_map_folder(out).resolve()
+    files = sorted(
+        str(file)
+        for file in found
+        if not any(it in (file.resolve(), *file.resolve().parents) for it in written)
+    )
+    if not files:
+        raise Mistake(
+            "images must be a file, a folder or a glob of image files: "
+            f"'{shown(images)}' names none"
+        )
+    require_text(files)
+    return files
+
+
+def heat_map_folder(out: Path) -> Path:
+    """The folder of the heat maps that go with the CSV `out`."""
+    return out.with_name(f"{out.stem}_explained")
+
+
+def _files_at(place: Path) -> list[Path]:
+    """The file itself, or all below a folder but junk."""
+    if place.is_file():
+        return [place]
+    return [file for file in place.rglob("*") if file.is_file() and not is_junk(file, place)]

@@ -8,6 +8,7 @@ from pneumo.data.dataset import open_dataset
 from pneumo.data.subset import write_subset
 from pneumo.runtime.console import say, table
 from pneumo.runtime.errors import Mistake
+from pneumo.tracking import results, runs, session
 from pneumo.training.config import RunConfig
 
 
@@ -21,10 +22,6 @@ def prepare(options: PrepareOptions) -> int:
         out = _absolute(options.out)
         write_subset(dataset, _absolute(options.test_images), out)
         dataset = open_dataset(str(out), needs=())
-
-    # They import MLflow, which a mistake need not wait for
-    from pneumo.tracking import results, runs, session
-
     session.connect()
     with runs.command_run("prepare", dataset.name, runs.data_tags(dataset)):
         images = results.take(dataset, config)

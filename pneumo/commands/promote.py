@@ -1,9 +1,34 @@
 """The command `promote`: the gate to `@champion`, or the way back."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
+from mlflow.entities.model_registry import ModelVersion
+
 from pneumo.commands.arguments import PromoteOptions
-from pneumo.data.dataset import open_dataset, published_splits
+from pneumo.commands.evaluate import evaluate_model, evaluation_run
+from pneumo.data.dataset import Dataset, open_dataset, published_splits
+from pneumo.evaluation import bootstrap
+from pneumo.evaluation.comparison import (
+    REFERENCES,
+    Decision,
+    Held,
+    Margins,
+    best_of,
+    demo_after_real,
+    describe_difference,
+    gate,
+)
+from pneumo.evaluation.metrics import metric_title
+from pneumo.evaluation.overlap import find_overlap
+from pneumo.reporting import evaluation_report
+from pneumo.runtime.console import say, table
 from pneumo.runtime.errors import Mistake
 from pneumo.runtime.tensorflow_import import import_tensorflow
+from pneumo.tracking import evaluations, models, registry, results, runs, session, tags
+from pneumo.tracking.models import Stored
+from pneumo.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS
+from pneumo.tracking.tags import PROMOTION, PROMOTION_RUN, ROLLBACK, SPLIT, THRESHOLD
 
 REFUSED = 3  # exit code: the gate stays closed to a candidate, which is a result
 
@@ -17,16 +42,11 @@ def promote(options: PromoteOptions) -> int:
     else:
         raise Mistake("promote needs data to decide on: give --data, or --rollback true")
     import_tensorflow()
-
-    # They import MLflow and TensorFlow, which a mistake need not wait for
-    from pneumo.promote import promote, roll_back
-    from pneumo.tracking import session
-
     session.connect()
     if dataset is None:
         roll_back(options.model_name)
         return 0
-    decision = promote(
+    decision = promote_version(
         options.model_name,
         options.candidate,
         dataset,
@@ -35,3 +55,271 @@ def promote(options: PromoteOptions) -> int:
         options.sensitivity_margin,
     )
     return 0 if decision.promoted else REFUSED
+
+
+SHOWN = ("auc", "sensitivity", "specificity", "accuracy", "ece", "threshold")
+
+
+def promote_version(
+    model_name: str,
+    candidate: str,
+    dataset: Dataset,
+    split: str,
+    margin: float,
+    sensitivity_margin: float = 0.05,
+) -> Decision:
+    """Make a version the champion if it passes the gate; log the decision as a run.
+
+    Evaluations of the same models on the same images are taken from earlier runs; the candidate
+    and the champion are evaluated now if there is none. A champion that has no evaluation and
+    cannot be loaded counts as vacant.
+
+    Args:
+        model_name: Registered model.
+        candidate: Alias or number of a version.
+        dataset: Images to decide on.
+        split: `test`, `val` or `train`.
+        margin: Non-inferiority margin for the AUC, 0 to 1.
+        sensitivity_margin: Non-inferiority margin for the sensitivity, 0 to 1.
+
+    Returns:
+        The decision.
+
+    Raises:
+        Mistake: There is no such version, or the run that trained it has been removed.
+    """
+    version = _version_of(model_name, candidate)
+    champion = registry.holder(model_name, CHAMPION)
+    tags = {**runs.data_tags(dataset), **_tags(model_name, version, champion)}
+    tags[SPLIT] = split
+    margins = Margins(margin, sensitivity_margin)
+    with runs.command_run("promote", f"{model_name} version {version}", tags) as run_id:
+        decision = _decide(model_name, version, champion, dataset, split, margins)
+        if decision.promoted:
+            threshold = decision.figures["candidate_threshold"]
+            registry.tag(model_name, version, {THRESHOLD: str(threshold)})
+            found = registry.crown(model_name, version, champion)
+            if found != champion:
+                decision.reasons.append(
+                    f"version {found} has become champion meanwhile; hold it against that one"
+                )
+                champion = found
+        results.log_decision(decision.reasons, decision.figures, decision.champion_vacant)
+        _print_decision(decision)
+        _tell(model_name, run_id, _news(version, champion, decision))
+    say(session.how_to_look(run_id))
+    return decision
+
+
+def _print_decision(decision: Decision) -> None:
+    figures = decision.figures
+    compared = {
+        prefix: title
+        for prefix, title in REFERENCES.items()
+        if f"{prefix}auc_difference" in figures
+    }
+    columns = {f"{prefix}champion": title for prefix, title in compared.items()}
+    columns["candidate"] = "candidate"
+    if figures:
+        rows = [[name, *(f"{figures[f'{it}_{name}']:.3f}" for it in columns)] for name in SHOWN]
+        table("What is weighed", ("", *columns.values()), rows)
+    for prefix, title in compared.items():
+        for name in ("auc", "sensitivity"):
+            difference = describe_difference(name, figures, prefix)
+            say(f"{metric_title(name)} compared with the {title}: {difference}")
+    if decision.champion_vacant:
+        say(f"note: @{CHAMPION} counts as vacant: {decision.champion_vacant}")
+
+
+def roll_back(model_name: str) -> None:
+    """Make `@previous` the champion again, and the present champion `@previous`.
+
+    Raises:
+        Mistake: There is no previous champion, or its files have changed or are missing.
+    """
+    version = registry.holder(model_name, PREVIOUS)
+    champion = registry.holder(model_name, CHAMPION)
+    if not version:
+        raise Mistake(
+            f"rollback needs a version that has been champion of {model_name} before, @{PREVIOUS}, "
+            "and there is none; promote another version instead"
+        )
+    models.require_as_registered(model_name, version)
+    tags = {**_tags(model_name, version, champion), ROLLBACK: "true"}
+    about = f"{model_name} version {version} again"
+    with runs.command_run("promote", about, tags) as run_id:
+        found = registry.crown(model_name, version, champion)
+        if found != champion:
+            raise Mistake(
+                f"version {found} of {model_name} has become champion meanwhile; look at it, and "
+                "start again if it is to be rolled back"
+            )
+        results.log_decision([], {})
+        news = {version: "brought back"}
+        if champion:
+            news = {
+                version: f"brought back in place of version {champion}",
+                champion: f"rolled back to version {version}",
+            }
+        _tell(model_name, run_id, news)
+    say(session.how_to_look(run_id))
+
+
+def _version_of(model_name: str, candidate: str) -> int:
+    if candidate.isdecimal():
+        return registry.require_version(model_name, candidate)
+    if version := registry.holder(model_name, candidate):
+        return version
+    raise Mistake(
+        f"candidate must be an alias or a version of {model_name}: got '{candidate}', which no "
+        f"version has; the model of a study or of train has @{CHALLENGER}"
+    )
+
+
+def _tags(model_name: str, version: int, champion: int) -> dict[str, str]:
+    return {
+        tags.MODEL: model_name,
+        tags.CANDIDATE: str(version),
+        tags.COMPARED_WITH: str(champion or "none"),
+    }
+
+
+def _decide(
+    model_name: str, version: int, champion: int, dataset: Dataset, split: str, margins: Margins
+) -> Decision:
+    if version == champion:
+        return Decision([f"version {version} is the champion already"], {})
+    try:
+        candidate = models.find(f"models:/{model_name}/{version}")
+    except models.Tampered as reason:
+        return Decision([str(reason)], {})
+    held = _held(candidate, dataset, split)
+    versions = registry.champions(model_name)
+    champions, vacant = _champions(versions, champion, held, dataset, split)
+    references = _references(champions, version, champion)
+    decision = replace(gate(held, references, dataset.synthetic, margins), champion_vacant=vacant)
+    if vacant and held.synthetic and not _is_synthetic(versions[champion]):
+        decision.reasons.append(demo_after_real(held.title, _title(versions[champion])))
+    files = results.known_files(candidate.trial, dataset)
+    if why := evaluation_report.explain_overlap(find_overlap(files, dataset, split)):
+        decision.reasons.append(why)
+    return decision
+
+
+def _held(stored: Stored, dataset: Dataset, split: str) -> Held:
+    """Return a loaded model with its stored evaluation, which is made if there is none."""
+    run_id = _evaluation(stored.model_id, dataset, split)
+    if run_id is None:
+        with evaluation_run(stored, dataset) as (run_id, images):
+            evaluate_model(stored, images, split)
+    predictions = results.read_predictions(run_id, split)
+    return Held(predictions, stored.model.settings["threshold"], stored.title, stored.synthetic)
+
+
+def _evaluation(model_id: str, dataset: Dataset, split: str) -> str | None:
+    """Return the run of the latest evaluation of a model whose predictions can still be read."""
+    run_id = evaluations.find_evaluation(model_id, dataset.digest, split)
+    return run_id if run_id and results.has_predictions(run_id, split) else None
+
+
+def _champions(
+    versions: Mapping[int, ModelVersion],
+    champion: int,
+    candidate: Held,
+    dataset: Dataset,
+    split: str,
+) -> tuple[dict[int, Held], str]:
+    """Return all champions so far that can be compared with a candidate, from stored evaluations.
+
+    The current champion is loaded and evaluated only if it has none.
+
+    Args:
+        versions: All versions that have been champion, by number.
+        champion: The number of the current one, or 0.
+        candidate: The candidate with its predictions.
+        dataset: Images to decide on.
+        split: `test`, `val` or `train`.
+
+    Returns:
+        The champions by number, and why the current one is not among them, or ''.
+    """
+    stored = {number: _from_store(it, dataset, split) for number, it in versions.items()}
+    vacant = ""
+    if champion and not stored[champion]:
+        try:
+            model = models.find(f"models:/{versions[champion].name}/{champion}")
+            stored[champion] = _held(model, dataset, split)
+        except (models.Tampered, models.TrialRemoved) as reason:
+            vacant = str(reason)
+    paired = {
+        number: held
+        for number, held in stored.items()
+        if held and bootstrap.is_paired(held.predictions, candidate.predictions)
+    }
+    if champion and champion not in paired and not vacant:
+        vacant = (
+            f"the evaluation of {stored[champion].title} is not for the same images, patients and "
+            f"labels as that of {candidate.title}"
+        )
+    return paired, vacant
+
+
+def _from_store(version: ModelVersion, dataset: Dataset, split: str) -> Held | None:
+    """Return a version as its stored evaluation shows it, without its files; None without one."""
+    run_id = _evaluation(models.logged_model_id(version), dataset, split)
+    if run_id is None:
+        return None
+    threshold = registry.own_threshold(version)
+    if threshold is None:
+        threshold = evaluations.evaluated_threshold(run_id, split)
+    predictions = results.read_predictions(run_id, split)
+    return Held(predictions, threshold, _title(version), _is_synthetic(version))
+
+
+def _title(version: ModelVersion) -> str:
+    return f"{version.name} version {version.version}"
+
+
+def _is_synthetic(version: ModelVersion) -> bool:
+    return version.tags.get(tags.SYNTHETIC) == "true"
+
+
+def _references(champions: Mapping[int, Held], version: int, champion: int) -> dict[str, Held]:
+    """Return the champions that a candidate must be non-inferior to, as `gate` takes them.
+
+    Args:
+        champions: All champions so far that can be compared, by number.
+        version: The candidate's number, which may have been champion.
+        champion: The current champion's number, or 0.
+    """
+    references = {"": champions[champion]} if champion in champions else {}
+    best = best_of(champions, (version, champion))
+    if best and best not in (version, champion):
+        references["best_"] = champions[best]
+    return references
+
+
+def _news(version: int, champion: int, decision: Decision) -> dict[int, str]:
+    """What a decision means for each of the versions."""
+    if version == champion:
+        return {version: "stays champion; the candidate was the champion itself"}
+    if not decision.promoted:
+        refused = f"refused: {'; '.join(decision.reasons)}"
+        kept = f"stays champion, version {version} was refused"
+        return {champion: kept, version: refused} if champion else {version: refused}
+    if not champion:
+        return {version: "promoted, as the first champion"}
+    vacant = ", which could not be compared" if decision.champion_vacant else ""
+    return {
+        version: f"promoted over version {champion}{vacant}",
+        champion: f"followed by {version}",
+    }
+
+
+def _tell(model_name: str, run_id: str, news: Mapping[int, str]) -> None:
+    """Notes on versions what was decided about them, and where."""
+    for version, text in news.items():
+        say(f"{model_name} version {version}: {text}")
+        tags = {PROMOTION: text, PROMOTION_RUN: run_id}
+        registry.tag(model_name, version, tags)
+        registry.describe(model_name, version)

@@ -4,6 +4,7 @@ from pneumo.commands.arguments import TrainOptions
 from pneumo.data.dataset import open_dataset
 from pneumo.experiment import load_experiment
 from pneumo.runtime.console import say, say_epoch
+from pneumo.tracking import model_files, registry, results, runs, session
 from pneumo.training.pretrained import prepare_to_fit
 
 
@@ -13,10 +14,7 @@ def train(options: TrainOptions) -> int:
     config = experiment.base.override(options.overrides)
     dataset = open_dataset(options.data, needs=("train",))
     prepare_to_fit(config)
-
-    # They import MLflow and TensorFlow, which a mistake need not wait for
-    from pneumo.tracking import model_files, registry, results, runs, session
-    from pneumo.trial import run_name, run_trial
+    from pneumo.tuning.trial import run_name, run_trial  # waits for TensorFlow
 
     session.connect()
     tags = runs.subject_tags(experiment.name, dataset)

@@ -1,8 +1,6 @@
 """One row per image."""
 
-import glob
 import hashlib
-import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -43,7 +41,7 @@ def build_index(root: Path) -> pd.DataFrame:
     if not files:
         raise Mistake(f"{base} has the folders of a data set but no image in them; fill them")
     paths = sorted(files)
-    _require_text(paths)
+    require_text(paths)
     patients = _listed_patients(base, paths)
     digests = in_threads(_sha256, [files[path] for path in paths])
     rows = [
@@ -103,7 +101,7 @@ def find_base(root: Path) -> Path:
     bases = {
         folder.parents[1]
         for folder in (*at_top, *below)
-        if folder.is_dir() and folder.parent.name in FOLDERS and not _is_junk(folder, root)
+        if folder.is_dir() and folder.parent.name in FOLDERS and not is_junk(folder, root)
     }
     if not bases:
         raise Mistake(
@@ -117,7 +115,7 @@ def find_base(root: Path) -> Path:
 def _folders(root: Path, most: int = 6) -> str:
     """The folders in a folder and in those, as a message names them."""
     found = [it for pattern in ("*", "*/*") for it in root.glob(pattern) if it.is_dir()]
-    names = sorted(it.relative_to(root).as_posix() for it in found if not _is_junk(it, root))
+    names = sorted(it.relative_to(root).as_posix() for it in found if not is_junk(it, root))
     more = [f"{len(names) - most} more"] if len(names) > most else []
     return ", ".join([*names[:most], *more]) or "no folder"
 
@@ -128,14 +126,15 @@ def _require_known_folders(base: Path) -> None:
     others = (it for it in base.iterdir() if it.name not in FOLDERS)
     unknown += [it for it in others if any((it / name).is_dir() for name in CLASSES)]
     names = [it.relative_to(base).as_posix() for it in unknown if it.is_dir()]
-    if names := sorted(it for it in names if not _is_junk(base / it, base)):
+    if names := sorted(it for it in names if not is_junk(base / it, base)):
         raise Mistake(
             f"{base} must hold no classes but NORMAL and PNEUMONIA, in no folders but train, val "
             f"and test: found {', '.join(names[:6])}; rename it, or move it elsewhere"
         )
 
 
-def _require_text(paths: Collection[str]) -> None:
+def require_text(paths: Collection[str]) -> None:
+    """Raise `Mistake` if a path cannot be printed and stored as text."""
     if odd := [path for path in paths if not is_text(path)]:
         raise Mistake(
             f"file names must be UTF-8 without control characters: got {len(odd)} of {len(paths)} "
@@ -165,7 +164,7 @@ def census(root: Path) -> dict[str, int]:
     folders, as a second copy one level deeper or a list of patients; `images`: the rest.
     """
     files = [file for file in root.rglob("*") if file.is_file() and not is_own(file)]
-    junk = sum(_is_junk(file, root) for file in files)
+    junk = sum(is_junk(file, root) for file in files)
     images = sum(1 for _ in _files(find_base(root)))
     elsewhere = len(files) - junk - images
     return {"found": len(files), "junk": junk, "elsewhere": elsewhere, "images": images}
@@ -175,47 +174,12 @@ def _files(base: Path) -> Iterator[Path]:
     for folder in FOLDERS:
         for name in CLASSES:
             for file in (base / folder / name).glob("*"):
-                if file.is_file() and not _is_junk(file, base):
+                if file.is_file() and not is_junk(file, base):
                     yield file
 
 
-def find_images(images: str, out: Path) -> list[str]:
-    """The files that `images` names, sorted: a file, a folder with all below it, or a glob of them.
-
-    Hidden files, `__MACOSX`, `out` itself and what goes with it are left out. Raises `Mistake`
-    where there are none.
-    """
-    # A name may hold what is special in a glob
-    named = [images] if os.path.exists(images) else glob.iglob(images, recursive=True)
-    found = {file for place in map(Path, named) for file in _files_at(place)}
-    written = out.resolve(), explained(out).resolve()
-    files = sorted(
-        str(file)
-        for file in found
-        if not any(it in (file.resolve(), *file.resolve().parents) for it in written)
-    )
-    if not files:
-        raise Mistake(
-            "images must be a file, a folder or a glob of image files: "
-            f"'{shown(images)}' names none"
-        )
-    _require_text(files)
-    return files
-
-
-def explained(out: Path) -> Path:
-    """The folder of the heat maps that go with the CSV `out`."""
-    return out.with_name(f"{out.stem}_explained")
-
-
-def _files_at(place: Path) -> list[Path]:
-    """The file itself, or all below a folder but junk."""
-    if place.is_file():
-        return [place]
-    return [file for file in place.rglob("*") if file.is_file() and not _is_junk(file, place)]
-
-
-def _is_junk(path: Path, root: Path) -> bool:
+def is_junk(path: Path, root: Path) -> bool:
+    """Return whether a path below `root` is hidden, or of those that macOS adds to archives."""
     parts = path.relative_to(root).parts
     return "__MACOSX" in parts or any(part.startswith(".") for part in parts)
 

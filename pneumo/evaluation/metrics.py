@@ -36,7 +36,7 @@ class Evaluation:
     confusion: dict[str, int]
 
 
-def evaluate(
+def evaluate_predictions(
     split: Split, probabilities: np.ndarray, threshold: float, intervals: bool = False
 ) -> Evaluation:
     """The predictions for `split` and all that follows from them at `threshold`.

@@ -1,8 +1,31 @@
 """Preprocessing skew on purpose: a model trained on pixels 0-255 is given pixels / 255."""
 
 import keras
+import numpy as np
 
-from pneumo.inference.logits import average_models, is_mirrored, members_of
+from pneumo.inference.logits import (
+    average_models,
+    is_mirrored,
+    members_of,
+    predict_logits,
+    to_probabilities,
+)
+from pneumo.inference.pyfunc import PneumoniaModel
+
+
+def predict_with_skew(model: PneumoniaModel, images: np.ndarray) -> np.ndarray:
+    """Return the probabilities of pneumonia that a model gives for pixels / 255.
+
+    Args:
+        model: The model, as it is stored.
+        images: uint8, shape (n, size, size, 1).
+
+    Returns:
+        float64, shape (n,), 0 to 1.
+    """
+    # As `predict_probabilities`, but for its check of uint8 pixels, which would refuse these
+    logits = predict_logits(as_published(model.keras_model), images.astype(np.float32) / 255)
+    return to_probabilities(logits, model.settings["temperature"])
 
 
 def as_published(model: keras.Model) -> keras.Model:

@@ -151,7 +151,6 @@ def render_page(
     split: str,
     evaluation: Evaluation,
     numbers: Mapping[str, Any],
-    findings: list[str],
     pictures: Mapping[str, bytes],
 ) -> str:
     """Return the HTML page on a model and a split.
@@ -162,7 +161,6 @@ def render_page(
         split: `test`, `val` or `train`.
         evaluation: The model on the split.
         numbers: As they are stored in `metrics.json`.
-        findings: What `list_findings` yields.
         pictures: As `draw_figures` returns them.
     """
     matrix = to_png(plots.confusion_matrix(evaluation.confusion, "confusion matrix"))
@@ -173,7 +171,7 @@ def render_page(
         model=stored.title,
         split=split,
         day=date.today().isoformat(),
-        findings=findings,
+        findings=numbers["findings"],
         headline={
             metric_title(name): with_interval(numbers["at_threshold"], name)
             for name in metrics.HEADLINE

@@ -1,7 +1,6 @@
 """The files of a model: stored, and opened with nothing of them run."""
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import shutil

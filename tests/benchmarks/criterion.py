@@ -34,8 +34,8 @@ from pneumo.evaluation.metrics import (
     threshold_for,
     youden_threshold,
 )
-from pneumo.study import open_storage
 from pneumo.tracking import runs, session
+from pneumo.tuning.storage import open_storage
 from tests.benchmarks.criterion_trials import CLEAN, TEST, VERSIONS, Trial, in_turn, trials_of
 
 SMOKE = "--data sample --study {study}"

@@ -10,12 +10,12 @@ from typing import Any
 import mlflow
 import optuna
 
-from pneumo import study, work
+from pneumo.commands.tune import tune_and_register
 from pneumo.data.dataset import open_dataset
 from pneumo.experiment import Experiment
 from pneumo.tracking import session
 from pneumo.training.config import RunConfig
-from pneumo.tune import tune
+from pneumo.tuning import spec, worker
 from tests.benchmarks.study_space import (
     DEPTH,
     DROPOUT,
@@ -53,9 +53,9 @@ def search() -> dict[str, Any]:
     options = arguments().parse_args()
     base = config_of(options)
     if not options.pruning:
-        study.PRUNER["n_warmup_steps"] = options.epochs + 1  # past the last one
+        spec.PRUNER["n_warmup_steps"] = options.epochs + 1  # past the last one
     memory = []
-    run_trial = work.run_trial
+    run_trial = worker.run_trial
 
     def watched(*given: object, **named: object) -> object:
         try:
@@ -63,19 +63,19 @@ def search() -> dict[str, Any]:
         finally:
             memory.append(round(anonymous_memory()))
 
-    work.run_trial = watched
+    worker.run_trial = watched
     session.set_up()
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         mlflow.create_experiment("benchmark", f"{folder}/artifacts")
         mlflow.set_experiment("benchmark")
         os.environ["PNEUMO_STORAGE"] = f"sqlite:///{folder}/optuna.db"
-        plan = study.Plan(
+        plan = spec.Plan(
             Experiment("benchmark", base, suggest),
             open_dataset(str(Path(options.folder) / "ours"), needs=("train", "test")),
             fixed={},
         )
-        outcome = tune(plan, trials=options.trials, model_name="benchmark")
+        outcome = tune_and_register(plan, trials=options.trials, model_name="benchmark")
     ended = time.time()
     images = plan.dataset.decode(base.image_size, base.max_unreadable)
     counts = images.counts().groupby("split")["images"].sum()

@@ -21,13 +21,13 @@ import mlflow
 import numpy as np
 import pytest
 
-from pneumo import study, trial
+from pneumo.commands.tune import tune_and_register
 from pneumo.data.dataset import Images, open_dataset
 from pneumo.experiment import Experiment
 from pneumo.training import network
 from pneumo.training.config import RunConfig
 from pneumo.training.train import STEPS_PER_EXECUTION, class_weights
-from pneumo.tune import tune
+from pneumo.tuning import spec, trial
 from tests.benchmarks.stub import stub_of
 from tests.support.stores import store_in
 
@@ -79,8 +79,10 @@ def in_turn(sides: Sequence[Callable[[], Any]], count: int) -> list[list[float]]
 def of_a_study(count: int) -> list[float]:
     """Seconds from each trial's start to the next one's, in a study of `count`."""
     experiment = Experiment("overhead", CONFIG, lambda trial, base: base)
-    plan = study.Plan(experiment, open_dataset("sample"), {})
-    outcome = tune(plan, trials=count + 1, model_name="overhead", name=f"{count} trials")
+    plan = spec.Plan(experiment, open_dataset("sample"), {})
+    outcome = tune_and_register(
+        plan, trials=count + 1, model_name="overhead", name=f"{count} trials"
+    )
     starts = [it.datetime_start.timestamp() for it in outcome.study.get_trials(deepcopy=False)]
     return list(np.diff(starts))
 
@@ -100,7 +102,7 @@ def main() -> None:
         pytest.MonkeyPatch.context() as patch,
     ):
         # All trials do the same work
-        patch.setitem(study.PRUNER, "n_warmup_steps", CONFIG.epochs + 1)
+        patch.setitem(spec.PRUNER, "n_warmup_steps", CONFIG.epochs + 1)
         before = in_turn(sides, options.trials)
         harness = of_a_study(options.trials)
         after = in_turn(sides, options.trials)

@@ -17,9 +17,9 @@ from optuna.trial import TrialState, create_trial
 
 from pneumo.data.dataset import open_dataset
 from pneumo.reporting.study_report import PAGE, RUNNING
-from pneumo.study import Plan
-from pneumo.study_page import StudyPage
 from pneumo.tracking import session, study_runs
+from pneumo.tuning.spec import Plan
+from pneumo.tuning.study_page import StudyPage
 from tests.support.stores import store_in
 from tests.support.studies import TINY, run_study
 

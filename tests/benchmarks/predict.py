@@ -28,13 +28,12 @@ import pytest
 import requests
 from keras import layers
 
-from pneumo import trial
+from pneumo.commands.predict import find_images, predict_files
 from pneumo.data.dataset import Dataset, open_dataset
-from pneumo.data.index import find_images
-from pneumo.predict import predict
 from pneumo.tracking import model_files, models, registry, runs
 from pneumo.tracking.models import Stored
 from pneumo.training.config import RunConfig
+from pneumo.tuning import trial
 from tests.benchmarks.ingest import SIZE, enlarge
 from tests.benchmarks.stub import stub_of
 from tests.support.services import model_server
@@ -66,7 +65,7 @@ def ours(stored: Stored, folder: Path) -> float:
     with tempfile.TemporaryDirectory() as place, mlflow.start_run():
         out = Path(place) / "out.csv"
         began = time.perf_counter()
-        predict(stored, find_images(str(folder), out), out)
+        predict_files(stored, find_images(str(folder), out), out)
         return time.perf_counter() - began
 
 

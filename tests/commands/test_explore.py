@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pneumo import explore
+from pneumo.commands import explore
 from pneumo.data.dataset import Dataset, open_dataset
 from pneumo.evaluation import dataset_profile
 from pneumo.reporting import data_report
@@ -246,7 +246,7 @@ def test_test_images_alone_and_no_image_at_all(store, folder):
 
 @pytest.mark.slow
 def test_the_real_archive(store, real_archive):
-    explore.explore(open_dataset(str(real_archive), needs=()))
+    explore.explore_dataset(open_dataset(str(real_archive), needs=()))
     [made] = store.search_runs(["0"])
     found = made.data.metrics
     copies = {key: value for key, value in found.items() if key.startswith("duplicate_")}

@@ -7,9 +7,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pneumo import evidence
+from pneumo.commands.evaluate import evaluate_model, evaluation_run
+from pneumo.commands.promote import promote_version, roll_back
 from pneumo.data.dataset import open_dataset
-from pneumo.promote import promote, roll_back
 from pneumo.tracking import models, registry
 from tests.bad import models as bad
 from tests.support.commands import run_here
@@ -39,7 +39,7 @@ def original(images, tmp_path_factory):
         for number in (POOR, GOOD, POOR_AGAIN, GOOD_AGAIN):
             register(run_of("right" if number % 2 else "left", images), NAME)
             if number in (POOR, GOOD):
-                assert promote(NAME, "challenger", images, "test", 0.02).promoted
+                assert promote_version(NAME, "challenger", images, "test", 0.02).promoted
     return folder
 
 
@@ -92,7 +92,7 @@ def test_a_champion_is_weighed_by_its_stored_evaluation(client, images, what):
     stored = client.get_run(evaluation(client, GOOD)).data.metrics
     spoil(client, GOOD)
     before = evaluations(client)
-    decision = promote(NAME, str(GOOD_AGAIN), images, "test", 0.02)
+    decision = promote_version(NAME, str(GOOD_AGAIN), images, "test", 0.02)
     assert decision.promoted
     assert decision.champion_vacant == ""
     assert evaluations(client) == before + 1  # of the candidate
@@ -141,7 +141,7 @@ def test_a_demo_does_not_follow_a_real_champion_that_counts_as_vacant(client, im
         remove_runs(evaluation(client, number))
     remove_files(client, GOOD)
     register(run_of("left", images, **{"pneumo.synthetic": "true"}), NAME)
-    decision = promote(NAME, "challenger", images, "test", 0.02)
+    decision = promote_version(NAME, "challenger", images, "test", 0.02)
     assert "they are missing" in decision.champion_vacant
     assert decision.reasons == [
         "pneumonia version 5 was trained on synthetic images, pneumonia version 2 on real ones"
@@ -155,7 +155,7 @@ def test_an_evaluation_of_other_images_is_not_compared(client, images):
     table = table / "test" / "predictions.csv"
     lines = table.read_text().splitlines(keepends=True)
     table.write_text("".join(lines[:-1]))
-    decision = promote(NAME, str(GOOD_AGAIN), images, "test", 0.02)
+    decision = promote_version(NAME, str(GOOD_AGAIN), images, "test", 0.02)
     assert decision.promoted
     assert decision.champion_vacant == (
         "the evaluation of pneumonia version 2 is not for the same images, patients and labels as "
@@ -166,19 +166,19 @@ def test_an_evaluation_of_other_images_is_not_compared(client, images):
     run_id = evaluation(client, GOOD_AGAIN)
     shutil.rmtree(Path(client.get_run(run_id).info.artifact_uri) / "test")
     roll_back(NAME)
-    promote(NAME, str(GOOD_AGAIN), images, "test", 0.02)
+    promote_version(NAME, str(GOOD_AGAIN), images, "test", 0.02)
     assert evaluation(client, GOOD_AGAIN) != run_id
 
 
 def test_a_champion_keeps_its_own_threshold(client, images):
     own = client.get_run(evaluation(client, GOOD)).data.metrics["test_threshold"]
     stored = models.find(f"models:/{NAME}/{GOOD}")
-    with evidence.evaluation_run(stored, images) as (run_id, decoded):
-        evidence.examine(stored, decoded, "test", sensitivity=1.0)
+    with evaluation_run(stored, images) as (run_id, decoded):
+        evaluate_model(stored, decoded, "test", sensitivity=1.0)
     assert client.get_run(run_id).data.metrics["test_threshold"] != own
     for spoil in (lambda: None, lambda: remove_trial(client, GOOD)):
         spoil()
-        decision = promote(NAME, str(POOR_AGAIN), images, "test", 0.02)
+        decision = promote_version(NAME, str(POOR_AGAIN), images, "test", 0.02)
         assert decision.figures["champion_threshold"] == own
     # of a version that was promoted before the threshold was noted
     client.delete_model_version_tag(NAME, str(POOR), "pneumo.threshold")
@@ -188,12 +188,12 @@ def test_a_champion_keeps_its_own_threshold(client, images):
 
 
 def test_small_steps_down_from_the_best_champion_are_refused(client, images):
-    assert promote(NAME, str(POOR_AGAIN), images, "test", 1, 1).promoted
-    assert promote(NAME, str(POOR), images, "test", 1, 1).promoted
+    assert promote_version(NAME, str(POOR_AGAIN), images, "test", 1, 1).promoted
+    assert promote_version(NAME, str(POOR), images, "test", 1, 1).promoted
     assert aliases(client, NAME) == {"challenger": 4, "champion": 1, "previous": 3}
     # version 2 has no alias any more; its tag tells that it has been champion
     assert set(registry.champions(NAME)) == {1, 2, 3}
-    decision = promote(NAME, str(POOR_AGAIN), images, "test", 0.02)
+    decision = promote_version(NAME, str(POOR_AGAIN), images, "test", 0.02)
     assert decision.figures["auc_difference"] == 0
     best = client.get_run(evaluation(client, GOOD)).data.metrics
     assert decision.figures["best_champion_auc"] == best["test_auc"]
@@ -204,16 +204,16 @@ def test_small_steps_down_from_the_best_champion_are_refused(client, images):
     assert made.data.metrics == decision.figures
     assert tags(made)["pneumo.reason"] == "; ".join(decision.reasons)
     client.delete_run(evaluation(client, GOOD))
-    decision = promote(NAME, str(POOR_AGAIN), images, "test", 0.02)
+    decision = promote_version(NAME, str(POOR_AGAIN), images, "test", 0.02)
     assert decision.promoted
     assert not [name for name in decision.figures if name.startswith("best_")]
 
 
 def test_a_deleted_version_is_no_longer_the_best(client, images):
-    assert promote(NAME, str(POOR_AGAIN), images, "test", 1, 1).promoted
+    assert promote_version(NAME, str(POOR_AGAIN), images, "test", 1, 1).promoted
     client.delete_model_version(NAME, str(GOOD))
     assert set(registry.champions(NAME)) == {1, 3}
-    assert promote(NAME, str(POOR), images, "test", 0.02).promoted
+    assert promote_version(NAME, str(POOR), images, "test", 0.02).promoted
 
 
 def test_champions_of_before_are_tagged_when_others_follow(client):

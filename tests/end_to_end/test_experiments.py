@@ -8,8 +8,7 @@ from optuna.trial import FixedTrial
 
 from pneumo.experiment import FOLDER, experiment_names, load_experiment
 from pneumo.runtime.errors import Mistake
-from pneumo.search import Search
-from pneumo.study import Plan
+from pneumo.tuning.spec import Plan, Search
 
 NAMES = experiment_names()
 STUDIES = [name for name in NAMES if load_experiment(name).suggest]

@@ -8,8 +8,9 @@ import pytest
 from optuna.trial import TrialState
 
 from pneumo.runtime.process import ProcessId
-from pneumo.study import await_others, end_dead, is_dead, open_storage
 from pneumo.tracking import study_runs
+from pneumo.tuning.storage import open_storage
+from pneumo.tuning.study import await_others, end_dead, is_dead
 from tests.support.commands import ended_process
 from tests.support.studies import tags
 
@@ -156,7 +157,7 @@ def test_a_trial_that_nobody_has_is_dead_after_a_while(store, monkeypatch):
     study.ask()
     end_dead(study)
     assert study.trials[0].state == TrialState.RUNNING
-    monkeypatch.setattr("pneumo.study.UNCLAIMED", -1)
+    monkeypatch.setattr("pneumo.tuning.study.UNCLAIMED", -1)
     study.ask().set_user_attr("process", ProcessId.current())
     end_dead(study)
     assert [it.state for it in study.trials] == [TrialState.FAIL, TrialState.RUNNING]
@@ -167,7 +168,9 @@ def test_a_wait_says_what_it_waits_for(store, monkeypatch, capsys):
     process = subprocess.Popen(["sleep", "60"])
     identity = ProcessId.from_pid(process.pid)
     study.ask().set_user_attr("process", identity)
-    monkeypatch.setattr("pneumo.study.time.sleep", lambda _: (process.kill(), process.wait()))
+    monkeypatch.setattr(
+        "pneumo.tuning.study.time.sleep", lambda _: (process.kill(), process.wait())
+    )
     await_others(study)
     line = f"waiting for trial 0, which process {process.pid} on {identity.host} is running\n"
     assert capsys.readouterr().out == line

@@ -10,14 +10,16 @@ import psycopg
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pneumo import work
+from pneumo.commands.tune import run_search
 from pneumo.experiment import Experiment, load_experiment
-from pneumo.study import Goal, Plan, await_others, begin, find, is_dead, open_storage, settle
 from pneumo.tracking import study_runs
 from pneumo.tracking.runs import keras_run
-from pneumo.trial import run_trial
-from pneumo.tune import search
-from pneumo.work import search_trials
+from pneumo.tuning import worker
+from pneumo.tuning.spec import Plan
+from pneumo.tuning.storage import open_storage
+from pneumo.tuning.study import Goal, await_others, begin, find, is_dead, settle
+from pneumo.tuning.trial import run_trial
+from pneumo.tuning.worker import search_trials
 from tests.support.commands import start
 from tests.support.studies import (
     BASE,
@@ -77,7 +79,7 @@ def test_what_fell_silent_elsewhere_is_ended_by_the_next(shared, sample, monkeyp
         until(lambda: at_work(shared))
         worker.kill()
         worker.communicate()
-        monkeypatch.setattr("pneumo.study.GRACE", 1)
+        monkeypatch.setattr("pneumo.tuning.storage.GRACE", 1)
         time.sleep(1.5)
         search_trials(*find("silent", sample))
     silent, done = require_whole(shared, "silent")
@@ -109,7 +111,7 @@ def test_a_score_that_did_not_arrive_is_told_again(servers, shared, sample, monk
                 until(lambda: locked(servers[0].address))
             return done
 
-        monkeypatch.setattr(work, "run_trial", run_and_cut)
+        monkeypatch.setattr(worker, "run_trial", run_and_cut)
         search_trials(study, plan)
         cutting[0].result()
     notes = re.findall("^a store of the study has failed, .*", capsys.readouterr().out, re.M)
@@ -188,7 +190,7 @@ def test_a_night_in_which_all_goes_wrong(servers, shared, sample, monkeypatch, c
         Goal(4, trial_timeout=TRIAL_TIMEOUT).set(study)
         with ThreadPoolExecutor(1) as other:
             failing = other.submit(stores_fail)
-            search(study, plan, 2)
+            run_search(study, plan, 2)
             failing.result()
         await_others(study)
         settle(study)

@@ -19,8 +19,8 @@ import pytest
 import requests
 from PIL import Image
 
+from pneumo.commands.predict import predict_files
 from pneumo.data.dataset import open_dataset
-from pneumo.predict import predict
 from pneumo.tracking import models
 from tests.support.images import RAMP, file_of
 from tests.support.paths import ROOT
@@ -60,7 +60,7 @@ def expected(stores, real_archive) -> dict[str, float]:
     dataset = open_dataset(str(real_archive))
     files = [str(dataset.base / path) for path in dataset.rows["path"][::100][:50]]
     with mlflow.start_run():
-        predict(models.find(MODEL), files, stores / "out.csv")
+        predict_files(models.find(MODEL), files, stores / "out.csv")
     table = pd.read_csv(stores / "out.csv")
     assert len(table) == 50
     assert table["error"].isna().all()

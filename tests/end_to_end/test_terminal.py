@@ -12,10 +12,13 @@ STUDY = """
 import time
 from datetime import timedelta
 import optuna
-from pneumo.progress import StudyProgress
 from pneumo.runtime.console import say
 from pneumo.runtime.console import track
 from pneumo.runtime.process import ProcessId
+from pneumo.tuning.progress import StudyProgress
+
+
+
 
 
 

@@ -10,11 +10,13 @@ import mlflow
 import optuna
 import pytest
 
-from pneumo import launch
+from pneumo.commands.tune import run_search, tune_and_register
 from pneumo.experiment import load_experiment
 from pneumo.runtime.errors import StudyStopped
-from pneumo.study import Goal, Plan, begin, open_storage
-from pneumo.tune import search, tune
+from pneumo.tuning.launchers import local
+from pneumo.tuning.spec import Plan
+from pneumo.tuning.storage import open_storage
+from pneumo.tuning.study import Goal, begin
 from tests.support.commands import lives, processes, run, start
 from tests.support.paths import ROOT
 from tests.support.studies import (
@@ -38,7 +40,7 @@ NIGHT = ["--study", "night", "--workers", "2"]
 
 def test_the_driver_needs_no_tensorflow():
     code = (
-        "import sys, pneumo.tune, pneumo.launch, pneumo.study, pneumo.registry\n"
+        "import sys, pneumo.commands.tune, pneumo.commands.evaluate, pneumo.commands.promote\n"
         "print([name for name in ('tensorflow', 'keras') if name in sys.modules])"
     )
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -47,9 +49,9 @@ def test_the_driver_needs_no_tensorflow():
 
 @pytest.mark.parametrize(("cores", "workers", "threads"), [(8, 2, "4"), (2, 3, "1"), (7, 2, "3")])
 def test_cores_are_shared_out(monkeypatch, cores, workers, threads):
-    monkeypatch.setattr(launch, "cpu_count", lambda: cores)
+    monkeypatch.setattr(local, "cpu_count", lambda: cores)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert launch.share_of(0, workers) == {
+    assert local.share_of(0, workers) == {
         "LOKY_MAX_CPU_COUNT": threads,
         "OMP_NUM_THREADS": threads,
         "TF_NUM_INTRAOP_THREADS": threads,
@@ -59,10 +61,10 @@ def test_cores_are_shared_out(monkeypatch, cores, workers, threads):
 
 def test_gpus_are_shared_out(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
-    shown = [launch.share_of(number, 3)["CUDA_VISIBLE_DEVICES"] for number in range(3)]
+    shown = [local.share_of(number, 3)["CUDA_VISIBLE_DEVICES"] for number in range(3)]
     assert shown == ["3", "5", "3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # as people say that none is wanted
-    assert "CUDA_VISIBLE_DEVICES" not in launch.share_of(0, 3)
+    assert "CUDA_VISIBLE_DEVICES" not in local.share_of(0, 3)
 
 
 def test_two_workers(store):
@@ -170,7 +172,7 @@ def test_a_study_that_cannot_go_on_stops(store, sample, tmp_path, monkeypatch, e
         study = begin(open_storage(), "night", plan, parent.info.run_id)
         Goal(4).set(study)
         with pytest.raises(StudyStopped, match=reason):
-            search(study, plan, workers=2)
+            run_search(study, plan, workers=2)
 
 
 def test_a_mistake_that_a_worker_finds_is_the_users(store, tmp_path):
@@ -186,7 +188,7 @@ def test_a_mistake_that_a_worker_finds_is_the_users(store, tmp_path):
 
 def test_who_may_not_join(store, folder, sample):
     plan = Plan(load_experiment("tune"), sample, {"image_size": "32", "epochs": "1"})
-    tune(plan, trials=1, model_name="m", name="night")
+    tune_and_register(plan, trials=1, model_name="m", name="night")
     code, _, errors = run("worker", "--study", "nacht", "--data", "sample")
     assert code == 2
     assert "study must be one of those in PNEUMO_STORAGE (night): got 'nacht'" in errors

@@ -10,10 +10,10 @@ import mlflow
 import pytest
 from PIL import Image
 
-from pneumo import evidence
+from pneumo.commands.evaluate import evaluate_model, evaluation_run
+from pneumo.commands.promote import promote_version
 from pneumo.data.dataset import open_dataset
 from pneumo.evaluation.overlap import find_overlap
-from pneumo.promote import promote
 from pneumo.tracking import evaluations, registry, results
 from tests.support.handmade import register, run_of, write_images
 from tests.support.studies import tags, text
@@ -39,8 +39,8 @@ def stored(store, dataset):
 
 def evaluated(stored, dataset, split="test"):
     """The run of an evaluation, its `metrics.json` and its findings."""
-    with evidence.evaluation_run(stored, dataset) as (run_id, images):
-        found = evidence.examine(stored, images, split)
+    with evaluation_run(stored, dataset) as (run_id, images):
+        found = evaluate_model(stored, images, split)
     numbers = json.loads(text(run_id, f"{split}/metrics.json"))
     return mlflow.get_run(run_id), numbers, " ".join(found.findings)
 
@@ -62,7 +62,7 @@ def as_test(dataset, split, folder, *, name="{}", change=False, every=1):
 
 
 def reasons(dataset, split="test") -> list[str]:
-    return promote(NAME, "challenger", dataset, split, 0.02).reasons
+    return promote_version(NAME, "challenger", dataset, split, 0.02).reasons
 
 
 def looks(numbers) -> tuple[int, int]:
@@ -231,9 +231,9 @@ def test_a_look_is_recorded_before_anything_is_computed(stored, dataset, monkeyp
     def fail(*_):
         raise RuntimeError
 
-    monkeypatch.setattr(evidence, "predict_logits", fail)
-    with pytest.raises(RuntimeError), evidence.evaluation_run(stored, dataset) as (_, images):
-        evidence.examine(stored, images, "test")
+    monkeypatch.setattr("pneumo.inference.logits.predict_logits", fail)
+    with pytest.raises(RuntimeError), evaluation_run(stored, dataset) as (_, images):
+        evaluate_model(stored, images, "test")
     assert evaluations.count_looks(dataset.images_digest("test")) == {stored.model_id: 1}
 
 

@@ -12,18 +12,19 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from pneumo import selection, study_page
 from pneumo.__main__ import main
+from pneumo.commands.tune import tune_and_register
 from pneumo.evaluation import bootstrap
 from pneumo.evaluation.intervals import metric_intervals, with_interval
 from pneumo.evaluation.metrics import score
 from pneumo.experiment import load_experiment
 from pneumo.reporting.study_plots import GRAPHS
 from pneumo.reporting.study_report import DONE, RUNNING, STOPPED, StudyReport
-from pneumo.study import Goal, Plan
-from pneumo.study_page import StudyPage, summarize
 from pneumo.tracking import runs, session
-from pneumo.tune import tune
+from pneumo.tuning import selection, study_page
+from pneumo.tuning.spec import Plan
+from pneumo.tuning.study import Goal
+from pneumo.tuning.study_page import StudyPage, summarize
 from tests.support.stores import store_in
 from tests.support.studies import children, files, predictions, text
 
@@ -44,7 +45,9 @@ def searched(tmp_path_factory, plan):
     """A study of three trials, and the folder of its stores."""
     folder = tmp_path_factory.mktemp("searched")
     with store_in(folder):
-        return tune(plan, trials=3, model_name="pneumonia-sample", name="night"), folder
+        return tune_and_register(
+            plan, trials=3, model_name="pneumonia-sample", name="night"
+        ), folder
 
 
 @pytest.fixture

@@ -157,6 +157,8 @@ from pneumo.runtime.cache_entries import run_folder
 
 
 
+
+
 what, name = sys.argv[1:]
 def wait(path):
     print(path, flush=True)

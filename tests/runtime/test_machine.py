@@ -9,9 +9,9 @@ import mlflow
 import pytest
 import yaml
 
-from pneumo.launch import share_of
 from pneumo.runtime.machine import gpus
 from pneumo.tracking import runs
+from pneumo.tuning.launchers.local import share_of
 from tests.support.commands import run_here
 from tests.support.paths import ROOT
 from tests.support.studies import until

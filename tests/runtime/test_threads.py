@@ -114,6 +114,7 @@ from pneumo.inference.batches import in_batches
 
 
 
+
 work = in_batches(_look, np.broadcast_to(np.uint8(0), (2000, 3000, 3000)))
 """
 INTERRUPTED = """

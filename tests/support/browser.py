@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from pneumo.tune import Outcome
+from pneumo.commands.tune import Outcome
 from tests.support.studies import until
 
 FLAGS = (

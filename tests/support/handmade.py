@@ -8,7 +8,7 @@ from keras import layers
 from PIL import Image
 
 from pneumo.data.dataset import Dataset
-from pneumo.evaluation.metrics import calibration, evaluate
+from pneumo.evaluation.metrics import calibration, evaluate_predictions
 from pneumo.inference.decode import DECODER
 from pneumo.inference.logits import predict_probabilities
 from pneumo.tracking import model_files, models, registry, results, runs
@@ -68,7 +68,7 @@ def run_of(half: str, dataset: Dataset, threshold: float = 0.3, **tags: str) -> 
         config = RunConfig(image_size=SIDE)
         with runs.keras_run(parent, half, config, tags) as run_id:
             results.log_epoch(run_id, 1, dict.fromkeys(("loss", "auc", "val_loss", "val_auc"), 0.5))
-            results.log_evaluation("val", evaluate(val, probabilities, threshold))
+            results.log_evaluation("val", evaluate_predictions(val, probabilities, threshold))
             results.log_files(images)
             uri = model_files.log_model(run_id, model, settings).model_uri
     return run_id, uri

@@ -13,11 +13,11 @@ from PIL import Image
 from playwright.sync_api import Page
 from rich.console import Console
 
+from pneumo.commands.explore import explore_dataset
+from pneumo.commands.tune import Outcome, print_study, tune_and_register
 from pneumo.data.dataset import open_dataset
 from pneumo.experiment import load_experiment
-from pneumo.explore import explore
-from pneumo.study import Plan
-from pneumo.tune import Outcome, show, tune
+from pneumo.tuning.spec import Plan
 from tests.support.browser import WINDOW, chromium, walk
 from tests.support.services import mlflow_server
 from tests.support.stores import store_in
@@ -39,7 +39,7 @@ def main() -> None:
         server = mlflow_server(f"sqlite:///{folder}/runs.db", folder / "artifacts")
         with server as mlflows, store_in(folder, mlflows.address):
             plan = Plan(load_experiment("tune"), open_dataset("sample"), {})
-            outcome = tune(plan, trials=options.trials, model_name="pneumonia-sample")
+            outcome = tune_and_register(plan, trials=options.trials, model_name="pneumonia-sample")
             walk(page, mlflows.address, outcome, folder)
             for step, picture in STEPS.items():
                 _keep(folder / f"{step}.png", pictures / f"{picture}.png")
@@ -56,7 +56,7 @@ def _take_terminal(page: Page, outcome: Outcome, pictures: Path) -> None:
     console = Console(
         record=True, width=100, file=io.StringIO(), force_terminal=True, highlight=False
     )
-    show(outcome)
+    print_study(outcome)
     page.set_content(console.export_html())
     page.add_style_tag(content="pre { white-space: pre-wrap; padding: 12px; }")
     page.locator("pre").screenshot(path=pictures / "terminal.png")
@@ -65,7 +65,7 @@ def _take_terminal(page: Page, outcome: Outcome, pictures: Path) -> None:
 
 def _take_pages(page: Page, outcome: Outcome, folder: Path, pictures: Path) -> None:
     """The pages that pneumo makes, each as a file."""
-    explore(open_dataset("sample"))
+    explore_dataset(open_dataset("sample"))
     [explored] = mlflow.search_runs(
         filter_string="tags.`pneumo.kind` = 'explore'", output_format="list"
     )

@@ -10,12 +10,12 @@ import mlflow
 import optuna
 import pandas as pd
 
-from pneumo import worker_process
+from pneumo.commands.tune import Outcome, tune_and_register
 from pneumo.experiment import Experiment, load_experiment
-from pneumo.study import Plan
 from pneumo.tracking import model_files, results, study_runs
 from pneumo.training.config import RunConfig
-from pneumo.tune import Outcome, tune
+from pneumo.tuning.launchers import worker_process
+from pneumo.tuning.spec import Plan
 from tests.support import environment  # noqa: F401
 from tests.support.paths import ROOT
 
@@ -50,7 +50,7 @@ EPOCH = {"epoch/loss", "epoch/auc", "epoch/val_loss", "epoch/val_auc"}
 
 def run_study(sample, **options) -> Outcome:
     plan = Plan(TINY, sample, options.pop("fixed", {}))
-    return tune(plan, **{"trials": 2, "model_name": "pneumonia-sample", **options})
+    return tune_and_register(plan, **{"trials": 2, "model_name": "pneumonia-sample", **options})
 
 
 def let_workers_load(monkeypatch, folder: Path, experiment: str) -> None:

@@ -9,8 +9,8 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
+from pneumo.commands.promote import promote_version, roll_back
 from pneumo.data.dataset import open_dataset
-from pneumo.promote import promote, roll_back
 from pneumo.runtime import cache
 from pneumo.runtime.errors import Mistake
 from pneumo.tracking import evaluations, model_files, models
@@ -65,7 +65,7 @@ def name(request) -> str:
 
 
 def promoted(name, images, candidate="challenger") -> bool:
-    return promote(name, candidate, images[0], "test", 0.02).promoted
+    return promote_version(name, candidate, images[0], "test", 0.02).promoted
 
 
 def test_better_equal_and_worse_challengers_and_the_way_back(client, images, runs, name):
@@ -75,7 +75,7 @@ def test_better_equal_and_worse_challengers_and_the_way_back(client, images, run
     register(runs["good"], name)
     assert promoted(name, images)
     register(runs["poor"], name)
-    decision = promote(name, "challenger", images[0], "test", 0.02)
+    decision = promote_version(name, "challenger", images[0], "test", 0.02)
     assert all(f"smaller than that of {name} version 2, and" in it for it in decision.reasons)
     assert aliases(client, name) == {"challenger": 3, "champion": 2, "previous": 1}
     register(runs["good"], name)
@@ -106,9 +106,9 @@ def test_better_equal_and_worse_challengers_and_the_way_back(client, images, run
 
 def test_what_a_decision_leaves(client, images, runs, name):
     register(runs["good"], name)
-    promote(name, "challenger", images[0], "test", 0.02)
+    promote_version(name, "challenger", images[0], "test", 0.02)
     register(runs["poor"], name)
-    decision = promote(name, "2", images[0], "test", 0.02)
+    decision = promote_version(name, "2", images[0], "test", 0.02)
     made = last_promotion(client, name)
     assert made.info.status == "FINISHED"
     assert made.data.metrics == decision.figures
@@ -165,7 +165,7 @@ def test_what_a_version_says(client, images, runs, name):
     assert f"(#/experiments/0/runs/{trial.info.run_id}{TRAINING})" in version.description
     assert "On test" not in version.description
     assert "`@champion` the one to use" in client.get_registered_model(name).description
-    promote(name, "1", images[0], "test", 0.02)
+    promote_version(name, "1", images[0], "test", 0.02)
     version = client.get_model_version(name, "1")
     evaluation = client.get_run(version.tags["pneumo.evaluation_run"])
     for metric in shown:
@@ -178,7 +178,7 @@ def test_what_a_version_says(client, images, runs, name):
 def test_images_that_made_the_model_prove_nothing(client, images, runs, name):
     register(runs["good"], name)
     for split in ("val", "train"):
-        *_, reason = promote(name, "challenger", images[0], split, 0.02).reasons
+        *_, reason = promote_version(name, "challenger", images[0], split, 0.02).reasons
         count = (images[0].rows["split"] == split).sum()
         assert reason.startswith(f"{count} of the {count} images are training or validation images")
     assert "pneumo.test_evaluations" not in client.get_model_version(name, "1").tags
@@ -188,12 +188,12 @@ def test_images_that_made_the_model_prove_nothing(client, images, runs, name):
 def test_the_champion_itself_and_a_demo_are_refused(client, images, runs, name):
     register(runs["poor"], name)
     assert promoted(name, images)
-    decision = promote(name, "champion", images[0], "test", 0.02)
+    decision = promote_version(name, "champion", images[0], "test", 0.02)
     assert decision.reasons == ["version 1 is the champion already"]
     told = client.get_model_version(name, "1").tags["pneumo.promotion"]
     assert told == "stays champion; the candidate was the champion itself"
     register(runs["synthetic"], name)
-    [reason] = promote(name, "challenger", images[0], "test", 0.02).reasons
+    [reason] = promote_version(name, "challenger", images[0], "test", 0.02).reasons
     assert "version 2 was trained on synthetic images, " in reason
     assert aliases(client, name) == {"challenger": 2, "champion": 1}
     assert "it knows nothing about patients" in client.get_model_version(name, "2").description
@@ -205,7 +205,7 @@ def test_files_that_were_changed_are_refused_unopened(client, images, runs, name
     [folder] = Path.cwd().rglob(f"{stored.model_id}/artifacts")
     [code] = folder.glob("pyfunc.py")
     code.write_text("raise SystemExit('it ran')\n" + code.read_text())
-    [reason] = promote(name, "challenger", images[0], "test", 0.02).reasons
+    [reason] = promote_version(name, "challenger", images[0], "test", 0.02).reasons
     assert reason.startswith(
         f"the files of {name} version 1 must be those that were registered, digest {before}: they"
     )
@@ -221,7 +221,7 @@ def test_a_champion_whose_files_and_evaluation_are_gone(client, images, runs, na
     client.delete_run(client.get_model_version(name, "1").tags["pneumo.evaluation_run"])
     [folder] = Path.cwd().rglob(f"{stored.model_id}/artifacts")
     shutil.rmtree(folder)
-    decision = promote(name, "challenger", images[0], "test", 0.02)
+    decision = promote_version(name, "challenger", images[0], "test", 0.02)
     assert decision.promoted
     assert "they are missing; do not use this version" in decision.champion_vacant
     assert last_promotion(client, name).data.tags["pneumo.champion_vacant"]
@@ -232,12 +232,12 @@ def test_a_champion_whose_files_and_evaluation_are_gone(client, images, runs, na
 
 def test_mistakes(client, images, runs, name):
     with pytest.raises(Mistake, match="must be a registered model in .*got 'nobody'"):
-        promote("nobody", "challenger", images[0], "test", 0.02)
+        promote_version("nobody", "challenger", images[0], "test", 0.02)
     register(runs["good"], name)
     with pytest.raises(Mistake, match="got 'second', which no version has; the model of a study"):
-        promote(name, "second", images[0], "test", 0.02)
+        promote_version(name, "second", images[0], "test", 0.02)
     with pytest.raises(Mistake, match="has the versions 1: got 7"):
-        promote(name, "7", images[0], "test", 0.02)
+        promote_version(name, "7", images[0], "test", 0.02)
     with pytest.raises(Mistake, match="rollback needs a version that has been champion"):
         roll_back(name)
     assert aliases(client, name) == {"challenger": 1}
@@ -296,7 +296,7 @@ def test_the_command(client, images, runs, name, capsys):
 
 def test_an_evaluation_is_found_by_model_data_and_split(client, images, runs, name):
     stored = register(runs["good"], name)
-    promote(name, "1", images[0], "test", 0.02)
+    promote_version(name, "1", images[0], "test", 0.02)
     found = evaluations.find_evaluation(stored.model_id, images[0].digest, "test")
     assert client.get_run(found).data.tags["pneumo.model_id"] == stored.model_id
     assert evaluations.find_evaluation("m-other", images[0].digest, "test") is None

@@ -11,7 +11,7 @@ import pytest
 from pneumo.data.dataset import open_dataset
 from pneumo.evaluation import bootstrap
 from pneumo.evaluation.intervals import metric_intervals
-from pneumo.evaluation.metrics import evaluate
+from pneumo.evaluation.metrics import evaluate_predictions
 from pneumo.tracking import results
 from tests.support.handmade import SIDE, write_images
 from tests.support.studies import files
@@ -83,7 +83,9 @@ def test_predictions_are_read_as_they_were_written(store, tmp_path, names):
     table = pd.DataFrame(listed.items(), columns=["path", "patient"])
     table.to_csv(folder / "patients.csv", index=False)
     test = open_dataset(str(folder), needs=("train", "test")).decode(SIDE, 0).split("test")
-    found = evaluate(test, np.random.default_rng(0).random(len(test.rows)), 0.5, intervals=True)
+    found = evaluate_predictions(
+        test, np.random.default_rng(0).random(len(test.rows)), 0.5, intervals=True
+    )
     with mlflow.start_run() as run:
         results.log_evaluation("test", found)
     read = results.read_predictions(run.info.run_id, "test")

@@ -13,12 +13,12 @@ import optuna
 import psycopg
 import pytest
 
-from pneumo import study
+from pneumo.commands.tune import tune_and_register
 from pneumo.experiment import Experiment
 from pneumo.runtime.errors import Mistake, StudyStopped, without_passwords
-from pneumo.study import Plan
 from pneumo.tracking import runs, session
-from pneumo.tune import tune
+from pneumo.tuning.spec import Plan
+from pneumo.tuning.storage import open_storage
 from tests.support.commands import run, run_here
 from tests.support.services import free_port, mlflow_server, postgresql
 from tests.support.studies import BASE, SMALL, TINY, text
@@ -68,7 +68,7 @@ def test_a_mistake_is_one_line_that_controls_no_terminal():
 def test_half_a_password_is_not_taken_for_the_host(monkeypatch):
     monkeypatch.setenv("PNEUMO_STORAGE", "postgresql://me:half@other@127.0.0.1:1/x")
     with pytest.raises(Mistake, match="must name a database by a URL with one @") as raised:
-        study.open_storage()
+        open_storage()
     assert "half" not in str(raised.value)
     assert "other" not in str(raised.value)
 
@@ -224,7 +224,7 @@ def test_an_error_that_holds_an_address_is_kept_without_its_password(
 
     plan = Plan(Experiment("tiny", BASE, failing), sample, {})
     with pytest.raises(StudyStopped) as stopped:
-        tune(plan, trials=2, model_name="none", name="s")
+        tune_and_register(plan, trials=2, model_name="none", name="s")
     shown = f"cannot reach postgresql://{USER}:***@127.0.0.1:"
     assert shown in str(stopped.value)
     output = capsys.readouterr()

@@ -9,9 +9,9 @@ import pytest
 from optuna.distributions import json_to_distribution
 
 from pneumo.evaluation.metrics import score
-from pneumo.study import open_storage
 from pneumo.tracking import results
 from pneumo.training.config import RunConfig
+from pneumo.tuning.storage import open_storage
 from tests.support.studies import (
     BASE,
     EPOCH,

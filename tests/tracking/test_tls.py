@@ -5,9 +5,9 @@ import os
 import mlflow
 import pytest
 
-from pneumo import cluster
 from pneumo.runtime.errors import Mistake
 from pneumo.tracking import session
+from pneumo.tuning.launchers import ray
 from tests.support.commands import run, run_here
 from tests.support.http_server import serving
 from tests.support.services import Authority, mlflow_server
@@ -161,10 +161,10 @@ def test_a_cluster_gets_what_opens_the_stores_and_nothing_else(monkeypatch):
         "HOME": "/of/this/machine",
         "LAWS_": "",
     }
-    for name in [name for name in os.environ if name.startswith(cluster.STORES)]:
+    for name in [name for name in os.environ if name.startswith(ray.STORES)]:
         monkeypatch.delenv(name)
     for name, value in {**passed, **kept}.items():
         monkeypatch.setenv(name, value)
     mlflow.set_tracking_uri("https://here")
-    assert cluster.store_variables() == {**passed, "MLFLOW_TRACKING_URI": "https://here"}
+    assert ray.store_variables() == {**passed, "MLFLOW_TRACKING_URI": "https://here"}
     mlflow.set_tracking_uri(None)

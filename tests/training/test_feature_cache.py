@@ -168,6 +168,11 @@ from pneumo.training.feature_cache import View
 
 
 
+
+
+
+
+
 config = RunConfig(**{config})
 compute = Features._compute
 

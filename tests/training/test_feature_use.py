@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from pneumo.commands.tune import tune_and_register
 from pneumo.data.dataset import Images
 from pneumo.data.perturb import EACH, perturbed
 from pneumo.experiment import Experiment
 from pneumo.inference.logits import predict_probabilities
 from pneumo.runtime.cache_entries import _held
-from pneumo.study import Plan
 from pneumo.training import feature_cache, input_pipeline
 from pneumo.training.config import RunConfig
 from pneumo.training.feature_cache import ARRAY, Features
 from pneumo.training.train import train
-from pneumo.tune import tune
+from pneumo.tuning.spec import Plan
 from tests.support.features import few_images, small_config, stored
 from tests.support.weights import SMALL
 
@@ -171,5 +171,7 @@ def test_a_study_shares_its_deepest_cut(store, sample, weights, own_cache):
     def suggest(trial, base):
         return base.override({"unfreeze_depth": trial.suggest_int("unfreeze_depth", 0, 5)})
 
-    tune(Plan(Experiment("deep", base, suggest), sample, {}), trials=1, model_name="deep")
+    tune_and_register(
+        Plan(Experiment("deep", base, suggest), sample, {}), trials=1, model_name="deep"
+    )
     assert {depth for depth, _, _ in stored(own_cache)} == {0, 5}

@@ -9,13 +9,15 @@ import optuna
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pneumo import evidence
+from pneumo.commands import evaluate
+from pneumo.commands.tune import Outcome, print_study, tune_and_register
 from pneumo.experiment import Experiment
 from pneumo.runtime.errors import Mistake, StudyStopped
-from pneumo.study import Plan, how_to_continue, open_storage, warn_of_other_commit
 from pneumo.tracking import session, tags
 from pneumo.training.config import RunConfig
-from pneumo.tune import Outcome, show, tune
+from pneumo.tuning.spec import Plan
+from pneumo.tuning.storage import open_storage
+from pneumo.tuning.study import how_to_continue, warn_of_other_commit
 from tests.support.stores import store_in
 from tests.support.studies import BASE, TINY, run_study, text
 
@@ -33,7 +35,7 @@ def finished(tmp_path_factory, sample):
 def again(sample, outcome: Outcome, experiment: Experiment = TINY, **options) -> Outcome:
     """The same study with as many trials as it has, so that none starts."""
     plan = Plan(experiment, sample, {})
-    return tune(plan, **{"trials": 2, "name": outcome.study.study_name, **options})
+    return tune_and_register(plan, **{"trials": 2, "name": outcome.study.study_name, **options})
 
 
 def stored(outcome: Outcome) -> optuna.Study:
@@ -49,7 +51,7 @@ def test_trials_that_still_wait_at_the_end(study, sample, capsys):
     for dropout in (0.1, 0.2):
         stored(study).enqueue_trial({"dropout": dropout})
     capsys.readouterr()
-    show(again(sample, study))
+    print_study(again(sample, study))
     output = capsys.readouterr().out
     assert "\n2 queued trials have not started: continue the study with more trials\n" in output
     assert "WAITING" not in output
@@ -159,7 +161,9 @@ def test_another_base_or_search_space_is_refused(study, sample, experiment, fact
 def test_other_ranges_are_taken_and_listed(store, sample):
     before = run_study(sample, trials=1, name="night").study.user_attrs["run_id"]
     assert "range before" not in text(before, "study/study.html")
-    found = tune(Plan(Experiment("tiny", BASE, other_range), sample, {}), trials=2, name="night")
+    found = tune_and_register(
+        Plan(Experiment("tiny", BASE, other_range), sample, {}), trials=2, name="night"
+    )
     assert len(found.study.trials) == 2
     page = text(found.study.user_attrs["run_id"], "study/study.html")
     [row] = re.findall(r"range before</th></tr>\n(.*)\n</table>", page)
@@ -203,7 +207,12 @@ def as_if_not_yet_registered(outcome: Outcome, client) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["registry.describe", "evidence.examine", "tracking.log_evaluation"]
+    "place",
+    [
+        "tracking.registry.describe",
+        "commands.tune.evaluate_model",
+        "tracking.results.log_evaluation",
+    ],
 )
 def test_a_failure_before_the_end_of_the_test_evaluation(study, client, sample, monkeypatch, place):
     as_if_not_yet_registered(study, client)
@@ -231,7 +240,9 @@ def test_a_failure_after_the_test_evaluation(study, client, sample, monkeypatch)
     with monkeypatch.context() as patch, pytest.raises(StudyStopped, match="the server is away"):
         patch.setattr(optuna.Study, "set_user_attr", fail_with_metrics)
         again(sample, study)
-    monkeypatch.setattr(evidence, "examine", None)  # a second evaluation would be a TypeError
+    monkeypatch.setattr(
+        evaluate, "evaluate_model", None
+    )  # a second evaluation would be a TypeError
     found = again(sample, study)
     assert (found.version, found.test_metrics) == (1, study.test_metrics)
     assert found.findings == study.findings

@@ -7,8 +7,8 @@ from optuna.trial import FixedTrial
 
 from pneumo.experiment import Experiment, experiment_names, load_experiment
 from pneumo.runtime.errors import Mistake
-from pneumo.search import ReseededTPE, Search, base_value, require_fits
 from pneumo.training.config import RunConfig, derived_seed
+from pneumo.tuning.spec import ReseededTPE, Search, base_value, require_fits
 
 TUNE = load_experiment("tune")
 VALUES = {

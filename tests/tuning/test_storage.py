@@ -3,7 +3,7 @@
 import pytest
 
 from pneumo.runtime.errors import Mistake
-from pneumo.study import open_storage, storage_address
+from pneumo.tuning.storage import open_storage, storage_address
 from tests.support.services import free_port
 
 PASSWORD = "open-sesame"

@@ -9,14 +9,14 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
+from pneumo.commands.tune import print_study, tune_and_register
 from pneumo.data.perturb import BLURRED, EACH, perturbed
 from pneumo.evaluation.metrics import youden_threshold
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.inference.logits import predict_logits
 from pneumo.runtime.errors import Mistake
-from pneumo.study import Plan
 from pneumo.tracking import model_files
-from pneumo.tune import show, tune
+from pneumo.tuning.spec import Plan
 from tests.support.studies import BASE, EPOCH, METRICS, TINY, children, run_study, text
 from tests.support.weights import FILE, SMALL
 
@@ -38,7 +38,9 @@ def test_the_same_seed_repeats_trials_and_metrics(store, sample):
 def test_a_study_of_pretrained_networks(store, sample, weights, tmp_path):
     base = BASE.override({**SMALL, "weights": weights, "unfreeze_depth": 1, "epochs": 3})
     experiment = Experiment("pretrained", base, load_experiment("tune_mobilenet").suggest)
-    outcome = tune(Plan(experiment, sample, {"weights": str(weights)}), trials=1, model_name="m")
+    outcome = tune_and_register(
+        Plan(experiment, sample, {"weights": str(weights)}), trials=1, model_name="m"
+    )
     [run] = children(store, outcome)
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     assert run.data.params["weights"] == f"{FILE}:{sha256[:8]}"
@@ -53,12 +55,12 @@ def test_a_study_of_pretrained_networks(store, sample, weights, tmp_path):
     elsewhere.write_bytes(weights.read_bytes())
     plan = Plan(experiment, sample, {"weights": str(elsewhere)})
     name = outcome.study.study_name
-    assert tune(plan, trials=1, model_name="m", name=name).version == outcome.version
+    assert tune_and_register(plan, trials=1, model_name="m", name=name).version == outcome.version
     elsewhere.write_bytes(b"another")
     elsewhere = elsewhere.rename(tmp_path / FILE)
     plan = Plan(experiment, sample, {"weights": str(elsewhere)})
     with pytest.raises(Mistake, match=f"was begun with fixed .*{FILE}:{sha256[:8]}"):
-        tune(plan, trials=1, model_name="m", name=name)
+        tune_and_register(plan, trials=1, model_name="m", name=name)
 
 
 def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample, capsys):
@@ -70,7 +72,7 @@ def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample, ca
     for trial in outcome.study.trials:
         assert set(trial.params) == {"augment_strength", "unfreeze_depth", "learning_rate"}
     capsys.readouterr()
-    show(outcome)
+    print_study(outcome)
     title, head, *_ = capsys.readouterr().out.splitlines()
     assert title.strip() == f"Study {outcome.study.study_name}"
     columns = ["trial", "state", "val", "AUC", "augment_strength", "unfreeze_depth"]
@@ -83,7 +85,7 @@ def test_what_an_experiment_queues_is_tried_first(store, sample):
     plan = Plan(queueing, sample, {"unfreeze_depth": "0"})
 
     def run() -> optuna.Study:
-        return tune(plan, trials=3, model_name="pneumonia-sample", name="queue").study
+        return tune_and_register(plan, trials=3, model_name="pneumonia-sample", name="queue").study
 
     fields = plan.baseline() | {"dropout": 0.25, "learning_rate": 0.002}
     study = run()
@@ -141,4 +143,4 @@ def test_a_queue_of_what_is_not_suggested_is_refused(sample):
 def test_a_baseline_outside_the_search_space_is_refused(store, sample):
     wide = Experiment("wide", BASE.override({"dense_widths": "32-32-32"}), TINY.suggest)
     with pytest.raises(Mistake, match="experiments/wide.py must be able to give BASE.*dense_w"):
-        tune(Plan(wide, sample, {}), trials=1, model_name="pneumonia-sample")
+        tune_and_register(Plan(wide, sample, {}), trials=1, model_name="pneumonia-sample")

@@ -7,8 +7,10 @@ import pytest
 from pneumo.experiment import Experiment
 from pneumo.runtime import signals
 from pneumo.runtime.errors import StudyStopped
-from pneumo.study import Goal, Plan, begin, open_storage
-from pneumo.work import search_trials
+from pneumo.tuning.spec import Plan
+from pneumo.tuning.storage import open_storage
+from pneumo.tuning.study import Goal, begin
+from pneumo.tuning.worker import search_trials
 from tests.support.studies import BASE, EPOCH, TINY, children, files, tags, text
 
 pytestmark = pytest.mark.slow

@@ -6,9 +6,9 @@ from threading import Timer
 
 import pytest
 
-from pneumo import worker_process
 from pneumo.runtime.errors import Mistake
-from pneumo.worker_process import Worker, WorkerDied, run_worker
+from pneumo.tuning.launchers import worker_process
+from pneumo.tuning.launchers.worker_process import Worker, WorkerDied, run_worker
 
 TRACE = "Timeout (0:00:01)!\nThread 0x1:\n  File x, line 1 in fit\n"
 

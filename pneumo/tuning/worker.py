@@ -9,26 +9,26 @@ from contextlib import contextmanager
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import attributes
 from pneumo.runtime import signals
 from pneumo.runtime.console import say
 from pneumo.runtime.errors import StudyStopped, in_words
 from pneumo.runtime.process import ProcessId
-from pneumo.study import (
+from pneumo.tracking import runs
+from pneumo.tracking.tags import STUDY
+from pneumo.training.train import EpochCallback
+from pneumo.tuning import attributes
+from pneumo.tuning.spec import Plan
+from pneumo.tuning.study import (
     FAILURES_IN_A_ROW,
     INTERRUPTED,
     FailureCount,
     Goal,
-    Plan,
     evict,
     repeated_failure,
     require_no_repeated_failure,
     running,
 )
-from pneumo.tracking import runs
-from pneumo.tracking.tags import STUDY
-from pneumo.training.train import EpochCallback
-from pneumo.trial import run_name, run_trial
+from pneumo.tuning.trial import run_name, run_trial
 
 
 def search_trials(

@@ -9,12 +9,13 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import attributes, selection
 from pneumo.reporting.study_report import RUNNING, StudyReport, StudySummary, TrialSummary
 from pneumo.runtime.console import say
 from pneumo.runtime.errors import in_words
-from pneumo.study import Goal, Plan, counted, how_to_continue, last_value
 from pneumo.tracking import study_runs
+from pneumo.tuning import attributes, selection
+from pneumo.tuning.spec import Plan
+from pneumo.tuning.study import Goal, counted, how_to_continue, last_value
 
 INTERVAL = 60  # seconds, at least, between two pages of a study that runs
 SHARE = 0.05  # of the time, at most, that goes into them

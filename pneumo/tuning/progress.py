@@ -13,11 +13,12 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Column, Table
 
-from pneumo import attributes
 from pneumo.runtime.console import console, draws, say
 from pneumo.runtime.process import ProcessId
-from pneumo.study import COUNTED, STORE_ERRORS, Goal, best_of, last_value
 from pneumo.training.config import SCORES
+from pneumo.tuning import attributes
+from pneumo.tuning.storage import STORE_ERRORS
+from pneumo.tuning.study import COUNTED, Goal, best_of, last_value
 
 NO_BEST = ("best", "none yet", "")
 ENDED = "its process has ended"  # the error of a trial that could not store one

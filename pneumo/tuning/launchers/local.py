@@ -8,23 +8,23 @@ import optuna
 from joblib import cpu_count
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import attributes
-from pneumo.progress import StudyProgress
 from pneumo.runtime import signals
 from pneumo.runtime.console import say
 from pneumo.runtime.errors import USER_ERROR, Mistake, StudyStopped
 from pneumo.runtime.machine import gpus
-from pneumo.study import (
+from pneumo.tracking import study_runs
+from pneumo.tuning import attributes
+from pneumo.tuning.launchers.worker_process import PATIENCE, Worker, next_ended
+from pneumo.tuning.progress import StudyProgress
+from pneumo.tuning.spec import Plan
+from pneumo.tuning.study import (
     FAILURES_IN_A_ROW,
     FailureCount,
     Goal,
-    Plan,
     counted,
     require_no_repeated_failure,
     take_over,
 )
-from pneumo.tracking import study_runs
-from pneumo.worker_process import PATIENCE, Worker, next_ended
 
 
 def worker_arguments(study: optuna.Study, plan: Plan) -> list[str]:

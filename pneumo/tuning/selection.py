@@ -11,14 +11,14 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo import attributes
 from pneumo.evaluation import bootstrap
 from pneumo.evaluation.bootstrap import Improvement
 from pneumo.runtime import signals
 from pneumo.runtime.console import say
 from pneumo.runtime.errors import in_words
-from pneumo.study import Plan
 from pneumo.tracking import results
+from pneumo.tuning import attributes
+from pneumo.tuning.spec import Plan
 
 
 def complete_trials(study: optuna.Study) -> list[FrozenTrial]:

@@ -16,7 +16,7 @@ from pneumo.runtime.errors import PREFIX, USER_ERROR, Mistake
 from pneumo.runtime.process import ProcessId
 
 PATIENCE = 30  # seconds that an interrupted worker has to end its trial
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[3]
 TIMED_OUT = "Timeout ("  # how what `faulthandler` writes begins
 
 

@@ -1,7 +1,8 @@
-"""What a study suggests: the sampler, and a trial that some fields are kept out of."""
+"""What a study searches: the space, the fixed fields, the baseline, the sampler."""
 
 import warnings
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -12,10 +13,12 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from pneumo.experiment import Experiment
+from pneumo.data.dataset import Dataset
+from pneumo.experiment import Experiment, load_experiment
 from pneumo.runtime.errors import Mistake
 from pneumo.training.config import RunConfig, derived_seed
 
@@ -147,3 +150,115 @@ def base_value(base: RunConfig, name: str) -> tuple[str, Any]:
         raise KeyError(f"a suggestion must be named after a field of RunConfig: got '{name}'")
     widths = getattr(base, field)
     return field, widths[int(position) - 1] if int(position) <= len(widths) else 0
+
+
+# Nothing here needs TensorFlow: a process that lets others search does without.
+
+# Set here though some are Optuna's defaults, which have changed between its versions
+PRUNER = {"n_startup_trials": 4, "n_warmup_steps": 2, "interval_steps": 1}
+
+OWN = ("epochs", "seed", "objective")  # fields that a study keeps beside those fixed by hand
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study searches: an experiment, on which data, with which fields fixed by hand.
+
+    `fixed` maps fields of `RunConfig` to their values as text; they leave the search.
+    """
+
+    experiment: Experiment
+    dataset: Dataset
+    fixed: Mapping[str, str]
+
+    @property
+    def base(self) -> RunConfig:
+        """The baseline; its `seed` is the study's. Raises `Mistake` for a wrong fixed value."""
+        return self.experiment.base.override(self.fixed)
+
+    @classmethod
+    def of(cls, study: optuna.Study, dataset: Dataset, weights: str = "") -> "Plan":
+        """What a study was begun with. `weights`: where its file of weights lies here, if any."""
+        facts = study.user_attrs
+        fixed = {**facts["fixed"], **{name: str(facts[name]) for name in OWN}}
+        if weights:
+            fixed["weights"] = weights
+        elif ":" in fixed.get("weights", ""):
+            raise Mistake(
+                f"study '{study.study_name}' begins from the weights {fixed['weights']} (name and "
+                "sha256): give --weights, the path of that file here"
+            )
+        return cls(load_experiment(facts["experiment"], searched=True), dataset, fixed)
+
+    def facts(self) -> dict[str, Any]:
+        """What makes a study this one and no other."""
+        base = self.base
+        own = {name: getattr(base, name) for name in OWN}
+        text = base.as_text()  # names a file of weights by its content, wherever it lies
+        return {
+            "experiment": self.experiment.name,
+            "fixed": {field: text[field] for field in self.fixed if field not in own},
+            **own,
+            "data_digest": self.dataset.digest,
+            "base": text,
+        }
+
+    def search_space(self) -> dict[str, BaseDistribution]:
+        """Return the distribution of each suggestion, by its name."""
+        search = Search(self.base, self.fixed)
+        self.experiment.suggest(search, self.base)
+        return search.distributions
+
+    def sampler(self) -> ReseededTPE:
+        """What suggests a trial's values."""
+        return ReseededTPE(self.base.seed)
+
+    def pruner(self) -> BasePruner:
+        """What ends bad trials early."""
+        return MedianPruner(**PRUNER) if self.experiment.prune else NopPruner()
+
+    def suggest(self, trial: optuna.Trial) -> RunConfig:
+        """The config of a trial, with a seed of its own and the fixed fields as they are."""
+        config = self.experiment.suggest(Search(self.base, self.fixed, trial), self.base)
+        kept = {field: getattr(self.base, field) for field in self.fixed}
+        kept["seed"] = derived_seed(self.base.seed, trial.number)
+        return config.model_copy(update=kept)
+
+    def baseline(self) -> dict[str, Any]:
+        """The suggestions that give the base. Raises `Mistake` where none do."""
+        search = Search(self.base, self.fixed)
+        config = self.experiment.suggest(search, self.base)
+        different = [
+            field
+            for field in RunConfig.model_fields
+            if field not in self.fixed and getattr(config, field) != getattr(self.base, field)
+        ]
+        if different:
+            raise Mistake(
+                f"suggest in experiments/{self.experiment.name}.py must be able to give BASE, "
+                f"and cannot in {', '.join(different)}; change one of the two"
+            )
+        return search.baseline
+
+    def searched(self) -> list[str]:
+        """The fields of a run that are searched, in the order in which they are suggested."""
+        return list(dict.fromkeys(base_value(self.base, name)[0] for name in self.baseline()))
+
+    def asked(self) -> list[dict[str, Any]]:
+        """The suggestions that a study begins with: the baseline, and what its experiment queues.
+
+        What is queued without a value has the baseline's; a fixed field leaves that, too. Raises
+        `Mistake` as `baseline`, and for a name that is not suggested.
+        """
+        baseline, queue = self.baseline(), self.experiment.queue
+        whole = Search(self.base, ())
+        self.experiment.suggest(whole, self.base)
+        for name in {name for values in queue for name in values} - whole.baseline.keys():
+            raise Mistake(
+                f"QUEUE in experiments/{self.experiment.name}.py must hold what its suggest "
+                f"suggests, {', '.join(whole.baseline)}: got '{name}'"
+            )
+        return [
+            baseline,
+            *({name: it.get(name, baseline[name]) for name in baseline} for it in queue),
+        ]

@@ -1,267 +1,44 @@
 """A study in Optuna: what it searches, how it begins, how it is taken up again."""
 
-import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import mlflow
 import optuna
-from mlflow.exceptions import MlflowException
 from optuna.distributions import (
-    BaseDistribution,
     check_distribution_compatibility,
     distribution_to_json,
     json_to_distribution,
 )
-from optuna.exceptions import StorageInternalError
-from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event, make_url
-from sqlalchemy.engine import Dialect
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from pneumo import attributes
 from pneumo.data.dataset import Dataset
-from pneumo.experiment import Experiment, load_experiment
 from pneumo.runtime import cache, signals
 from pneumo.runtime.console import say
 from pneumo.runtime.errors import Mistake, StudyStopped
 from pneumo.runtime.process import ProcessId
-from pneumo.search import SAMPLER, ReseededTPE, Search, base_value
 from pneumo.tracking import model_files, results, runs, session, study_runs, tags
-from pneumo.training.config import RunConfig, derived_seed
+from pneumo.tuning import attributes
+from pneumo.tuning.spec import PRUNER, SAMPLER, Plan
+from pneumo.tuning.storage import (
+    GRACE,
+    open_storage,
+    serves_one_machine,
+    storage_address,
+    storage_url,
+)
 
-# Nothing here needs TensorFlow: a process that lets others search does without.
-
-# Set here though some are Optuna's defaults, which have changed between its versions
-PRUNER = {"n_startup_trials": 4, "n_warmup_steps": 2, "interval_steps": 1}
-
-# Seconds
-HEARTBEAT, GRACE = 30, 120
-OUTAGE = 120  # that a database may be away
 UNCLAIMED = 60  # that a trial may run while no process says that it is its own
-
-T = TypeVar("T")
-
-# What the two stores of a study raise when they fail
-STORE_ERRORS = (MlflowException, StorageInternalError, SQLAlchemyError)
-
-OWN = ("epochs", "seed", "objective")  # fields that a study keeps beside those fixed by hand
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 FAILURES_IN_A_ROW = 3
 INTERRUPTED = "interrupted"  # the error of a trial that a person ended
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a study searches: an experiment, on which data, with which fields fixed by hand.
-
-    `fixed` maps fields of `RunConfig` to their values as text; they leave the search.
-    """
-
-    experiment: Experiment
-    dataset: Dataset
-    fixed: Mapping[str, str]
-
-    @property
-    def base(self) -> RunConfig:
-        """The baseline; its `seed` is the study's. Raises `Mistake` for a wrong fixed value."""
-        return self.experiment.base.override(self.fixed)
-
-    @classmethod
-    def of(cls, study: optuna.Study, dataset: Dataset, weights: str = "") -> "Plan":
-        """What a study was begun with. `weights`: where its file of weights lies here, if any."""
-        facts = study.user_attrs
-        fixed = {**facts["fixed"], **{name: str(facts[name]) for name in OWN}}
-        if weights:
-            fixed["weights"] = weights
-        elif ":" in fixed.get("weights", ""):
-            raise Mistake(
-                f"study '{study.study_name}' begins from the weights {fixed['weights']} (name and "
-                "sha256): give --weights, the path of that file here"
-            )
-        return cls(load_experiment(facts["experiment"], searched=True), dataset, fixed)
-
-    def facts(self) -> dict[str, Any]:
-        """What makes a study this one and no other."""
-        base = self.base
-        own = {name: getattr(base, name) for name in OWN}
-        text = base.as_text()  # names a file of weights by its content, wherever it lies
-        return {
-            "experiment": self.experiment.name,
-            "fixed": {field: text[field] for field in self.fixed if field not in own},
-            **own,
-            "data_digest": self.dataset.digest,
-            "base": text,
-        }
-
-    def search_space(self) -> dict[str, BaseDistribution]:
-        """Return the distribution of each suggestion, by its name."""
-        search = Search(self.base, self.fixed)
-        self.experiment.suggest(search, self.base)
-        return search.distributions
-
-    def sampler(self) -> ReseededTPE:
-        """What suggests a trial's values."""
-        return ReseededTPE(self.base.seed)
-
-    def pruner(self) -> BasePruner:
-        """What ends bad trials early."""
-        return MedianPruner(**PRUNER) if self.experiment.prune else NopPruner()
-
-    def suggest(self, trial: optuna.Trial) -> RunConfig:
-        """The config of a trial, with a seed of its own and the fixed fields as they are."""
-        config = self.experiment.suggest(Search(self.base, self.fixed, trial), self.base)
-        kept = {field: getattr(self.base, field) for field in self.fixed}
-        kept["seed"] = derived_seed(self.base.seed, trial.number)
-        return config.model_copy(update=kept)
-
-    def baseline(self) -> dict[str, Any]:
-        """The suggestions that give the base. Raises `Mistake` where none do."""
-        search = Search(self.base, self.fixed)
-        config = self.experiment.suggest(search, self.base)
-        different = [
-            field
-            for field in RunConfig.model_fields
-            if field not in self.fixed and getattr(config, field) != getattr(self.base, field)
-        ]
-        if different:
-            raise Mistake(
-                f"suggest in experiments/{self.experiment.name}.py must be able to give BASE, "
-                f"and cannot in {', '.join(different)}; change one of the two"
-            )
-        return search.baseline
-
-    def searched(self) -> list[str]:
-        """The fields of a run that are searched, in the order in which they are suggested."""
-        return list(dict.fromkeys(base_value(self.base, name)[0] for name in self.baseline()))
-
-    def asked(self) -> list[dict[str, Any]]:
-        """The suggestions that a study begins with: the baseline, and what its experiment queues.
-
-        What is queued without a value has the baseline's; a fixed field leaves that, too. Raises
-        `Mistake` as `baseline`, and for a name that is not suggested.
-        """
-        baseline, queue = self.baseline(), self.experiment.queue
-        whole = Search(self.base, ())
-        self.experiment.suggest(whole, self.base)
-        for name in {name for values in queue for name in values} - whole.baseline.keys():
-            raise Mistake(
-                f"QUEUE in experiments/{self.experiment.name}.py must hold what its suggest "
-                f"suggests, {', '.join(whole.baseline)}: got '{name}'"
-            )
-        return [
-            baseline,
-            *({name: it.get(name, baseline[name]) for name in baseline} for it in queue),
-        ]
-
-
-class _Storage(optuna.storages.RDBStorage):
-    """A beat that the database does not hear is missed; Optuna's own heart stops with it."""
-
-    def record_heartbeat(self, trial_id: int) -> None:
-        """As `optuna.storages.RDBStorage.record_heartbeat`."""
-        with suppress(StorageInternalError, SQLAlchemyError):
-            super().record_heartbeat(trial_id)
-
-
-def open_storage(patience: float = 0) -> optuna.storages.RDBStorage:
-    """Optuna's database: `PNEUMO_STORAGE`, by default `sqlite:///optuna.db`.
-
-    A database of several machines is told every `HEARTBEAT` seconds that a trial is alive; one that
-    has been silent for `GRACE` is ended as failed by whoever starts the next. Such a database may
-    be away for `OUTAGE` seconds once it is open. Raises `Mistake` where it does not open within
-    `patience` seconds.
-    """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # failed trials are told by their lines
-    url = _storage_url()
-    if url.partition("?")[0].count("@") > 1 and not url.startswith("sqlite"):
-        raise Mistake(  # and show nothing of it: SQLAlchemy takes half the password for the host
-            "PNEUMO_STORAGE must name a database by a URL with one @; write those of a password "
-            "as %40"
-        )
-    try:
-        return _insist(lambda: _open(url), SQLAlchemyError, patience)
-    except ArgumentError:
-        raise Mistake(
-            "PNEUMO_STORAGE must be the URL of a database, as postgresql://USER@HOST/DATABASE"
-        ) from None
-    except (SQLAlchemyError, ImportError) as error:
-        reason = str(error.__cause__ or error).partition("\n")[0]
-        raise Mistake(
-            "PNEUMO_STORAGE must name a database that can be opened: "
-            f"got {storage_address()} ({reason}); "
-            "start it, or correct the URL"
-        ) from None
-
-
-def _storage_url() -> str:
-    return os.environ.get("PNEUMO_STORAGE") or "sqlite:///optuna.db"
-
-
-def storage_address() -> str:
-    """Return the URL of Optuna's database, with the file's whole path and without a password."""
-    url = make_url(_storage_url())
-    if _serves_one_machine() and url.database and not url.database.startswith((":", "file:")):
-        url = url.set(database=os.path.abspath(url.database))
-    return url.render_as_string(hide_password=True)
-
-
-def _serves_one_machine() -> bool:
-    return _storage_url().startswith("sqlite")
-
-
-def _open(url: str) -> optuna.storages.RDBStorage:
-    if _serves_one_machine():  # where a process that has died is known
-        wait_for_lock = {"timeout": 60}  # seconds
-        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": wait_for_lock})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of heartbeats
-        storage = _Storage(
-            url,
-            engine_kwargs={"pool_pre_ping": True},  # one that a restart has cut is made anew
-            heartbeat_interval=HEARTBEAT,
-            grace_period=GRACE,
-            heartbeat_stale_trial_callback=_end_silent,
-        )
-    event.listen(storage.engine, "do_connect", _connect)
-    return storage
-
-
-def _connect(dialect: Dialect, _: Any, args: Any, options: Any) -> Any:
-    away = dialect.loaded_dbapi.OperationalError
-    return _insist(lambda: dialect.connect(*args, **options), away, OUTAGE)
-
-
-def _insist(call: Callable[[], T], failure: type[Exception], patience: float) -> T:
-    """Return what `call` returns, which is tried each second for `patience` seconds."""
-    start = time.monotonic()
-    announced = False
-    while True:
-        try:
-            return call()
-        except failure:
-            if time.monotonic() >= start + patience:
-                raise
-        if not announced:
-            say(f"waiting for Optuna's database at {storage_address()}, {patience:.0f} s at most")
-            announced = True
-        time.sleep(1)
-
-
-def _end_silent(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Ends the MLflow run of a trial that fell silent; what was asked for is asked for again."""
-    if asked := trial.system_attrs.get("fixed_params"):
-        study.enqueue_trial(asked)
-    study_runs.end_silent(attributes.RUN_ID.of(study), trial.number)
 
 
 def load(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.Study:
@@ -356,9 +133,9 @@ def _storage_setting() -> str:
     MLflow fetches a project from a Git address into a new temporary folder for each command. A
     relative path means another file in each of them.
     """
-    is_relative = storage_address() != _storage_url()
+    is_relative = storage_address() != storage_url()
     in_clone = Path.cwd().is_relative_to(Path(tempfile.gettempdir()).resolve())
-    if _serves_one_machine() and is_relative and in_clone:
+    if serves_one_machine() and is_relative and in_clone:
         return f"PNEUMO_STORAGE={storage_address()} and "
     return ""
 
@@ -447,7 +224,7 @@ def is_dead(process: ProcessId) -> bool:
     that is known only of processes of this boot of this machine, in this container. The heartbeat
     ends the trials of all others.
     """
-    if _serves_one_machine():
+    if serves_one_machine():
         return not process.is_running()
     here = ProcessId.current()
     same_machine = bool(here.boot_id) and process.machine == here.machine
@@ -487,7 +264,7 @@ def _owner(trial: FrozenTrial) -> str:
         return f"which no process has claimed: it fails {UNCLAIMED} s after its start"
     process = ProcessId.from_values(process)
     owner = f"which process {process.pid} on {process.host} is running"
-    if _serves_one_machine():
+    if serves_one_machine():
         return owner
     return f"{owner}: it fails if that is silent for {GRACE} s"
 

@@ -12,7 +12,7 @@ from scipy.special import expit
 from pneumo.data.dataset import Dataset
 from pneumo.evaluation.metrics import (
     calibration,
-    evaluate,
+    evaluate_predictions,
     midpoint_threshold,
     temperature,
     youden_threshold,
@@ -79,7 +79,7 @@ def run_trial(
         divisor = temperature(val.labels, result.val_logits)
         probabilities = to_probabilities(result.val_logits, divisor)
         threshold = _threshold(config, val.labels, result.perturbed_logits / divisor)
-        evaluation = evaluate(val, probabilities, threshold)
+        evaluation = evaluate_predictions(val, probabilities, threshold)
         evaluation.metrics.setdefault(config.objective.removeprefix("val_"), result.score)
         results.log_evaluation("val", evaluation, confusion_matrix_file("val", evaluation))
         results.log_files(images)

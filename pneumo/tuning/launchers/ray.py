@@ -16,13 +16,14 @@ from typing import Any
 import mlflow
 import optuna
 
-from pneumo.launch import threads, worker_arguments
-from pneumo.progress import StudyProgress
 from pneumo.runtime import signals
 from pneumo.runtime.console import say
 from pneumo.runtime.errors import Mistake, StudyStopped
-from pneumo.study import FAILURES_IN_A_ROW, Goal, Plan, require_no_repeated_failure
-from pneumo.worker_process import PATIENCE, PROJECT, WorkerDied, run_worker
+from pneumo.tuning.launchers.local import threads, worker_arguments
+from pneumo.tuning.launchers.worker_process import PATIENCE, PROJECT, WorkerDied, run_worker
+from pneumo.tuning.progress import StudyProgress
+from pneumo.tuning.spec import Plan
+from pneumo.tuning.study import FAILURES_IN_A_ROW, Goal, require_no_repeated_failure
 
 # The variables that say where the stores are, and what opens them, or how their names begin: of
 # Optuna, of MLflow's client, and of the artifact stores that it reaches without its server

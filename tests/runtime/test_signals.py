@@ -154,7 +154,7 @@ def test_leaving(asked):
         "threading.Thread(target=lambda: (time.sleep(2), print('computed'))).start()\n"
         "try:\n"
         f"    os.kill(os.getpid(), signal.SIGINT) if {asked} else None\n"
-        "    interrupt.check()\n"
+        "    signals.check()\n"
         "except KeyboardInterrupt: pass\n"
         "print('clean')\n"
         "signals.leave(3)\n"

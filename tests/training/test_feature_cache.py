@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from pneumo.data.dataset import Images, Split, open_dataset
-from pneumo.inference import decode
 from pneumo.runtime.cache_entries import place
 from pneumo.training import feature_cache, network
 from pneumo.training.augment import Variation, augment, chances
@@ -103,7 +102,7 @@ def test_the_key_changes_with_each_ingredient(config, images, sample, monkeypatc
     names.append(name(config.override({"weights": "none", "seed": 1}), split, **first))
     padded = images.dataset.decode(32, 0, "pad").split("train")
     names.append(name(config, padded, **first))
-    monkeypatch.setattr(decode, "DECODER", 99)
+    monkeypatch.setattr("pneumo.data.pixels.DECODER", 99)
     names.append(name(config, images.dataset.decode(32, 0).split("train"), **first))
     monkeypatch.undo()
     monkeypatch.setattr(feature_cache, "AUGMENTATION", 99)

@@ -9,7 +9,6 @@ import optuna
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pneumo.commands import evaluate
 from pneumo.commands.tune import Outcome, print_study, tune_and_register
 from pneumo.experiment import Experiment
 from pneumo.runtime.errors import Mistake, StudyStopped
@@ -240,9 +239,8 @@ def test_a_failure_after_the_test_evaluation(study, client, sample, monkeypatch)
     with monkeypatch.context() as patch, pytest.raises(StudyStopped, match="the server is away"):
         patch.setattr(optuna.Study, "set_user_attr", fail_with_metrics)
         again(sample, study)
-    monkeypatch.setattr(
-        evaluate, "evaluate_model", None
-    )  # a second evaluation would be a TypeError
+    # A second evaluation would be a TypeError
+    monkeypatch.setattr("pneumo.commands.tune.evaluate_model", None)
     found = again(sample, study)
     assert (found.version, found.test_metrics) == (1, study.test_metrics)
     assert found.findings == study.findings

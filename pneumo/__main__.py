@@ -11,7 +11,13 @@ from pathlib import Path
 
 from pneumo.commands.arguments import Options, parse
 from pneumo.runtime import signals
-from pneumo.runtime.errors import PREFIX, USER_ERROR, Mistake, StudyStopped, reason_for
+from pneumo.runtime.errors import (
+    ERROR_PREFIX,
+    EXIT_USER_ERROR,
+    StudyFailedError,
+    UserError,
+    describe_failure,
+)
 
 # The kind of a command's run, if its name is another
 KINDS = {"tune": "study"}
@@ -24,23 +30,23 @@ def main(argv: list[str] | None = None) -> int:
 
     0 done, 2 the user's mistake, 3 a promotion refused, 1 anything else.
     """
-    signals.install()
+    signals.install_handlers()
     arguments = sys.argv[1:] if argv is None else argv
     try:
         return _run(*parse(arguments))
-    except StudyStopped as reason:
+    except StudyFailedError as reason:
         _print_error(reason)
         return 1
-    except Mistake as mistake:
+    except UserError as mistake:
         _print_error(mistake)
         _end_unused_run(arguments, str(mistake))
-        return USER_ERROR
+        return EXIT_USER_ERROR
     except KeyboardInterrupt:
         _print_error(INTERRUPTED)
         _end_unused_run(arguments, INTERRUPTED)
         return 1
     except Exception as error:
-        _end_unused_run(arguments, reason_for(error))
+        _end_unused_run(arguments, describe_failure(error))
         raise
 
 
@@ -53,7 +59,7 @@ def _run(name: str, options: Options) -> int:
 
 
 def _print_error(reason: object) -> None:
-    print(f"{PREFIX}{reason}", file=sys.stderr)
+    print(f"{ERROR_PREFIX}{reason}", file=sys.stderr)
 
 
 def _end_unused_run(arguments: list[str], reason: str) -> None:
@@ -66,4 +72,4 @@ def _end_unused_run(arguments: list[str], reason: str) -> None:
 
 
 if __name__ == "__main__":
-    signals.leave(main())
+    signals.exit_process(main())

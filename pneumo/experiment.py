@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pneumo.runtime.errors import Mistake, shown
+from pneumo.runtime.errors import UserError, quoted
 from pneumo.training.config import RunConfig
 
-FOLDER = Path(__file__).parent.parent / "experiments"
+EXPERIMENTS_DIR = Path(__file__).parent.parent / "experiments"
 
 # What a file may hold, by the field of `Experiment` that it gives
-OPTIONAL = {
+OPTIONAL_ATTRIBUTES = {
     "resources": "RESOURCES",
     "queue": "QUEUE",
     "prune": "PRUNE",
@@ -39,29 +39,33 @@ class Experiment:
     question: str = ""
 
 
-def experiment_names() -> list[str]:
+def list_experiments() -> list[str]:
     """The experiments that there are, sorted."""
-    return sorted(file.stem for file in FOLDER.glob("*.py"))
+    return sorted(file.stem for file in EXPERIMENTS_DIR.glob("*.py"))
 
 
 def load_experiment(name: str, searched: bool = False) -> Experiment:
     """The experiment in `experiments/NAME.py`.
 
-    Raises `Mistake` where there is none, or none with a search space where one is needed.
+    Raises `UserError` where there is none, or none with a search space where one is needed.
     """
-    names = experiment_names()
+    names = list_experiments()
     if name not in names:
-        raise Mistake(
-            f"experiment must be one of {', '.join(names)}: got '{shown(name)}'; "
+        raise UserError(
+            f"experiment must be one of {', '.join(names)}: got '{quoted(name)}'; "
             "to add one, copy the nearest file of experiments/"
         )
     module = importlib.import_module(f"experiments.{name}")
     suggest = getattr(module, "suggest", None)
     if searched and suggest is None:
-        raise Mistake(
+        raise UserError(
             f"a study needs suggest(trial, base) in experiments/{name}.py, and there is none; "
             f"train it instead: python -m pneumo train --experiment {name}"
         )
-    given = {field: getattr(module, it) for field, it in OPTIONAL.items() if hasattr(module, it)}
+    given = {
+        field: getattr(module, it)
+        for field, it in OPTIONAL_ATTRIBUTES.items()
+        if hasattr(module, it)
+    }
     question = (module.__doc__ or "").partition("\n")[0]
     return Experiment(name, module.BASE, suggest, question=question, **given)

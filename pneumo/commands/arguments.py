@@ -12,16 +12,16 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
 from pydantic.fields import FieldInfo
 
-from pneumo.runtime.errors import Mistake, is_text, shown
+from pneumo.runtime.errors import UserError, is_printable_text, quoted
 from pneumo.training.config import RunConfig
 
-MOST = 10**9  # of what is counted, and of seconds
-MOST_WORKERS = 1_000
-LONGEST_VALUE = 4_096  # characters, as many as a path may have
-LONGEST_NAME = 60  # characters; files are named after studies and models
+MAX_INT = 10**9  # of what is counted, and of seconds
+MAX_WORKERS = 1_000
+MAX_VALUE_LENGTH = 4_096  # characters, as many as a path may have
+MAX_NAME_LENGTH = 60  # characters; files are named after studies and models
 
-COUNT_RULE = f"a whole number from 1 to {MOST}"
-TRUTHS = {"true": True, "on": True, "false": False, "off": False}
+COUNT_RULE = f"a whole number from 1 to {MAX_INT}"
+BOOLEANS = {"true": True, "on": True, "false": False, "off": False}
 
 DATA = "sample, mendeley (is downloaded), a folder, a .zip or a .tar.gz"
 MODEL = "models:/NAME@ALIAS, or /VERSION"
@@ -40,21 +40,21 @@ def _must_be(rule: str) -> WrapValidator:
     return WrapValidator(check)
 
 
-Count = Annotated[int, Field(ge=1, le=MOST), _must_be(COUNT_RULE)]
+Count = Annotated[int, Field(ge=1, le=MAX_INT), _must_be(COUNT_RULE)]
 WorkerCount = Annotated[
-    int, Field(ge=1, le=MOST_WORKERS), _must_be(f"a whole number from 1 to {MOST_WORKERS}")
+    int, Field(ge=1, le=MAX_WORKERS), _must_be(f"a whole number from 1 to {MAX_WORKERS}")
 ]
 CountOrAll = Annotated[Literal["all"] | Count, BeforeValidator(str.lower), _must_be(COUNT_RULE)]
-Share = Annotated[float, Field(gt=0, le=1), _must_be("a share above 0, up to 1")]
+Fraction = Annotated[float, Field(gt=0, le=1), _must_be("a share above 0, up to 1")]
 Margin = Annotated[float, Field(ge=0, le=1), _must_be("a number from 0 to 1")]
-Truth = Annotated[
-    bool, BeforeValidator(lambda text: TRUTHS.get(text.lower())), _must_be("true or false")
+Boolean = Annotated[
+    bool, BeforeValidator(lambda text: BOOLEANS.get(text.lower())), _must_be("true or false")
 ]
 Name = Annotated[
     str,
-    Field(max_length=LONGEST_NAME, pattern=re.compile(r"^\w[\w .-]*\Z")),
+    Field(max_length=MAX_NAME_LENGTH, pattern=re.compile(r"^\w[\w .-]*\Z")),
     _must_be(
-        f"a name of letters, digits, '_', '-', '.' and spaces, up to {LONGEST_NAME} characters"
+        f"a name of letters, digits, '_', '-', '.' and spaces, up to {MAX_NAME_LENGTH} characters"
     ),
 ]
 Launcher = Annotated[Literal["local", "ray"], _must_be("local or ray")]
@@ -122,7 +122,7 @@ class WorkerOptions(Options):
     weights: str | None = Field(
         None, description="path of the study's file of weights, if it has one"
     )
-    driven: Truth = Field(
+    driven: Boolean = Field(
         False,
         description="true: leave runs and display to the process that has started this one, and "
         "end with it",
@@ -146,12 +146,12 @@ class EvaluateOptions(Options):
     model: str = Field("models:/pneumonia@challenger", description=MODEL)
     data: Data  # required, so that a real model is not held against the sample by accident
     split: Split = "test"
-    sensitivity: Share | None = Field(
+    sensitivity: Fraction | None = Field(
         None,
         description="on validation, at which the threshold is chosen (default: the model's own "
         "threshold)",
     )
-    preprocessing_skew: Truth = Field(
+    preprocessing_skew: Boolean = Field(
         False,
         description="true: evaluate it on pixels / 255 as well, a published bug, in a run of its "
         "own",
@@ -169,7 +169,7 @@ class PromoteOptions(Options):
     sensitivity_margin: Margin = Field(
         0.05, description="by how much its sensitivity may be smaller, 0 to 1"
     )
-    rollback: Truth = Field(False, description="true: bring @previous back")
+    rollback: Boolean = Field(False, description="true: bring @previous back")
 
 
 class PredictOptions(Options):
@@ -178,7 +178,7 @@ class PredictOptions(Options):
     model: str = Field("models:/pneumonia@champion", description=MODEL)
     images: str = Field(description="a file, a folder or a glob of image files")
     out: str = Field(description="the CSV; one that is there is continued")
-    explain: Truth = Field(False, description="true: heat maps, in a folder beside out")
+    explain: Boolean = Field(False, description="true: heat maps, in a folder beside out")
 
 
 class ExploreOptions(Options):
@@ -234,14 +234,14 @@ class Parser(argparse.ArgumentParser):
         """Refuse what it does not know itself, so that the command's own help is named."""
         options, unknown = super().parse_known_args(*arguments)
         if unknown:
-            self.error(f"unrecognized arguments: {shown(' '.join(unknown))}")
+            self.error(f"unrecognized arguments: {quoted(' '.join(unknown))}")
         if lost := [name for name, value in vars(options).items() if value == []]:
             self.error(f"argument --{lost[0]}: must not be '--'")  # of which argparse makes a list
         return options, unknown
 
     def error(self, message: str) -> NoReturn:
-        """Raise `Mistake`."""
-        raise Mistake(f"{message}; see python -m {self.prog} --help")
+        """Raise `UserError`."""
+        raise UserError(f"{message}; see python -m {self.prog} --help")
 
 
 def parse(arguments: list[str]) -> tuple[str, Options]:
@@ -250,7 +250,7 @@ def parse(arguments: list[str]) -> tuple[str, Options]:
     A flag with an empty value counts as not given: MLproject has no other way to say so.
 
     Raises:
-        Mistake: The arguments name no command, or do not fit it.
+        UserError: The arguments name no command, or do not fit it.
     """
     parser = Parser(prog="pneumo", description="An experiment harness for chest X-rays.")
     parsers = _add_commands(parser)
@@ -265,7 +265,7 @@ def parse(arguments: list[str]) -> tuple[str, Options]:
     except ValidationError as error:
         first = error.errors()[0]
         flag, rule = first["loc"][0], first["msg"].removeprefix("Value error, ")
-        parsers[command].error(f"argument --{flag}: {rule}: got '{shown(given[flag])}'")
+        parsers[command].error(f"argument --{flag}: {rule}: got '{quoted(given[flag])}'")
 
 
 def _add_commands(parser: Parser) -> dict[str, Parser]:
@@ -307,9 +307,9 @@ def _default(field: FieldInfo) -> str:
 
 def _text(required: bool, text: str) -> str:
     """Return a flag's value. Raise argparse's error if it cannot be shown and stored."""
-    if (text or not required) and len(text) <= LONGEST_VALUE and is_text(text):
+    if (text or not required) and len(text) <= MAX_VALUE_LENGTH and is_printable_text(text):
         return text
     raise argparse.ArgumentTypeError(
-        f"must be 1 to {LONGEST_VALUE} characters in UTF-8, no control characters: "
-        f"got '{shown(text)}'"
+        f"must be 1 to {MAX_VALUE_LENGTH} characters in UTF-8, no control characters: "
+        f"got '{quoted(text)}'"
     )

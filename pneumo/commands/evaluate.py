@@ -13,23 +13,23 @@ import numpy as np
 from mlflow.entities import Run
 
 from pneumo.commands.arguments import EvaluateOptions
-from pneumo.data.dataset import Dataset, Images, Split, open_dataset, published_splits
+from pneumo.data.dataset import Dataset, DecodedDataset, Split, open_dataset, published_splits
 from pneumo.evaluation import metrics, shortcuts
-from pneumo.evaluation.intervals import with_interval
+from pneumo.evaluation.intervals import format_with_interval
 from pneumo.evaluation.metrics import Evaluation, evaluate_predictions
 from pneumo.evaluation.overlap import Overlap, find_overlap
 from pneumo.reporting.evaluation_report import (
     draw_figures,
-    failures,
     list_findings,
+    metric_findings,
     metric_rows,
     render_page,
 )
 from pneumo.reporting.plots import confusion_matrix_file
-from pneumo.runtime.console import say, table
+from pneumo.runtime.console import echo, print_table
 from pneumo.runtime.tensorflow_import import import_tensorflow
 from pneumo.tracking import evaluations, models, registry, results, runs, session, tags
-from pneumo.tracking.models import Stored
+from pneumo.tracking.models import LoadedModel
 from pneumo.tracking.tags import EXPERIMENT, PARENT, SKEW
 
 SKEW_METRICS = ("accuracy", "sensitivity", "specificity", "auc")
@@ -40,18 +40,18 @@ def evaluate(options: EvaluateOptions) -> int:
     dataset = open_dataset(options.data, needs=published_splits(options.split))
     import_tensorflow()
     session.connect()
-    stored = models.find(options.model)
+    stored = models.find_model(options.model)
     with evaluation_run(stored, dataset) as (run_id, images):
         found = evaluate_model(stored, images, options.split, options.sensitivity)
     print_evaluation(stored, options.split, found)
     if options.preprocessing_skew:
         evaluate_with_skew(stored, images, options.split, found, run_id)
-    say(session.how_to_look(run_id))
+    echo(session.view_hint(run_id))
     return 0
 
 
 @dataclass(frozen=True)
-class Evidence:
+class EvaluationResult:
     """An evaluation of one model on one split, and all that `metrics.json` has of it."""
 
     evaluation: Evaluation
@@ -63,60 +63,64 @@ class Evidence:
         return self.numbers["findings"]
 
 
-def images_for(stored: Stored, dataset: Dataset) -> Images:
-    """A data set's images as the model takes them. Raises `Mistake` as `Dataset.decode`."""
+def images_for(stored: LoadedModel, dataset: Dataset) -> DecodedDataset:
+    """A data set's images as the model takes them. Raises `UserError` as `Dataset.decode`."""
     allowed = float(stored.trial.data.params["max_unreadable"])
     return dataset.decode(stored.model.image_size, allowed, stored.model.settings["resize"])
 
 
 @contextmanager
-def evaluation_run(stored: Stored, dataset: Dataset) -> Iterator[tuple[str, Images]]:
+def evaluation_run(stored: LoadedModel, dataset: Dataset) -> Iterator[tuple[str, DecodedDataset]]:
     """A run of kind `evaluate`; yields its id, and the images as the model takes them."""
     images = images_for(stored, dataset)
-    tags = runs.subject_tags(stored.trial.data.tags[EXPERIMENT], dataset)
+    tags = runs.provenance_tags(stored.trial.data.tags[EXPERIMENT], dataset)
     with runs.command_run("evaluate", stored.title, tags) as run_id:
         results.log_data(images)
         yield run_id, images
 
 
 def evaluate_model(
-    stored: Stored, images: Images, split_name: str, sensitivity: float | None = None
-) -> Evidence:
+    stored: LoadedModel, images: DecodedDataset, split_name: str, sensitivity: float | None = None
+) -> EvaluationResult:
     """Holds a model against a split, and logs all that follows to the active run.
 
     The threshold is the model's own; with a `sensitivity`, 0 to 1, that of
-    `metrics.threshold_for` on the validation images of the model's own run. On `test` it counts as
-    one more look.
+    `metrics.threshold_at_sensitivity` on the validation images of the model's own run. On `test` it
+    counts as one more look.
     """
     files = results.known_files(stored.trial, images.dataset)
     seen = find_overlap(files, images.dataset, split_name)
     external = seen is not None and seen.external
-    with evaluations.evaluating(stored.title, stored.model_id, split_name, external) as run_id:
+    with evaluations.tag_evaluation(stored.title, stored.model_id, split_name, external) as run_id:
         found = _evaluate(stored, images, split_name, sensitivity, seen)
     own_data = stored.trial.data.tags[tags.DATA_DIGEST] == images.dataset.digest
     if stored.version and split_name == "test" and sensitivity is None and own_data:
-        registry.tell_of_test(stored, run_id, found.evaluation.metrics)
+        registry.record_test_metrics(stored, run_id, found.evaluation.metrics)
     return found
 
 
 def _evaluate(
-    stored: Stored, images: Images, split_name: str, sensitivity: float | None, seen: Overlap | None
-) -> Evidence:
+    stored: LoadedModel,
+    images: DecodedDataset,
+    split_name: str,
+    sensitivity: float | None,
+    seen: Overlap | None,
+) -> EvaluationResult:
     """Compute all of an evaluation, and log it to the active run."""
     from pneumo.evaluation.heat_maps import HiResCam  # waits for TensorFlow
-    from pneumo.inference import logits as inference
+    from pneumo.inference.logits import predict_logits, predict_proba, to_probabilities
 
     looks = _count_look(stored, images.dataset, split_name, seen)
     split, model = images.split(split_name), stored.model.keras_model
     pixels = split.images
-    logits = inference.predict_logits(model, pixels)
-    probabilities = inference.to_probabilities(logits, stored.model.settings["temperature"])
+    logits = predict_logits(model, pixels)
+    probabilities = to_probabilities(logits, stored.model.settings["temperature"])
     evaluation, numbers = _score(stored, split, logits, probabilities, sensitivity)
     numbers["test_evaluations"] = looks[stored.model_id]
     numbers["test_evaluations_of_all_models"] = looks.total()
     numbers["overlap"] = seen.counts() if seen else None
-    predict = partial(inference.predict_probabilities, model)
-    numbers["shortcuts"] = shortcuts.check(predict, pixels, evaluation.predictions)
+    predict = partial(predict_proba, model)
+    numbers["shortcuts"] = shortcuts.occlusion_auc(predict, pixels, evaluation.predictions)
     findings = list_findings(numbers, images, stored.trial, split_name, seen)
     numbers["findings"] = list(findings)
     epochs = results.read_epochs(stored.trial.info.run_id)
@@ -129,11 +133,11 @@ def _evaluate(
         **pictures,
     }
     results.log_evaluation(split_name, evaluation, files)
-    return Evidence(evaluation, numbers)
+    return EvaluationResult(evaluation, numbers)
 
 
 def _score(
-    stored: Stored,
+    stored: LoadedModel,
     split: Split,
     logits: np.ndarray,
     probabilities: np.ndarray,
@@ -145,10 +149,10 @@ def _score(
     of_val = val["label"].to_numpy(), val["probability"].to_numpy()
     threshold = settings["threshold"]
     if sensitivity is not None:
-        threshold = metrics.threshold_for(sensitivity, *of_val)
+        threshold = metrics.threshold_at_sensitivity(sensitivity, *of_val)
     evaluation = metrics.evaluate_predictions(split, probabilities, threshold, intervals=True)
-    numbers = metrics.details(evaluation, logits, settings["temperature"])
-    numbers["validation"] = metrics.score(*of_val, threshold)
+    numbers = metrics.detailed_metrics(evaluation, logits, settings["temperature"])
+    numbers["validation"] = metrics.compute_metrics(*of_val, threshold)
     numbers["validation"]["uncalibrated"] = settings["val_uncalibrated"]
     return evaluation, numbers
 
@@ -161,7 +165,9 @@ def read(run: Run, split_name: str) -> tuple[dict[str, float], list[str]]:
     return metrics, numbers["findings"]
 
 
-def _count_look(stored: Stored, dataset: Dataset, split: str, seen: Overlap | None) -> Counter[str]:
+def _count_look(
+    stored: LoadedModel, dataset: Dataset, split: str, seen: Overlap | None
+) -> Counter[str]:
     """Record a look at test before anything is computed, and count all looks at these images."""
     digest = dataset.images_digest("test")
     if split == "test":
@@ -179,16 +185,16 @@ def _json(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def print_evaluation(stored: Stored, split: str, found: Evidence) -> None:
+def print_evaluation(stored: LoadedModel, split: str, found: EvaluationResult) -> None:
     """The numbers as a table, and what must not be missed."""
     rows = [row[:3] for row in metric_rows(found.numbers)]
-    table(f"{stored.title} on {split}", ("", "validation", split), rows)
+    print_table(f"{stored.title} on {split}", ("", "validation", split), rows)
     for finding in found.findings:
-        say(f"note: {finding}")
+        echo(f"note: {finding}")
 
 
 def evaluate_with_skew(
-    stored: Stored, images: Images, split: str, sound: Evidence, parent_id: str
+    stored: LoadedModel, images: DecodedDataset, split: str, sound: EvaluationResult, parent_id: str
 ) -> None:
     """Evaluate a model on pixels / 255, and show that beside its evaluation without the skew.
 
@@ -204,7 +210,7 @@ def evaluate_with_skew(
     """
     from pneumo.evaluation.preprocessing_skew import predict_with_skew  # waits for TensorFlow
 
-    tags = runs.subject_tags(stored.trial.data.tags[EXPERIMENT], images.dataset)
+    tags = runs.provenance_tags(stored.trial.data.tags[EXPERIMENT], images.dataset)
     tags |= {SKEW: "pixels / 255", PARENT: parent_id}
     with runs.command_run("evaluate", f"{stored.title}, with skew", tags):
         if split == "test":
@@ -214,13 +220,17 @@ def evaluate_with_skew(
         skewed = evaluate_predictions(data, probabilities, threshold, intervals=True)
         results.log_evaluation(split, skewed, confusion_matrix_file(split, skewed))
     _print_skew(split, {"without skew": sound.evaluation, "with skew": skewed})
-    for finding in failures({**sound.numbers, "at_threshold": skewed.metrics}, split):
-        say(f"note, with skew: {finding}")
+    for finding in metric_findings({**sound.numbers, "at_threshold": skewed.metrics}, split):
+        echo(f"note, with skew: {finding}")
 
 
 def _print_skew(split: str, evaluations: dict[str, Evaluation]) -> None:
     rows = [
-        (name, *(with_interval(it.metrics, metric) for metric in SKEW_METRICS), str(it.confusion))
+        (
+            name,
+            *(format_with_interval(it.metrics, metric) for metric in SKEW_METRICS),
+            str(it.confusion),
+        )
         for name, it in evaluations.items()
     ]
-    table(f"The same model on {split}", ("", *SKEW_METRICS, "counts"), rows)
+    print_table(f"The same model on {split}", ("", *SKEW_METRICS, "counts"), rows)

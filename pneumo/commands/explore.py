@@ -5,10 +5,10 @@ import json
 from pneumo.commands.arguments import ExploreOptions
 from pneumo.data.dataset import Dataset, open_dataset
 from pneumo.evaluation import dataset_profile
-from pneumo.evaluation.dataset_profile import count_all, to_metrics
+from pneumo.evaluation.dataset_profile import compute_statistics, to_metrics
 from pneumo.reporting.data_report import draw_figures, list_findings, render_page
-from pneumo.runtime.console import say, table
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.console import echo, print_table
+from pneumo.runtime.errors import UserError
 from pneumo.tracking import results, runs, session
 
 
@@ -21,14 +21,19 @@ def explore(options: ExploreOptions) -> int:
 
 
 def explore_dataset(dataset: Dataset) -> None:
-    """Looks at a data set, and says what was found. Raises `Mistake` where no image is readable."""
+    """Looks at a data set, and says what was found.
+
+    Raises `UserError` where no image is readable.
+    """
     with runs.command_run("explore", dataset.name, runs.data_tags(dataset)) as run_id:
-        images = dataset.decode(dataset_profile.SIDE, max_unreadable=1)
-        files = dataset_profile.describe_files(images)
-        if dataset_profile.readable(files).empty:
-            raise Mistake(f"{dataset.name} must hold image files, and none of {len(files)} is one")
+        images = dataset.decode(dataset_profile.PROFILE_SIZE, max_unreadable=1)
+        files = dataset_profile.profile_files(images)
+        if dataset_profile.readable_files(files).empty:
+            raise UserError(
+                f"{dataset.name} must hold image files, and none of {len(files)} is one"
+            )
         results.log_data(images)
-        numbers, copies = count_all(files), dataset_profile.copies(files)
+        numbers, copies = compute_statistics(files), dataset_profile.find_duplicates(files)
         findings, pictures = list(list_findings(numbers)), draw_figures(files, images)
         page = render_page(images, files, copies, numbers, findings, pictures)
         artifacts = {
@@ -39,8 +44,8 @@ def explore_dataset(dataset: Dataset) -> None:
             **pictures,
         }
         results.log_exploration(to_metrics(numbers), artifacts)
-    counts = dataset_profile.count(files)
-    table(f"{dataset.name}, digest {dataset.digest}", list(counts), counts.to_numpy())
+    counts = dataset_profile.count_images(files)
+    print_table(f"{dataset.name}, digest {dataset.digest}", list(counts), counts.to_numpy())
     for finding in findings:
-        say(f"note: {finding}")
-    say(session.how_to_look(run_id))
+        echo(f"note: {finding}")
+    echo(session.view_hint(run_id))

@@ -14,16 +14,16 @@ from PIL import Image
 
 from pneumo.commands.arguments import PredictOptions
 from pneumo.data.index import is_junk, require_text
-from pneumo.inference.decode import UnreadableImage
-from pneumo.reporting.plots import overlay
-from pneumo.runtime.console import say, track
-from pneumo.runtime.errors import Mistake, shown
+from pneumo.inference.decode import UnreadableImageError
+from pneumo.reporting.plots import overlay_heat_map
+from pneumo.runtime.console import echo, track
+from pneumo.runtime.errors import UserError, quoted
 from pneumo.runtime.tensorflow_import import import_tensorflow
 from pneumo.tracking import models, results, runs, session
-from pneumo.tracking.models import Stored
+from pneumo.tracking.models import LoadedModel
 from pneumo.tracking.tags import DATA, MODEL
 
-LONGEST_FILE_NAME = 240  # bytes: a file system takes 255, and what goes with it is longer
+MAX_FILE_NAME_BYTES = 240  # bytes: a file system takes 255, and what goes with it is longer
 
 
 def predict(options: PredictOptions) -> int:
@@ -32,53 +32,53 @@ def predict(options: PredictOptions) -> int:
     files = find_images(options.images, out)
     import_tensorflow()
     session.connect()
-    stored = models.find(options.model)
+    stored = models.find_model(options.model)
     tags = {MODEL: stored.title, DATA: Path(options.images).name}
     with runs.command_run("predict", tags[DATA], tags):
         counts = predict_files(stored, files, out)
         if options.explain:
             write_heat_maps(stored, files, heat_map_folder(out))
     if before := len(files) - counts["images"]:
-        say(f"{before} images were in {out} before")
-    say(
+        echo(f"{before} images were in {out} before")
+    echo(
         f"{counts['images']} images, {counts['positive']} called pneumonia, "
         f"{counts['unreadable']} unreadable: {out}"
     )
     if options.explain:
-        say(f"what speaks for pneumonia in each: {heat_map_folder(out)}")
+        echo(f"what speaks for pneumonia in each: {heat_map_folder(out)}")
     return 0
 
 
 def _path_of_csv(given: str) -> Path:
-    """Return the path of the CSV. Raise `Mistake` if no file can be written there."""
+    """Return the path of the CSV. Raise `UserError` if no file can be written there."""
     out = Path(os.path.expanduser(given))
-    if len(os.fsencode(out.name)) > LONGEST_FILE_NAME:
-        raise Mistake(
-            f"out must have a name of up to {LONGEST_FILE_NAME} bytes: got '{shown(out.name)}'"
+    if len(os.fsencode(out.name)) > MAX_FILE_NAME_BYTES:
+        raise UserError(
+            f"out must have a name of up to {MAX_FILE_NAME_BYTES} bytes: got '{quoted(out.name)}'"
         )
     if os.path.isdir(out) or not os.path.isdir(out.absolute().parent):
-        raise Mistake(f"out must be a CSV file in a folder that is there: got '{shown(given)}'")
+        raise UserError(f"out must be a CSV file in a folder that is there: got '{quoted(given)}'")
     return out
 
 
-AT_ONCE = 64  # files in memory: enough for all cores, whatever the number of files
+CHUNK_SIZE = 64  # files in memory: enough for all cores, whatever the number of files
 VALUES = "probability", "label", "threshold"  # of an image that can be read
 HEADER = ["path", *VALUES, "model_version", "model_id", "error"]
 WITHOUT_ID = [name for name in HEADER if name != "model_id"]  # as earlier versions wrote it
 
 
-def predict_files(stored: Stored, files: Sequence[str], out: Path) -> Counter[str]:
+def predict_files(stored: LoadedModel, files: Sequence[str], out: Path) -> Counter[str]:
     """Adds a row to `out` for each of `files` that has none; counts what became of those.
 
     Columns: path, probability, label, threshold, model_version, model_id, error; a file that cannot
     be read has its `error` and no values. Counts `images`, `positive` and `unreadable`. Raises
-    `Mistake` where `out` is another table, or another model's.
+    `UserError` where `out` is another table, or another model's.
     """
-    done = _continued(out, stored)
+    done = _completed_paths(out, stored)
     left = [file for file in files if file not in done]
     counts = Counter(images=0, positive=0, unreadable=0)
-    starts = range(0, len(left), AT_ONCE)
-    rows = (row for at in starts for row in _rows(stored, left[at : at + AT_ONCE]))
+    starts = range(0, len(left), CHUNK_SIZE)
+    rows = (row for at in starts for row in _rows(stored, left[at : at + CHUNK_SIZE]))
     with out.open("a", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         for row in track(rows, len(left), f"Predicting with {stored.title}"):
@@ -90,7 +90,7 @@ def predict_files(stored: Stored, files: Sequence[str], out: Path) -> Counter[st
     return counts
 
 
-def _rows(stored: Stored, paths: Sequence[str]) -> list[list]:
+def _rows(stored: LoadedModel, paths: Sequence[str]) -> list[list]:
     whose = {"model_version": stored.version or stored.model_id, "model_id": stored.model_id}
     files: dict[str, bytes] = {}
     answers: dict[str, dict] = {}
@@ -106,7 +106,7 @@ def _rows(stored: Stored, paths: Sequence[str]) -> list[list]:
     return [[answers[path][name] for name in HEADER] for path in paths]
 
 
-def _continued(out: Path, stored: Stored) -> set[str]:
+def _completed_paths(out: Path, stored: LoadedModel) -> set[str]:
     """Return the files that `out` has whole rows of; write its header if it is not there.
 
     A version's number does not name a model: each registered model has a version 1.
@@ -118,16 +118,16 @@ def _continued(out: Path, stored: Stored) -> set[str]:
         text = file.read()
     header, *rows = csv.reader(text.splitlines(keepends=True))
     if header == WITHOUT_ID:
-        raise Mistake(
+        raise UserError(
             f"out must have the columns {','.join(HEADER)}: '{out}' was written by an earlier "
             "pneumo, without model_id; give another out"
         )
     if header != HEADER:
-        raise Mistake(f"out must be a CSV that predict has written, or new: got '{out}'")
+        raise UserError(f"out must be a CSV that predict has written, or new: got '{out}'")
     cut_off = rows and not (text.endswith("\n") and len(rows[-1]) == len(HEADER))
     whole = rows[:-1] if cut_off else rows  # the process died while it wrote
     if others := {row[HEADER.index("model_id")] for row in whole} - {stored.model_id}:
-        raise Mistake(
+        raise UserError(
             f"out must hold predictions of {stored.title} alone, model_id {stored.model_id}: "
             f"'{out}' holds some of {', '.join(sorted(others))}; give another out"
         )
@@ -143,7 +143,7 @@ def _write(out: Path, rows: list[list[str]]) -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def write_heat_maps(stored: Stored, files: Sequence[str], folder: Path) -> None:
+def write_heat_maps(stored: LoadedModel, files: Sequence[str], folder: Path) -> None:
     """Writes each image beside itself with its heat map, as a PNG, into `folder`.
 
     They show what the model sees, grey and square, and are named after the files, from the folder
@@ -161,33 +161,35 @@ def write_heat_maps(stored: Stored, files: Sequence[str], folder: Path) -> None:
             draft.rename(place)  # so that an interrupt leaves no half of one
 
 
-def _explained(stored: Stored, paths: Sequence[str]) -> Iterator[tuple[str, np.ndarray | None]]:
+def _explained(
+    stored: LoadedModel, paths: Sequence[str]
+) -> Iterator[tuple[str, np.ndarray | None]]:
     """Each file with its picture, uint8, shape (size, 2 size, 3); None where it is no image."""
     from pneumo.evaluation.heat_maps import HiResCam  # waits for TensorFlow
 
     hires_cam = HiResCam(stored.model.keras_model)
-    for start in range(0, len(paths), AT_ONCE):
-        batch = paths[start : start + AT_ONCE]
+    for start in range(0, len(paths), CHUNK_SIZE):
+        batch = paths[start : start + CHUNK_SIZE]
         images = dict(_decoded(stored, batch))
         heat_maps = hires_cam(np.stack([*images.values()])[..., np.newaxis]) if images else ()
         pictures = {
-            path: np.hstack([overlay(pixels, 0 * heat), overlay(pixels, heat)])
+            path: np.hstack([overlay_heat_map(pixels, 0 * heat), overlay_heat_map(pixels, heat)])
             for (path, pixels), heat in zip(images.items(), heat_maps, strict=True)
         }
         yield from ((path, pictures.get(path)) for path in batch)
 
 
-def _decoded(stored: Stored, paths: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+def _decoded(stored: LoadedModel, paths: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
     """The files that can be read, as the model takes them: uint8, shape (size, size)."""
     for path in paths:
-        with suppress(OSError, UnreadableImage):  # its row has the reason
+        with suppress(OSError, UnreadableImageError):  # its row has the reason
             yield path, stored.model.decode(Path(path).read_bytes())
 
 
 def find_images(images: str, out: Path) -> list[str]:
     """The files that `images` names, sorted: a file, a folder with all below it, or a glob of them.
 
-    Hidden files, `__MACOSX`, `out` itself and what goes with it are left out. Raises `Mistake`
+    Hidden files, `__MACOSX`, `out` itself and what goes with it are left out. Raises `UserError`
     where there are none.
     """
     # A name may hold what is special in a glob
@@ -200,9 +202,9 @@ def find_images(images: str, out: Path) -> list[str]:
         if not any(it in (file.resolve(), *file.resolve().parents) for it in written)
     )
     if not files:
-        raise Mistake(
+        raise UserError(
             "images must be a file, a folder or a glob of image files: "
-            f"'{shown(images)}' names none"
+            f"'{quoted(images)}' names none"
         )
     require_text(files)
     return files

@@ -6,8 +6,8 @@ from pathlib import Path
 from pneumo.commands.arguments import PrepareOptions
 from pneumo.data.dataset import open_dataset
 from pneumo.data.subset import write_subset
-from pneumo.runtime.console import say, table
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.console import echo, print_table
+from pneumo.runtime.errors import UserError
 from pneumo.tracking import results, runs, session
 from pneumo.training.config import RunConfig
 
@@ -16,7 +16,7 @@ def prepare(options: PrepareOptions) -> int:
     """Import a data set and fill the pixel cache."""
     config = RunConfig().override(options.overrides)
     if bool(options.test_images) != bool(options.out):
-        raise Mistake("test_images and out go together: give both, or neither")
+        raise UserError("test_images and out go together: give both, or neither")
     dataset = open_dataset(options.data, needs=("test",) if options.out else ())
     if options.out:
         out = _absolute(options.out)
@@ -24,10 +24,10 @@ def prepare(options: PrepareOptions) -> int:
         dataset = open_dataset(str(out), needs=())
     session.connect()
     with runs.command_run("prepare", dataset.name, runs.data_tags(dataset)):
-        images = results.take(dataset, config)
+        images = results.decode_and_log(dataset, config)
     counts = images.counts()
-    table(f"{dataset.name}, digest {dataset.digest}", list(counts), counts.to_numpy())
-    say(images.summary())
+    print_table(f"{dataset.name}, digest {dataset.digest}", list(counts), counts.to_numpy())
+    echo(images.summary())
     return 0
 
 

@@ -12,9 +12,9 @@ from pneumo.evaluation import bootstrap
 from pneumo.evaluation.comparison import (
     REFERENCES,
     Decision,
-    Held,
+    EvaluatedModel,
     Margins,
-    best_of,
+    best_champion,
     demo_after_real,
     describe_difference,
     gate,
@@ -22,15 +22,15 @@ from pneumo.evaluation.comparison import (
 from pneumo.evaluation.metrics import metric_title
 from pneumo.evaluation.overlap import find_overlap
 from pneumo.reporting import evaluation_report
-from pneumo.runtime.console import say, table
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.console import echo, print_table
+from pneumo.runtime.errors import UserError
 from pneumo.runtime.tensorflow_import import import_tensorflow
 from pneumo.tracking import evaluations, models, registry, results, runs, session, tags
-from pneumo.tracking.models import Stored
+from pneumo.tracking.models import LoadedModel
 from pneumo.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS
 from pneumo.tracking.tags import PROMOTION, PROMOTION_RUN, ROLLBACK, SPLIT, THRESHOLD
 
-REFUSED = 3  # exit code: the gate stays closed to a candidate, which is a result
+EXIT_REJECTED = 3  # exit code: the gate stays closed to a candidate, which is a result
 
 
 def promote(options: PromoteOptions) -> int:
@@ -40,7 +40,7 @@ def promote(options: PromoteOptions) -> int:
     elif options.data:
         dataset = open_dataset(options.data, needs=published_splits(options.split))
     else:
-        raise Mistake("promote needs data to decide on: give --data, or --rollback true")
+        raise UserError("promote needs data to decide on: give --data, or --rollback true")
     import_tensorflow()
     session.connect()
     if dataset is None:
@@ -54,7 +54,7 @@ def promote(options: PromoteOptions) -> int:
         options.margin,
         options.sensitivity_margin,
     )
-    return 0 if decision.promoted else REFUSED
+    return 0 if decision.promoted else EXIT_REJECTED
 
 
 SHOWN = ("auc", "sensitivity", "specificity", "accuracy", "ece", "threshold")
@@ -86,10 +86,10 @@ def promote_version(
         The decision.
 
     Raises:
-        Mistake: There is no such version, or the run that trained it has been removed.
+        UserError: There is no such version, or the run that trained it has been removed.
     """
     version = _version_of(model_name, candidate)
-    champion = registry.holder(model_name, CHAMPION)
+    champion = registry.version_by_alias(model_name, CHAMPION)
     tags = {**runs.data_tags(dataset), **_tags(model_name, version, champion)}
     tags[SPLIT] = split
     margins = Margins(margin, sensitivity_margin)
@@ -97,8 +97,8 @@ def promote_version(
         decision = _decide(model_name, version, champion, dataset, split, margins)
         if decision.promoted:
             threshold = decision.figures["candidate_threshold"]
-            registry.tag(model_name, version, {THRESHOLD: str(threshold)})
-            found = registry.crown(model_name, version, champion)
+            registry.set_version_tags(model_name, version, {THRESHOLD: str(threshold)})
+            found = registry.set_champion(model_name, version, champion)
             if found != champion:
                 decision.reasons.append(
                     f"version {found} has become champion meanwhile; hold it against that one"
@@ -106,8 +106,8 @@ def promote_version(
                 champion = found
         results.log_decision(decision.reasons, decision.figures, decision.champion_vacant)
         _print_decision(decision)
-        _tell(model_name, run_id, _news(version, champion, decision))
-    say(session.how_to_look(run_id))
+        _annotate_versions(model_name, run_id, _version_notes(version, champion, decision))
+    echo(session.view_hint(run_id))
     return decision
 
 
@@ -122,35 +122,35 @@ def _print_decision(decision: Decision) -> None:
     columns["candidate"] = "candidate"
     if figures:
         rows = [[name, *(f"{figures[f'{it}_{name}']:.3f}" for it in columns)] for name in SHOWN]
-        table("What is weighed", ("", *columns.values()), rows)
+        print_table("What is weighed", ("", *columns.values()), rows)
     for prefix, title in compared.items():
         for name in ("auc", "sensitivity"):
             difference = describe_difference(name, figures, prefix)
-            say(f"{metric_title(name)} compared with the {title}: {difference}")
+            echo(f"{metric_title(name)} compared with the {title}: {difference}")
     if decision.champion_vacant:
-        say(f"note: @{CHAMPION} counts as vacant: {decision.champion_vacant}")
+        echo(f"note: @{CHAMPION} counts as vacant: {decision.champion_vacant}")
 
 
 def roll_back(model_name: str) -> None:
     """Make `@previous` the champion again, and the present champion `@previous`.
 
     Raises:
-        Mistake: There is no previous champion, or its files have changed or are missing.
+        UserError: There is no previous champion, or its files have changed or are missing.
     """
-    version = registry.holder(model_name, PREVIOUS)
-    champion = registry.holder(model_name, CHAMPION)
+    version = registry.version_by_alias(model_name, PREVIOUS)
+    champion = registry.version_by_alias(model_name, CHAMPION)
     if not version:
-        raise Mistake(
+        raise UserError(
             f"rollback needs a version that has been champion of {model_name} before, @{PREVIOUS}, "
             "and there is none; promote another version instead"
         )
-    models.require_as_registered(model_name, version)
+    models.verify_registered_files(model_name, version)
     tags = {**_tags(model_name, version, champion), ROLLBACK: "true"}
     about = f"{model_name} version {version} again"
     with runs.command_run("promote", about, tags) as run_id:
-        found = registry.crown(model_name, version, champion)
+        found = registry.set_champion(model_name, version, champion)
         if found != champion:
-            raise Mistake(
+            raise UserError(
                 f"version {found} of {model_name} has become champion meanwhile; look at it, and "
                 "start again if it is to be rolled back"
             )
@@ -161,16 +161,16 @@ def roll_back(model_name: str) -> None:
                 version: f"brought back in place of version {champion}",
                 champion: f"rolled back to version {version}",
             }
-        _tell(model_name, run_id, news)
-    say(session.how_to_look(run_id))
+        _annotate_versions(model_name, run_id, news)
+    echo(session.view_hint(run_id))
 
 
 def _version_of(model_name: str, candidate: str) -> int:
     if candidate.isdecimal():
         return registry.require_version(model_name, candidate)
-    if version := registry.holder(model_name, candidate):
+    if version := registry.version_by_alias(model_name, candidate):
         return version
-    raise Mistake(
+    raise UserError(
         f"candidate must be an alias or a version of {model_name}: got '{candidate}', which no "
         f"version has; the model of a study or of train has @{CHALLENGER}"
     )
@@ -190,10 +190,10 @@ def _decide(
     if version == champion:
         return Decision([f"version {version} is the champion already"], {})
     try:
-        candidate = models.find(f"models:/{model_name}/{version}")
-    except models.Tampered as reason:
+        candidate = models.find_model(f"models:/{model_name}/{version}")
+    except models.ModelTamperedError as reason:
         return Decision([str(reason)], {})
-    held = _held(candidate, dataset, split)
+    held = _evaluated(candidate, dataset, split)
     versions = registry.champions(model_name)
     champions, vacant = _champions(versions, champion, held, dataset, split)
     references = _references(champions, version, champion)
@@ -206,14 +206,16 @@ def _decide(
     return decision
 
 
-def _held(stored: Stored, dataset: Dataset, split: str) -> Held:
+def _evaluated(stored: LoadedModel, dataset: Dataset, split: str) -> EvaluatedModel:
     """Return a loaded model with its stored evaluation, which is made if there is none."""
     run_id = _evaluation(stored.model_id, dataset, split)
     if run_id is None:
         with evaluation_run(stored, dataset) as (run_id, images):
             evaluate_model(stored, images, split)
     predictions = results.read_predictions(run_id, split)
-    return Held(predictions, stored.model.settings["threshold"], stored.title, stored.synthetic)
+    return EvaluatedModel(
+        predictions, stored.model.settings["threshold"], stored.title, stored.synthetic
+    )
 
 
 def _evaluation(model_id: str, dataset: Dataset, split: str) -> str | None:
@@ -225,10 +227,10 @@ def _evaluation(model_id: str, dataset: Dataset, split: str) -> str | None:
 def _champions(
     versions: Mapping[int, ModelVersion],
     champion: int,
-    candidate: Held,
+    candidate: EvaluatedModel,
     dataset: Dataset,
     split: str,
-) -> tuple[dict[int, Held], str]:
+) -> tuple[dict[int, EvaluatedModel], str]:
     """Return all champions so far that can be compared with a candidate, from stored evaluations.
 
     The current champion is loaded and evaluated only if it has none.
@@ -247,9 +249,9 @@ def _champions(
     vacant = ""
     if champion and not stored[champion]:
         try:
-            model = models.find(f"models:/{versions[champion].name}/{champion}")
-            stored[champion] = _held(model, dataset, split)
-        except (models.Tampered, models.TrialRemoved) as reason:
+            model = models.find_model(f"models:/{versions[champion].name}/{champion}")
+            stored[champion] = _evaluated(model, dataset, split)
+        except (models.ModelTamperedError, models.TrialRemovedError) as reason:
             vacant = str(reason)
     paired = {
         number: held
@@ -264,7 +266,7 @@ def _champions(
     return paired, vacant
 
 
-def _from_store(version: ModelVersion, dataset: Dataset, split: str) -> Held | None:
+def _from_store(version: ModelVersion, dataset: Dataset, split: str) -> EvaluatedModel | None:
     """Return a version as its stored evaluation shows it, without its files; None without one."""
     run_id = _evaluation(models.logged_model_id(version), dataset, split)
     if run_id is None:
@@ -273,7 +275,7 @@ def _from_store(version: ModelVersion, dataset: Dataset, split: str) -> Held | N
     if threshold is None:
         threshold = evaluations.evaluated_threshold(run_id, split)
     predictions = results.read_predictions(run_id, split)
-    return Held(predictions, threshold, _title(version), _is_synthetic(version))
+    return EvaluatedModel(predictions, threshold, _title(version), _is_synthetic(version))
 
 
 def _title(version: ModelVersion) -> str:
@@ -284,7 +286,9 @@ def _is_synthetic(version: ModelVersion) -> bool:
     return version.tags.get(tags.SYNTHETIC) == "true"
 
 
-def _references(champions: Mapping[int, Held], version: int, champion: int) -> dict[str, Held]:
+def _references(
+    champions: Mapping[int, EvaluatedModel], version: int, champion: int
+) -> dict[str, EvaluatedModel]:
     """Return the champions that a candidate must be non-inferior to, as `gate` takes them.
 
     Args:
@@ -293,13 +297,13 @@ def _references(champions: Mapping[int, Held], version: int, champion: int) -> d
         champion: The current champion's number, or 0.
     """
     references = {"": champions[champion]} if champion in champions else {}
-    best = best_of(champions, (version, champion))
+    best = best_champion(champions, (version, champion))
     if best and best not in (version, champion):
         references["best_"] = champions[best]
     return references
 
 
-def _news(version: int, champion: int, decision: Decision) -> dict[int, str]:
+def _version_notes(version: int, champion: int, decision: Decision) -> dict[int, str]:
     """What a decision means for each of the versions."""
     if version == champion:
         return {version: "stays champion; the candidate was the champion itself"}
@@ -316,10 +320,10 @@ def _news(version: int, champion: int, decision: Decision) -> dict[int, str]:
     }
 
 
-def _tell(model_name: str, run_id: str, news: Mapping[int, str]) -> None:
+def _annotate_versions(model_name: str, run_id: str, news: Mapping[int, str]) -> None:
     """Notes on versions what was decided about them, and where."""
     for version, text in news.items():
-        say(f"{model_name} version {version}: {text}")
+        echo(f"{model_name} version {version}: {text}")
         tags = {PROMOTION: text, PROMOTION_RUN: run_id}
-        registry.tag(model_name, version, tags)
-        registry.describe(model_name, version)
+        registry.set_version_tags(model_name, version, tags)
+        registry.update_description(model_name, version)

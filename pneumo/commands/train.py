@@ -3,7 +3,7 @@
 from pneumo.commands.arguments import TrainOptions
 from pneumo.data.dataset import open_dataset
 from pneumo.experiment import load_experiment
-from pneumo.runtime.console import say, say_epoch
+from pneumo.runtime.console import echo, print_epoch
 from pneumo.tracking import model_files, registry, results, runs, session
 from pneumo.training.pretrained import prepare_to_fit
 
@@ -14,19 +14,22 @@ def train(options: TrainOptions) -> int:
     config = experiment.base.override(options.overrides)
     dataset = open_dataset(options.data, needs=("train",))
     prepare_to_fit(config)
-    from pneumo.tuning.trial import run_name, run_trial  # waits for TensorFlow
+    from pneumo.tuning.trial import (
+        run_name,
+        run_trial,  # waits for TensorFlow
+    )
 
     session.connect()
-    tags = runs.subject_tags(experiment.name, dataset)
+    tags = runs.provenance_tags(experiment.name, dataset)
     with runs.command_run("train", experiment.name, tags) as run_id:
-        results.take(dataset, config)
+        results.decode_and_log(dataset, config)
         name = run_name(config)
-        trial = run_trial(config, dataset, [say_epoch], parent_id=run_id, name=name, tags=tags)
+        trial = run_trial(config, dataset, [print_epoch], parent_id=run_id, name=name, tags=tags)
         for metric, value in trial.metrics.items():
-            say(f"val_{metric} {value:.4f}")
+            echo(f"val_{metric} {value:.4f}")
         if options.model_name:
-            model = model_files.load(trial.model_uri)
+            model = model_files.load_model(trial.model_uri)
             stored = registry.register(trial.run_id, model, options.model_name)
-            say(f"registered {stored.title} as @{registry.CHALLENGER}")
-    say(session.how_to_look(run_id))
+            echo(f"registered {stored.title} as @{registry.CHALLENGER}")
+    echo(session.view_hint(run_id))
     return 0

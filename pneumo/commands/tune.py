@@ -13,33 +13,33 @@ from pneumo.commands.arguments import TuneOptions
 from pneumo.commands.evaluate import evaluate_model, images_for, read
 from pneumo.data.dataset import open_dataset
 from pneumo.experiment import load_experiment
-from pneumo.reporting.html_report import short
+from pneumo.reporting.html_report import format_field
 from pneumo.reporting.study_report import DONE, PAGE, STOPPED
-from pneumo.runtime.console import say, table
-from pneumo.runtime.errors import StudyStopped, without_passwords
+from pneumo.runtime.console import echo, print_table
+from pneumo.runtime.errors import StudyFailedError, redact_passwords
 from pneumo.runtime.machine import require_gpus
 from pneumo.runtime.tensorflow_import import import_tensorflow
 from pneumo.tracking import evaluations, model_files, models, registry, runs, session, study_runs
 from pneumo.tracking.tags import PARENT, STUDY
-from pneumo.training.config import SCORES
+from pneumo.training.config import OBJECTIVE_LABELS
 from pneumo.training.pretrained import prepare_to_fit
 from pneumo.tuning import attributes, selection
 from pneumo.tuning.launchers import local, ray
 from pneumo.tuning.progress import StudyProgress
-from pneumo.tuning.spec import Plan, require_fits
+from pneumo.tuning.spec import StudySpec, validate_search_space
 from pneumo.tuning.storage import STORE_ERRORS, open_storage
 from pneumo.tuning.study import (
-    Goal,
-    await_others,
-    begin,
-    end_dead,
-    evict,
+    StudyLimits,
+    check_name_is_new,
+    create_study,
+    delete_models_beyond_best,
+    fail_dead_trials,
+    final_score,
     how_to_continue,
-    last_value,
-    load,
-    require_new,
-    settle,
-    take_over,
+    load_study,
+    prepare_resume,
+    reconcile_runs,
+    wait_for_running_trials,
     warn_of_other_commit,
 )
 from pneumo.tuning.study_page import StudyPage
@@ -51,15 +51,15 @@ def tune(options: TuneOptions) -> int:
         require_gpus(options.workers, options.workers_per_gpu)
     experiment = load_experiment(options.experiment, searched=True)
     base = experiment.base.override(options.overrides)
-    require_fits(experiment, base, options.overrides)
+    validate_search_space(experiment, base, options.overrides)
     dataset = open_dataset(options.data, needs=("train", "test"))
     if options.workers == 1 and options.launcher == "local":
         prepare_to_fit(base)  # workers in other processes do that themselves
     if options.launcher == "ray":
-        ray.require()
+        ray.check_prerequisites()
     session.connect()
     outcome = tune_and_register(
-        Plan(experiment, dataset, options.overrides),
+        StudySpec(experiment, dataset, options.overrides),
         trials=options.trials,
         model_name=options.model_name or "",
         name=options.study or "",
@@ -74,10 +74,10 @@ def tune(options: TuneOptions) -> int:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StudyResult:
     """A finished study: its trials, the version its winner became, how that does on test.
 
-    `searched`: see `Plan.searched`; `findings`: see `evaluate.evaluate_model`.
+    `searched`: see `StudySpec.searched`; `findings`: see `evaluate.evaluate_model`.
     """
 
     study: optuna.Study
@@ -89,7 +89,7 @@ class Outcome:
 
 
 def tune_and_register(
-    plan: Plan,
+    plan: StudySpec,
     *,
     trials: int,
     model_name: str = "",
@@ -99,7 +99,7 @@ def tune_and_register(
     workers: int = 1,
     trial_timeout: int | None = None,
     launcher: str = "local",
-) -> Outcome:
+) -> StudyResult:
     """A whole study: searches, scores the winner on test once, registers it as `@challenger`.
 
     A study that is there already under `name` is continued up to `trials` in total, under its
@@ -110,36 +110,38 @@ def tune_and_register(
     `workers`: processes that search; 1 is this one, unless there is a `trial_timeout`, seconds
     after which a trial is ended with its process. `launcher`: `ray` for `workers` tasks of a Ray
     cluster instead.
-    Without a `name` the study is called after the experiment and its run. Raises `Mistake`
-    where a study of that name asks something else, and `StudyStopped` where there is no winner.
+    Without a `name` the study is called after the experiment and its run. Raises `UserError`
+    where a study of that name asks something else, and `StudyFailedError` where there is no winner.
     """
-    goal = Goal(trials, time.time() + timeout if timeout else None, keep_models, trial_timeout)
+    goal = StudyLimits(
+        trials, time.time() + timeout if timeout else None, keep_models, trial_timeout
+    )
     searching = partial(run_search, workers=workers, launcher=launcher)
     storage = open_storage()
-    tags = runs.subject_tags(plan.experiment.name, plan.dataset)
+    tags = runs.provenance_tags(plan.experiment.name, plan.dataset)
     if name in optuna.get_all_study_names(storage):
-        study = load(storage, name, plan)
+        study = load_study(storage, name, plan)
         run_id = attributes.RUN_ID.of(study)
         tags |= {STUDY: name, PARENT: run_id, **runs.process_tags()}
         resume = runs.command_run("resume", name, tags)
-        with resume as own_run_id, study_runs.reopened(run_id):
+        with resume as own_run_id, study_runs.resume_run(run_id):
             warn_of_other_commit(study, own_run_id)
-            take_over(study, plan)
+            prepare_resume(study, plan)
             return _search_and_register(study, plan, goal, searching, model_name)
     if name:
-        require_new(name)
+        check_name_is_new(name)
     with runs.command_run("study", name, tags, system_metrics=True) as run_id:
-        study = begin(storage, name or f"{plan.experiment.name}-{run_id[:8]}", plan, run_id)
+        study = create_study(storage, name or f"{plan.experiment.name}-{run_id[:8]}", plan, run_id)
         return _search_and_register(study, plan, goal, searching, model_name)
 
 
 def _search_and_register(
     study: optuna.Study,
-    plan: Plan,
-    goal: Goal,
+    plan: StudySpec,
+    goal: StudyLimits,
     searching: Callable[..., None],
     model_name: str,
-) -> Outcome:
+) -> StudyResult:
     goal.set(study)
     default = "pneumonia-sample" if plan.dataset.synthetic else "pneumonia"
     model_name = model_name or attributes.MODEL_NAME.get(study, default)
@@ -147,25 +149,25 @@ def _search_and_register(
     page = StudyPage(study, plan)
     try:
         searching(study, plan, after_trials=page.refresh)
-        await_others(study)
-        settle(study)
+        wait_for_running_trials(study)
+        reconcile_runs(study)
         if goal.keep_models:
-            evict(study, goal.keep_models)
+            delete_models_beyond_best(study, goal.keep_models)
         outcome = _register_winner(study, plan, model_name)
         selection.store_improvement(study, plan)
         page.write(DONE)
         return outcome
-    except (KeyboardInterrupt, StudyStopped) as end:
+    except (KeyboardInterrupt, StudyFailedError) as end:
         if not end.__cause__:  # else it is a store that failed, and need not be asked again
-            end_dead(study)  # a worker that has had to be killed
-            settle(study)
+            fail_dead_trials(study)  # a worker that has had to be killed
+            reconcile_runs(study)
             page.write(STOPPED)
         if isinstance(end, KeyboardInterrupt):
-            say(f"to continue, {how_to_continue(study.study_name)}")
+            echo(f"to continue, {how_to_continue(study.study_name)}")
         raise
     except STORE_ERRORS as error:
-        reason = without_passwords(str(error)).partition("\n")[0]
-        raise StudyStopped(
+        reason = redact_passwords(str(error)).partition("\n")[0]
+        raise StudyFailedError(
             f"a store of the study has failed ({reason}); what was finished is kept: see that it "
             f"answers, and {how_to_continue(study.study_name)}"
         ) from error
@@ -173,7 +175,7 @@ def _search_and_register(
 
 def run_search(
     study: optuna.Study,
-    plan: Plan,
+    plan: StudySpec,
     workers: int = 1,
     launcher: str = "local",
     after_trials: Callable[[], None] = lambda: None,
@@ -185,16 +187,16 @@ def run_search(
     with StudyProgress(study, after_trials) as progress:
         if launcher == "ray":
             ray.launch(study, plan, workers, progress)
-        elif workers > 1 or Goal.of(study).trial_timeout:
+        elif workers > 1 or StudyLimits.of(study).trial_timeout:
             local.launch(study, plan, workers, progress)
         else:
             import_tensorflow()
-            from pneumo.tuning.worker import search_trials
+            from pneumo.tuning.worker import run_trials
 
-            search_trials(study, plan, progress.update)
+            run_trials(study, plan, progress.update)
 
 
-def _register_winner(study: optuna.Study, plan: Plan, model_name: str) -> Outcome:
+def _register_winner(study: optuna.Study, plan: StudySpec, model_name: str) -> StudyResult:
     """Register the best trial's model and evaluate it on test, once and it alone.
 
     The winner is stored in the study before its evaluation. Whatever fails in between, the same
@@ -202,7 +204,7 @@ def _register_winner(study: optuna.Study, plan: Plan, model_name: str) -> Outcom
     continued study whose best trial is the same keeps its version and its evaluation.
     """
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        raise StudyStopped("no trial came to its end, so there is no winner; allow more time")
+        raise StudyFailedError("no trial came to its end, so there is no winner; allow more time")
     best, before = study.best_trial, attributes.WINNER.get(study, {})
     winner = {"trial": best.number, "model_name": model_name}
     unchanged = all(before.get(key) == value for key, value in winner.items())
@@ -210,7 +212,7 @@ def _register_winner(study: optuna.Study, plan: Plan, model_name: str) -> Outcom
         winner = before
     else:
         import_tensorflow()  # a driver of several workers has not needed it until now
-        model = model_files.load(attributes.MODEL_URI.of(best))
+        model = model_files.load_model(attributes.MODEL_URI.of(best))
         stored = registry.register_once(attributes.RUN_ID.of(best), model, model_name)
         winner["version"] = stored.version
         attributes.WINNER.set(study, winner)
@@ -218,13 +220,13 @@ def _register_winner(study: optuna.Study, plan: Plan, model_name: str) -> Outcom
         winner |= {"test_metrics": metrics, "findings": findings}
         attributes.WINNER.set(study, winner)
         if before and before["version"] != stored.version:  # its evidence page has been replaced
-            registry.describe(before["model_name"], before["version"])
+            registry.update_description(before["model_name"], before["version"])
     found = (winner[name] for name in ("model_name", "version", "test_metrics", "findings"))
-    return Outcome(study, plan.searched(), *found)
+    return StudyResult(study, plan.searched(), *found)
 
 
 def _evaluate_once(
-    study: optuna.Study, plan: Plan, stored: models.Stored
+    study: optuna.Study, plan: StudySpec, stored: models.LoadedModel
 ) -> tuple[dict[str, float], list[str]]:
     """Return the winner's metrics on test and their findings.
 
@@ -235,13 +237,13 @@ def _evaluate_once(
         found = evaluate_model(stored, images_for(stored, plan.dataset), "test")
         return found.evaluation.metrics, found.findings
     metrics, findings = read(run, "test")
-    registry.tell_of_test(stored, run.info.run_id, metrics)
+    registry.record_test_metrics(stored, run.info.run_id, metrics)
     looks = evaluations.count_looks(plan.dataset.images_digest("test"))
     registry.log_test_evaluations(stored, looks[stored.model_id])
     return metrics, findings
 
 
-def print_study(outcome: Outcome) -> None:
+def print_study(outcome: StudyResult) -> None:
     """The table of a study's trials, the best of them marked, and what became of it."""
     best = outcome.study.best_trial.number
     rows = []
@@ -250,30 +252,30 @@ def print_study(outcome: Outcome) -> None:
     for trial in trials:
         if trial.state == TrialState.WAITING:  # it has neither values nor a score
             continue
-        score = None if trial.state == TrialState.FAIL else last_value(trial)
+        score = None if trial.state == TrialState.FAIL else final_score(trial)
         config = attributes.CONFIG.get(trial, {})
         rows.append(
             (
                 f"{trial.number}{' best' if trial.number == best else ''}",
                 trial.state.name,
                 "" if score is None else f"{score:.4f}",
-                *(short(config.get(name, "")) for name in outcome.searched),
+                *(format_field(config.get(name, "")) for name in outcome.searched),
             )
         )
-    score = SCORES[attributes.OBJECTIVE.of(outcome.study)]
+    score = OBJECTIVE_LABELS[attributes.OBJECTIVE.of(outcome.study)]
     columns = "trial", "state", score, *outcome.searched
-    table(f"Study {outcome.study.study_name}", columns, rows)
+    print_table(f"Study {outcome.study.study_name}", columns, rows)
     if waiting:
-        say(f"{waiting} queued trials have not started: continue the study with more trials")
+        echo(f"{waiting} queued trials have not started: continue the study with more trials")
     test = outcome.test_metrics
-    say(
+    echo(
         f"best: trial {best}, {score} {outcome.study.best_value:.4f}; "
         f"test AUC {test['auc']:.4f} ({test['auc_low']:.4f} to {test['auc_high']:.4f}), "
         f"accuracy {test['accuracy']:.1%} at threshold {test['threshold']:.3f}"
     )
     for finding in outcome.findings:
-        say(f"note: {finding}")
-    say(f"registered: {outcome.model_name} version {outcome.version} as @{registry.CHALLENGER}")
+        echo(f"note: {finding}")
+    echo(f"registered: {outcome.model_name} version {outcome.version} as @{registry.CHALLENGER}")
     run_id = attributes.RUN_ID.of(outcome.study)
-    say(f"the study's page: {session.where_to_open(run_id, PAGE)}")
-    say(session.how_to_look(run_id))
+    echo(f"the study's page: {session.artifact_location(run_id, PAGE)}")
+    echo(session.view_hint(run_id))

@@ -4,14 +4,21 @@ from pneumo.commands import tune
 from pneumo.commands.arguments import WorkerOptions
 from pneumo.data.dataset import open_dataset
 from pneumo.runtime import signals
-from pneumo.runtime.console import say
+from pneumo.runtime.console import echo
 from pneumo.runtime.machine import require_gpus
 from pneumo.tracking import runs, session
 from pneumo.tracking.tags import PARENT, STUDY
 from pneumo.training.pretrained import prepare_to_fit
 from pneumo.tuning import attributes
-from pneumo.tuning.storage import OUTAGE
-from pneumo.tuning.study import Goal, counted, end_dead, find, settle, warn_of_other_commit
+from pneumo.tuning.storage import MAX_OUTAGE
+from pneumo.tuning.study import (
+    StudyLimits,
+    attach_to_study,
+    count_finished_trials,
+    fail_dead_trials,
+    reconcile_runs,
+    warn_of_other_commit,
+)
 
 
 def worker(options: WorkerOptions) -> int:
@@ -24,32 +31,32 @@ def _join(options: WorkerOptions) -> int:
     require_gpus(options.workers, options.workers_per_gpu)
     dataset = open_dataset(options.data, needs=("train", "test"))
     session.connect()
-    study, plan = find(options.study, dataset, options.weights or "")
-    goal, done = Goal.of(study), counted(study)
+    study, plan = attach_to_study(options.study, dataset, options.weights or "")
+    goal, done = StudyLimits.of(study), count_finished_trials(study)
     if goal.reached(study):
-        say(f"study {options.study} needs no more trials: {done} are done")
+        echo(f"study {options.study} needs no more trials: {done} are done")
         return 0
     if options.workers == 1:
         prepare_to_fit(plan.base)
-    tags = runs.subject_tags(plan.experiment.name, dataset) | runs.process_tags()
+    tags = runs.provenance_tags(plan.experiment.name, dataset) | runs.process_tags()
     tags |= {STUDY: options.study, PARENT: attributes.RUN_ID.of(study)}
     with runs.command_run("worker", f"of {options.study}", tags) as run_id:
         warn_of_other_commit(study, run_id)
-        say(f"joined study {options.study}: {done} trials are done")
+        echo(f"joined study {options.study}: {done} trials are done")
         tune.run_search(study, plan, options.workers)
     return 0
 
 
 def _drive(options: WorkerOptions) -> int:
     """Search a study for another process, which has started this one and shows what it does."""
-    signals.end_with_input()
-    session.set_up()
+    signals.terminate_with_stdin()
+    session.configure_mlflow()
     dataset = open_dataset(options.data, needs=("train", "test"))
-    study, plan = find(options.study, dataset, options.weights or "", OUTAGE)
-    end_dead(study)  # a worker that ran here before, on behalf of a cluster
-    settle(study)
+    study, plan = attach_to_study(options.study, dataset, options.weights or "", MAX_OUTAGE)
+    fail_dead_trials(study)  # a worker that ran here before, on behalf of a cluster
+    reconcile_runs(study)
     prepare_to_fit(plan.base)
-    from pneumo.tuning.worker import search_trials  # waits for TensorFlow
+    from pneumo.tuning.worker import run_trials  # waits for TensorFlow
 
-    search_trials(study, plan, enforce_timeout=True)
+    run_trials(study, plan, enforce_timeout=True)
     return 0

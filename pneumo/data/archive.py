@@ -11,16 +11,22 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from pneumo.runtime import cache
-from pneumo.runtime.cache_entries import make_room
-from pneumo.runtime.errors import Mistake, is_text, shown
+from pneumo.runtime.cache_entries import evict_least_recently_used
+from pneumo.runtime.errors import UserError, is_printable_text, quoted
 
-ENDINGS = (".zip", ".tar.gz", ".tgz")
-NESTED = (*ENDINGS, ".tar", ".7z", ".rar", ".gz")  # of what may be in one instead of images
+ARCHIVE_SUFFIXES = (".zip", ".tar.gz", ".tgz")
+NESTED_SUFFIXES = (
+    *ARCHIVE_SUFFIXES,
+    ".tar",
+    ".7z",
+    ".rar",
+    ".gz",
+)  # of what may be in one instead of images
 
 # What is larger is a bomb: images hardly shrink
-ALWAYS = 2**28  # bytes that any archive may have when unpacked
-MOST_TIMES = 100  # how many times its own size it may have then
-MOST_FILES = 1_000_000
+MIN_BOMB_BYTES = 2**28  # bytes that any archive may have when unpacked
+MAX_COMPRESSION_RATIO = 100  # how many times its own size it may have then
+MAX_FILES = 1_000_000
 
 CHUNK = 2**20  # bytes
 ENCRYPTED = 0x1  # the bit in a zip's flags
@@ -37,7 +43,7 @@ def name_of(sha256: str) -> str:
 def unpack(archive: Path) -> Path:
     """The folder that holds the archive's files, unpacked once and keyed by its content.
 
-    Raises `Mistake` if the file is no readable archive, holds anything but plain files below its
+    Raises `UserError` if the file is no readable archive, holds anything but plain files below its
     own top, each under a name of its own on every disk, or is a bomb; nothing of such an archive
     stays on disk.
     """
@@ -46,11 +52,13 @@ def unpack(archive: Path) -> Path:
     try:
         # Its files need no checksums: the index reads and hashes all of them at each start, and
         # what is decoded from them is named by their hashes
-        return cache.keep(name_of(digest), lambda folder: _extract(archive, folder), verify=False)
-    except Mistake:
+        return cache.get_or_build(
+            name_of(digest), lambda folder: _extract(archive, folder), verify=False
+        )
+    except UserError:
         raise
     except Exception as error:  # a parser fed with strangers' files raises nearly anything
-        raise Mistake(
+        raise UserError(
             f"{archive} could not be unpacked ({_reason(error)}); get the archive again, or "
             "unpack it yourself and give the folder"
         ) from None
@@ -63,10 +71,10 @@ def _reason(error: Exception) -> str:
 
 
 def _extract(archive: Path, folder: Path) -> None:
-    make_room(archive.stat().st_size)  # images hardly shrink
+    evict_least_recently_used(archive.stat().st_size)  # images hardly shrink
     members = _zip(archive) if archive.suffix.lower() == ".zip" else _tar(archive)
     names: dict[str, str] = {}  # as a disk that knows no capitals sees them
-    left = max(ALWAYS, MOST_TIMES * archive.stat().st_size)
+    left = max(MIN_BOMB_BYTES, MAX_COMPRESSION_RATIO * archive.stat().st_size)
     for name, opened in members:
         path = _safe(name, archive)
         _require_new(path.as_posix(), names, archive)
@@ -74,8 +82,8 @@ def _extract(archive: Path, folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with opened() as source, target.open("xb") as file:
             left -= _copy(source, file, left, archive)
-    if names and all(name.endswith(NESTED) for name in names):
-        raise Mistake(
+    if names and all(name.endswith(NESTED_SUFFIXES) for name in names):
+        raise UserError(
             f"{archive} holds another archive, '{min(names.values())}', and nothing else: unpack "
             "it, and give what is in it"
         )
@@ -87,9 +95,9 @@ def _copy(source: IO[bytes], file: IO[bytes], most: int, archive: Path) -> int:
     while chunk := source.read(CHUNK):
         done += len(chunk)
         if done > most:
-            raise Mistake(
-                f"{archive} would become more than {MOST_TIMES} times as large when unpacked, as "
-                "no images do; nothing was unpacked: do not trust this file"
+            raise UserError(
+                f"{archive} would become more than {MAX_COMPRESSION_RATIO} times as large when "
+                "unpacked, as no images do; nothing was unpacked: do not trust this file"
             )
         file.write(chunk)
     return done
@@ -98,13 +106,13 @@ def _copy(source: IO[bytes], file: IO[bytes], most: int, archive: Path) -> int:
 def _safe(name: str, archive: Path) -> PurePosixPath:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in (*path.parts, "")[0]:
-        raise Mistake(
-            f"{archive} holds '{shown(name)}', a path that leaves the archive; "
+        raise UserError(
+            f"{archive} holds '{quoted(name)}', a path that leaves the archive; "
             "nothing was unpacked: do not trust this file"
         )
-    if not is_text(name):
-        raise Mistake(
-            f"{archive} holds '{shown(name)}', a name that cannot be read; nothing was unpacked: "
+    if not is_printable_text(name):
+        raise UserError(
+            f"{archive} holds '{quoted(name)}', a name that cannot be read; nothing was unpacked: "
             "pack the files again under names in UTF-8"
         )
     return path
@@ -113,13 +121,13 @@ def _safe(name: str, archive: Path) -> PurePosixPath:
 def _require_new(path: str, names: dict[str, str], archive: Path) -> None:
     key = unicodedata.normalize("NFC", path).casefold()
     if key in names:
-        raise Mistake(
-            f"{archive} holds '{shown(names[key])}' and '{shown(path)}', which are one file on "
+        raise UserError(
+            f"{archive} holds '{quoted(names[key])}' and '{quoted(path)}', which are one file on "
             "some disks; nothing was unpacked: give each a name of its own"
         )
-    if len(names) == MOST_FILES:
-        raise Mistake(
-            f"{archive} holds more than {MOST_FILES:,} files; nothing was unpacked: unpack it "
+    if len(names) == MAX_FILES:
+        raise UserError(
+            f"{archive} holds more than {MAX_FILES:,} files; nothing was unpacked: unpack it "
             "yourself and give the folder"
         )
     names[key] = path
@@ -139,7 +147,7 @@ def _zip(archive: Path) -> Iterator[Member]:
     with zipfile.ZipFile(archive) as zipped:
         for member in zipped.infolist():
             if member.flag_bits & ENCRYPTED:
-                raise Mistake(
+                raise UserError(
                     f"{archive} is protected by a password; nothing was unpacked: unpack it "
                     "yourself and give the folder"
                 )
@@ -150,8 +158,8 @@ def _zip(archive: Path) -> Iterator[Member]:
                 yield member.filename, partial(zipped.open, member)
 
 
-def _no_plain_file(name: str, archive: Path) -> Mistake:
-    return Mistake(
-        f"{archive} holds '{shown(name)}', a link or device; nothing was unpacked: "
+def _no_plain_file(name: str, archive: Path) -> UserError:
+    return UserError(
+        f"{archive} holds '{quoted(name)}', a link or device; nothing was unpacked: "
         "pack plain files only"
     )

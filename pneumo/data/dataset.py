@@ -11,16 +11,16 @@ import numpy as np
 import pandas as pd
 
 from pneumo.data import archive, index, pixels
-from pneumo.data.download import SOURCES, fetch, require_whole
-from pneumo.data.pixels import digest
+from pneumo.data.download import REMOTE_DATASETS, check_image_counts, fetch
+from pneumo.data.pixels import pixels_digest
 from pneumo.data.sample import make_sample
-from pneumo.data.split import cut_validation, require_no_conflicts
+from pneumo.data.split import raise_on_conflicts, split_validation
 from pneumo.runtime import cache
-from pneumo.runtime.errors import Mistake, shown
+from pneumo.runtime.errors import UserError, quoted
 
 SAMPLE = "sample"
 
-KINDS = ", ".join([SAMPLE, *SOURCES, "a folder, a .zip or a .tar.gz"])
+ACCEPTED_SOURCES = ", ".join([SAMPLE, *REMOTE_DATASETS, "a folder, a .zip or a .tar.gz"])
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Split:
 
     `rows` are the columns of `index.COLUMNS`, one row per readable image; `positions` are
     their places in `pixels`, the memory map of all images (uint8, shape (n, size, size)).
-    `made_by` says how files became pixels.
+    `decode_key` says how files became pixels.
     """
 
     rows: pd.DataFrame
@@ -40,7 +40,7 @@ class Split:
     @property
     def digest(self) -> str:
         """64 hex digits that name these pixels in this order, wherever their files lie."""
-        return digest(self.rows, self.made_by)
+        return pixels_digest(self.rows, self.made_by)
 
     @property
     def images(self) -> np.ndarray:
@@ -74,26 +74,26 @@ class Dataset:
     @property
     def unknown_patients(self) -> int:
         """Images whose file name tells no patient."""
-        return int(index.tells_no_patient(self.rows).sum())
+        return int(index.has_unknown_patient(self.rows).sum())
 
     @property
     def licence(self) -> str:
         """Whose data it is and what may be done with it, where that is known."""
         if self.synthetic:
             return "made by pneumo; they show nobody"
-        if self.name in SOURCES:
-            return SOURCES[self.name].licence
+        if self.name in REMOTE_DATASETS:
+            return REMOTE_DATASETS[self.name].licence
         return "not known here: ask whoever gave the data"
 
     @property
     def census(self) -> dict[str, int]:
         """What became of the files, from all that were found to those that differ.
 
-        As `index.census` tells it; `duplicates`: images whose file is the same as an earlier
+        As `index.count_files` tells it; `duplicates`: images whose file is the same as an earlier
         one's, byte for byte.
         """
         copies = int(self.rows["sha256"].duplicated().sum())
-        return {**index.census(self.root), "duplicates": copies}
+        return {**index.count_files(self.root), "duplicates": copies}
 
     def images_digest(self, split: str) -> str:
         """Return 16 hex digits that identify the image files of a split, '' if it has none.
@@ -103,21 +103,21 @@ class Dataset:
         files = self.rows["sha256"][self.rows["split"] == split]
         return _digest_of(files) if len(files) else ""
 
-    def decode(self, size: int, max_unreadable: float, resize: str = "squash") -> "Images":
+    def decode(self, size: int, max_unreadable: float, resize: str = "squash") -> "DecodedDataset":
         """The images at `size` × `size` pixels, from the cache where they are there.
 
-        `resize`: see `decode.decode`. Raises `Mistake` where more than the share
+        `resize`: see `decode.decode`. Raises `UserError` where more than the share
         `max_unreadable` cannot be read.
         """
-        made_by = pixels.made_by(size, resize)
-        decoded, unreadable = pixels.load(self.base, self.rows, size, resize)
-        images = Images(self, decoded, unreadable, made_by)
+        made_by = pixels.decode_key(size, resize)
+        decoded, unreadable = pixels.load_pixels(self.base, self.rows, size, resize)
+        images = DecodedDataset(self, decoded, unreadable, made_by)
         images.require_readable(max_unreadable)
         return images
 
 
 @dataclass(frozen=True)
-class Images:
+class DecodedDataset:
     """A data set at one size. `unreadable` gives path → reason of what had to be left out."""
 
     dataset: Dataset
@@ -126,26 +126,26 @@ class Images:
     made_by: str
 
     def require_readable(self, share: float) -> None:
-        """Raises `Mistake` where more than this share of the images cannot be read."""
+        """Raises `UserError` where more than this share of the images cannot be read."""
         count, total = len(self.unreadable), len(self.dataset.rows)
         if count > share * total:
             path, why = next(iter(self.unreadable.items()))
-            raise Mistake(
+            raise UserError(
                 f"{count} of {total} images cannot be read, more than the share "
-                f"max_unreadable={share}; the first is {path} ({shown(why)}): "
+                f"max_unreadable={share}; the first is {path} ({quoted(why)}): "
                 "mend or remove them (explore lists them all), or allow more"
             )
 
     def split(self, name: str) -> Split:
         """The readable images of `train`, `val` or `test`.
 
-        Raises `Mistake` where there are none of a class.
+        Raises `UserError` where there are none of a class.
         """
         rows = self.dataset.rows
         chosen = self._readable & (rows["split"] == name).to_numpy()
         for label, class_name in enumerate(index.CLASSES):
             if not (chosen & (rows["label"] == label)).any():
-                raise Mistake(
+                raise UserError(
                     f"{name} must hold images of {class_name} that can be read, and has none "
                     f"({len(self.unreadable)} cannot be read); mend or replace them"
                 )
@@ -194,21 +194,21 @@ def published_splits(split: str) -> tuple[str]:
 def open_dataset(
     data: str, needs: tuple[str, ...] = ("train",), in_conflict: bool = False
 ) -> Dataset:
-    """The data set that `data` names: `sample`, one of `SOURCES`, a folder, `.zip` or `.tar.gz`.
+    """Open a data set: `sample`, one of `REMOTE_DATASETS`, a folder, a `.zip` or a `.tar.gz`.
 
-    Raises `Mistake` where there is none, where a split in `needs` is not there, where a split
+    Raises `UserError` where there is none, where a split in `needs` is not there, where a split
     lacks a class, or, unless it may be `in_conflict`, where images contradict each other.
     """
-    name, root = _locate(data)
-    with _called(root, data):
-        base = index.find_base(root)
+    name, root = _resolve(data)
+    with _name_source_in_errors(root, data):
+        base = index.find_split_root(root)
         rows = index.build_index(base)
-        if data in SOURCES:
-            require_whole(rows, SOURCES[data])
+        if data in REMOTE_DATASETS:
+            check_image_counts(rows, REMOTE_DATASETS[data])
         for split in sorted({*needs, *rows["split"]}):
             _require_both_classes(rows, split, base)
         if not in_conflict:
-            require_no_conflicts(base, rows)
+            raise_on_conflicts(base, rows)
     return Dataset(
         source=data if data == name else str(Path(os.path.expanduser(data)).absolute()),
         name=name,
@@ -216,39 +216,39 @@ def open_dataset(
         synthetic=data == SAMPLE,
         root=root,
         base=base,
-        rows=cut_validation(rows),
+        rows=split_validation(rows),
     )
 
 
-def _locate(data: str) -> tuple[str, Path]:
+def _resolve(data: str) -> tuple[str, Path]:
     if data == SAMPLE:
         return data, make_sample()
-    if data in SOURCES:
+    if data in REMOTE_DATASETS:
         return data, fetch(data)
     path = Path(os.path.expanduser(data))
     if os.path.isdir(path):  # which, unlike Path.is_dir, takes any text
         return path.resolve().name, path
     if not os.path.isfile(path):
-        raise Mistake(
-            f"data must be {KINDS}: there is no '{shown(data)}' here; "
+        raise UserError(
+            f"data must be {ACCEPTED_SOURCES}: there is no '{quoted(data)}' here; "
             "check the path (in a project run from a Git address it must be absolute)"
         )
-    if not path.name.lower().endswith(archive.ENDINGS):
-        raise Mistake(f"data must be {KINDS}: got the file '{shown(data)}'")
+    if not path.name.lower().endswith(archive.ARCHIVE_SUFFIXES):
+        raise UserError(f"data must be {ACCEPTED_SOURCES}: got the file '{quoted(data)}'")
     return path.name, archive.unpack(path)
 
 
 @contextmanager
-def _called(root: Path, data: str) -> Iterator[None]:
+def _name_source_in_errors(root: Path, data: str) -> Iterator[None]:
     """What was unpacked is called by its archive: nobody knows the cache's folders."""
     try:
         yield
-    except Mistake as mistake:
-        called = shown(data) if cache.is_ours(root) else str(root)
-        raise Mistake(str(mistake).replace(str(root), called)) from None
+    except UserError as mistake:
+        called = quoted(data) if cache.is_in_cache(root) else str(root)
+        raise UserError(str(mistake).replace(str(root), called)) from None
 
 
 def _require_both_classes(rows: pd.DataFrame, split: str, base: Path) -> None:
     for label, name in enumerate(index.CLASSES):
         if not ((rows["split"] == split) & (rows["label"] == label)).any():
-            raise Mistake(f"{base} must hold images in {split}/{name}, and has none; add them")
+            raise UserError(f"{base} must hold images in {split}/{name}, and has none; add them")

@@ -11,13 +11,13 @@ import pandas as pd
 import requests
 
 from pneumo.data import archive
-from pneumo.runtime.cache_entries import DOWNLOADED, DOWNLOADS, hold, make_held, place
+from pneumo.runtime.cache_entries import DOWNLOADED, DOWNLOADS, cache_path, hold, make_held
 from pneumo.runtime.console import track
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
-class Source:
+class RemoteDataset:
     """Where a data set comes from, and how it is known to be that one.
 
     `images`: how many each part of its official split holds; `licence`: whose data it is and
@@ -31,8 +31,8 @@ class Source:
     licence: str
 
 
-SOURCES = {
-    "mendeley": Source(
+REMOTE_DATASETS = {
+    "mendeley": RemoteDataset(
         "https://data.mendeley.com/public-files/datasets/rscbjbr9sj/files/"
         "f12eaf6d-6023-432f-acc9-80c9d7393433/file_downloaded",
         "ChestXRay2017.zip",
@@ -43,22 +43,22 @@ SOURCES = {
 }
 
 CHUNK = 2**20  # bytes
-ATTEMPTS = 4  # connections in a row that bring nothing
-FIRST_WAIT = 1.0  # seconds before the second of them; doubled for each further one
-SILENCE = 60  # seconds without a byte after which a connection is given up
-MOST = 2**32  # bytes: no data set here is larger, and a server may send without end
+MAX_ATTEMPTS = 4  # connections in a row that bring nothing
+INITIAL_BACKOFF = 1.0  # seconds before the second of them; doubled for each further one
+READ_TIMEOUT = 60  # seconds without a byte after which a connection is given up
+MAX_BYTES = 2**32  # bytes: no data set here is larger, and a server may send without end
 
 
 def fetch(name: str) -> Path:
-    """The folder that holds the files of a data set in `SOURCES`, downloaded and unpacked once.
+    """Download and unpack a data set in `REMOTE_DATASETS` once, and return its folder.
 
     What a broken connection has brought is kept, and the next one goes on from there, also in
-    another process. Raises `Mistake`, with a way round it, where the file cannot be had.
+    another process. Raises `UserError`, with a way round it, where the file cannot be had.
     """
-    source = SOURCES[name]
-    unpacked = place(archive.name_of(source.sha256))
+    source = REMOTE_DATASETS[name]
+    unpacked = cache_path(archive.name_of(source.sha256))
     if not hold(unpacked):
-        file = make_held(place(DOWNLOADS)) / source.file_name
+        file = make_held(cache_path(DOWNLOADS)) / source.file_name
         if not file.exists():
             _download(source, file)
         archive.unpack(file)
@@ -68,18 +68,18 @@ def fetch(name: str) -> Path:
     return unpacked
 
 
-def require_whole(rows: pd.DataFrame, source: Source) -> None:
-    """Raises `Mistake` if an index, not yet cut for validation, has not the source's images."""
+def check_image_counts(rows: pd.DataFrame, source: RemoteDataset) -> None:
+    """Raises `UserError` if an index, not yet cut for validation, has not the source's images."""
     found = rows["split"].value_counts().to_dict()
     if found != source.images:
-        raise Mistake(f"{source.file_name} must hold {source.images} images: got {found}")
+        raise UserError(f"{source.file_name} must hold {source.images} images: got {found}")
 
 
-def _download(source: Source, file: Path) -> None:
+def _download(source: RemoteDataset, file: Path) -> None:
     part = file.with_name(f"{file.name}.part")
     try:
-        _receive_all(source, part)
-    except Mistake:
+        _download_with_retries(source, part)
+    except UserError:
         part.unlink(missing_ok=True)  # nothing can be built on it
         raise
     except requests.HTTPError as error:
@@ -94,8 +94,8 @@ def _download(source: Source, file: Path) -> None:
     part.rename(file)
 
 
-def _failure(source: Source, reason: str) -> Mistake:
-    return Mistake(
+def _failure(source: RemoteDataset, reason: str) -> UserError:
+    return UserError(
         f"{source.file_name} could not be downloaded: {reason}; try again, or "
         f"1. get {source.url} with a browser, "
         f"2. see that its sha256 is {source.sha256}, "
@@ -103,23 +103,23 @@ def _failure(source: Source, reason: str) -> Mistake:
     )
 
 
-def _receive_all(source: Source, part: Path) -> None:
+def _download_with_retries(source: RemoteDataset, part: Path) -> None:
     """Fills `part`, over as many connections as it takes while each brings something."""
     failures = 0
     while True:
         before = _size(part)
         try:
-            return _receive(source, part, before)
+            return _download_once(source, part, before)
         except requests.RequestException:
             failures = 1 if _size(part) > before else failures + 1
-            if failures == ATTEMPTS:
+            if failures == MAX_ATTEMPTS:
                 raise
-            time.sleep(FIRST_WAIT * 2 ** (failures - 1))
+            time.sleep(INITIAL_BACKOFF * 2 ** (failures - 1))
 
 
-def _receive(source: Source, part: Path, done: int) -> None:
+def _download_once(source: RemoteDataset, part: Path, done: int) -> None:
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
-    with requests.get(source.url, headers=headers, stream=True, timeout=SILENCE) as answer:
+    with requests.get(source.url, headers=headers, stream=True, timeout=READ_TIMEOUT) as answer:
         _require_same_scheme(source, answer)
         if answer.status_code == requests.codes.requested_range_not_satisfiable:
             return  # nothing is missing
@@ -130,11 +130,11 @@ def _receive(source: Source, part: Path, done: int) -> None:
         with part.open("ab" if goes_on else "wb") as file:
             for chunk in track(chunks, megabytes, f"Downloading {source.file_name}", "MB"):
                 file.write(chunk)
-                if file.tell() > MOST:
-                    raise _failure(source, f"the server sent more than {MOST:,} bytes")
+                if file.tell() > MAX_BYTES:
+                    raise _failure(source, f"the server sent more than {MAX_BYTES:,} bytes")
 
 
-def _require_same_scheme(source: Source, answer: requests.Response) -> None:
+def _require_same_scheme(source: RemoteDataset, answer: requests.Response) -> None:
     """A server must not lead from https to what anybody on the way can change."""
     wanted = urlsplit(source.url).scheme
     for step in (*answer.history, answer):

@@ -16,15 +16,17 @@ from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter
 
 from pneumo.data.dataset import Split
-from pneumo.inference.batches import in_batches
+from pneumo.inference.batches import map_batches
 from pneumo.runtime import cache
 
-FILE = "pixels.npy"
+PIXELS_FILE = "pixels.npy"
 
-PERTURBER = 1  # raised with every change of what `perturbed` gives: old caches are then not used
+PERTURBATION_VERSION = (
+    1  # raised with every change of what `perturb_split` gives: old caches are then not used
+)
 
 Operation = Callable[[Image.Image, float], Image.Image]
-Ends = tuple[tuple[str, float], ...]  # names and amounts, as `perturb` takes them
+PerturbationSpecs = tuple[tuple[str, float], ...]  # names and amounts, as `perturb` takes them
 
 
 def _blur(image: Image.Image, amount: float) -> Image.Image:
@@ -84,8 +86,10 @@ PERTURBATIONS: dict[str, tuple[Operation, float, float]] = {
 
 
 # What is done to the images of a split, in turn: all there is, or what makes them smooth
-EACH = tuple((name, amount) for name, (_, *ends) in PERTURBATIONS.items() for amount in ends)
-BLURRED = (("blur", PERTURBATIONS["blur"][2]),)
+ALL_PERTURBATIONS = tuple(
+    (name, amount) for name, (_, *ends) in PERTURBATIONS.items() for amount in ends
+)
+BLUR_ONLY = (("blur", PERTURBATIONS["blur"][2]),)
 
 
 def perturb(image: np.ndarray, name: str, amount: float) -> np.ndarray:
@@ -96,12 +100,12 @@ def perturb(image: np.ndarray, name: str, amount: float) -> np.ndarray:
     return np.asarray(PERTURBATIONS[name][0](Image.fromarray(image), amount))
 
 
-def made_by(split: Split, ends: Ends) -> str:
-    """Return `Split.made_by` of the images that `perturbed` returns, without computing them."""
-    return f"{split.made_by} perturbed {PERTURBER} {ends}"
+def made_by(split: Split, ends: PerturbationSpecs) -> str:
+    """Return `Split.made_by` of the images that `perturb_split` returns, without computing them."""
+    return f"{split.made_by} perturbed {PERTURBATION_VERSION} {ends}"
 
 
-def perturbed(split: Split, ends: Ends) -> Split:
+def perturb_split(split: Split, ends: PerturbationSpecs) -> Split:
     """The images of a split, each changed by one of `ends`, which take turns.
 
     Kept in the cache: all runs on the same data and at the same size need the same ones.
@@ -116,7 +120,9 @@ def perturbed(split: Split, ends: Ends) -> Split:
     def fill(draft: Path) -> None:
         cache.require_space(draft, len(split.positions) * split.pixels[0].nbytes)
         places = np.arange(len(split.positions))
-        np.save(draft / FILE, np.concatenate(list(in_batches(change, split.positions, places))))
+        np.save(
+            draft / PIXELS_FILE, np.concatenate(list(map_batches(change, split.positions, places)))
+        )
 
-    pixels = np.load(cache.keep(f"perturbed/{key}", fill) / FILE, mmap_mode="r")
+    pixels = np.load(cache.get_or_build(f"perturbed/{key}", fill) / PIXELS_FILE, mmap_mode="r")
     return replace(split, pixels=pixels, positions=np.arange(len(pixels)), made_by=described)

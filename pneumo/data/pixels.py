@@ -10,24 +10,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pneumo.inference.batches import in_threads
-from pneumo.inference.decode import DECODER, UnreadableImage, decode
+from pneumo.inference.batches import map_in_threads
+from pneumo.inference.decode import DECODER_VERSION, UnreadableImageError, decode
 from pneumo.runtime import cache
 from pneumo.runtime.console import track
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 
 
-def made_by(size: int, resize: str) -> str:
+def decode_key(size: int, resize: str) -> str:
     """What, beside the files, decides the pixels."""
-    return f"{DECODER} {size} {resize}"
+    return f"{DECODER_VERSION} {size} {resize}"
 
 
-def digest(rows: pd.DataFrame, made_by: str) -> str:
+def pixels_digest(rows: pd.DataFrame, made_by: str) -> str:
     """64 hex digits that name the pixels of an index's images, in its order."""
     return hashlib.sha256("\n".join([made_by, *rows["sha256"]]).encode()).hexdigest()
 
 
-def load(
+def load_pixels(
     base: Path, rows: pd.DataFrame, size: int, resize: str
 ) -> tuple[np.ndarray, dict[str, str]]:
     """The pixels of an index's images, and why some are missing.
@@ -35,11 +35,11 @@ def load(
     Returns a read-only memory map, uint8, shape (rows, size, size), in the order of `rows`,
     and path → reason for the unreadable files, whose places in the map hold nothing. Kept
     in the cache under the files' content, the size and `resize`, wherever the files lie. Raises
-    `Mistake` where the disk does not give a file.
+    `UserError` where the disk does not give a file.
     """
-    key = digest(rows, made_by(size, resize))
+    key = pixels_digest(rows, decode_key(size, resize))
     files = [base / path for path in rows["path"]]
-    folder = cache.keep(f"pixels/{key}", lambda draft: _fill(draft, files, size, resize))
+    folder = cache.get_or_build(f"pixels/{key}", lambda draft: _fill(draft, files, size, resize))
     reasons = json.loads((folder / "unreadable.json").read_text())
     unreadable = {rows["path"].iloc[int(position)]: why for position, why in reasons.items()}
     return np.load(folder / "pixels.npy", mmap_mode="r"), unreadable
@@ -58,11 +58,11 @@ def _fill(folder: Path, files: list[Path], size: int, resize: str) -> None:
 
         def decoded(file: Path) -> np.ndarray | str:
             try:
-                return decode(read(file), size, resize)
-            except UnreadableImage as error:
+                return decode(read_file(file), size, resize)
+            except UnreadableImageError as error:
                 return str(error)
 
-        with closing(in_threads(decoded, files)) as results:
+        with closing(map_in_threads(decoded, files)) as results:
             shown = track(results, len(files), f"Decoding to {size} px")
             for position, image in enumerate(shown):
                 if isinstance(image, str):
@@ -72,13 +72,13 @@ def _fill(folder: Path, files: list[Path], size: int, resize: str) -> None:
     (folder / "unreadable.json").write_text(json.dumps(unreadable))
 
 
-def read(file: Path) -> bytes:
-    """A file's bytes. Raises `Mistake` where the disk does not give them."""
+def read_file(file: Path) -> bytes:
+    """A file's bytes. Raises `UserError` where the disk does not give them."""
     try:
         return file.read_bytes()
     except OSError as error:  # no fault of the image: what is kept of it must not say so
-        if error.errno == errno.ENOENT and cache.is_ours(file):
-            raise cache.deleted() from None
-        raise Mistake(
+        if error.errno == errno.ENOENT and cache.is_in_cache(file):
+            raise cache.cache_deleted_error() from None
+        raise UserError(
             f"{file} cannot be read from the disk ({error.strerror}): see that it can, or remove it"
         ) from None

@@ -26,7 +26,7 @@ PATIENTS = {
 def make_sample() -> Path:
     """The folder of the sample: 546 PNG files of 340 patients, the same bytes every time."""
     # No checksums, for the same reason as an archive's files
-    return cache.keep(f"sample-{VERSION}", _write, verify=False)
+    return cache.get_or_build(f"sample-{VERSION}", _write, verify=False)
 
 
 def example_file() -> bytes:

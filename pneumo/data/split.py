@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from pneumo.data.index import CLASSES, tells_no_patient
-from pneumo.data.pixels import read
-from pneumo.inference.decode import UnreadableImage, decode
-from pneumo.runtime.errors import Mistake, shown
+from pneumo.data.index import CLASSES, has_unknown_patient
+from pneumo.data.pixels import read_file
+from pneumo.inference.decode import UnreadableImageError, decode
+from pneumo.runtime.errors import UserError, quoted
 
 # The column of an index that the places of one file must agree in, and what else is said
-RULES = {
+CONFLICT_RULES = {
     "label": ("under both labels", "one of the labels is wrong"),
     "split": ("in train and in test", "what is tested would have been trained on"),
 }
 
 
-def require_no_conflicts(base: Path, rows: pd.DataFrame) -> None:
-    """Raise `Mistake` if an index has such images or patients.
+def raise_on_conflicts(base: Path, rows: pd.DataFrame) -> None:
+    """Raise `UserError` if an index has such images or patients.
 
     Only images that can be read count. Their files are read and decoded only if the index shows a
     contradiction.
@@ -28,18 +28,18 @@ def require_no_conflicts(base: Path, rows: pd.DataFrame) -> None:
         base: The folder from which the paths of the index start.
         rows: The index, not yet cut for validation.
     """
-    for column, (where, why) in RULES.items():
-        if pairs := list(_pairs(base, rows, column)):
-            first, second = (shown(path) for path in pairs[0])
-            raise Mistake(
+    for column, (where, why) in CONFLICT_RULES.items():
+        if pairs := list(_conflicting_pairs(base, rows, column)):
+            first, second = (quoted(path) for path in pairs[0])
+            raise UserError(
                 f"no image may be {where} ({why}), and {len(pairs)} {_are(pairs)}, the first as "
                 f"{first} and {second}; remove one of each pair: explore lists them all, in "
                 "duplicates.csv"
             )
-    where, why = RULES["split"]
+    where, why = CONFLICT_RULES["split"]
     if patients := list(_patients_on_both_sides(base, rows)):
-        name, of_train, of_test = (shown(text) for text in patients[0])
-        raise Mistake(
+        name, of_train, of_test = (quoted(text) for text in patients[0])
+        raise UserError(
             f"no patient may be {where} ({why}), and {len(patients)} {_are(patients)}, the first "
             f"'{name}' with {of_train} and {of_test}; if these are different people, list the "
             "right patients in patients.csv, else remove the images of one side: explore lists "
@@ -47,7 +47,7 @@ def require_no_conflicts(base: Path, rows: pd.DataFrame) -> None:
         )
 
 
-def _pairs(base: Path, rows: pd.DataFrame, column: str) -> Iterator[tuple[str, str]]:
+def _conflicting_pairs(base: Path, rows: pd.DataFrame, column: str) -> Iterator[tuple[str, str]]:
     """Of each image whose places differ in `column`: the first two that do."""
     values = rows.groupby("sha256")[column].transform("nunique")
     for _, places in rows[values > 1].groupby("sha256", sort=False):
@@ -69,7 +69,7 @@ def shared_patients(rows: pd.DataFrame) -> list[str]:
 
 
 def _of_shared_patients(rows: pd.DataFrame) -> pd.DataFrame:
-    known = rows[~tells_no_patient(rows)]
+    known = rows[~has_unknown_patient(rows)]
     return known[known.groupby("patient")["split"].transform("nunique") > 1]
 
 
@@ -91,8 +91,8 @@ def _first_image(base: Path, paths: Iterable[str]) -> str:
 
 def _is_image(file: Path) -> bool:
     try:
-        decode(read(file), 8)
-    except UnreadableImage:
+        decode(read_file(file), 8)
+    except UnreadableImageError:
         return False
     return True
 
@@ -101,34 +101,34 @@ def _are(found: list) -> str:
     return "is" if len(found) == 1 else "are"
 
 
-VALIDATION_SHARE = 0.2
+VALIDATION_FRACTION = 0.2
 
 
-def cut_validation(rows: pd.DataFrame) -> pd.DataFrame:
+def split_validation(rows: pd.DataFrame) -> pd.DataFrame:
     """A copy of an index in which 20 % of the training patients of each class are `val`.
 
     Test stays as it was published. Who is cut depends on the patients' names alone, never
     on a seed: all runs on the same data share one split and can be compared. A patient with
     images of both classes counts as pneumonia; patients who share a file, byte for byte, count as
-    one. Raises `Mistake` if a class has one patient.
+    one. Raises `UserError` if a class has one patient.
     """
     train = rows[rows["split"] == "train"]
-    train = train.assign(patient=_who(train))
+    train = train.assign(patient=_patient_groups(train))
     label_of_patient = train.groupby("patient")["label"].max()
     chosen: list[str] = []
     for label, patients in label_of_patient.groupby(label_of_patient):
         names = sorted(patients.index, key=lambda name: hashlib.sha256(name.encode()).digest())
         if len(names) < 2:
-            raise Mistake(
+            raise UserError(
                 f"train/{CLASSES[label]} must hold images of two patients or more, one of them for "
                 f"validation: got {len(names)}; add images or check their names"
             )
-        chosen += names[: max(1, round(VALIDATION_SHARE * len(names)))]
+        chosen += names[: max(1, round(VALIDATION_FRACTION * len(names)))]
     is_val = rows.index.isin(train.index[train["patient"].isin(chosen)])
     return rows.assign(split=rows["split"].mask(is_val, "val"))
 
 
-def _who(rows: pd.DataFrame) -> pd.Series:
+def _patient_groups(rows: pd.DataFrame) -> pd.Series:
     """Of each row the first name of its patient and of those who are tied to that by a file."""
     names = rows["patient"]
     while True:

@@ -9,9 +9,9 @@ import pandas as pd
 
 from pneumo.data.dataset import Dataset
 from pneumo.data.index import CLASSES, read_table
-from pneumo.data.pixels import read
+from pneumo.data.pixels import read_file
 from pneumo.runtime.console import track
-from pneumo.runtime.errors import Mistake, shown
+from pneumo.runtime.errors import UserError, quoted
 
 
 def write_subset(dataset: Dataset, listed: Path, out: Path) -> None:
@@ -26,12 +26,12 @@ def write_subset(dataset: Dataset, listed: Path, out: Path) -> None:
         out: The folder to write: new or empty, in a folder that exists.
 
     Raises:
-        Mistake: A line names no test image of the data set, a class has no test image left, the
+        UserError: A line names no test image of the data set, a class has no test image left, the
             data set is synthetic (its copy would pass for real images), a file cannot be read, or
             `out` is taken or cannot be written.
     """
     if dataset.synthetic:
-        raise Mistake(
+        raise UserError(
             f"test_images selects from real images, and {dataset.name} is synthetic; give other "
             "data, or leave out test_images and out"
         )
@@ -42,8 +42,8 @@ def write_subset(dataset: Dataset, listed: Path, out: Path) -> None:
         _copy(dataset.base, rows["path"].tolist(), draft)
         draft.rename(out)  # replaces an empty folder, and raises if it is empty no longer
     except OSError as error:
-        raise Mistake(
-            f"out must be a folder that can be written: got '{shown(out)}' ({error.strerror}); "
+        raise UserError(
+            f"out must be a folder that can be written: got '{quoted(out)}' ({error.strerror}); "
             "see that there is room and permission, or give another"
         ) from None
     finally:
@@ -55,16 +55,16 @@ def _select(dataset: Dataset, listed: Path) -> pd.DataFrame:
     rows, names = dataset.rows, _read_list(listed)
     is_test = rows["split"] == "test"
     if unknown := sorted(names - set(rows["path"][is_test])):
-        raise Mistake(
+        raise UserError(
             f"test_images must list test images of {dataset.name}, as test/CLASS/FILE: "
-            f"{len(unknown)} of {len(names)} lines name none, the first '{shown(unknown[0])}'; "
+            f"{len(unknown)} of {len(names)} lines name none, the first '{quoted(unknown[0])}'; "
             "give the data set that the list was made for, or correct the list"
         )
     is_listed = rows["path"].isin(names)
     for label, class_name in enumerate(CLASSES):
         if not (is_listed & (rows["label"] == label)).any():
-            raise Mistake(
-                f"test_images must list images of both classes: '{shown(listed)}' has none in "
+            raise UserError(
+                f"test_images must list images of both classes: '{quoted(listed)}' has none in "
                 f"test/{class_name}; add some"
             )
     return rows[is_listed | ~is_test]
@@ -74,8 +74,8 @@ def _read_list(file: Path) -> set[str]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise Mistake(
-            f"test_images must be a text file in UTF-8 with one path a line: got '{shown(file)}' "
+        raise UserError(
+            f"test_images must be a text file in UTF-8 with one path a line: got '{quoted(file)}' "
             f"({getattr(error, 'strerror', None) or error}); check the path"
         ) from None
     return {line.strip() for line in lines} - {""}
@@ -84,9 +84,9 @@ def _read_list(file: Path) -> set[str]:
 def _require_free(out: Path) -> None:
     is_free = not any(out.iterdir()) if out.is_dir() else not out.exists()
     if not is_free or out.is_symlink() or not out.parent.is_dir():
-        raise Mistake(
+        raise UserError(
             "out must be a new or an empty folder, in a folder that exists: got "
-            f"'{shown(out)}'; give another"
+            f"'{quoted(out)}'; give another"
         )
 
 
@@ -95,7 +95,7 @@ def _copy(base: Path, paths: Collection[str], folder: Path) -> None:
     for path in track(paths, len(paths), "Copying"):
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(read(base / path))
+        target.write_bytes(read_file(base / path))
     listed = base / "patients.csv"
     if listed.is_file():
         table = read_table(listed)

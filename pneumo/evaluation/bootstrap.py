@@ -13,13 +13,15 @@ import pandas as pd
 
 from pneumo.evaluation.intervals import paired_difference_interval
 
-DRAWS = 1000  # leave about 0.2 points of error in a 95 % bound
-LEVELS = (2.5, 97.5)  # percentiles that enclose 95 %
-GRID = np.linspace(0, 1, 101)  # where curves of different draws are compared
-BLOCK = 20  # samples that are computed at once: about 40 MB for 26,000 images
+N_RESAMPLES = 1000  # leave about 0.2 points of error in a 95 % bound
+CI_PERCENTILES = (2.5, 97.5)  # percentiles that enclose 95 %
+CURVE_GRID = np.linspace(0, 1, 101)  # where curves of different draws are compared
+BLOCK_SIZE = 20  # samples that are computed at once: about 40 MB for 26,000 images
 
 
-def draw_patients(predictions: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+def resample_patients(
+    predictions: pd.DataFrame, draws: int = N_RESAMPLES, seed: int = 0
+) -> np.ndarray:
     """Draw samples of as many patients as there are, with replacement.
 
     A sample that lacks one of the classes has no AUC and is left out.
@@ -39,7 +41,7 @@ def draw_patients(predictions: pd.DataFrame, draws: int = DRAWS, seed: int = 0) 
     return drawn if both.all() else drawn[both]
 
 
-def auc(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
+def bootstrap_auc(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
     """Compute the area under the ROC curve of each sample.
 
     It is the share of pairs of a positive and a negative image of which the positive one has the
@@ -47,7 +49,7 @@ def auc(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
 
     Args:
         predictions: Columns label and probability.
-        drawn: As `draw_patients` returns it, with both classes in each sample.
+        drawn: As `resample_patients` returns it, with both classes in each sample.
 
     Returns:
         float64 array of shape (samples,).
@@ -71,7 +73,7 @@ def auc(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
 
 
 def roc_band(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
-    """Return the 95 % band of sensitivity at each false positive rate in `GRID`.
+    """Return the 95 % band of sensitivity at each false positive rate in `CURVE_GRID`.
 
     Its bounds are percentiles of the samples, point by point: float64 array of shape (2, points).
     Unlike an interval of `intervals` it has no width where no sample has an error.
@@ -81,29 +83,29 @@ def roc_band(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
         counts = _counts_above(predictions, block)
         positive, negative = (np.pad(it, ((0, 0), (1, 0))) for it in counts)
         curves = zip(negative / negative[:, -1:], positive / positive[:, -1:], strict=True)
-        return np.stack([np.interp(GRID, x, y) for x, y in curves])
+        return np.stack([np.interp(CURVE_GRID, x, y) for x, y in curves])
 
-    return np.percentile(_in_blocks(of_block, drawn), LEVELS, axis=0)
+    return np.percentile(_in_blocks(of_block, drawn), CI_PERCENTILES, axis=0)
 
 
 def precision_band(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
-    """Return the 95 % band of precision at each sensitivity in `GRID`, as in `roc_band`."""
+    """Return the 95 % band of precision at each sensitivity in `CURVE_GRID`, as in `roc_band`."""
 
     def of_block(block: np.ndarray) -> np.ndarray:
         positive, negative = _counts_above(predictions, block)
         reached = positive / positive[:, -1:]
-        places = np.stack([np.searchsorted(it, GRID) for it in reached])
+        places = np.stack([np.searchsorted(it, CURVE_GRID) for it in reached])
         positive, negative = (np.take_along_axis(it, places, axis=1) for it in (positive, negative))
         called = positive + negative
         return np.divide(positive, called, out=np.ones(called.shape), where=called > 0)
 
-    return np.percentile(_in_blocks(of_block, drawn), LEVELS, axis=0)
+    return np.percentile(_in_blocks(of_block, drawn), CI_PERCENTILES, axis=0)
 
 
 def _in_blocks(function: Callable[[np.ndarray], np.ndarray], drawn: np.ndarray) -> np.ndarray:
     """Apply a function to some samples at a time: those of all would need gigabytes."""
     return np.concatenate(
-        [function(drawn[start : start + BLOCK]) for start in range(0, len(drawn), BLOCK)]
+        [function(drawn[start : start + BLOCK_SIZE]) for start in range(0, len(drawn), BLOCK_SIZE)]
     )
 
 
@@ -153,11 +155,11 @@ def is_paired(first: pd.DataFrame, second: pd.DataFrame) -> bool:
     return first.equals(second)
 
 
-def compare(
+def compare_models(
     first: pd.DataFrame,
     second: pd.DataFrame,
     thresholds: tuple[float, float],
-    draws: int = DRAWS,
+    draws: int = N_RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
     """Two models' predictions for the same images, in any order, each at its own threshold.
@@ -165,8 +167,10 @@ def compare(
     Raises `ValueError` where the images, their labels or patients are not the same.
     """
     first, second = _align(first, first), _align(second, first)
-    drawn = draw_patients(first, draws, seed)
-    low, high = np.percentile(auc(second, drawn) - auc(first, drawn), LEVELS)
+    drawn = resample_patients(first, draws, seed)
+    low, high = np.percentile(
+        bootstrap_auc(second, drawn) - bootstrap_auc(first, drawn), CI_PERCENTILES
+    )
     once = np.ones((1, len(first)), int)
     right = [
         (it["probability"] >= threshold) == (it["label"] == 1)
@@ -179,7 +183,7 @@ def compare(
         for it in (positive, positive & right[0], positive & right[1])
     )
     return Comparison(
-        float((auc(second, once) - auc(first, once))[0]),
+        float((bootstrap_auc(second, once) - bootstrap_auc(first, once))[0]),
         float(low),
         float(high),
         first_only,
@@ -204,11 +208,11 @@ class Improvement:
     trials: int
 
 
-def improvement(
+def bound_improvement(
     baseline: pd.DataFrame,
     best: pd.DataFrame,
     others: Iterable[pd.DataFrame],
-    draws: int = DRAWS,
+    draws: int = N_RESAMPLES,
     seed: int = 0,
 ) -> Improvement:
     """Bound the improvement of the best of several trials, accounting for the choice of the best.
@@ -217,14 +221,14 @@ def improvement(
     patients, the bound is d_best minus the 97.5 % quantile, over samples, of the maximum over
     trials of d*_j − d_j. All models are scored on the same samples. This is the "reality check"
     of White (Econometrica 2000) in the form of a confidence bound, the first step of Romano and
-    Wolf (Econometrica 2005). The interval of `compare` is that of one comparison that was planned
-    before the data were seen. For the best of many trials it is too optimistic.
+    Wolf (Econometrica 2005). The interval of `compare_models` is that of one comparison that was
+    planned before the data were seen. For the best of many trials it is too optimistic.
 
     The bounds d_j minus that quantile hold for all trials at once. So the one of `best` also holds
     if `best` was chosen by another score than AUC.
 
     Args:
-        baseline: Predictions of the baseline, columns as in `compare`.
+        baseline: Predictions of the baseline, columns as in `compare_models`.
         best: Predictions of the trial that was chosen.
         others: Predictions of the trials that could have been chosen instead, without the
             baseline. They are read one at a time, so that no more than one is in memory.
@@ -239,11 +243,11 @@ def improvement(
     """
     baseline = _align(baseline, baseline)
     once = np.ones((1, len(baseline)), int)  # the images as they are, before the samples
-    drawn = np.vstack([once, draw_patients(baseline, draws, seed)])
-    of_baseline = auc(baseline, drawn)
+    drawn = np.vstack([once, resample_patients(baseline, draws, seed)])
+    of_baseline = bootstrap_auc(baseline, drawn)
 
     def compare_trial(trial: pd.DataFrame) -> tuple[float, np.ndarray]:
-        differences = auc(_align(trial, baseline), drawn) - of_baseline
+        differences = bootstrap_auc(_align(trial, baseline), drawn) - of_baseline
         return differences[0], differences[1:] - differences[0]
 
     difference, largest = compare_trial(best)
@@ -251,7 +255,7 @@ def improvement(
     for _, excess in map(compare_trial, others):
         np.maximum(largest, excess, out=largest)
         trials += 1
-    low = difference - np.percentile(largest, LEVELS[1])
+    low = difference - np.percentile(largest, CI_PERCENTILES[1])
     return Improvement(float(difference), float(low), trials)
 
 

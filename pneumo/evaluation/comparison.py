@@ -7,12 +7,12 @@ import pandas as pd
 
 from pneumo.evaluation import bootstrap, metrics
 from pneumo.evaluation.bootstrap import Comparison
-from pneumo.evaluation.intervals import ENDS, metric_intervals
+from pneumo.evaluation.intervals import CI_SUFFIXES, metric_intervals
 from pneumo.evaluation.metrics import metric_title
 
 # What a champion must reach on the images of the decision, whoever it follows
-FLOORS = {"sensitivity": 0.90, "specificity": 0.60}
-CEILINGS = {"ece": 0.15}  # expected calibration error
+MIN_METRICS = {"sensitivity": 0.90, "specificity": 0.60}
+MAX_METRICS = {"ece": 0.15}  # expected calibration error
 
 
 # The models that a candidate is compared with, by the prefix of their figures
@@ -32,26 +32,26 @@ class ScoredPredictions:
     threshold: float
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics of `metrics.score`."""
+        """Return the metrics of `metrics.compute_metrics`."""
         labels, probabilities = (self.predictions[it] for it in ("label", "probability"))
-        return metrics.score(labels.to_numpy(), probabilities.to_numpy(), self.threshold)
+        return metrics.compute_metrics(labels.to_numpy(), probabilities.to_numpy(), self.threshold)
 
     def metrics_with_intervals(self) -> dict[str, float]:
         """Return the metrics, and the 95 % confidence intervals of those that have some."""
         return self.metrics() | metric_intervals(self.predictions, self.threshold)
 
     def compare_with(self, reference: "ScoredPredictions") -> Comparison:
-        """Return the differences from a reference, as `bootstrap.compare`: self − reference.
+        """Return the differences from a reference, as `bootstrap.compare_models`: self − reference.
 
         Raises:
             ValueError: The predictions are not for the same images.
         """
         thresholds = reference.threshold, self.threshold
-        return bootstrap.compare(reference.predictions, self.predictions, thresholds)
+        return bootstrap.compare_models(reference.predictions, self.predictions, thresholds)
 
 
 @dataclass(frozen=True)
-class Held(ScoredPredictions):
+class EvaluatedModel(ScoredPredictions):
     """A model as a stored evaluation shows it, at its own threshold.
 
     Attributes:
@@ -77,8 +77,8 @@ class Decision:
 
     Attributes:
         reasons: Reasons for a refusal.
-        figures: `candidate_…` and `champion_…` as `Held.metrics`, and the differences between the
-            two; the same with the prefix `best_` for the best champion so far.
+        figures: `candidate_…` and `champion_…` as `EvaluatedModel.metrics`, and the differences
+            between the two; the same with the prefix `best_` for the best champion so far.
         champion_vacant: Why the decision was made without the champion, or ''.
     """
 
@@ -93,14 +93,17 @@ class Decision:
 
 
 def gate(
-    candidate: Held, references: Mapping[str, Held], synthetic_images: bool, margins: Margins
+    candidate: EvaluatedModel,
+    references: Mapping[str, EvaluatedModel],
+    synthetic_images: bool,
+    margins: Margins,
 ) -> Decision:
     """Decide whether a candidate may become champion.
 
-    The candidate must reach `FLOORS` and `CEILINGS`, and be non-inferior to each reference: the
-    lower bounds of the 95 % intervals of the differences in AUC and in sensitivity, paired and by
-    patient as in `bootstrap.compare`, must lie above the negative margins. Without references the
-    floors alone decide.
+    The candidate must reach `MIN_METRICS` and `MAX_METRICS`, and be non-inferior to each reference:
+    the lower bounds of the 95 % intervals of the differences in AUC and in sensitivity, paired and
+    by patient as in `bootstrap.compare_models`, must lie above the negative margins. Without
+    references the floors alone decide.
 
     Args:
         candidate: The candidate with its predictions.
@@ -135,7 +138,7 @@ def demo_after_real(candidate: str, champion: str) -> str:
     return f"{candidate} was trained on synthetic images, {champion} on real ones"
 
 
-def _compared(candidate: Held, champion: Held) -> dict[str, float]:
+def _compared(candidate: EvaluatedModel, champion: EvaluatedModel) -> dict[str, float]:
     """Return the champion's metrics, and the differences candidate − champion."""
     found = candidate.compare_with(champion)
     return {
@@ -170,20 +173,20 @@ def describe_difference(name: str, figures: Mapping[str, float], prefix: str = "
         figures: See `Decision.figures`.
         prefix: See `REFERENCES`.
     """
-    value, low, high = (figures[f"{prefix}{name}_difference{end}"] for end in ENDS)
+    value, low, high = (figures[f"{prefix}{name}_difference{end}"] for end in CI_SUFFIXES)
     return f"difference {value:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
 
 
 def _below_the_floors(metrics: Mapping[str, float]) -> Iterator[str]:
-    for name, floor in FLOORS.items():
+    for name, floor in MIN_METRICS.items():
         if not metrics[name] >= floor:  # NaN is below as well
             yield f"{name} is {metrics[name]:.3f}, and {floor:.2f} is the least"
-    for name, ceiling in CEILINGS.items():
+    for name, ceiling in MAX_METRICS.items():
         if not metrics[name] <= ceiling:
             yield f"{name} is {metrics[name]:.3f}, and {ceiling:.2f} is the most"
 
 
-def best_of(champions: Mapping[int, Held], preferred: tuple[int, ...]) -> int:
+def best_champion(champions: Mapping[int, EvaluatedModel], preferred: tuple[int, ...]) -> int:
     """Return the number of the champion with the greatest AUC, 0 if there is none.
 
     Of equal ones the one with the greatest sensitivity counts, so that a threshold that rises with

@@ -11,19 +11,21 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-from pneumo.data.dataset import Images
-from pneumo.data.index import CLASSES, tells_no_patient
+from pneumo.data.dataset import DecodedDataset
+from pneumo.data.index import CLASSES, has_unknown_patient
 from pneumo.data.split import shared_patients
 from pneumo.evaluation.intervals import metric_intervals
-from pneumo.inference.batches import in_batches, in_threads
+from pneumo.inference.batches import map_batches, map_in_threads
 from pneumo.inference.decode import open_image
 
-SIDE = 224  # of the square at which intensity and sharpness are measured, so that they compare
+PROFILE_SIZE = (
+    224  # of the square at which intensity and sharpness are measured, so that they compare
+)
 SPLITS = ("train", "val", "test")
-FOLDS = 5
+N_FOLDS = 5
 
 # What a file tells before anyone looks at a lung
-METADATA = {
+METADATA_TITLES = {
     "pixels": "size in pixels (width × height)",
     "aspect": "aspect ratio (width / height)",
     "bytes": "file size in bytes",
@@ -31,10 +33,20 @@ METADATA = {
     "sharpness": "sharpness",
 }
 
-GREY = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "LA", "La")  # Pillow's modes without colour
+GRAYSCALE_MODES = (
+    "1",
+    "L",
+    "I",
+    "F",
+    "I;16",
+    "I;16L",
+    "I;16B",
+    "LA",
+    "La",
+)  # Pillow's modes without colour
 
 
-def describe_files(images: Images) -> pd.DataFrame:
+def profile_files(images: DecodedDataset) -> pd.DataFrame:
     """A row for each file in a class folder: the index's columns, and what the file is like.
 
     `class`; `bytes`; `width`, `height`, and `colour` (`grey`, or Pillow's name, as `RGB`) as the
@@ -44,14 +56,14 @@ def describe_files(images: Images) -> pd.DataFrame:
     unreadable file does not tell is NaN, and its colour ''.
     """
     rows, base = images.dataset.rows, images.dataset.base
-    headers = list(in_threads(_header, [base / path for path in rows["path"]]))
-    looks = np.concatenate(list(in_batches(_look, images.pixels)))
+    headers = list(map_in_threads(_header, [base / path for path in rows["path"]]))
+    looks = np.concatenate(list(map_batches(_pixel_statistics, images.pixels)))
     files = rows.assign(
         split=pd.Categorical(rows["split"], SPLITS).remove_unused_categories(),
         **{"class": [CLASSES[label] for label in rows["label"]]},
         **pd.DataFrame(headers, columns=["bytes", "width", "height", "colour"], index=rows.index),
         **pd.DataFrame(looks, columns=["mean", "sharpness"], index=rows.index),
-        unknown=tells_no_patient(rows),
+        unknown=has_unknown_patient(rows),
         error=[images.unreadable.get(path, "") for path in rows["path"]],
     )
     files["pixels"] = files["width"] * files["height"]
@@ -67,51 +79,51 @@ def _header(file: Path) -> tuple[int, int, int, str]:
     size = file.stat().st_size
     try:
         with open_image(file) as image:
-            return size, *image.size, "grey" if image.mode in GREY else image.mode
-    except Exception:  # the decoder has its reason already, as `Images.unreadable`
+            return size, *image.size, "grey" if image.mode in GRAYSCALE_MODES else image.mode
+    except Exception:  # the decoder has its reason already, as `DecodedDataset.unreadable`
         return size, 0, 0, ""
 
 
-def _look(pixels: np.ndarray) -> np.ndarray:
+def _pixel_statistics(pixels: np.ndarray) -> np.ndarray:
     """Mean and sharpness of each image: float64, shape (images, 2)."""
     return np.array([(it.mean(), laplace(it.astype(np.float32)).var()) for it in pixels])
 
 
-def readable(files: pd.DataFrame) -> pd.DataFrame:
+def readable_files(files: pd.DataFrame) -> pd.DataFrame:
     """The files that are images."""
     return files[files["error"] == ""]
 
 
-def coloured(files: pd.DataFrame) -> pd.DataFrame:
+def color_images(files: pd.DataFrame) -> pd.DataFrame:
     """The images that are stored with colours, be they grey to the eye."""
     return files[~files["colour"].isin(["", "grey"])]
 
 
-def count(files: pd.DataFrame) -> pd.DataFrame:
+def count_images(files: pd.DataFrame) -> pd.DataFrame:
     """Images and patients: columns split, class, subtype ('' unknown), images, patients."""
-    groups = readable(files).groupby(["split", "class", "subtype"], observed=True)["patient"]
+    groups = readable_files(files).groupby(["split", "class", "subtype"], observed=True)["patient"]
     return groups.agg(images="size", patients="nunique").reset_index()
 
 
 def images_per_patient(files: pd.DataFrame) -> pd.Series:
     """How many images each patient has: int, index (split, patient)."""
-    return readable(files).groupby(["split", "patient"], observed=True).size()
+    return readable_files(files).groupby(["split", "patient"], observed=True).size()
 
 
-def copies(files: pd.DataFrame) -> pd.DataFrame:
+def find_duplicates(files: pd.DataFrame) -> pd.DataFrame:
     """The images that are the same file, byte for byte, as another one.
 
     Columns group (from 1 up), path, split, class, patient; sorted by group and path.
     """
-    groups = readable(files).groupby("sha256")["path"]
-    found = readable(files)[groups.transform("size") > 1].sort_values("path")
+    groups = readable_files(files).groupby("sha256")["path"]
+    found = readable_files(files)[groups.transform("size") > 1].sort_values("path")
     number = 1 + pd.factorize(found["sha256"])[0]
     found = found.assign(group=number).sort_values(["group", "path"])
     return found[["group", "path", "split", "class", "patient"]]
 
 
-def count_copies(found: pd.DataFrame) -> dict[str, int]:
-    """Of what `copies` gives: `groups`, `files`, and groups `across_splits`, `_classes`, …"""
+def count_duplicates(found: pd.DataFrame) -> dict[str, int]:
+    """Count the `groups` and `files` of `find_duplicates`, and groups `across_splits`, …"""
     groups = found.groupby("group")
     across = {
         f"across_{name}": int((groups[column].nunique() > 1).sum())
@@ -120,47 +132,47 @@ def count_copies(found: pd.DataFrame) -> dict[str, int]:
     return {"groups": groups.ngroups, "files": len(found), **across}
 
 
-def constants(files: pd.DataFrame) -> dict[str, Any]:
-    """Of `METADATA` and `colour`: those of which all images have the same value, and that value."""
-    images = readable(files)
+def constant_columns(files: pd.DataFrame) -> dict[str, Any]:
+    """Return those of `METADATA_TITLES` and `colour` that all images share, with their value."""
+    images = readable_files(files)
     return {
         name: images[name].tolist()[0]
-        for name in (*METADATA, "colour")
+        for name in (*METADATA_TITLES, "colour")
         if images[name].nunique() == 1
     }
 
 
-def ranges(files: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Least, median and greatest of `METADATA` in each group: index `by`, columns (name, which)."""
-    groups = readable(files).groupby(by, observed=True)
-    return groups[list(METADATA)].agg(["min", "median", "max"])
+def value_ranges(files: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return minimum, median and maximum of each group: index `by`, columns (name, statistic)."""
+    groups = readable_files(files).groupby(by, observed=True)
+    return groups[list(METADATA_TITLES)].agg(["min", "median", "max"])
 
 
-def give_away(files: pd.DataFrame) -> dict[str, dict[str, float]]:
+def measure_metadata_leakage(files: pd.DataFrame) -> dict[str, dict[str, float]]:
     """How far the metadata alone tell what they should not: the AUC of a classifier of them.
 
     `label`: pneumonia from normal among the training images, or, without any, among those of test;
     `split`: test from training images, of all and of each class, where there are both. Each with
     `auc` and its 95 % interval by patient, from predictions for patients that the classifier has
     not seen (gradient-boosted trees, five folds), and, below its name, the AUC of each of
-    `METADATA` alone: above 0.5 where it is greater in pneumonia, or in test. Nothing is said where
-    one side has fewer patients than folds.
+    `METADATA_TITLES` alone: above 0.5 where it is greater in pneumonia, or in test. Nothing is said
+    where one side has fewer patients than folds.
     """
-    images = readable(files)
+    images = readable_files(files)
     of_test = images["split"] == "test"
     told = {"label": (images if of_test.all() else images[~of_test], "label")}
     images = images.assign(test=of_test.astype(int))
     told["split"] = images, "test"
     told |= {f"split_{name.lower()}": (images[images["class"] == name], "test") for name in CLASSES}
     return {
-        name: _told(some, some[target].to_numpy())
+        name: _cross_validated_auc(some, some[target].to_numpy())
         for name, (some, target) in told.items()
-        if some.groupby(target)["patient"].nunique().reindex([0, 1], fill_value=0).min() >= FOLDS
+        if some.groupby(target)["patient"].nunique().reindex([0, 1], fill_value=0).min() >= N_FOLDS
     }
 
 
-def _told(images: pd.DataFrame, target: np.ndarray) -> dict[str, float]:
-    values = images[list(METADATA)].to_numpy()
+def _cross_validated_auc(images: pd.DataFrame, target: np.ndarray) -> dict[str, float]:
+    values = images[list(METADATA_TITLES)].to_numpy()
     probabilities = cross_val_predict(
         # Small trees, and few, since five numbers say no more; the classes alike
         HistGradientBoostingClassifier(
@@ -169,7 +181,7 @@ def _told(images: pd.DataFrame, target: np.ndarray) -> dict[str, float]:
         values,
         target,
         groups=images["patient"],
-        cv=StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0),
+        cv=StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=0),
         method="predict_proba",
     )[:, 1]
     predictions = pd.DataFrame(
@@ -179,25 +191,25 @@ def _told(images: pd.DataFrame, target: np.ndarray) -> dict[str, float]:
     return {
         "auc": float(roc_auc_score(target, probabilities)),
         **{name: bounds[name] for name in ("auc_low", "auc_high")},
-        **{name: float(roc_auc_score(target, images[name])) for name in METADATA},
+        **{name: float(roc_auc_score(target, images[name])) for name in METADATA_TITLES},
     }
 
 
-def problems(files: pd.DataFrame) -> Iterator[tuple[str, str]]:
+def file_issues(files: pd.DataFrame) -> Iterator[tuple[str, str]]:
     """The files that are not as the others, path and what they are."""
     for row in files.itertuples():
         if row.error:
             yield row.path, f"unreadable: {row.error}"
     for path in files["path"][files["unknown"]]:
         yield path, "its name tells no patient: counted as a patient of its own"
-    if "colour" not in constants(files):
-        for row in coloured(files).itertuples():
+    if "colour" not in constant_columns(files):
+        for row in color_images(files).itertuples():
             yield row.path, f"stored in colour ({row.colour}): read as grey"
 
 
-def count_all(files: pd.DataFrame) -> dict[str, Any]:
-    """All numbers that are told of a data set, from `dataset_profile.describe_files`."""
-    images, sizes = readable(files), images_per_patient(files)
+def compute_statistics(files: pd.DataFrame) -> dict[str, Any]:
+    """All numbers that are told of a data set, from `dataset_profile.profile_files`."""
+    images, sizes = readable_files(files), images_per_patient(files)
     classes = images.groupby(["split", "class"], observed=True)["patient"]
     return {
         "images": len(images),
@@ -207,14 +219,14 @@ def count_all(files: pd.DataFrame) -> dict[str, Any]:
         "unreadable": len(files) - len(images),
         "unknown_patients": int(files["unknown"].sum()),
         "shared_patients": shared_patients(images),
-        "coloured": coloured(files)["class"].value_counts().to_dict(),
-        "constant": constants(files),
+        "coloured": color_images(files)["class"].value_counts().to_dict(),
+        "constant": constant_columns(files),
         "classes": {
             f"{split}_{name.lower()}": {"images": len(rows), "patients": rows.nunique()}
             for (split, name), rows in classes
         },
-        "duplicates": count_copies(copies(files)),
-        "give_away": give_away(files),
+        "duplicates": count_duplicates(find_duplicates(files)),
+        "give_away": measure_metadata_leakage(files),
     }
 
 

@@ -15,8 +15,8 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 from scipy.stats import beta, norm, t
 
-ENDS = ("", "_low", "_high")  # of the names of a value and its 95 % interval
-TAIL = 0.025  # probability on each side of an interval
+CI_SUFFIXES = ("", "_low", "_high")  # of the names of a value and its 95 % interval
+TAIL_PROBABILITY = 0.025  # probability on each side of an interval
 
 # Intraclass correlations between the images of a patient, in being right or in their scores. The
 # estimate from few wrong images varies much, and often it is too small. An exact interval is wide
@@ -26,7 +26,7 @@ USUAL_ICC = 0.2
 
 
 def metric_intervals(predictions: pd.DataFrame, threshold: float) -> dict[str, float]:
-    """Return the 95 % confidence intervals of the metrics in `metrics.HEADLINE`.
+    """Return the 95 % confidence intervals of the metrics in `metrics.HEADLINE_METRICS`.
 
     Args:
         predictions: Columns patient, label (0 or 1, both among them) and probability.
@@ -80,8 +80,8 @@ def proportion_interval(hits: np.ndarray, images: np.ndarray) -> tuple[np.ndarra
     size = total / np.maximum(variance / independent, least)
     size = size * (_student(np.maximum(total, 2) - 1) / _student(several - 1)) ** 2
     hits_of_size, misses_of_size = value * size, (1 - value) * size
-    low = beta.ppf(TAIL, np.where(value > 0, hits_of_size, 1), misses_of_size + 1)
-    high = beta.ppf(1 - TAIL, hits_of_size + 1, np.where(value < 1, misses_of_size, 1))
+    low = beta.ppf(TAIL_PROBABILITY, np.where(value > 0, hits_of_size, 1), misses_of_size + 1)
+    high = beta.ppf(1 - TAIL_PROBABILITY, hits_of_size + 1, np.where(value < 1, misses_of_size, 1))
     low = np.where((patients > 1) & (value > 0), np.minimum(low, value), 0)
     return low, np.where((patients > 1) & (value < 1), np.maximum(high, value), 1)
 
@@ -188,7 +188,9 @@ def _bound_if_separated(negatives: float, positives: float) -> float:
 
     def excess(auc: float) -> float:
         pairs = 1 + others * ((1 - auc) / (2 - auc) + auc / (1 + auc))
-        return (1 - auc) - norm.ppf(1 - TAIL) ** 2 * auc * pairs / (negatives * positives)
+        return (1 - auc) - norm.ppf(1 - TAIL_PROBABILITY) ** 2 * auc * pairs / (
+            negatives * positives
+        )
 
     return float(brentq(excess, 0, 1))
 
@@ -199,15 +201,17 @@ def _design_effect(images: np.ndarray, icc: np.ndarray | float) -> np.ndarray:
 
 
 def _student(degrees: np.ndarray | int) -> np.ndarray:
-    return t.ppf(1 - TAIL, degrees)
+    return t.ppf(1 - TAIL_PROBABILITY, degrees)
 
 
-def with_interval(values: Mapping[str, float], name: str) -> str:
+def format_with_interval(values: Mapping[str, float], name: str) -> str:
     """A value and, where `values` has `name_low` and `name_high`, its interval."""
-    value, *bounds = (number(values[f"{name}{end}"]) for end in ENDS if f"{name}{end}" in values)
+    value, *bounds = (
+        format_number(values[f"{name}{end}"]) for end in CI_SUFFIXES if f"{name}{end}" in values
+    )
     return f"{value} ({'–'.join(bounds)})" if bounds else value
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Three digits; a dash for what is no number."""
     return "–" if math.isnan(value) else f"{value:.3f}"

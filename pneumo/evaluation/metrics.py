@@ -11,15 +11,18 @@ from sklearn import metrics
 
 from pneumo.data.dataset import Split
 from pneumo.data.index import CLASSES
-from pneumo.evaluation.intervals import ENDS, metric_intervals
+from pneumo.evaluation.intervals import CI_SUFFIXES, metric_intervals
 
-GOOD_SENSITIVITY = 0.95  # at which specificities are compared, whatever the threshold
-TEMPERATURES = (0.1, 10.0)  # a temperature beyond says that validation is too small to fit one
-HEADLINE = ("auc", "sensitivity", "specificity", "accuracy")  # those with intervals
+REFERENCE_SENSITIVITY = 0.95  # at which specificities are compared, whatever the threshold
+TEMPERATURE_BOUNDS = (
+    0.1,
+    10.0,
+)  # a temperature beyond says that validation is too small to fit one
+HEADLINE_METRICS = ("auc", "sensitivity", "specificity", "accuracy")  # those with intervals
 
 
 def metric_title(name: str) -> str:
-    """Return what a sentence calls a metric in `HEADLINE`."""
+    """Return what a sentence calls a metric in `HEADLINE_METRICS`."""
     return "AUC" if name == "auc" else name
 
 
@@ -28,12 +31,12 @@ class Evaluation:
     """One model on one split.
 
     `predictions`: columns path, patient, subtype, label, probability, one row per image;
-    `metrics`: name → value, the threshold among them; `confusion`: tn, fp, fn, tp.
+    `metrics`: name → value, the threshold among them; `confusion_counts`: tn, fp, fn, tp.
     """
 
     predictions: pd.DataFrame
     metrics: dict[str, float]
-    confusion: dict[str, int]
+    confusion_counts: dict[str, int]
 
 
 def evaluate_predictions(
@@ -47,21 +50,25 @@ def evaluate_predictions(
     predictions = split.rows[["path", "patient", "subtype", "label"]].assign(
         probability=probabilities
     )
-    values = score(split.labels, probabilities, threshold)
+    values = compute_metrics(split.labels, probabilities, threshold)
     if intervals:
         values |= metric_intervals(predictions, threshold)
-    return Evaluation(predictions, values, confusion(split.labels, probabilities, threshold))
+    return Evaluation(predictions, values, confusion_counts(split.labels, probabilities, threshold))
 
 
-def confusion(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, int]:
+def confusion_counts(
+    labels: np.ndarray, probabilities: np.ndarray, threshold: float
+) -> dict[str, int]:
     """Counts of true and false negatives and positives; positive is probability ≥ threshold."""
     table = metrics.confusion_matrix(labels, probabilities >= threshold, labels=[0, 1])
     return dict(zip(("tn", "fp", "fn", "tp"), map(int, table.ravel()), strict=True))
 
 
-def score(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, float]:
+def compute_metrics(
+    labels: np.ndarray, probabilities: np.ndarray, threshold: float
+) -> dict[str, float]:
     """Return the metrics of one split by name, without intervals. A rate of no images is NaN."""
-    counts = confusion(labels, probabilities, threshold)
+    counts = confusion_counts(labels, probabilities, threshold)
     tn, fp, fn, tp = (counts[key] for key in ("tn", "fp", "fn", "tp"))
     sensitivity, specificity = _rate(tp, tp + fn), _rate(tn, tn + fp)
     return {
@@ -123,7 +130,9 @@ def midpoint_threshold(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(expit((logits[labels == 0].mean() + logits[labels == 1].mean()) / 2))
 
 
-def threshold_for(sensitivity: float, labels: np.ndarray, probabilities: np.ndarray) -> float:
+def threshold_at_sensitivity(
+    sensitivity: float, labels: np.ndarray, probabilities: np.ndarray
+) -> float:
     """Return the threshold of the greatest specificity with at least that sensitivity, 0 to 1.
 
     It lies in the middle of the highest plateau that finds enough of the positive images, see
@@ -133,7 +142,9 @@ def threshold_for(sensitivity: float, labels: np.ndarray, probabilities: np.ndar
     return float(thresholds[np.argmax(found >= sensitivity)])
 
 
-def specificity_at(sensitivity: float, labels: np.ndarray, probabilities: np.ndarray) -> float:
+def specificity_at_sensitivity(
+    sensitivity: float, labels: np.ndarray, probabilities: np.ndarray
+) -> float:
     """Return the greatest specificity of all thresholds with at least that sensitivity."""
     false_positives, found, _ = _operating_points(labels, probabilities)
     return float(1 - false_positives[found >= sensitivity].min())
@@ -164,7 +175,7 @@ def _operating_points(
     return false_positives[1:], found[1:], np.where(middle > lower, middle, upper)
 
 
-def temperature(labels: np.ndarray, logits: np.ndarray) -> float:
+def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     """What to divide logits by so that their log loss is least (Guo et al., ICML 2017).
 
     1 changes nothing, above 1 the model was too sure of itself. One positive number for all
@@ -176,17 +187,17 @@ def temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     def loss(log_temperature: float) -> float:
         return np.logaddexp(0, -margins / np.exp(log_temperature)).mean()
 
-    best = minimize_scalar(loss, bounds=np.log(TEMPERATURES), options={"xatol": 1e-9})
+    best = minimize_scalar(loss, bounds=np.log(TEMPERATURE_BOUNDS), options={"xatol": 1e-9})
     return float(np.exp(best.x)) if best.fun < loss(0) else 1.0
 
 
-def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+def calibration_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """How far probabilities can be taken at their word."""
-    values = score(labels, probabilities, 0.5)
+    values = compute_metrics(labels, probabilities, 0.5)
     return {name: values[name] for name in ("log_loss", "brier", "ece")}
 
 
-def subgroups(predictions: pd.DataFrame, threshold: float) -> dict[str, dict[str, float]]:
+def subgroup_metrics(predictions: pd.DataFrame, threshold: float) -> dict[str, dict[str, float]]:
     """For each kind of image that the file names tell, as `PNEUMONIA/virus`: how it fares.
 
     `images`, `patients`, `sensitivity` or `specificity` within it, and `auc` against all of the
@@ -197,18 +208,22 @@ def subgroups(predictions: pd.DataFrame, threshold: float) -> dict[str, dict[str
     for (label, subtype), rows in named.groupby(["label", "subtype"]):
         others = predictions[predictions["label"] != label]
         both = pd.concat([rows, others])
-        values = score(both["label"].to_numpy(), both["probability"].to_numpy(), threshold)
+        values = compute_metrics(
+            both["label"].to_numpy(), both["probability"].to_numpy(), threshold
+        )
         values |= metric_intervals(both, threshold)
         rate = "sensitivity" if label else "specificity"
         found[f"{CLASSES[label]}/{subtype}"] = {
             "images": len(rows),
             "patients": rows["patient"].nunique(),
-            **{f"{it}{end}": values[f"{it}{end}"] for it in (rate, "auc") for end in ENDS},
+            **{f"{it}{end}": values[f"{it}{end}"] for it in (rate, "auc") for end in CI_SUFFIXES},
         }
     return found
 
 
-def details(evaluation: Evaluation, logits: np.ndarray, temperature: float) -> dict[str, Any]:
+def detailed_metrics(
+    evaluation: Evaluation, logits: np.ndarray, temperature: float
+) -> dict[str, Any]:
     """All that is said of one model on one split beyond `Evaluation.metrics`.
 
     `logits`: of its images, in its order, before the temperature.
@@ -220,10 +235,12 @@ def details(evaluation: Evaluation, logits: np.ndarray, temperature: float) -> d
         "images": len(labels),
         "patients": predictions["patient"].nunique(),
         "at_threshold": evaluation.metrics,
-        "at_0.5": score(labels, probabilities, 0.5) | metric_intervals(predictions, 0.5),
-        "specificity_at_95_sensitivity": specificity_at(GOOD_SENSITIVITY, labels, probabilities),
+        "at_0.5": compute_metrics(labels, probabilities, 0.5) | metric_intervals(predictions, 0.5),
+        "specificity_at_95_sensitivity": specificity_at_sensitivity(
+            REFERENCE_SENSITIVITY, labels, probabilities
+        ),
         "accuracy_of_all_pneumonia": float(labels.mean()),
         "temperature": temperature,
-        "uncalibrated": calibration(labels, expit(logits)),
-        "subgroups": subgroups(predictions, threshold),
+        "uncalibrated": calibration_metrics(labels, expit(logits)),
+        "subgroups": subgroup_metrics(predictions, threshold),
     }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from pneumo.data.dataset import Dataset
-from pneumo.data.index import tells_no_patient
+from pneumo.data.index import has_unknown_patient
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def find_overlap(
         return None
     trained, tested = files
     rows = dataset.rows[dataset.rows["split"] == split]
-    known = rows["patient"][~tells_no_patient(rows)]
+    known = rows["patient"][~has_unknown_patient(rows)]
     return Overlap(
         total=len(rows),
         images=int(rows["sha256"].isin(trained["sha256"]).sum()),

@@ -4,11 +4,11 @@ import keras
 import numpy as np
 
 from pneumo.inference.logits import (
-    average_models,
-    is_mirrored,
-    members_of,
+    build_ensemble,
+    ensemble_members,
     predict_logits,
     to_probabilities,
+    uses_flip_tta,
 )
 from pneumo.inference.pyfunc import PneumoniaModel
 
@@ -23,21 +23,21 @@ def predict_with_skew(model: PneumoniaModel, images: np.ndarray) -> np.ndarray:
     Returns:
         float64, shape (n,), 0 to 1.
     """
-    # As `predict_probabilities`, but for its check of uint8 pixels, which would refuse these
-    logits = predict_logits(as_published(model.keras_model), images.astype(np.float32) / 255)
+    # As `predict_proba`, but for its check of uint8 pixels, which would refuse these
+    logits = predict_logits(with_float_input(model.keras_model), images.astype(np.float32) / 255)
     return to_probabilities(logits, model.settings["temperature"])
 
 
-def as_published(model: keras.Model) -> keras.Model:
+def with_float_input(model: keras.Model) -> keras.Model:
     """The same layers and weights behind a float input: it takes pixels of any range as they are.
 
     The model itself would refuse them, or, called past that, cast them to whole numbers.
     """
-    twins = [_behind_float_input(member) for member in members_of(model)]
-    return average_models(twins, is_mirrored(model))
+    twins = [_clone_with_float_input(member) for member in ensemble_members(model)]
+    return build_ensemble(twins, uses_flip_tta(model))
 
 
-def _behind_float_input(member: keras.Model) -> keras.Model:
+def _clone_with_float_input(member: keras.Model) -> keras.Model:
     network = member.get_layer("backbone")
     pixels = keras.Input(member.input_shape[1:], dtype="float32")
     twin = keras.models.clone_model(network, input_tensors=pixels)

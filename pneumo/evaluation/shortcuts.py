@@ -6,21 +6,21 @@ import numpy as np
 import pandas as pd
 
 from pneumo.evaluation.comparison import ScoredPredictions
-from pneumo.evaluation.intervals import with_interval
+from pneumo.evaluation.intervals import format_with_interval
 
-BORDER = 1 / 8  # of the side, along each: markers, collimation and shoulders, little lung
+BORDER_FRACTION = 1 / 8  # of the side, along each: markers, collimation and shoulders, little lung
 
 
-def blackened(images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+def occlude_regions(images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Copies of images, uint8, shape (n, size, size, 1), with their `centre` or `border` black."""
-    width = round(BORDER * images.shape[1])
+    width = round(BORDER_FRACTION * images.shape[1])
     centre = np.zeros(images.shape[1:3], bool)
     centre[width:-width, width:-width] = True
     for name, black in (("centre", centre), ("border", ~centre)):
         yield name, np.where(black[..., np.newaxis], np.uint8(0), images)
 
 
-def check(
+def occlusion_auc(
     predict: Callable[[np.ndarray], np.ndarray], images: np.ndarray, predictions: pd.DataFrame
 ) -> dict[str, dict[str, float]]:
     """Measure the AUC without the `centre` and without the `border` of the images.
@@ -35,7 +35,8 @@ def check(
         confidence intervals by patient.
     """
     return {
-        name: _compare_with_whole(predictions, predict(black)) for name, black in blackened(images)
+        name: _compare_with_whole(predictions, predict(black))
+        for name, black in occlude_regions(images)
     }
 
 
@@ -51,18 +52,18 @@ def _compare_with_whole(whole: pd.DataFrame, probabilities: np.ndarray) -> dict[
     }
 
 
-def tells(values: Mapping[str, float]) -> bool:
+def differs_from_chance(values: Mapping[str, float]) -> bool:
     """Whether an AUC is surely another than that of chance."""
     return not values["auc_low"] <= 0.5 <= values["auc_high"]
 
 
-def in_words(found: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """A sentence on each of what `check` gives."""
+def describe_occlusion(found: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """A sentence on each of what `occlusion_auc` gives."""
     centre, border = found["centre"], found["border"]
     meaning = (
         "The border alone tells the classes apart. There is little lung in it: look for "
         "markers, collimation, or children lying differently"
-        if tells(centre)
+        if differs_from_chance(centre)
         else "Without the centre it cannot tell the classes apart, as it should be"
     )
     leaning = (
@@ -71,10 +72,12 @@ def in_words(found: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
         else "It hardly needs the border, as it should be"
     )
     return {
-        "centre": f"With the centre black the AUC is {with_interval(centre, 'auc')}. {meaning}.",
+        "centre": (
+            f"With the centre black the AUC is {format_with_interval(centre, 'auc')}. {meaning}."
+        ),
         "border": (
-            f"With the border black it is {with_interval(border, 'auc')}; the difference to the "
-            f"whole image is {border['difference']:+.3f} ({border['difference_low']:+.3f} to "
-            f"{border['difference_high']:+.3f}). {leaning}."
+            f"With the border black it is {format_with_interval(border, 'auc')}; the difference to "
+            f"the whole image is {border['difference']:+.3f} ({border['difference_low']:+.3f} "
+            f"to {border['difference_high']:+.3f}). {leaning}."
         ),
     }

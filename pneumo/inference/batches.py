@@ -10,15 +10,15 @@ from joblib import cpu_count
 S = TypeVar("S")
 T = TypeVar("T")
 
-AHEAD = 4  # items per core that are taken before the caller asks for their results
+MAX_AHEAD = 4  # items per core that are taken before the caller asks for their results
 
-BATCH = 16  # images per step: what a network makes of them stays near the processor
+BATCH_SIZE = 16  # images per step: what a network makes of them stays near the processor
 
 
-def in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+def map_in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
     """Yield what a function returns for each item, in the order of the items.
 
-    The function runs in as many threads as there are cores, for at most `AHEAD` items per core
+    The function runs in as many threads as there are cores, for at most `MAX_AHEAD` items per core
     before the caller asks for their results. As soon as the caller stops, by an exception, a signal
     or the end of this generator, no further item starts. Items that are being processed are not
     waited for, since a large image takes longer than Ctrl-C may take.
@@ -39,7 +39,7 @@ def in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
     taken: deque[Future[T]] = deque()
     try:
         for item in items:
-            if len(taken) == AHEAD * cores:
+            if len(taken) == MAX_AHEAD * cores:
                 yield taken.popleft().result()
             taken.append(threads.submit(function, item))
         while taken:
@@ -48,14 +48,14 @@ def in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
         threads.shutdown(wait=False, cancel_futures=True)
 
 
-def in_batches(step: Callable[..., T], *rows: Sequence) -> Iterator[T]:
-    """What `step` gives for each `BATCH` rows of sequences of the same length, in their order.
+def map_batches(step: Callable[..., T], *rows: Sequence) -> Iterator[T]:
+    """What `step` gives for each `BATCH_SIZE` rows of sequences of the same length, in their order.
 
-    Several run at once, as in `in_threads`: the layers of small networks are too short for all
+    Several run at once, as in `map_in_threads`: the layers of small networks are too short for all
     cores, one by one.
     """
 
     def batch(start: int) -> T:
-        return step(*(sequence[start : start + BATCH] for sequence in rows))
+        return step(*(sequence[start : start + BATCH_SIZE] for sequence in rows))
 
-    return in_threads(batch, range(0, len(rows[0]), BATCH))
+    return map_in_threads(batch, range(0, len(rows[0]), BATCH_SIZE))

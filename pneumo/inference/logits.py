@@ -7,12 +7,15 @@ import numpy as np
 from keras import layers
 from scipy.special import expit
 
-MEMBER, MIRROR = "member_", "mirror"  # layers of a model that averages: the first, numbered
+MEMBER_PREFIX, FLIP_LAYER = (
+    "member_",
+    "mirror",
+)  # layers of a model that averages: the first, numbered
 
-BATCH = 64  # images per step of inference: with fewer, small parts take longer
+INFERENCE_BATCH_SIZE = 64  # images per step of inference: with fewer, small parts take longer
 
 
-def average_models(members: Sequence[keras.Model], mirror: bool = False) -> keras.Model:
+def build_ensemble(members: Sequence[keras.Model], mirror: bool = False) -> keras.Model:
     """A model whose logit is the mean of its members'; of a single one, that member itself.
 
     `members`: as `build` gives them, of one input size. With `mirror` each is asked of the image
@@ -21,7 +24,7 @@ def average_models(members: Sequence[keras.Model], mirror: bool = False) -> kera
     if len(members) == 1 and not mirror:
         return members[0]
     named = [
-        keras.Model(member.inputs[0], member.outputs[0], name=f"{MEMBER}{number}")
+        keras.Model(member.inputs[0], member.outputs[0], name=f"{MEMBER_PREFIX}{number}")
         for number, member in enumerate(members, start=1)
     ]
     [like] = members[0].inputs
@@ -29,28 +32,26 @@ def average_models(members: Sequence[keras.Model], mirror: bool = False) -> kera
     views = [pixels]
     if mirror:
         mirrored = keras.ops.flip(pixels, axis=2)
-        views.append(keras.Model(pixels, mirrored, name=MIRROR)(pixels))
+        views.append(keras.Model(pixels, mirrored, name=FLIP_LAYER)(pixels))
     logits = [member(view) for member in named for view in views]
     return keras.Model(pixels, layers.Average()(logits), name=members[0].name)
 
 
-def members_of(model: keras.Model) -> list[keras.Model]:
-    """The members of a model that `average_models` gives; of any other, itself."""
-    found = [layer for layer in model.layers if layer.name.startswith(MEMBER)]
+def ensemble_members(model: keras.Model) -> list[keras.Model]:
+    """The members of a model that `build_ensemble` gives; of any other, itself."""
+    found = [layer for layer in model.layers if layer.name.startswith(MEMBER_PREFIX)]
     return found or [model]
 
 
-def is_mirrored(model: keras.Model) -> bool:
-    """Whether `average_models` has made a model that asks of mirror images, too."""
-    return any(layer.name == MIRROR for layer in model.layers)
+def uses_flip_tta(model: keras.Model) -> bool:
+    """Whether `build_ensemble` has made a model that asks of mirror images, too."""
+    return any(layer.name == FLIP_LAYER for layer in model.layers)
 
 
-def predict_probabilities(
-    model: keras.Model, images: np.ndarray, temperature: float = 1.0
-) -> np.ndarray:
+def predict_proba(model: keras.Model, images: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """The probability of pneumonia for each image: float64, shape (n,), 0 to 1.
 
-    `images`: uint8, shape (n, size, size, 1); `temperature`: as `metrics.temperature` gives it,
+    `images`: uint8, shape (n, size, size, 1); `temperature`: as `metrics.fit_temperature` gives it,
     1 changes nothing. Raises `TypeError` for any other dtype of images: Keras would cast pixels
     that were divided by 255 to a black image without a word.
     """
@@ -67,11 +68,11 @@ def to_probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
 def predict_logits(part: keras.Model, inputs: np.ndarray) -> np.ndarray:
     """The logits of pneumonia: float64, shape (n,), above 0 where that is likelier than not.
 
-    `inputs`: what `part` takes, which is a model or `Trained`.
+    `inputs`: what `part` takes, which is a model or `TrainablePart`.
     """
     found = []
     # `predict` would make a pipeline at each call, which takes longer than a small part does
-    for start in range(0, len(inputs), BATCH):
-        found.append(part.predict_on_batch(inputs[start : start + BATCH])[:, 0])
+    for start in range(0, len(inputs), INFERENCE_BATCH_SIZE):
+        found.append(part.predict_on_batch(inputs[start : start + INFERENCE_BATCH_SIZE])[:, 0])
     # Their probabilities in float64 keep apart what float32 would round to 1
     return np.concatenate(found, dtype=np.float64)

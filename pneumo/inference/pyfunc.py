@@ -2,7 +2,7 @@
 
 MLflow keeps this folder with each model and runs it in the place that serves the model ("models
 from code": no pickle). So nothing here imports another part of pneumo, or a library that is not in
-`model_files.SERVED_WITH`.
+`model_files.SERVING_REQUIREMENTS`.
 """
 
 import base64
@@ -17,11 +17,11 @@ import mlflow
 import numpy as np
 import pandas as pd
 
-from pneumo.inference.batches import in_batches
-from pneumo.inference.decode import UnreadableImage, decode
-from pneumo.inference.logits import predict_probabilities
+from pneumo.inference.batches import map_batches
+from pneumo.inference.decode import UnreadableImageError, decode
+from pneumo.inference.logits import predict_proba
 
-COLUMNS = ["probability", "label", "threshold", "error"]
+OUTPUT_COLUMNS = ["probability", "label", "threshold", "error"]
 
 
 class PneumoniaModel(mlflow.pyfunc.PythonModel):
@@ -38,9 +38,9 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         """Loads the Keras file, of which nothing is run as code, and its `settings`.
 
         Those are `threshold` and `temperature`, from validation; `val_uncalibrated`, what
-        `metrics.calibration` gives there without the temperature; `resize`, see `decode.decode`;
-        `decoder`, the version of the decoder that the training images went through. Models made
-        before that was noted have no `decoder`.
+        `metrics.calibration_metrics` gives there without the temperature; `resize`, see
+        `decode.decode`; `decoder`, the version of the decoder that the training images went
+        through. Models made before that was noted have no `decoder`.
         """
         self.keras_model = keras.models.load_model(keras_file, compile=False, safe_mode=True)
         self.settings = json.loads(settings_file.read_text())
@@ -54,7 +54,7 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         """Return an image as the network takes it: uint8, shape (size, size).
 
         Raises:
-            UnreadableImage: The bytes are no image that can be decoded.
+            UnreadableImageError: The bytes are no image that can be decoded.
         """
         return decode(file, self.image_size, self.settings["resize"])
 
@@ -64,12 +64,12 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """`model_input`: one image file a row, in column `image`; see `file_bytes`."""
-        answers = in_batches(self._answers, model_input["image"].tolist())
+        """`model_input`: one image file a row, in column `image`; see `to_file_bytes`."""
+        answers = map_batches(self._answers, model_input["image"].tolist())
         # As numbers, what is None would be NaN, which JSON has no word for
         return pd.DataFrame(
             [row for batch in answers for row in batch],
-            columns=COLUMNS,
+            columns=OUTPUT_COLUMNS,
             index=model_input.index,
             dtype=object,
         )
@@ -85,7 +85,7 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
 
     def _scores(self, images: list[np.ndarray]) -> np.ndarray:
         pixels = np.stack(images)[..., np.newaxis]
-        return predict_probabilities(self.keras_model, pixels, self.settings["temperature"])
+        return predict_proba(self.keras_model, pixels, self.settings["temperature"])
 
     def _answer(self, probability: float) -> tuple[float, int, float, None]:
         threshold = self.settings["threshold"]
@@ -93,22 +93,23 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
 
     def _decoded(self, value: Any) -> tuple[np.ndarray | None, str | None]:
         try:
-            return self.decode(file_bytes(value)), None
-        except UnreadableImage as error:
+            return self.decode(to_file_bytes(value)), None
+        except UnreadableImageError as error:
             return None, str(error)
 
 
-def file_bytes(value: Any) -> bytes:
+def to_file_bytes(value: Any) -> bytes:
     """An image file as its bytes, or as their base64, in bytes or text.
 
     Of a request in JSON, MLflow decodes base64 itself in the shapes `dataframe_split` and
     `dataframe_records`, and hands it over as it came in `inputs` and `instances`. No image file is
-    ASCII throughout, so the two cannot be mistaken. Raises `UnreadableImage` for anything else.
+    ASCII throughout, so the two cannot be mistaken. Raises `UnreadableImageError` for anything
+    else.
     """
     if isinstance(value, str):  # which may hold what UTF-8 has no bytes for
         value = value.encode(errors="replace")
     if not isinstance(value, bytes):
-        raise UnreadableImage(f"no image file, but {type(value).__name__}")
+        raise UnreadableImageError(f"no image file, but {type(value).__name__}")
     if value.isascii():
         with suppress(binascii.Error):  # then it is no image either, as the decoder will say
             return base64.b64decode(b"".join(value.split()), validate=True)

@@ -9,28 +9,28 @@ from matplotlib.ticker import PercentFormatter
 
 from pneumo.reporting.style import CLASS_COLOURS, draw_image, styled_figure
 
-SAMPLES = 8  # images of each class and split
+N_SAMPLES = 8  # images of each class and split
 
 
-def samples(files: pd.DataFrame, pixels: np.ndarray, seed: int = 0) -> Figure:
+def plot_samples(files: pd.DataFrame, pixels: np.ndarray, seed: int = 0) -> Figure:
     """Some images of each class and split, drawn at random.
 
     `files`: columns split, class and path, its index the places in `pixels`, uint8, shape (n, size,
     size).
     """
     groups = list(files.groupby(["class", "split"], observed=True))
-    with styled_figure(1.4 * SAMPLES, 1.75 * len(groups)) as figure:
+    with styled_figure(1.4 * N_SAMPLES, 1.75 * len(groups)) as figure:
         for part, ((name, split), rows) in zip(
             np.atleast_1d(figure.subfigures(len(groups), 1)), groups, strict=True
         ):
             part.suptitle(f"{name}, {split}", fontsize=11)
-            drawn = rows.sample(min(SAMPLES, len(rows)), random_state=seed)
+            drawn = rows.sample(min(N_SAMPLES, len(rows)), random_state=seed)
             for place, position in enumerate(drawn.index):
-                draw_image(part.add_subplot(1, SAMPLES, place + 1), pixels[position])
+                draw_image(part.add_subplot(1, N_SAMPLES, place + 1), pixels[position])
     return figure
 
 
-def images_per_patient(sizes: pd.Series) -> Figure:
+def plot_images_per_patient(sizes: pd.Series) -> Figure:
     """How many patients have how many images, by split: images of each, index (split, patient)."""
     with styled_figure(5, 3.6) as figure:
         axes = figure.add_subplot()
@@ -46,7 +46,7 @@ def images_per_patient(sizes: pd.Series) -> Figure:
     return figure
 
 
-def distributions(files: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+def plot_distributions(files: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """How columns of `files` are spread within each `class`; `titles`: column → what it is."""
     with styled_figure(4.2 * len(titles), 3.4) as figure:
         for axes, (column, title) in zip(
@@ -70,7 +70,7 @@ def distributions(files: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     return figure
 
 
-def spreads(files: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+def plot_boxplots(files: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """Boxes of columns of `files`, 5 to 95 %, for each `split` and `class`."""
     groups = list(files.groupby(["split", "class"], observed=True))
     with styled_figure(4.6 * len(titles), 3.6) as figure:

@@ -5,22 +5,30 @@ from typing import Any
 
 import pandas as pd
 
-from pneumo.data.dataset import Images
+from pneumo.data.dataset import DecodedDataset
 from pneumo.data.index import CLASSES
 from pneumo.evaluation import dataset_profile
-from pneumo.evaluation.intervals import number, with_interval
+from pneumo.evaluation.intervals import format_number, format_with_interval
 from pneumo.reporting import data_plots
-from pneumo.reporting.html_report import render
+from pneumo.reporting.html_report import render_template
 from pneumo.reporting.style import to_png
 
-LISTED = 200  # files of a list that the page shows; all of them are in the CSVs
-PREVALENCE = 0.05  # difference of the share of pneumonia between train and test worth telling
+MAX_LISTED = 200  # files of a list that the page shows; all of them are in the CSVs
+MAX_PREVALENCE_SHIFT = (
+    0.05  # difference of the share of pneumonia between train and test worth telling
+)
 
 # How the page writes the metadata
-SHOWN = {"pixels": ",.0f", "aspect": ".2f", "bytes": ",.0f", "mean": ".1f", "sharpness": ".1f"}
+NUMBER_FORMATS = {
+    "pixels": ",.0f",
+    "aspect": ".2f",
+    "bytes": ",.0f",
+    "mean": ".1f",
+    "sharpness": ".1f",
+}
 
-# What the classifiers of `dataset_profile.give_away` tell apart
-TOLD = {
+# What the classifiers of `dataset_profile.measure_metadata_leakage` tell apart
+TARGET_TITLES = {
     "label": "PNEUMONIA from NORMAL",
     "split": "test from training images",
     **{f"split_{name.lower()}": f"the same, {name} alone" for name in CLASSES},
@@ -32,7 +40,7 @@ def list_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
     yield from _leaks(numbers)
     yield from _give_aways(numbers["give_away"])
     shares = _shares_of_pneumonia(numbers["classes"])
-    if len(shares) == 2 and abs(shares["train"] - shares["test"]) > PREVALENCE:
+    if len(shares) == 2 and abs(shares["train"] - shares["test"]) > MAX_PREVALENCE_SHIFT:
         yield (
             f"PNEUMONIA is {shares['train']:.1%} of the training images and {shares['test']:.1%} "
             "of test: what suits the one as a threshold need not suit the other."
@@ -80,15 +88,15 @@ def _give_aways(give_away: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     if label and label["auc_low"] > 0.5:
         yield (
             "Size, aspect ratio, file size, intensity and sharpness alone tell PNEUMONIA from "
-            f"NORMAL with an AUC of {with_interval(label, 'auc')}: a model can have that without "
-            "having seen a lung."
+            f"NORMAL with an AUC of {format_with_interval(label, 'auc')}: a model can have that "
+            "without having seen a lung."
         )
     for name in CLASSES:
         shift = give_away.get(f"split_{name.lower()}")
         if shift and shift["auc_low"] > 0.5:
             yield (
                 f"By the same, test images of {name} can be told from training ones (AUC "
-                f"{with_interval(shift, 'auc')}, 0.5 would be no shift): what is chosen on "
+                f"{format_with_interval(shift, 'auc')}, 0.5 would be no shift): what is chosen on "
                 "validation need not hold on test."
             )
 
@@ -98,7 +106,11 @@ def _colours(numbers: Mapping[str, Any]) -> Iterator[str]:
     if coloured and "colour" not in constant:
         counts = ", ".join(f"{count} {name}" for name, count in coloured.items())
         yield f"Some images are stored in colour ({counts}); all are read as grey."
-    same = [dataset_profile.METADATA[name] for name in dataset_profile.METADATA if name in constant]
+    same = [
+        dataset_profile.METADATA_TITLES[name]
+        for name in dataset_profile.METADATA_TITLES
+        if name in constant
+    ]
     if "colour" in constant:
         same.append(f"colour ({constant['colour']})")
     if same:
@@ -118,24 +130,24 @@ def _shares_of_pneumonia(classes: Mapping[str, Mapping[str, int]]) -> dict[str, 
     return shares
 
 
-def draw_figures(files: pd.DataFrame, images: Images) -> dict[str, bytes]:
-    """Return the figures of a data set as PNG files; `files`: see `describe_files`."""
-    known = dataset_profile.readable(files)
-    sizes = {name: dataset_profile.METADATA[name] for name in ("pixels", "aspect", "bytes")}
-    looks = {name: dataset_profile.METADATA[name] for name in ("mean", "sharpness")}
+def draw_figures(files: pd.DataFrame, images: DecodedDataset) -> dict[str, bytes]:
+    """Return the figures of a data set as PNG files; `files`: see `profile_files`."""
+    known = dataset_profile.readable_files(files)
+    sizes = {name: dataset_profile.METADATA_TITLES[name] for name in ("pixels", "aspect", "bytes")}
+    looks = {name: dataset_profile.METADATA_TITLES[name] for name in ("mean", "sharpness")}
     drawn = {
-        "samples.png": data_plots.samples(known, images.pixels),
-        "images_per_patient.png": data_plots.images_per_patient(
+        "samples.png": data_plots.plot_samples(known, images.pixels),
+        "images_per_patient.png": data_plots.plot_images_per_patient(
             dataset_profile.images_per_patient(files)
         ),
-        "sizes.png": data_plots.distributions(known, sizes),
-        "looks.png": data_plots.spreads(known, looks),
+        "sizes.png": data_plots.plot_distributions(known, sizes),
+        "looks.png": data_plots.plot_boxplots(known, looks),
     }
     return {name: to_png(figure) for name, figure in drawn.items()}
 
 
 def render_page(
-    images: Images,
+    images: DecodedDataset,
     files: pd.DataFrame,
     copies: pd.DataFrame,
     numbers: Mapping[str, Any],
@@ -146,14 +158,14 @@ def render_page(
 
     Args:
         images: The images at the size at which they are compared.
-        files: As `dataset_profile.describe_files` returns them.
-        copies: As `dataset_profile.copies` returns them.
-        numbers: As `dataset_profile.count_all` returns them.
+        files: As `dataset_profile.profile_files` returns them.
+        copies: As `dataset_profile.find_duplicates` returns them.
+        numbers: As `dataset_profile.compute_statistics` returns them.
         findings: What `list_findings` yields.
         pictures: As `draw_figures` returns them.
     """
-    told, problems = numbers["give_away"], list(dataset_profile.problems(files))
-    return render(
+    told, problems = numbers["give_away"], list(dataset_profile.file_issues(files))
+    return render_template(
         "explore.html",
         images,
         pictures,
@@ -165,41 +177,48 @@ def render_page(
             "identical files": f"{numbers['duplicates']['files']:,}",
             "AUC of the metadata alone": _label_auc(numbers["give_away"]),
         },
-        counts=dataset_profile.count(files).to_dict("records"),
+        counts=dataset_profile.count_images(files).to_dict("records"),
         sizes=_ranges(files, ["class"], ("pixels", "aspect", "bytes")),
         looks=_ranges(files, ["split", "class"], ("mean", "sharpness")),
-        told=[TOLD[name] for name in told],
-        together=[with_interval(it, "auc") for it in told.values()],
+        told=[TARGET_TITLES[name] for name in told],
+        together=[format_with_interval(it, "auc") for it in told.values()],
         alone=[
             (title, [_alone(it[name], name in numbers["constant"]) for it in told.values()])
-            for name, title in dataset_profile.METADATA.items()
+            for name, title in dataset_profile.METADATA_TITLES.items()
         ],
-        copies=copies[:LISTED].to_dict("records"),
-        problems=problems[:LISTED],
+        copies=copies[:MAX_LISTED].to_dict("records"),
+        problems=problems[:MAX_LISTED],
         problem_count=len(problems),
     )
 
 
 def _label_auc(give_away: Mapping[str, Mapping[str, float]]) -> str:
-    return with_interval(give_away["label"], "auc") if "label" in give_away else "too few patients"
+    return (
+        format_with_interval(give_away["label"], "auc")
+        if "label" in give_away
+        else "too few patients"
+    )
 
 
 def _alone(auc: float, constant: bool) -> str:
-    return "constant here" if constant else number(auc)
+    return "constant here" if constant else format_number(auc)
 
 
 def _ranges(
     files: pd.DataFrame, by: list[str], names: tuple[str, ...]
 ) -> list[tuple[str, str, list[str]]]:
     """What, of whom, and its least, median and greatest value."""
-    ranges, constant = dataset_profile.ranges(files, by), dataset_profile.constants(files)
+    ranges, constant = (
+        dataset_profile.value_ranges(files, by),
+        dataset_profile.constant_columns(files),
+    )
     rows = []
     for name in names:
         if name in constant:
             rows.append(
                 (
-                    dataset_profile.METADATA[name],
-                    f"constant here: {constant[name]:{SHOWN[name]}}",
+                    dataset_profile.METADATA_TITLES[name],
+                    f"constant here: {constant[name]:{NUMBER_FORMATS[name]}}",
                     [],
                 )
             )
@@ -207,6 +226,10 @@ def _ranges(
         for group, values in ranges[name].iterrows():
             whom = group if isinstance(group, str) else " ".join(group)
             rows.append(
-                (dataset_profile.METADATA[name], whom, [f"{it:{SHOWN[name]}}" for it in values])
+                (
+                    dataset_profile.METADATA_TITLES[name],
+                    whom,
+                    [f"{it:{NUMBER_FORMATS[name]}}" for it in values],
+                )
             )
     return rows

@@ -9,19 +9,19 @@ import pandas as pd
 from mlflow.entities import Run
 from scipy.special import expit
 
-from pneumo.data.dataset import Images
+from pneumo.data.dataset import DecodedDataset
 from pneumo.evaluation import metrics, shortcuts
-from pneumo.evaluation.intervals import number, with_interval
+from pneumo.evaluation.intervals import format_number, format_with_interval
 from pneumo.evaluation.metrics import Evaluation, metric_title
 from pneumo.evaluation.overlap import Overlap
 from pneumo.reporting import plots
-from pneumo.reporting.html_report import render
+from pneumo.reporting.html_report import render_template
 from pneumo.reporting.style import to_png
 from pneumo.tracking import models, results, study_runs, tags
 from pneumo.tracking.tags import EXPERIMENT, STUDY, TRIAL_NUMBER
 
 # What the page calls the metrics, in its order
-NAMES = {
+METRIC_TITLES = {
     "auc": "area under the ROC curve (AUC)",
     "sensitivity": "sensitivity: pneumonia that is found",
     "specificity": "specificity: normal images that are called so",
@@ -56,7 +56,7 @@ CAPTIONS = {
 
 
 def list_findings(
-    numbers: Mapping[str, Any], images: Images, trial: Run, split: str, seen: Overlap | None
+    numbers: Mapping[str, Any], images: DecodedDataset, trial: Run, split: str, seen: Overlap | None
 ) -> Iterator[str]:
     """What a reader must not miss, the gravest first."""
     if images.dataset.synthetic:
@@ -65,9 +65,9 @@ def list_findings(
         yield "The model was trained on synthetic images: it knows nothing about patients."
     if why := explain_overlap(seen):
         yield f"{why[0].upper()}{why[1:]}."
-    yield from failures(numbers, split)
-    if shortcuts.tells(numbers["shortcuts"]["centre"]):
-        yield shortcuts.in_words(numbers["shortcuts"])["centre"]
+    yield from metric_findings(numbers, split)
+    if shortcuts.differs_from_chance(numbers["shortcuts"]["centre"]):
+        yield shortcuts.describe_occlusion(numbers["shortcuts"])["centre"]
     if seen and seen.external:
         yield "External data: other images than those that the model was made with."
     if images.dataset.unknown_patients:
@@ -86,7 +86,7 @@ def list_findings(
         )
 
 
-def failures(numbers: Mapping[str, Any], split: str) -> Iterator[str]:
+def metric_findings(numbers: Mapping[str, Any], split: str) -> Iterator[str]:
     """Where the figures themselves say that something is wrong."""
     here, val = numbers["at_threshold"], numbers["validation"]
     if sorted((here["sensitivity"], here["specificity"])) == [0, 1]:
@@ -101,18 +101,18 @@ def failures(numbers: Mapping[str, Any], split: str) -> Iterator[str]:
             f"Accuracy {here['accuracy']:.1%} is not surely better than giving every image the "
             f"same answer, which is right for {everyone:.1%}."
         )
-    if split != "val" and (fallen := _fallen(here, val)):
+    if split != "val" and (fallen := _degraded_metrics(here, val)):
         yield (
             f"Worse on {split} than validation promised: {', '.join(fallen)}. "
             "These images differ from those that the model was chosen with."
         )
 
 
-def _fallen(here: Mapping[str, float], val: Mapping[str, float]) -> list[str]:
+def _degraded_metrics(here: Mapping[str, float], val: Mapping[str, float]) -> list[str]:
     """Each headline figure that validation put above its interval, in words."""
     return [
-        f"{metric_title(name)} {with_interval(here, name)} after {val[name]:.3f}"
-        for name in metrics.HEADLINE
+        f"{metric_title(name)} {format_with_interval(here, name)} after {val[name]:.3f}"
+        for name in metrics.HEADLINE_METRICS
         if val[name] > here[f"{name}_high"]
     ]
 
@@ -131,23 +131,23 @@ def draw_figures(
         pixels: Its images, uint8, shape (n, size, size, 1).
         logits: Their logits before the temperature.
         epochs: As `results.read_epochs` returns them.
-        heat_maps: See `plots.worst_errors`.
+        heat_maps: See `plots.plot_worst_errors`.
     """
     predictions, threshold = evaluation.predictions, evaluation.metrics["threshold"]
     labels, probabilities = (predictions[it].to_numpy() for it in ("label", "probability"))
     drawn = {
-        "roc.png": plots.roc(predictions, threshold),
-        "precision_recall.png": plots.precision_recall(predictions, threshold),
-        "reliability.png": plots.reliability(labels, probabilities, expit(logits)),
-        "learning_curves.png": plots.learning_curves(epochs),
-        "worst_errors.png": plots.worst_errors(predictions, pixels, threshold, heat_maps),
+        "roc.png": plots.plot_roc(predictions, threshold),
+        "precision_recall.png": plots.plot_precision_recall(predictions, threshold),
+        "reliability.png": plots.plot_reliability(labels, probabilities, expit(logits)),
+        "learning_curves.png": plots.plot_learning_curves(epochs),
+        "worst_errors.png": plots.plot_worst_errors(predictions, pixels, threshold, heat_maps),
     }
     return {name: to_png(figure) for name, figure in drawn.items()}
 
 
 def render_page(
-    stored: models.Stored,
-    images: Images,
+    stored: models.LoadedModel,
+    images: DecodedDataset,
     split: str,
     evaluation: Evaluation,
     numbers: Mapping[str, Any],
@@ -163,8 +163,8 @@ def render_page(
         numbers: As they are stored in `metrics.json`.
         pictures: As `draw_figures` returns them.
     """
-    matrix = to_png(plots.confusion_matrix(evaluation.confusion, "confusion matrix"))
-    return render(
+    matrix = to_png(plots.plot_confusion_matrix(evaluation.confusion, "confusion matrix"))
+    return render_template(
         "evidence.html",
         images,
         {**pictures, "confusion_matrix.png": matrix},
@@ -173,14 +173,14 @@ def render_page(
         day=date.today().isoformat(),
         findings=numbers["findings"],
         headline={
-            metric_title(name): with_interval(numbers["at_threshold"], name)
-            for name in metrics.HEADLINE
+            metric_title(name): format_with_interval(numbers["at_threshold"], name)
+            for name in metrics.HEADLINE_METRICS
         },
         metrics=list(metric_rows(numbers)),
         numbers=numbers,
         val_uncalibrated=numbers["validation"]["uncalibrated"],
         subgroups=list(_subgroup_rows(numbers["subgroups"])),
-        shortcuts=shortcuts.in_words(numbers["shortcuts"]),
+        shortcuts=shortcuts.describe_occlusion(numbers["shortcuts"]),
         counts=images.counts().to_dict("records"),
         selection=_selection(stored.trial),
         params=stored.trial.data.params,
@@ -190,12 +190,12 @@ def render_page(
 
 def metric_rows(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     """Name, validation, this split with its interval, this split at 0.5."""
-    for name, title in NAMES.items():
+    for name, title in METRIC_TITLES.items():
         values = [numbers["at_threshold"], numbers["at_0.5"]]
         yield (
             title,
-            number(numbers["validation"][name]),
-            *(with_interval(it, name) for it in values),
+            format_number(numbers["validation"][name]),
+            *(format_with_interval(it, name) for it in values),
         )
 
 
@@ -203,7 +203,13 @@ def _subgroup_rows(subgroups: Mapping[str, Mapping[str, float]]) -> Iterator[tup
     for name, values in subgroups.items():
         rate = "sensitivity" if "sensitivity" in values else "specificity"
         counts = f"{values['images']}", f"{values['patients']}"
-        yield name, *counts, rate, with_interval(values, rate), with_interval(values, "auc")
+        yield (
+            name,
+            *counts,
+            rate,
+            format_with_interval(values, rate),
+            format_with_interval(values, "auc"),
+        )
 
 
 def _selection(trial: Run) -> str:
@@ -218,7 +224,7 @@ def _selection(trial: Run) -> str:
     )
     if STUDY not in tags:
         return f"One run of experiment {tags[EXPERIMENT]}, chosen among no others. {chosen}"
-    states = study_runs.count_states(trial)
+    states = study_runs.count_trial_states(trial)
     trials = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
     return (
         f"Trial {tags[TRIAL_NUMBER]} of study {tags[STUDY]} "

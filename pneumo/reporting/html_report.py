@@ -8,16 +8,18 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pneumo.data.dataset import Images
+from pneumo.data.dataset import DecodedDataset
 
-PAGES = Environment(
+TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
     undefined=StrictUndefined,
 )
 
 
-def render(template: str, images: Images, pictures: Mapping[str, bytes], **values: Any) -> str:
+def render_template(
+    template: str, images: DecodedDataset, pictures: Mapping[str, bytes], **values: Any
+) -> str:
     """A page of `templates/` about a data set.
 
     `pictures`: name → PNG file, which the template places by `picture(name, caption)`; `values`:
@@ -30,7 +32,7 @@ def render(template: str, images: Images, pictures: Mapping[str, bytes], **value
             '<figure{}><img alt="{}" src="{}"><figcaption>{}</figcaption></figure>'
         ).format(Markup(' class="wide"') if wide else "", caption, source, caption)
 
-    return PAGES.get_template(template).render(
+    return TEMPLATES.get_template(template).render(
         data=images.dataset,
         census=images.dataset.census,
         unreadable=images.unreadable,
@@ -39,6 +41,6 @@ def render(template: str, images: Images, pictures: Mapping[str, bytes], **value
     )
 
 
-def short(value: str) -> str:
+def format_field(value: str) -> str:
     """A field of a run, as text, with three digits of a fraction."""
     return f"{float(value):.3g}" if "." in value else value

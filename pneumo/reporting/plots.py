@@ -22,12 +22,12 @@ from pneumo.reporting.style import (
     to_png,
 )
 
-BINS = 10  # of probabilities, in the reliability diagram
-WORST = 5  # errors of each kind in the gallery
-OPACITY = 0.6  # of the colour where an image speaks for pneumonia the most
+N_BINS = 10  # of probabilities, in the reliability diagram
+N_WORST = 5  # errors of each kind in the gallery
+MAX_OPACITY = 0.6  # of the colour where an image speaks for pneumonia the most
 
 
-def confusion_matrix(confusion: Mapping[str, int], title: str) -> Figure:
+def plot_confusion_matrix(confusion: Mapping[str, int], title: str) -> Figure:
     """The four counts, and each as a share of its row: shaded by that share, light to dark."""
     rows = [
         ("NORMAL", confusion["tn"], confusion["fp"]),
@@ -58,22 +58,24 @@ def confusion_matrix(confusion: Mapping[str, int], title: str) -> Figure:
 
 
 def confusion_matrix_file(split: str, evaluation: Evaluation) -> dict[str, bytes]:
-    """Return the file `confusion_matrix.png` of an evaluation, to be stored with it."""
+    """Return the file `plot_confusion_matrix.png` of an evaluation, to be stored with it."""
     title = (
         f"{split}: AUC {evaluation.metrics['auc']:.3f}, "
         f"threshold {evaluation.metrics['threshold']:.3f}"
     )
-    return {"confusion_matrix.png": to_png(confusion_matrix(evaluation.confusion, title))}
+    return {"confusion_matrix.png": to_png(plot_confusion_matrix(evaluation.confusion, title))}
 
 
-def roc(predictions: pd.DataFrame, threshold: float) -> Figure:
+def plot_roc(predictions: pd.DataFrame, threshold: float) -> Figure:
     """The ROC curve with its 95 % band by patient, and where the threshold lies on it."""
     labels, values = predictions["label"], predictions["probability"]
     false_positives, found, _ = metrics.roc_curve(labels, values)
-    low, high = bootstrap.roc_band(predictions, bootstrap.draw_patients(predictions))
+    low, high = bootstrap.roc_band(predictions, bootstrap.resample_patients(predictions))
     with styled_figure(5, 4.8) as figure:
         axes = figure.add_subplot()
-        axes.fill_between(bootstrap.GRID, low, high, color=BLUE, alpha=0.2, lw=0, label="95 %")
+        axes.fill_between(
+            bootstrap.CURVE_GRID, low, high, color=BLUE, alpha=0.2, lw=0, label="95 %"
+        )
         axes.plot(false_positives, found, color=BLUE, label="model")
         axes.plot([0, 1], [0, 1], ":", color=GREY, label="chance")
         called = values >= threshold
@@ -85,14 +87,16 @@ def roc(predictions: pd.DataFrame, threshold: float) -> Figure:
     return figure
 
 
-def precision_recall(predictions: pd.DataFrame, threshold: float) -> Figure:
+def plot_precision_recall(predictions: pd.DataFrame, threshold: float) -> Figure:
     """Precision against sensitivity with its 95 % band by patient, and the threshold on it."""
     labels, values = predictions["label"], predictions["probability"]
     precision, found, _ = metrics.precision_recall_curve(labels, values)
-    low, high = bootstrap.precision_band(predictions, bootstrap.draw_patients(predictions))
+    low, high = bootstrap.precision_band(predictions, bootstrap.resample_patients(predictions))
     with styled_figure(5, 4.8) as figure:
         axes = figure.add_subplot()
-        axes.fill_between(bootstrap.GRID, low, high, color=BLUE, alpha=0.2, lw=0, label="95 %")
+        axes.fill_between(
+            bootstrap.CURVE_GRID, low, high, color=BLUE, alpha=0.2, lw=0, label="95 %"
+        )
         axes.plot(found, precision, color=BLUE, drawstyle="steps-post", label="model")
         axes.axhline(labels.mean(), ls=":", color=GREY, label="all called pneumonia")
         called = values >= threshold
@@ -106,7 +110,9 @@ def precision_recall(predictions: pd.DataFrame, threshold: float) -> Figure:
     return figure
 
 
-def reliability(labels: np.ndarray, probabilities: np.ndarray, uncalibrated: np.ndarray) -> Figure:
+def plot_reliability(
+    labels: np.ndarray, probabilities: np.ndarray, uncalibrated: np.ndarray
+) -> Figure:
     """How often pneumonia is there where the model says how likely it is; how many say so.
 
     `probabilities`: as the model gives them; `uncalibrated`: before the temperature.
@@ -118,13 +124,13 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, uncalibrated: np.
             (uncalibrated, ORANGE, "s--", "before scaling"),
             (probabilities, BLUE, "o-", "the model"),
         ]:
-            above.plot(*_frequencies(labels, values), style, color=colour, label=name, ms=5)
+            above.plot(*_calibration_curve(labels, values), style, color=colour, label=name, ms=5)
         set_unit_square(above, "", "share with pneumonia")
         above.legend(loc="upper left")
         above.set_title("Are the probabilities true?")
         below.hist(
             [probabilities[labels == 0], probabilities[labels == 1]],
-            bins=np.linspace(0, 1, BINS + 1),
+            bins=np.linspace(0, 1, N_BINS + 1),
             color=[BLUE, ORANGE],
             label=["NORMAL", "PNEUMONIA"],
         )
@@ -133,16 +139,16 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, uncalibrated: np.
     return figure
 
 
-def _frequencies(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _calibration_curve(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean probability and share of pneumonia in each tenth of the probabilities that has any."""
-    bin_of = np.minimum((values * BINS).astype(int), BINS - 1)
-    counts = np.bincount(bin_of, minlength=BINS)
+    bin_of = np.minimum((values * N_BINS).astype(int), N_BINS - 1)
+    counts = np.bincount(bin_of, minlength=N_BINS)
     some = counts > 0
-    means = [np.bincount(bin_of, weights=it, minlength=BINS)[some] for it in (values, labels)]
+    means = [np.bincount(bin_of, weights=it, minlength=N_BINS)[some] for it in (values, labels)]
     return means[0] / counts[some], means[1] / counts[some]
 
 
-def learning_curves(epochs: pd.DataFrame) -> Figure:
+def plot_learning_curves(epochs: pd.DataFrame) -> Figure:
     """Plot loss and AUC of each epoch: columns loss, auc, val_loss, val_auc, index epoch from 1.
 
     In both losses the classes weigh the same. Those of training are means over the batches of an
@@ -163,7 +169,7 @@ def learning_curves(epochs: pd.DataFrame) -> Figure:
     return figure
 
 
-def worst_errors(
+def plot_worst_errors(
     predictions: pd.DataFrame,
     images: np.ndarray,
     threshold: float,
@@ -182,17 +188,19 @@ def worst_errors(
         (f"NORMAL called PNEUMONIA: {len(alarms)}", alarms),
     ]
     heights = [4.8 if len(rows) else 0.5 for _, rows in kinds]  # inches
-    with styled_figure(2 * WORST, sum(heights)) as figure:
+    with styled_figure(2 * N_WORST, sum(heights)) as figure:
         parts = figure.subfigures(2, 1, height_ratios=heights)
         for part, (title, rows) in zip(parts, kinds, strict=True):
-            shown = f", the {WORST} furthest from the threshold" if len(rows) > WORST else ""
+            shown = f", the {N_WORST} furthest from the threshold" if len(rows) > N_WORST else ""
             part.suptitle(title + shown, fontsize=12)
-            worst = rows[:WORST]
+            worst = rows[:N_WORST]
             maps = heat_maps(images[worst.index])
             for place, (row, heat) in enumerate(zip(worst.itertuples(), maps, strict=True), 1):
                 pixels = images[row.Index, ..., 0]
-                draw_image(part.add_subplot(2, WORST, place), pixels, _short_title(row))
-                draw_image(part.add_subplot(2, WORST, WORST + place), overlay(pixels, heat))
+                draw_image(part.add_subplot(2, N_WORST, place), pixels, _short_title(row))
+                draw_image(
+                    part.add_subplot(2, N_WORST, N_WORST + place), overlay_heat_map(pixels, heat)
+                )
     return figure
 
 
@@ -202,12 +210,12 @@ def _short_title(row: Any) -> str:
     return f"{shown}\nprobability {row.probability:.3f}"
 
 
-def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+def overlay_heat_map(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """An image with its heat map upon it, dark red to bright yellow: uint8, shape (H, W, 3).
 
     `pixels`: uint8, shape (H, W); `heat`: 0 to 1, shape (H, W); where that is 0 nothing changes.
     """
     grey = np.repeat(pixels[..., np.newaxis] / 255, 3, axis=-1)
     colour = matplotlib.colormaps["inferno"](heat)[..., :3]
-    share = OPACITY * heat[..., np.newaxis]
+    share = MAX_OPACITY * heat[..., np.newaxis]
     return np.round(255 * ((1 - share) * grey + share * colour)).astype(np.uint8)

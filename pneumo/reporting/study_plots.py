@@ -22,7 +22,7 @@ LAYOUT = {
 
 
 @dataclass(frozen=True)
-class Graph:
+class StudyPlot:
     """A plot of `optuna.visualization`.
 
     `scored`: whether it names the score; `complete`: the least number of complete trials that it
@@ -39,61 +39,61 @@ class Graph:
     height: int = 400
 
 
-GRAPHS = {
-    "optimisation_history": Graph(
+STUDY_PLOTS = {
+    "optimisation_history": StudyPlot(
         "plot_optimization_history",
         "How the search went",
         "Each complete trial, and the best until then. The best of many is flattered: what it is "
         "worth on other images, only other images tell.",
     ),
-    "parameter_importances": Graph(
+    "parameter_importances": StudyPlot(
         "plot_param_importances",
         "What matters",
         "The share of the differences between trials that each parameter explains. With few "
         "trials this changes with every one.",
         complete=2,
     ),
-    "slices": Graph(
+    "slices": StudyPlot(
         "plot_slice",
         "Parameter by parameter",
         "Each complete trial, the later the darker.",
         width=210,
     ),
-    "parallel_coordinates": Graph(
+    "parallel_coordinates": StudyPlot(
         "plot_parallel_coordinate",
         "All parameters at once",
         "A line is a trial, the better the darker. Drag along an axis to choose among them.",
         width=130,
     ),
-    "intermediate_values": Graph(
+    "intermediate_values": StudyPlot(
         "plot_intermediate_values",
         "Epoch by epoch",
         "The score after each epoch; grey are the trials that were pruned.",
         scored=False,
     ),
-    "timeline": Graph(
+    "timeline": StudyPlot(
         "plot_timeline", "Who worked when", "Each trial from its start to its end.", scored=False
     ),
 }
 
 
-def script() -> Markup:
+def plotly_script() -> Markup:
     """What the interactive ones need on their page, once: some 5 MB of JavaScript."""
     return Markup(get_plotlyjs())
 
 
-def interactive(study: optuna.Study, objective: str) -> dict[str, Markup]:
+def render_plots(study: optuna.Study, objective: str) -> dict[str, Markup]:
     """Name → HTML of each graph that there are trials enough for; `objective`: its title."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return {
-        name: _interactive(study, name, objective, {f"Trial{it.number}" for it in complete})
-        for name, graph in GRAPHS.items()
+        name: _render_plot(study, name, objective, {f"Trial{it.number}" for it in complete})
+        for name, graph in STUDY_PLOTS.items()
         if len(complete) >= graph.complete
     }
 
 
-def _interactive(study: optuna.Study, name: str, objective: str, complete: set[str]) -> Markup:
-    graph = GRAPHS[name]
+def _render_plot(study: optuna.Study, name: str, objective: str, complete: set[str]) -> Markup:
+    graph = STUDY_PLOTS[name]
     options = {"target_name": objective} if graph.scored else {}
     with warnings.catch_warnings():
         # Optuna warns that importances are less accurate if a range was changed

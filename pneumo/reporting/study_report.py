@@ -14,11 +14,11 @@ from pneumo.data.dataset import SAMPLE, Dataset
 from pneumo.evaluation import bootstrap, metrics
 from pneumo.evaluation.bootstrap import Improvement
 from pneumo.evaluation.comparison import ScoredPredictions
-from pneumo.evaluation.intervals import with_interval
+from pneumo.evaluation.intervals import format_with_interval
 from pneumo.reporting import study_plots
-from pneumo.reporting.html_report import render, short
+from pneumo.reporting.html_report import format_field, render_template
 from pneumo.tracking import results, session, study_runs
-from pneumo.training.config import RunConfig, spelled_out
+from pneumo.training.config import RunConfig, objective_title
 
 PAGE = "study/study.html"  # among the artifacts of the study's run
 
@@ -123,16 +123,16 @@ def _compare(baseline: str, best: str) -> BaselineComparison:
     """Of two runs, by their ids."""
     values = [
         ScoredPredictions(
-            results.read_predictions(run_id, "val"), results.val_threshold(run_id)
+            results.read_predictions(run_id, "val"), results.read_val_threshold(run_id)
         ).metrics_with_intervals()
         for run_id in (baseline, best)
     ]
     rows = [
-        (metrics.metric_title(name), *(with_interval(it, name) for it in values))
-        for name in metrics.HEADLINE
+        (metrics.metric_title(name), *(format_with_interval(it, name) for it in values))
+        for name in metrics.HEADLINE_METRICS
     ]
     gain = f"{values[1]['auc'] - values[0]['auc']:+.4f}"
-    return BaselineComparison(rows, with_interval(values[1], "auc"), gain)
+    return BaselineComparison(rows, format_with_interval(values[1], "auc"), gain)
 
 
 class StudyReport:
@@ -148,7 +148,7 @@ class StudyReport:
         """Return the HTML page."""
         it, base = self._it, self._it.base
         images = it.dataset.decode(base.image_size, base.max_unreadable, base.resize)
-        return render(
+        return render_template(
             "study.html",
             images,
             {},
@@ -160,13 +160,13 @@ class StudyReport:
             words=self._words(),
             duel=self._comparison,
             bound=self._bound(),
-            level=bootstrap.LEVELS[1],
+            level=bootstrap.CI_PERCENTILES[1],
             best=it.best,
             baseline=it.baseline,
             repeat=self._repeat(),
-            graphs=study_plots.GRAPHS,
-            drawn=study_plots.interactive(it.study, self._score) if it.best else {},
-            script=study_plots.script(),
+            graphs=study_plots.STUDY_PLOTS,
+            drawn=study_plots.render_plots(it.study, self._score) if it.best else {},
+            script=study_plots.plotly_script(),
             times=list(_time_fractions(it.seconds)),
             changed_ranges=it.changed_ranges,
             fields=it.searched,
@@ -176,7 +176,7 @@ class StudyReport:
 
     def description(self) -> str:
         """Return its words in Markdown, and the way to the page."""
-        link = f"[The page of this study]({session.page(mlflow.get_run(self._it.run_id), PAGE)})"
+        link = f"[The page of this study]({session.ui_path(mlflow.get_run(self._it.run_id), PAGE)})"
         words = [f"**{name}** {text}" for name, text in self._words().items()]
         return "\n\n".join([*words, link])
 
@@ -210,7 +210,7 @@ class StudyReport:
         else:
             yield f"Its AUC {self._difference()}."
         if winner:
-            test_auc = with_interval(winner["test_metrics"], "auc")
+            test_auc = format_with_interval(winner["test_metrics"], "auc")
             yield f"On test, asked for trial {winner['trial']} alone: AUC {test_auc}."
 
     @property
@@ -234,7 +234,7 @@ class StudyReport:
         found = self._it.improvement
         if not found or self._best_is_baseline:
             return ""
-        bound = f"at least {found.low:+.4f} at {bootstrap.LEVELS[1]} % confidence"
+        bound = f"at least {found.low:+.4f} at {bootstrap.CI_PERCENTILES[1]} % confidence"
         # Complete trials besides the baseline
         alternatives = sum(trial.state == "COMPLETE" for trial in self._it.trials) - 1
         if alternatives == 1:
@@ -250,7 +250,7 @@ class StudyReport:
 
     @property
     def _score(self) -> str:
-        return spelled_out(self._it.base.objective)
+        return objective_title(self._it.base.objective)
 
     def _done(self) -> str:
         return f"{self._it.n_done} of {self._it.n_trials}"
@@ -277,7 +277,7 @@ class StudyReport:
 
     def _headline(self) -> dict[str, str]:
         winner = self._it.winner
-        test = winner and with_interval(winner["test_metrics"], "auc")
+        test = winner and format_with_interval(winner["test_metrics"], "auc")
         return {
             "trials done": self._done(),
             "best validation AUC": self._comparison.auc if self._comparison else "–",
@@ -311,11 +311,11 @@ class StudyReport:
             run = runs.get(trial.number)
             yield {
                 "number": trial.number,
-                "address": session.address(run) if run else "",
+                "address": session.ui_url(run) if run else "",
                 "state": trial.state.lower(),
                 "best": trial == self._it.best,
                 "value": "" if trial.score is None else f"{trial.score:.4f}",
-                "fields": [short(trial.config.get(name, "")) for name in self._it.searched],
+                "fields": [format_field(trial.config.get(name, "")) for name in self._it.searched],
                 "epochs": trial.epochs or "",
                 "took": timedelta(seconds=round(trial.seconds)) if trial.seconds else "",
                 "error": trial.error,

@@ -13,24 +13,24 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from pneumo.runtime.cache_entries import (
-    OWN,
+    OWN_PREFIX,
+    cache_path,
+    evict_least_recently_used,
     hold,
     make_draft,
-    make_room,
-    place,
     publish,
     release,
     remove_leftovers,
 )
 from pneumo.runtime.checksums import is_intact, seal, sync
-from pneumo.runtime.console import say
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.console import echo
+from pneumo.runtime.errors import UserError
 
-SILENT_WAIT = 1.0  # seconds that a wait for another process may take before a line says so
-FULL = errno.ENOSPC, errno.EDQUOT  # what a disk says that has no more room
+SILENT_WAIT_SECONDS = 1.0  # seconds that a wait for another process may take before a line says so
+DISK_FULL_ERRNOS = errno.ENOSPC, errno.EDQUOT  # what a disk says that has no more room
 
 
-def keep(name: str, build: Callable[[Path], None], verify: bool = True) -> Path:
+def get_or_build(name: str, build: Callable[[Path], None], verify: bool = True) -> Path:
     """Return the folder `name` of the cache, built by `build(folder)` if it is not there yet.
 
     It is built next to its place and renamed, so that a killed or failed build leaves nothing that
@@ -44,10 +44,10 @@ def keep(name: str, build: Callable[[Path], None], verify: bool = True) -> Path:
             again. They are verified once per boot: see `checksums.is_intact`.
 
     Raises:
-        Mistake: The disk is full, or the cache was deleted meanwhile.
+        UserError: The disk is full, or the cache was deleted meanwhile.
     """
-    folder = place(name)
-    _tidy(place(""))
+    folder = cache_path(name)
+    _tidy(cache_path(""))
     if _is_whole(folder, verify):
         return folder
     with lock(name) as held:
@@ -74,7 +74,9 @@ def _is_whole(folder: Path, verify: bool) -> bool:
 def _build(folder: Path, build: Callable[[Path], None], verify: bool) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # damaged, or made by an older version
     draft = make_draft(folder)
-    mark = draft / f"{OWN}{uuid4().hex}"  # a build may make its folder again, without its files
+    mark = (
+        draft / f"{OWN_PREFIX}{uuid4().hex}"
+    )  # a build may make its folder again, without its files
     try:
         mark.touch()
         build(draft)
@@ -84,44 +86,45 @@ def _build(folder: Path, build: Callable[[Path], None], verify: bool) -> None:
         publish(draft, folder)
         sync(folder.parent)
     except OSError as error:
-        if error.errno in FULL:
-            raise _full(folder, error) from None
-        if error.errno == errno.ENOENT and is_ours(error.filename):
-            raise deleted() from None
+        if error.errno in DISK_FULL_ERRNOS:
+            raise _disk_full_error(folder, error) from None
+        if error.errno == errno.ENOENT and is_in_cache(error.filename):
+            raise cache_deleted_error() from None
         raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         release(draft)
 
 
-def is_ours(path: str | Path | None) -> bool:
+def is_in_cache(path: str | Path | None) -> bool:
     """Whether something lies in the cache."""
-    return path is not None and Path(path).is_relative_to(place(""))
+    return path is not None and Path(path).is_relative_to(cache_path(""))
 
 
-def deleted() -> Mistake:
+def cache_deleted_error() -> UserError:
     """What to say where something that was in the cache has gone."""
-    return Mistake(
-        f"the cache at {place('')} was deleted while it was in use; give the same command again"
+    return UserError(
+        f"the cache at {cache_path('')} was deleted while it was in use; give the same command "
+        "again"
     )
 
 
-def _full(folder: Path, error: OSError) -> Mistake:
-    what = folder.relative_to(place("")).parts[0]
-    return Mistake(
-        f"the cache needs more disk than is free at {place('')} ({error.strerror} for {what}): "
-        "free some, or set PNEUMO_CACHE to a larger disk"
+def _disk_full_error(folder: Path, error: OSError) -> UserError:
+    what = folder.relative_to(cache_path("")).parts[0]
+    return UserError(
+        f"the cache needs more disk than is free at {cache_path('')} ({error.strerror} for "
+        f"{what}): free some, or set PNEUMO_CACHE to a larger disk"
     )
 
 
 def require_space(folder: Path, size: int) -> None:
     """Make room for a file of `size` bytes in `folder`, which is in the cache.
 
-    Room is made within the budget, see `make_room`. Raises `OSError` if the disk still has less
-    free space than that. This is found before the work is done, and before the file takes what
-    other programs need.
+    Room is made within the budget, see `evict_least_recently_used`. Raises `OSError` if the disk
+    still has less free space than that. This is found before the work is done, and before the file
+    takes what other programs need.
     """
-    make_room(size)
+    evict_least_recently_used(size)
     if shutil.disk_usage(folder).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -153,15 +156,15 @@ def lock(name: str, timeout: float = -1) -> Iterator[FileLock]:
     Raises:
         filelock.Timeout: Another process still holds the lock.
     """
-    file = place("locks") / f"{name.replace('/', '-')}.lock"
+    file = cache_path("locks") / f"{name.replace('/', '-')}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(file)
     try:
-        held.acquire(SILENT_WAIT if timeout < 0 else timeout)
+        held.acquire(SILENT_WAIT_SECONDS if timeout < 0 else timeout)
     except Timeout:
         if timeout >= 0:
             raise
-        say(f"waiting for another process that works on {name.partition('/')[0]} in the cache")
+        echo(f"waiting for another process that works on {name.partition('/')[0]} in the cache")
         held.acquire()
     try:
         yield held

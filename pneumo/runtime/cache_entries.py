@@ -16,15 +16,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 
 GIB = 2**30
 DEFAULT_GIB = "20"
 
 # Files in an entry that are no part of its content. The index of a data set ignores hidden files
-OWN = ".pneumo-"
-IN_USE = f"{OWN}in-use"
-DOWNLOADED = f"{OWN}downloaded"  # marks what only a download brings back
+OWN_PREFIX = ".pneumo-"
+IN_USE = f"{OWN_PREFIX}in-use"
+DOWNLOADED = f"{OWN_PREFIX}downloaded"  # marks what only a download brings back
 
 GROUPS = ("archives", "features", "perturbed", "pixels")  # folders of entries
 RUNS = "features"  # the group that also has entries of a single run, removed at its end
@@ -40,14 +40,14 @@ _held: dict[Path, int] = {}  # the descriptors of this process's shared locks
 _holding = threading.Lock()
 
 
-def place(name: str) -> Path:
+def cache_path(name: str) -> Path:
     """Return where `name` is in the cache: `PNEUMO_CACHE`, by default `~/.cache/pneumo`."""
     return Path(os.environ.get("PNEUMO_CACHE") or "~/.cache/pneumo").expanduser() / name
 
 
 def is_own(file: Path) -> bool:
     """Return whether a file in an entry is the cache's, and no part of the entry's content."""
-    return file.name.startswith(OWN)
+    return file.name.startswith(OWN_PREFIX)
 
 
 def hold(entry: Path) -> bool:
@@ -108,7 +108,7 @@ def publish(draft: Path, folder: Path) -> None:
 @contextmanager
 def run_folder() -> Iterator[str]:
     """Make a folder in the cache for a single run, removed at its end; gives its name."""
-    folder = make_held(place(RUNS) / f"run-{uuid4().hex}")
+    folder = make_held(cache_path(RUNS) / f"run-{uuid4().hex}")
     try:
         yield f"{RUNS}/{folder.name}"
     finally:
@@ -165,7 +165,7 @@ def _remove(entry: Path) -> bool:
 def remove_leftovers() -> None:
     """Remove what killed processes have left: half-built entries and the folders of their runs."""
     for group in ("", *GROUPS):
-        for folder in _folders(place(group)):
+        for folder in _folders(cache_path(group)):
             in_runs = group == RUNS and RUN.fullmatch(folder.name)
             if in_runs or DRAFT.fullmatch(folder.name):
                 _remove(folder)
@@ -180,11 +180,11 @@ def _folders(folder: Path) -> list[Path]:
 
 def _sizes() -> dict[Path, int]:
     """Return the bytes of each entry, in the order in which they make room."""
-    entries = [it for it in _folders(place("")) if LONE.fullmatch(it.name)]
+    entries = [it for it in _folders(cache_path("")) if LONE.fullmatch(it.name)]
     entries = [it for it in entries if (it / IN_USE).exists()]
     for group in GROUPS:
-        entries += [it for it in _folders(place(group)) if KEY.fullmatch(it.name)]
-    entries += [it for it in _folders(place(RUNS)) if RUN.fullmatch(it.name)]
+        entries += [it for it in _folders(cache_path(group)) if KEY.fullmatch(it.name)]
+    entries += [it for it in _folders(cache_path(RUNS)) if RUN.fullmatch(it.name)]
     found = []
     for entry in entries:
         with suppress(FileNotFoundError):  # another process may make room, too
@@ -205,28 +205,28 @@ def _size(entry: Path) -> int:
 def limit() -> int:
     """Return the bytes that the cache may take: `PNEUMO_CACHE_GIB`, in GiB, by default 20.
 
-    If it is not set, `PNEUMO_FEATURES` counts, its older name. Raises `Mistake` for anything but a
-    whole number of 0 or more.
+    If it is not set, `PNEUMO_FEATURES` counts, its older name. Raises `UserError` for anything but
+    a whole number of 0 or more.
     """
     name = "PNEUMO_CACHE_GIB" if os.environ.get("PNEUMO_CACHE_GIB") else "PNEUMO_FEATURES"
     text = os.environ.get(name) or DEFAULT_GIB
     if not text.isdecimal():
-        raise Mistake(f"{name} must be a whole number of GiB, 0 or more: got '{text}'")
+        raise UserError(f"{name} must be a whole number of GiB, 0 or more: got '{text}'")
     return int(text) * GIB
 
 
 def _allowed(used: int) -> int:
     """Return the bytes that all entries may take: within the limit, half of the free disk stays."""
-    place("").mkdir(parents=True, exist_ok=True)
-    return min(limit(), used + shutil.disk_usage(place("")).free // 2)
+    cache_path("").mkdir(parents=True, exist_ok=True)
+    return min(limit(), used + shutil.disk_usage(cache_path("")).free // 2)
 
 
-def room_for(names: Collection[str]) -> int:
+def available_bytes(names: Collection[str]) -> int:
     """Return the bytes that the entries `names` may take, which are made already or not.
 
     Those are all bytes that are allowed, less what processes use of other entries.
     """
-    sizes, mine = _sizes(), {place(name) for name in names}
+    sizes, mine = _sizes(), {cache_path(name) for name in names}
     others = 0
     for entry in sizes.keys() - mine:
         with _unused(entry) as unused:
@@ -234,7 +234,7 @@ def room_for(names: Collection[str]) -> int:
     return max(0, _allowed(sum(sizes.values())) - others)
 
 
-def make_room(needed: int) -> None:
+def evict_least_recently_used(needed: int) -> None:
     """Remove the least recently used entries until `needed` more bytes are within the budget.
 
     Entries that a process uses stay, and downloads are the last to go. If that does not suffice,

@@ -15,11 +15,11 @@ from typing import Any
 from uuid import uuid4
 
 from pneumo.runtime import signals
-from pneumo.runtime.cache_entries import OWN, is_own
+from pneumo.runtime.cache_entries import OWN_PREFIX, is_own
 from pneumo.runtime.process import ProcessId
 
-CHECKSUMS = f"{OWN}checksums.json"  # path of a file → its size in bytes and its CRC-32
-VERIFIED = f"{OWN}verified.json"  # the marker: what `_state` returned when all was verified
+CHECKSUMS = f"{OWN_PREFIX}checksums.json"  # path of a file → its size in bytes and its CRC-32
+VERIFIED = f"{OWN_PREFIX}verified.json"  # the marker: what `_state` returned when all was verified
 
 CHUNK = 2**22  # bytes
 
@@ -98,7 +98,7 @@ def _checksum(file: Path) -> list[int]:
     size = checksum = 0
     with file.open("rb") as opened:
         while chunk := opened.read(CHUNK):
-            signals.check()
+            signals.raise_if_interrupted()
             size += len(chunk)
             checksum = zlib.crc32(chunk, checksum)
     return [size, checksum]

@@ -16,32 +16,32 @@ _LOG_WIDTH = 160  # columns of a table in a log
 console = Console(width=None if Console().is_terminal else _LOG_WIDTH, highlight=False)
 
 
-def say(line: str) -> None:
+def echo(line: str) -> None:
     """One line, never wrapped, with no markup in it."""
     console.print(line, markup=False, soft_wrap=True)
 
 
-def say_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+def print_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
     """One line for an epoch of a run that is not part of a study."""
-    say(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+    echo(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
 
-def draws() -> bool:
+def supports_live_display() -> bool:
     """Whether lines can be drawn again where they are, as on most terminals."""
     return console.is_terminal and not console.is_dumb_terminal
 
 
 def track(items: Iterable[T], total: int, what: str, unit: str = "images") -> Iterator[T]:
     """`items`, with a progress bar on a terminal and one line before them elsewhere."""
-    if not draws():
-        say(f"{what}: {total} {unit}")
-    shown = {"console": console, "transient": True, "disable": not draws()}
+    if not supports_live_display():
+        echo(f"{what}: {total} {unit}")
+    shown = {"console": console, "transient": True, "disable": not supports_live_display()}
     for item in rich_track(items, what, total, **shown):
-        signals.check()
+        signals.raise_if_interrupted()
         yield item
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table with numbers and words as they are given.
 
     Where it is too wide the names of its columns are broken, and nothing of it is left out.

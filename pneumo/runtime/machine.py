@@ -3,10 +3,10 @@
 import math
 import os
 
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 
 
-def gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them.
 
     Without that variable they are those that NVIDIA's driver lists (NVML). It needs no `/proc`,
@@ -28,15 +28,15 @@ def gpus() -> list[str]:
 
 
 def require_gpus(workers: int, workers_per_gpu: int) -> None:
-    """Raise `Mistake` if workers would share a GPU and the user has not allowed it.
+    """Raise `UserError` if workers would share a GPU and the user has not allowed it.
 
     Args:
         workers: Processes of this command that search at the same time.
         workers_per_gpu: How many of them may share one GPU. Without GPUs any number may work.
     """
-    found = gpus()
+    found = visible_gpus()
     if found and workers > len(found) * workers_per_gpu:
-        raise Mistake(
+        raise UserError(
             f"workers must be at most {len(found) * workers_per_gpu} with {len(found)} GPU and "
             f"--workers_per_gpu {workers_per_gpu}: got {workers}; give fewer, or --workers_per_gpu "
             f"{math.ceil(workers / len(found))}, or CUDA_VISIBLE_DEVICES=-1 to use no GPU"

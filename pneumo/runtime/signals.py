@@ -2,8 +2,9 @@
 
 An exception out of a signal handler comes up wherever the main thread is: amid what it says to a
 database it leaves that locked, and in a destructor or in a function that TensorFlow traces it can
-be lost. A signal is therefore kept for the next `check`, and training, of which a compiled function
-lets nothing in for half a minute, has a thread of its own, for which the main one waits.
+be lost. A signal is therefore kept for the next `raise_if_interrupted`, and training, of which a
+compiled function lets nothing in for half a minute, has a thread of its own, for which the main one
+waits.
 """
 
 import gc
@@ -22,9 +23,9 @@ SIGNALS = signal.SIGINT, signal.SIGTERM
 
 # After the terminal's own signal `mlflow run` sends another, which must not break into the
 # clean-up that the first has started.
-GRACE = 10  # seconds
-LIMIT = 3  # seconds after which a signal that no `check` has heard breaks in wherever it is
-WAKE = 0.5  # seconds after which who waits looks for signals
+DEBOUNCE_SECONDS = 10
+MAX_DELAY_SECONDS = 3  # after which a signal is raised wherever the main thread is
+POLL_SECONDS = 0.5  # between two looks for a signal while the main thread waits
 
 
 class _State:
@@ -34,37 +35,40 @@ class _State:
     deaf_until = 0.0  # on the monotonic clock
 
 
-def install() -> None:
-    """Makes both signals a `KeyboardInterrupt`: of the next `check`, or after `LIMIT` seconds."""
+def install_handlers() -> None:
+    """Turn both signals into a `KeyboardInterrupt`.
+
+    The next `raise_if_interrupted` raises it, or an alarm after `MAX_DELAY_SECONDS`.
+    """
     signal.alarm(0)
     _State.asked, _State.deaf_until = False, 0.0
-    signal.signal(signal.SIGALRM, _break_in)
+    signal.signal(signal.SIGALRM, _on_alarm)
     for number in SIGNALS:
-        signal.signal(number, _handle)
+        signal.signal(number, _on_signal)
 
 
-def _handle(*_: object) -> None:
+def _on_signal(*_: object) -> None:
     if time.monotonic() < _State.deaf_until:
         return
-    _State.deaf_until = time.monotonic() + GRACE
+    _State.deaf_until = time.monotonic() + DEBOUNCE_SECONDS
     if _State.asked:  # who asks again is not to wait
         raise KeyboardInterrupt
     _State.asked = True
-    signal.alarm(LIMIT)
+    signal.alarm(MAX_DELAY_SECONDS)
 
 
-def _break_in(*_: object) -> None:
+def _on_alarm(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def check() -> None:
+def raise_if_interrupted() -> None:
     """Raises `KeyboardInterrupt` if a signal has come, again where that was lost before."""
     if _State.asked:
         signal.alarm(0)
         raise KeyboardInterrupt
 
 
-def end_with_input() -> None:
+def terminate_with_stdin() -> None:
     """Have this process get SIGTERM at the end of its standard input.
 
     That is a pipe from the process that started it, and ends with that one, however it does.
@@ -78,14 +82,14 @@ def end_with_input() -> None:
     Thread(target=wait_for_end, daemon=True).start()
 
 
-def in_own_thread(work: Callable[[], T], meanwhile: Callable[[], None] = lambda: None) -> T:
+def run_in_thread(work: Callable[[], T], meanwhile: Callable[[], None] = lambda: None) -> T:
     """Run work in a thread of its own, and wait for it in this one, which handles signals.
 
     A signal does not wait for the work, which goes on until it ends or the process does.
 
     Args:
         work: Called once, in the other thread.
-        meanwhile: Called in this thread every `WAKE` seconds.
+        meanwhile: Called in this thread every `POLL_SECONDS` seconds.
 
     Returns:
         What the work returns.
@@ -97,15 +101,15 @@ def in_own_thread(work: Callable[[], T], meanwhile: Callable[[], None] = lambda:
     executor = ThreadPoolExecutor(max_workers=1)
     try:
         result = executor.submit(work)
-        while not wait([result], timeout=WAKE).done:
-            check()
+        while not wait([result], timeout=POLL_SECONDS).done:
+            raise_if_interrupted()
             meanwhile()
     finally:
         executor.shutdown(wait=False)
     return result.result()
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """Ends the process; after a signal without waiting for a thread that still computes."""
     if _State.asked:
         sys.stdout.flush()

@@ -11,11 +11,11 @@ from typing import BinaryIO
 
 from joblib import cpu_count
 
-from pneumo.runtime.machine import gpus
+from pneumo.runtime.machine import visible_gpus
 
 
 @contextmanager
-def quiet_if_well(well: Callable[[], bool]) -> Iterator[None]:
+def stderr_on_failure_only(well: Callable[[], bool]) -> Iterator[None]:
     """Hide what is written to standard error, unless the block fails.
 
     TensorFlow writes lines about the processor before its own log level applies. Everything
@@ -73,7 +73,7 @@ def _copied_if_process_dies(file: BinaryIO) -> Iterator[None]:
 
 
 @contextmanager
-def uncollected(module: str) -> Iterator[None]:
+def gc_frozen_import(module: str) -> Iterator[None]:
     """For the first import of a large module: no collection, now or later, goes through it.
 
     Those of TensorFlow take 2.6 s from start to end instead of 3.9 s on two cores: time python -c
@@ -103,9 +103,9 @@ def import_tensorflow() -> None:
 
     def finds_what_is_asked_for() -> bool:
         found = tensorflow.config.list_physical_devices("GPU")
-        return bool(found) or not gpus()
+        return bool(found) or not visible_gpus()
 
-    with quiet_if_well(finds_what_is_asked_for), uncollected("tensorflow"):
+    with stderr_on_failure_only(finds_what_is_asked_for), gc_frozen_import("tensorflow"):
         import tensorflow
     # Every model compiles its own functions, which TensorFlow takes for a mistake
     tensorflow.get_logger().setLevel("ERROR")

@@ -9,12 +9,12 @@ import mlflow
 from mlflow.entities import Run, ViewType
 
 from pneumo.tracking import tags
-from pneumo.tracking.study_runs import MOST
+from pneumo.tracking.study_runs import MAX_RESULTS
 from pneumo.tracking.tags import EXTERNAL, MODEL, MODEL_ID, SPLIT
 
 
 @contextmanager
-def evaluating(model: str, model_id: str, split: str, external: bool) -> Iterator[str]:
+def tag_evaluation(model: str, model_id: str, split: str, external: bool) -> Iterator[str]:
     """The active run says which model it holds against which split; yields its id.
 
     It names MLflow's id of the model only from the end on, when all is logged: a study's run that
@@ -51,12 +51,12 @@ def count_looks(images_digest: str) -> Counter[str]:
     All experiments count, and deleted runs too: deleting a run does not undo a look at its results.
     """
     client = mlflow.MlflowClient()
-    experiments = client.search_experiments(ViewType.ALL, max_results=MOST)
+    experiments = client.search_experiments(ViewType.ALL, max_results=MAX_RESULTS)
     runs = client.search_runs(
         [experiment.experiment_id for experiment in experiments],
         f"tags.`{tags.IMAGES_DIGEST}` = '{images_digest}'",
         ViewType.ALL,
-        max_results=MOST,
+        max_results=MAX_RESULTS,
     )
     return sum(map(_looks_of, runs), Counter())
 

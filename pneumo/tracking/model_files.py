@@ -19,8 +19,8 @@ from mlflow.models.model import ModelInfo
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import ColSpec, Schema
 
-from pneumo.inference.decode import DECODER
-from pneumo.runtime.errors import Mistake
+from pneumo.inference.decode import DECODER_VERSION
+from pneumo.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import keras
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 # The decoder's version when the settings of a model did not note it yet
-UNNOTED_DECODER = 3
+UNNOTED_DECODER_VERSION = 3
 
 
-def load(model_uri: str) -> "PneumoniaModel":
-    """The stored model, with its `keras_model` and `settings`. Raises `Mistake` as `find`."""
+def load_model(model_uri: str) -> "PneumoniaModel":
+    """The stored model, with its `keras_model` and `settings`. Raises `UserError` as `find`."""
     with downloaded_model(model_uri) as folder:
         return load_files(folder, model_uri)
 
@@ -54,38 +54,43 @@ def load_files(folder: Path, model_uri: str) -> "PneumoniaModel":
     """
     from pneumo.inference.pyfunc import PneumoniaModel
 
-    files = {name: folder / "artifacts" / file for name, file in FILES.items()}
+    files = {name: folder / "artifacts" / file for name, file in MODEL_FILES.items()}
     if missing := [file.name for file in files.values() if not file.is_file()]:
-        raise _unusable(model_uri, f"it has no {missing[0]}")
+        raise _invalid_model_error(model_uri, f"it has no {missing[0]}")
     if not zipfile.is_zipfile(files["keras"]):  # else Keras would say that there is no such file
-        raise _unusable(model_uri, f"{files['keras'].name} is no file of Keras 3")
+        raise _invalid_model_error(model_uri, f"{files['keras'].name} is no file of Keras 3")
     model = PneumoniaModel()
     try:
         model.load_from(files["keras"], files["settings"])
-        wrong = next(_wrong(model), None)
+        wrong = next(_model_problems(model), None)
     except Exception as error:  # a parser fed with strangers' files raises nearly anything
         reason = str(error).strip().partition(". ")[0] or type(error).__name__
-        raise _unusable(model_uri, f"its files cannot be loaded safely ({reason[:300]})") from None
+        raise _invalid_model_error(
+            model_uri, f"its files cannot be loaded safely ({reason[:300]})"
+        ) from None
     if wrong:
-        raise _unusable(model_uri, wrong)
+        raise _invalid_model_error(model_uri, wrong)
     return model
 
 
-def _wrong(model: "PneumoniaModel") -> Iterator[str]:
+def _model_problems(model: "PneumoniaModel") -> Iterator[str]:
     """What of a model is not as pneumo makes it, in words."""
-    from pneumo.inference.logits import members_of  # TensorFlow, which takes long, only now
+    from pneumo.inference.logits import ensemble_members  # TensorFlow, which takes long, only now
 
     network, size = model.keras_model, model.image_size
     shapes = *network.input_shape, *network.output_shape
     if type(size) is not int or shapes != (None, size, size, 1, None, 1):
         yield f"it takes {network.input_shape} and gives {network.output_shape}"
-    parts = [{layer.name for layer in member.layers} for member in members_of(network)]
+    parts = [{layer.name for layer in member.layers} for member in ensemble_members(network)]
     if not all({"backbone", "head"} <= names for names in parts):
         yield "it has no backbone and head"
     if not _are_settings(model.settings):
-        yield f"its {FILES['settings']} holds other than its settings"
-    if (decoder := model.settings.get("decoder", UNNOTED_DECODER)) != DECODER:
-        yield f"its training images were decoded by version {decoder} of the decoder, not {DECODER}"
+        yield f"its {MODEL_FILES['settings']} holds other than its settings"
+    if (decoder := model.settings.get("decoder", UNNOTED_DECODER_VERSION)) != DECODER_VERSION:
+        yield (
+            f"its training images were decoded by version {decoder} of the decoder, "
+            f"not {DECODER_VERSION}"
+        )
 
 
 def _are_settings(found: Any) -> bool:
@@ -98,25 +103,25 @@ def _are_settings(found: Any) -> bool:
     )
 
 
-def _unusable(model_uri: str, why: str) -> Mistake:
-    return Mistake(
+def _invalid_model_error(model_uri: str, why: str) -> UserError:
+    return UserError(
         f"model must be one as pneumo makes them: of '{model_uri}' {why}; "
         "do not use it, and get or train another"
     )
 
 
-def digest(folder: Path) -> str:
+def model_digest(folder: Path) -> str:
     """16 hex digits that name the files of a stored model: weights, settings and code."""
     found = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         # MLflow adds its own note of the version to what it downloads
-        if file.is_file() and file.name != "registered_model_meta" and not _is_pythons_own(file):
+        if file.is_file() and file.name != "registered_model_meta" and not _is_bytecode_cache(file):
             found.update(file.relative_to(folder).as_posix().encode() + b"\0")
             found.update(hashlib.sha256(file.read_bytes()).digest())
     return found.hexdigest()[:16]
 
 
-def _is_pythons_own(file: Path) -> bool:
+def _is_bytecode_cache(file: Path) -> bool:
     """Whether it is bytecode as Python leaves it where a model has been served.
 
     That lies in `__pycache__`, its source beside that, whose age it names. Python would run any
@@ -136,7 +141,16 @@ def _is_pythons_own(file: Path) -> bool:
 # The only part of the package that a stored model carries, and what that needs where it is served,
 # at the versions it was made with
 INFERENCE = Path(__file__).parent.parent / "inference"
-SERVED_WITH = "mlflow", "tensorflow", "keras", "numpy", "scipy", "pandas", "pillow", "joblib"
+SERVING_REQUIREMENTS = (
+    "mlflow",
+    "tensorflow",
+    "keras",
+    "numpy",
+    "scipy",
+    "pandas",
+    "pillow",
+    "joblib",
+)
 
 # The `__init__.py` of the copy. MLflow puts the copy first on the path: who loads a model before
 # importing pneumo where that is installed would else find nothing but the copy
@@ -155,7 +169,7 @@ SIGNATURE = ModelSignature(
 )
 
 # What is stored of a model, below `artifacts/`
-FILES = {"keras": "model.keras", "settings": "settings.json"}
+MODEL_FILES = {"keras": "model.keras", "settings": "settings.json"}
 
 
 def log_model(
@@ -167,7 +181,7 @@ def log_model(
     file's bytes, MLflow loads the model again and runs it.
     """
     with tempfile.TemporaryDirectory() as folder:
-        files = {name: Path(folder) / file for name, file in FILES.items()}
+        files = {name: Path(folder) / file for name, file in MODEL_FILES.items()}
         model.save(files["keras"])
         files["settings"].write_text(json.dumps(settings))
         # The flavour's own log_model knows no run but the active one
@@ -181,7 +195,9 @@ def log_model(
             code_paths=[str(_copy_inference(Path(folder)))],
             signature=SIGNATURE,
             input_example=None if example is None else pd.DataFrame({"image": [example]}),
-            pip_requirements=[f"{it}=={importlib.metadata.version(it)}" for it in SERVED_WITH],
+            pip_requirements=[
+                f"{it}=={importlib.metadata.version(it)}" for it in SERVING_REQUIREMENTS
+            ],
         )
 
 

@@ -10,21 +10,21 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from pneumo.tracking import runs, session, tags
-from pneumo.tracking.model_files import digest, downloaded_model, load_files
+from pneumo.tracking.model_files import downloaded_model, load_files, model_digest
 
 if TYPE_CHECKING:
     from pneumo.inference.pyfunc import PneumoniaModel
 
 
-ADDRESS = re.compile(
+MODEL_URI_PATTERN = re.compile(
     r"models:/((?P<id>m-[0-9a-f]+)|(?P<name>[^/@:]+)(@(?P<alias>[\w.-]+)|/(?P<number>[0-9]{1,9})))"
 )
 
 
 @dataclass(frozen=True)
-class Stored:
+class LoadedModel:
     """A model in MLflow, loaded.
 
     `trial`: the Keras run that made it; `model_id`: MLflow's own; `name` and `version`: in the
@@ -48,48 +48,48 @@ class Stored:
         return self.trial.data.tags[tags.SYNTHETIC] == "true"
 
 
-class Tampered(Mistake):
+class ModelTamperedError(UserError):
     """The files of a version are not those that were registered, or are missing."""
 
 
-class TrialRemoved(Mistake):
+class TrialRemovedError(UserError):
     """The run that trained a model is no longer in the store."""
 
 
-def find(model_uri: str) -> Stored:
+def find_model(model_uri: str) -> LoadedModel:
     """The model at `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/m-…`.
 
     Raises:
-        Tampered: The files of a version have changed since it was registered, or are missing;
-            nothing of them is loaded.
-        TrialRemoved: The run that trained it has been removed by `mlflow gc`.
-        Mistake: There is no such model, or it is another's, or it is broken.
+        ModelTamperedError: The files of a version have changed since it was registered, or are
+            missing; nothing of them is loaded.
+        TrialRemovedError: The run that trained it has been removed by `mlflow gc`.
+        UserError: There is no such model, or it is another's, or it is broken.
     """
     try:
-        exact, version, model_id, run_id = _located(model_uri)
-        trial = _trial(run_id, model_uri)
+        exact, version, model_id, run_id = _resolve_uri(model_uri)
+        trial = _source_run(run_id, model_uri)
         with downloaded_model(exact) as folder:
             if version:
                 _require_unchanged(version, folder)
             model = load_files(folder, model_uri)
     except (MlflowException, OSError) as error:
-        raise Mistake(f"{_rule(model_uri)} ({error})") from None
+        raise UserError(f"{_uri_rule(model_uri)} ({error})") from None
     name, number = (version.name, int(version.version)) if version else ("", 0)
-    return Stored(trial, model_id, name, number, model)
+    return LoadedModel(trial, model_id, name, number, model)
 
 
-def _rule(model_uri: str) -> str:
+def _uri_rule(model_uri: str) -> str:
     return (
         "model must be models:/NAME@ALIAS, models:/NAME/VERSION or models:/m-… in "
-        f"{session.store()}: got '{model_uri}'"
+        f"{session.tracking_address()}: got '{model_uri}'"
     )
 
 
-def _located(model_uri: str) -> tuple[str, ModelVersion | None, str, str]:
+def _resolve_uri(model_uri: str) -> tuple[str, ModelVersion | None, str, str]:
     """What an address names: by an exact one, its version if it has one, its id, its run's id."""
-    match, client = ADDRESS.fullmatch(model_uri), mlflow.MlflowClient()
+    match, client = MODEL_URI_PATTERN.fullmatch(model_uri), mlflow.MlflowClient()
     if not match:
-        raise Mistake(f"{_rule(model_uri)}; MLflow's page of a model shows its address")
+        raise UserError(f"{_uri_rule(model_uri)}; MLflow's page of a model shows its address")
     if match["id"]:
         found = client.get_logged_model(match["id"])
         return model_uri, None, found.model_id, found.source_run_id
@@ -98,47 +98,47 @@ def _located(model_uri: str) -> tuple[str, ModelVersion | None, str, str]:
     else:  # which may move meanwhile
         version = client.get_model_version_by_alias(match["name"], match["alias"])
     if tags.MODEL_DIGEST not in version.tags:
-        raise _anothers(model_uri)
+        raise _foreign_model_error(model_uri)
     exact = f"models:/{version.name}/{version.version}"
     return exact, version, logged_model_id(version), version.run_id
 
 
-def _trial(run_id: str | None, model_uri: str) -> Run:
+def _source_run(run_id: str | None, model_uri: str) -> Run:
     """The run that made a model, if it is one of pneumo's."""
     try:
         run = mlflow.get_run(run_id) if run_id else None
     except MlflowException as error:
-        if error.error_code != runs.MISSING:
+        if error.error_code != runs.NOT_FOUND:
             raise
-        raise TrialRemoved(
-            f"the run that trained a model must be in {session.store()}: run {run_id}, of "
-            f"'{model_uri}', has been removed; train or tune again, or give another model"
+        raise TrialRemovedError(
+            f"the run that trained a model must be in {session.tracking_address()}: run {run_id}, "
+            f"of '{model_uri}', has been removed; train or tune again, or give another model"
         ) from None
     if run is None or run.data.tags.get(tags.KIND) != "trial":
-        raise _anothers(model_uri)
+        raise _foreign_model_error(model_uri)
     return run
 
 
-def require_as_registered(model_name: str, version: int) -> None:
+def verify_registered_files(model_name: str, version: int) -> None:
     """Require that a version's files are those that were registered.
 
     Raises:
-        Tampered: They have changed, or are missing.
-        Mistake: They cannot be read.
+        ModelTamperedError: They have changed, or are missing.
+        UserError: They cannot be read.
     """
     model_uri = f"models:/{model_name}/{version}"
     try:
         with downloaded_model(model_uri) as folder:
             _require_unchanged(mlflow.MlflowClient().get_model_version(model_name, version), folder)
     except (MlflowException, OSError) as error:
-        raise Mistake(
-            f"the files of a version must be in {session.store()}: those of '{model_uri}' cannot "
-            f"be read ({error}); promote another version instead"
+        raise UserError(
+            f"the files of a version must be in {session.tracking_address()}: those of "
+            f"'{model_uri}' cannot be read ({error}); promote another version instead"
         ) from None
 
 
-def _anothers(model_uri: str) -> Mistake:
-    return Mistake(
+def _foreign_model_error(model_uri: str) -> UserError:
+    return UserError(
         f"model must be one that pneumo made: '{model_uri}' is another's; give the address of one "
         "that train or tune has left, as MLflow's page of it shows it"
     )
@@ -146,11 +146,11 @@ def _anothers(model_uri: str) -> Mistake:
 
 def _require_unchanged(version: ModelVersion, folder: Path) -> None:
     if tags.MODEL_DIGEST not in version.tags:
-        raise _anothers(f"models:/{version.name}/{version.version}")
-    found, registered = digest(folder), version.tags[tags.MODEL_DIGEST]
+        raise _foreign_model_error(f"models:/{version.name}/{version.version}")
+    found, registered = model_digest(folder), version.tags[tags.MODEL_DIGEST]
     if found != registered:
         now = f"are {found} now" if any(folder.iterdir()) else "are missing"
-        raise Tampered(
+        raise ModelTamperedError(
             f"the files of {version.name} version {version.version} must be those that were "
             f"registered, digest {registered}: they {now}; do not use this version"
         )

@@ -11,10 +11,10 @@ from mlflow.exceptions import MlflowException
 
 from pneumo.data.sample import example_file
 from pneumo.runtime import cache
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from pneumo.tracking import evaluations, model_files, runs, session, tags
-from pneumo.tracking.model_files import digest, downloaded_model
-from pneumo.tracking.models import Stored, logged_model_id
+from pneumo.tracking.model_files import downloaded_model, model_digest
+from pneumo.tracking.models import LoadedModel, logged_model_id
 from pneumo.tracking.tags import (
     DATA,
     EVALUATION_RUN,
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 
-TOLD_BY_THE_TRIAL = (*tags.OF_SUBJECT, tags.TRIAL_NUMBER)
+TAGS_FROM_TRIAL = (*tags.PROVENANCE, tags.TRIAL_NUMBER)
 
-ABOUT = (
+MODEL_DESCRIPTION = (
     "Pneumonia or not, on chest X-rays of children. For research; not a medical device.\n\n"
     # As code: MLflow makes links to people on GitHub of names that begin with an @
     f"`@{CHALLENGER}` is the newest version; `@{CHAMPION}` the one to use, which `promote` chooses "
@@ -45,10 +45,10 @@ ABOUT = (
 )
 
 # The metrics that a version's description tells, and what it calls them
-TOLD = {"auc": "AUC", **{it: it for it in ("sensitivity", "specificity", "accuracy")}}
+DESCRIBED_METRICS = {"auc": "AUC", **{it: it for it in ("sensitivity", "specificity", "accuracy")}}
 
 
-def log_test_evaluations(stored: Stored, count: int) -> None:
+def log_test_evaluations(stored: LoadedModel, count: int) -> None:
     """Tag a model with the number of its evaluations on the test images of its own data.
 
     Args:
@@ -57,26 +57,26 @@ def log_test_evaluations(stored: Stored, count: int) -> None:
     """
     tags = {TEST_EVALUATIONS: str(count)}
     if stored.version:
-        tag(stored.name, stored.version, tags)
+        set_version_tags(stored.name, stored.version, tags)
     else:
         mlflow.MlflowClient().set_logged_model_tags(stored.model_id, tags)
 
 
-def tell_of_test(stored: Stored, run_id: str, metrics: dict[str, float]) -> None:
+def record_test_metrics(stored: LoadedModel, run_id: str, metrics: dict[str, float]) -> None:
     """Notes on a version what a run has found on test of the data that the version is made of."""
-    tags = {f"test_{name}": str(metrics[name]) for name in TOLD}
-    tag(stored.name, stored.version, {EVALUATION_RUN: run_id, **tags})
-    describe(stored.name, stored.version)
+    tags = {f"test_{name}": str(metrics[name]) for name in DESCRIBED_METRICS}
+    set_version_tags(stored.name, stored.version, {EVALUATION_RUN: run_id, **tags})
+    update_description(stored.name, stored.version)
 
 
-def tag(model_name: str, version: int, tags: dict[str, str]) -> None:
+def set_version_tags(model_name: str, version: int, tags: dict[str, str]) -> None:
     """Sets tags of a version."""
     client = mlflow.MlflowClient()
     for key, value in tags.items():
         client.set_model_version_tag(model_name, str(version), key, value)
 
 
-def register(run_id: str, model: "PneumoniaModel", model_name: str) -> Stored:
+def register(run_id: str, model: "PneumoniaModel", model_name: str) -> LoadedModel:
     """Make a trial's model the newest version of a registered model, and its `challenger`.
 
     The model is logged once more on its trial's run, now with an input example. That takes
@@ -89,12 +89,12 @@ def register(run_id: str, model: "PneumoniaModel", model_name: str) -> Stored:
     """
     info = model_files.log_model(run_id, model.keras_model, model.settings, example_file())
     with downloaded_model(info.model_uri) as folder:
-        files_digest = digest(folder)
+        files_digest = model_digest(folder)
     version = _add_version(model_name, mlflow.get_run(run_id), info.model_id, files_digest)
     return _challenger(version, model)
 
 
-def register_once(run_id: str, model: "PneumoniaModel", model_name: str) -> Stored:
+def register_once(run_id: str, model: "PneumoniaModel", model_name: str) -> LoadedModel:
     """Make a trial's model the `challenger`, in a new version only if it has none yet.
 
     A model that has a version under another name is not logged again: both versions then share
@@ -110,12 +110,12 @@ def register_once(run_id: str, model: "PneumoniaModel", model_name: str) -> Stor
     return _challenger(version, model)
 
 
-def _challenger(version: ModelVersion, model: "PneumoniaModel") -> Stored:
+def _challenger(version: ModelVersion, model: "PneumoniaModel") -> LoadedModel:
     client = mlflow.MlflowClient()
-    client.update_registered_model(version.name, ABOUT)
+    client.update_registered_model(version.name, MODEL_DESCRIPTION)
     client.set_registered_model_alias(version.name, CHALLENGER, version.version)
     trial = client.get_run(version.run_id)
-    return Stored(trial, logged_model_id(version), version.name, int(version.version), model)
+    return LoadedModel(trial, logged_model_id(version), version.name, int(version.version), model)
 
 
 def _add_version(model_name: str, trial: Run, model_id: str, files_digest: str) -> ModelVersion:
@@ -126,34 +126,34 @@ def _add_version(model_name: str, trial: Run, model_id: str, files_digest: str) 
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = {key: trial.data.tags[key] for key in TOLD_BY_THE_TRIAL if key in trial.data.tags}
-    tags |= {f"val_{name}": str(trial.data.metrics[f"val_{name}"]) for name in TOLD}
-    tags |= {MODEL_DIGEST: files_digest, **runs.commit(trial)}
+    tags = {key: trial.data.tags[key] for key in TAGS_FROM_TRIAL if key in trial.data.tags}
+    tags |= {f"val_{name}": str(trial.data.metrics[f"val_{name}"]) for name in DESCRIBED_METRICS}
+    tags |= {MODEL_DIGEST: files_digest, **runs.commit_tag(trial)}
     source = f"models:/{model_id}"
     version = client.create_model_version(model_name, source, tags=tags, model_id=model_id)
     listed = json.loads(client.get_logged_model(model_id).tags.get(VERSIONS, "[]"))
     listed.append({"name": version.name, "version": version.version})
     client.set_logged_model_tags(model_id, {VERSIONS: json.dumps(listed)})
-    describe(model_name, int(version.version))
+    update_description(model_name, int(version.version))
     return version
 
 
-def describe(model_name: str, version: int) -> None:
+def update_description(model_name: str, version: int) -> None:
     """Writes what a person wants to know of a version, with links, from what is stored of it."""
     client = mlflow.MlflowClient()
     it = client.get_model_version(model_name, str(version))
     lines = [
-        ABOUT.partition("\n")[0],
-        _origin(it.tags),
-        _figures("On validation", it.tags, "val_"),
-        _figures("On test", it.tags, "test_") if tags.EVALUATION_RUN in it.tags else "",
+        MODEL_DESCRIPTION.partition("\n")[0],
+        _describe_origin(it.tags),
+        _format_metrics("On validation", it.tags, "val_"),
+        _format_metrics("On test", it.tags, "test_") if tags.EVALUATION_RUN in it.tags else "",
         f"Last decision: {it.tags[tags.PROMOTION]}." if tags.PROMOTION in it.tags else "",
         " · ".join(f"[{text}]({address})" for text, address in _links(it)),
     ]
     client.update_model_version(model_name, it.version, "\n\n".join(filter(None, lines)))
 
 
-def _origin(tags: dict[str, str]) -> str:
+def _describe_origin(tags: dict[str, str]) -> str:
     made = "A single run"
     if STUDY in tags:
         made = f"Trial {tags[TRIAL_NUMBER]} of study {tags[STUDY]}"
@@ -163,8 +163,10 @@ def _origin(tags: dict[str, str]) -> str:
     return f"{made}, experiment {tags[EXPERIMENT]}, on {data}. {warning}".strip()
 
 
-def _figures(where: str, tags: dict[str, str], prefix: str) -> str:
-    figures = [f"{TOLD[name]} {float(tags[prefix + name]):.3f}" for name in TOLD]
+def _format_metrics(where: str, tags: dict[str, str], prefix: str) -> str:
+    figures = [
+        f"{DESCRIBED_METRICS[name]} {float(tags[prefix + name]):.3f}" for name in DESCRIBED_METRICS
+    ]
     return f"{where}: {', '.join(figures)}."
 
 
@@ -172,24 +174,27 @@ def _links(version: ModelVersion) -> Iterator[tuple[str, str]]:
     """Yield a title and an address in MLflow's UI for each run that is still in the store."""
     tags, trial = version.tags, runs.find_run(version.run_id)
     if trial:
-        yield "the run that trained it", session.page(trial)
+        yield "the run that trained it", session.ui_path(trial)
         study = STUDY in tags and runs.find_run(trial.data.tags[PARENT])
         if study:
-            yield "its study", session.page(study)
-            yield "the page of that", session.page(study, "study/study.html")
+            yield "its study", session.ui_path(study)
+            yield "the page of that", session.ui_path(study, "study/study.html")
     run, decision = (
         runs.find_run(tags[name]) if name in tags else None
         for name in (EVALUATION_RUN, PROMOTION_RUN)
     )
     # The run of a study may by now be the evaluation of a later winner
     if run and version.source == f"models:/{evaluations.evaluated_model(run)}":
-        yield "evidence", session.page(run, "test/evidence.html")
+        yield "evidence", session.ui_path(run, "test/evidence.html")
     if decision:
-        yield "the last decision", session.page(decision)
+        yield "the last decision", session.ui_path(decision)
 
 
-def holder(model_name: str, alias: str) -> int:
-    """The version that has an alias; 0 where none has. Raises `Mistake` where there is no model."""
+def version_by_alias(model_name: str, alias: str) -> int:
+    """The version that has an alias; 0 where none has.
+
+    Raises `UserError` where there is no model.
+    """
     return int(_registered(model_name).aliases.get(alias, 0))
 
 
@@ -197,17 +202,17 @@ def _registered(model_name: str) -> RegisteredModel:
     try:
         return mlflow.MlflowClient().get_registered_model(model_name)
     except MlflowException as error:
-        raise Mistake(
-            f"model_name must be a registered model in {session.store()}: got '{model_name}' "
-            f"({error})"
+        raise UserError(
+            f"model_name must be a registered model in {session.tracking_address()}: got "
+            f"'{model_name}' ({error})"
         ) from None
 
 
 def require_version(model_name: str, version: str) -> int:
-    """`version`, if there is one. Raises `Mistake` where there is none."""
+    """`version`, if there is one. Raises `UserError` where there is none."""
     numbers = sorted(int(it.version) for it in _versions(_registered(model_name)))
     if version not in map(str, numbers):
-        raise Mistake(
+        raise UserError(
             f"{model_name} has the versions {', '.join(map(str, numbers)) or 'none'}: got {version}"
         )
     return int(version)
@@ -221,8 +226,8 @@ def _versions(model: RegisteredModel) -> list[ModelVersion]:
 def champions(model_name: str) -> dict[int, ModelVersion]:
     """Return all versions that are or have been champion, by number.
 
-    Versions that became champion before `crown` began to tag them are known only while they have
-    an alias.
+    Versions that became champion before `set_champion` began to tag them are known only while they
+    have an alias.
     """
     model = _registered(model_name)
     holders = {int(model.aliases[it]) for it in (CHAMPION, PREVIOUS) if it in model.aliases}
@@ -242,7 +247,7 @@ def own_threshold(version: ModelVersion) -> float | None:
     return trial.data.metrics["val_threshold"] if trial else None
 
 
-def crown(model_name: str, version: int, champion: int) -> int:
+def set_champion(model_name: str, version: int, champion: int) -> int:
     """Makes `version` the champion, and the present one `previous`, if that is still `champion`.
 
     `champion`: the version that `version` was found to be good enough to follow; 0 is none.
@@ -252,10 +257,10 @@ def crown(model_name: str, version: int, champion: int) -> int:
     """
     client = mlflow.MlflowClient()
     with cache.lock(f"promote {model_name}"):
-        found = holder(model_name, CHAMPION)
+        found = version_by_alias(model_name, CHAMPION)
         if found == champion:
-            for number in {version, champion, holder(model_name, PREVIOUS)} - {0}:
-                tag(model_name, number, {tags.WAS_CHAMPION: "true"})
+            for number in {version, champion, version_by_alias(model_name, PREVIOUS)} - {0}:
+                set_version_tags(model_name, number, {tags.WAS_CHAMPION: "true"})
             if champion:
                 client.set_registered_model_alias(model_name, PREVIOUS, str(champion))
             client.set_registered_model_alias(model_name, CHAMPION, str(version))

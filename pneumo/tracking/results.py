@@ -14,7 +14,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from pneumo.data.dataset import Dataset, Images
+from pneumo.data.dataset import Dataset, DecodedDataset
 from pneumo.data.index import read_table
 from pneumo.evaluation.metrics import Evaluation
 from pneumo.tracking import tags
@@ -22,10 +22,10 @@ from pneumo.tracking.tags import DATA, NOTE, PROMOTED, REASON
 from pneumo.training.config import RunConfig
 
 
-def take(dataset: Dataset, config: RunConfig) -> Images:
+def decode_and_log(dataset: Dataset, config: RunConfig) -> DecodedDataset:
     """The images as `config` asks for them, told to the active run.
 
-    What cannot be read is listed and counted there also if it is too much, and `Mistake` raised.
+    What cannot be read is listed and counted there also if it is too much, and `UserError` raised.
     """
     images = dataset.decode(config.image_size, max_unreadable=1, resize=config.resize)
     log_data(images)
@@ -40,15 +40,17 @@ def take(dataset: Dataset, config: RunConfig) -> Images:
 TRAINING_FILES, TEST_FILES = "data/files.csv", "data/test_files.csv"
 
 # The columns of predictions that are numbers; all others of the tables are text
-NUMBERS = {"label": "int64", "probability": "float64"}
+NUMERIC_COLUMNS = {"label": "int64", "probability": "float64"}
 
-TAKEN = "/gkpj)"  # how SQLAlchemy's errors end where something is there that may be there once
+INTEGRITY_ERROR_MARK = (
+    "/gkpj)"  # how SQLAlchemy's errors end where something is there that may be there once
+)
 
 # The input contexts that MLflow's UI knows
-CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
+DATASET_CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
 
 
-def log_data(images: Images) -> None:
+def log_data(images: DecodedDataset) -> None:
     """The data as inputs of the active run, one per split, with its counts per class as tags.
 
     Files that could not be read are listed with their reasons in `data/unreadable.csv`.
@@ -62,13 +64,13 @@ def log_data(images: Images) -> None:
         }
         source = CodeDatasetSource({DATA: dataset.name})
         described = MetaDataset(source, name=f"{dataset.name}/{split}", digest=dataset.digest)
-        _log_input(described, context=CONTEXTS[split], tags=tags)
+        _log_input(described, context=DATASET_CONTEXTS[split], tags=tags)
     if images.unreadable:
         table = pd.DataFrame(images.unreadable.items(), columns=["path", "reason"])
         mlflow.log_text(table.to_csv(index=False), "data/unreadable.csv")
 
 
-def log_files(images: Images) -> None:
+def log_files(images: DecodedDataset) -> None:
     """Log which image files the active Keras run uses, so that they are known elsewhere.
 
     `data/files.csv` lists the training and validation images, `data/test_files.csv` all test
@@ -120,7 +122,7 @@ def _log_input(described: MetaDataset, **how: Any) -> None:
     try:
         mlflow.log_input(described, **how)
     except MlflowException as error:
-        if TAKEN not in str(error):
+        if INTEGRITY_ERROR_MARK not in str(error):
             raise
         # Another process has described the same data at that moment: now it is found
         mlflow.log_input(described, **how)
@@ -165,7 +167,7 @@ def write_files(folder: str, files: Mapping[str, bytes], run_id: str | None = No
 
 def read_predictions(run_id: str, split: str) -> pd.DataFrame:
     """The predictions of a run, names and numbers as they were: columns as in `Evaluation`."""
-    return _read_table(run_id, f"{split}/predictions.csv").astype(NUMBERS)
+    return _read_table(run_id, f"{split}/predictions.csv").astype(NUMERIC_COLUMNS)
 
 
 def read_metrics(run_id: str, split: str) -> dict[str, Any]:
@@ -179,7 +181,7 @@ def has_predictions(run_id: str, split: str) -> bool:
     return f"{split}/predictions.csv" in {file.path for file in files}
 
 
-def val_threshold(run_id: str) -> float:
+def read_val_threshold(run_id: str) -> float:
     """The threshold that a Keras run has chosen on validation."""
     return mlflow.get_run(run_id).data.metrics["val_threshold"]
 

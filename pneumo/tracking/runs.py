@@ -13,11 +13,11 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import name_utils
 
 from pneumo.data.dataset import Dataset
-from pneumo.runtime.console import say
-from pneumo.runtime.errors import reason_for, without_passwords
+from pneumo.runtime.console import echo
+from pneumo.runtime.errors import describe_failure, redact_passwords
 from pneumo.runtime.process import ProcessId
 from pneumo.tracking import tags
-from pneumo.tracking.session import set_up
+from pneumo.tracking.session import configure_mlflow
 from pneumo.tracking.tags import (
     DATA,
     DATA_DIGEST,
@@ -30,10 +30,10 @@ from pneumo.tracking.tags import (
 )
 from pneumo.training.config import RunConfig
 
-MISSING = "RESOURCE_DOES_NOT_EXIST"  # MLflow's error code for what its store does not have
+NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"  # MLflow's error code for what its store does not have
 
 
-def subject_tags(experiment: str, dataset: Dataset) -> dict[str, str]:
+def provenance_tags(experiment: str, dataset: Dataset) -> dict[str, str]:
     """The tags that say which experiment a run belongs to, and which data it saw."""
     return {tags.EXPERIMENT: experiment, **data_tags(dataset)}
 
@@ -69,7 +69,7 @@ def command_run(
             yield run_id
         except Exception as error:
             with suppress(MlflowException):
-                mlflow.set_tag(REASON, reason_for(error))
+                mlflow.set_tag(REASON, describe_failure(error))
             raise
 
 
@@ -79,7 +79,7 @@ def end_unused_run(kind: str, reason: str) -> None:
     A server that does not answer is not waited for.
     """
     os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-    set_up()
+    configure_mlflow()
     with suppress(MlflowException):
         run = mlflow.start_run(tags={tags.KIND: kind, tags.REASON: reason})
         _hide_token(run)
@@ -111,18 +111,18 @@ def find_run(run_id: str) -> Run | None:
     try:
         run = mlflow.get_run(run_id)
     except MlflowException as error:
-        if error.error_code != MISSING:
+        if error.error_code != NOT_FOUND:
             raise
         return None
     return run if run.info.lifecycle_stage == "active" else None
 
 
-def exists(run_id: str) -> bool:
+def run_exists(run_id: str) -> bool:
     """Return whether a run is in this store, deleted or not."""
     try:
         mlflow.get_run(run_id)
     except MlflowException as error:
-        if error.error_code != MISSING:
+        if error.error_code != NOT_FOUND:
             raise
         return False
     return True
@@ -139,7 +139,7 @@ def process_tags() -> dict[str, str]:
 
 
 @contextmanager
-def keras_run(
+def trial_run(
     parent_id: str,
     name: str,
     config: RunConfig,
@@ -172,7 +172,7 @@ def keras_run(
 def ended_by_exception(
     run: mlflow.ActiveRun, pruned: type[Exception] | tuple[()] = (), states: bool = False
 ) -> Iterator[str]:
-    """End a run as the block ends, see `command_run` and `keras_run`; yields its id.
+    """End a run as the block ends, see `command_run` and `trial_run`; yields its id.
 
     Args:
         run: The active run.
@@ -189,7 +189,9 @@ def ended_by_exception(
         try:
             _end_active_run(*ended, states, trace="FAILED" in ended)
         except MlflowException as unanswered:  # not what ended the run; `settle` ends it later
-            say(f"the end of run {run.info.run_name} is not stored ({reason_for(unanswered)})")
+            echo(
+                f"the end of run {run.info.run_name} is not stored ({describe_failure(unanswered)})"
+            )
         raise
     else:
         _end_active_run("FINISHED", "COMPLETE", states)
@@ -198,7 +200,7 @@ def ended_by_exception(
 def _end_active_run(status: str, state: str, states: bool, trace: bool = False) -> None:
     try:
         if trace:
-            mlflow.log_text(without_passwords(traceback.format_exc()), "traceback.txt")
+            mlflow.log_text(redact_passwords(traceback.format_exc()), "traceback.txt")
         if states:
             mlflow.set_tag(tags.STATE, state)
     finally:
@@ -210,7 +212,7 @@ def commit_of(run: Run) -> str:
     return run.data.tags.get(tags.SOURCE_COMMIT, "")
 
 
-def commit(run: Run) -> dict[str, str]:
+def commit_tag(run: Run) -> dict[str, str]:
     """The commit that a run's code came from, as a tag; nothing where that is not known."""
     found = commit_of(run)
     return {tags.GIT_COMMIT: found} if found else {}

@@ -16,8 +16,8 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy import make_url
 
-from pneumo.runtime.console import say
-from pneumo.runtime.errors import Mistake, without_passwords
+from pneumo.runtime.console import echo
+from pneumo.runtime.errors import UserError, redact_passwords
 
 # Variables of MLflow's client: files of whom it trusts, and of what it shows a server that asks
 SERVER_CERTIFICATE = "MLFLOW_TRACKING_SERVER_CERT_PATH"
@@ -29,7 +29,7 @@ FIRST_TIMEOUT = 30  # seconds that a server may take to answer the first request
 IS_PROJECT_RUN = MLFLOW_RUN_ID.name in os.environ
 
 
-def set_up() -> None:
+def configure_mlflow() -> None:
     """MLflow as all commands need it: patient, and silent of what a user can do nothing about."""
     # A server may be away for two minutes: 4 + 8 + 16 + 32 + 64 seconds between as many tries
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "6")
@@ -44,7 +44,7 @@ def set_up() -> None:
     warnings.filterwarnings("ignore", message=".*input example was not provided")
     # It comes with each request once MLFLOW_TRACKING_INSECURE_TLS says that nothing is verified
     warnings.filterwarnings("ignore", message="Unverified HTTPS request")
-    _take_password()
+    _move_credentials_to_environment()
 
 
 def _announce_wait(record: logging.LogRecord) -> bool:
@@ -54,11 +54,11 @@ def _announce_wait(record: logging.LogRecord) -> bool:
     """
     retries = record.args[0] if record.msg.startswith("Retrying ") else None
     if retries and len(retries.history) == 1:
-        say(f"waiting for MLflow's server at {store()}, which does not answer")
+        echo(f"waiting for MLflow's server at {tracking_address()}, which does not answer")
     return record.levelno >= logging.ERROR
 
 
-def _take_password() -> None:
+def _move_credentials_to_environment() -> None:
     """Moves it from the address of MLflow's server to where MLflow looks for one, too.
 
     The address is in MLflow's messages, in ours, and in links.
@@ -80,64 +80,69 @@ def connect() -> None:
     once: a wrong address is not worth the two minutes for which they are tried again.
 
     Raises:
-        Mistake: The server does not answer, or does not know the user, or a certificate is not
+        UserError: The server does not answer, or does not know the user, or a certificate is not
             trusted.
     """
-    set_up()
+    configure_mlflow()
     uri = mlflow.get_tracking_uri()
     if not uri.startswith("http"):
         return
     for name in (SERVER_CERTIFICATE, CLIENT_CERTIFICATE):
         if (file := os.environ.get(name)) and not os.path.exists(file):
-            raise Mistake(f"{name} must be the path of a certificate: there is no '{file}' here")
+            raise UserError(f"{name} must be the path of a certificate: there is no '{file}' here")
     once = {"max_retries": 0, "timeout": FIRST_TIMEOUT, "raise_on_status": False}
     try:
         answer = http_request(get_default_host_creds(uri), "/version", "GET", **once)
     except MlflowException as error:
         raise _unanswered(error) from None
     if answer.status_code == HTTPStatus.UNAUTHORIZED:
-        raise Mistake(
-            f"MLflow's server at {store()} must be given a user and a password that it knows: "
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        raise UserError(
+            f"MLflow's server at {tracking_address()} must be given a user and a password that it "
+            "knows: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "MLFLOW_TRACKING_TOKEN"
         )
 
 
-def _unanswered(error: MlflowException) -> Mistake:
+def _unanswered(error: MlflowException) -> UserError:
     """Say why a request got no answer, from what MLflow's client has made of it."""
     reason = error.__context__
     if reason is None:  # no request was made: two variables contradict each other
-        return Mistake(str(error))
+        return UserError(str(error))
     inner: BaseException | None = reason
     while inner and not isinstance(inner, ssl.SSLError):
         inner = inner.__context__
     if inner:
-        return Mistake(
-            f"MLflow's server at {store()} must have a certificate that is trusted here, and know "
-            f"yours if it asks for one ({inner.args[-1]}): set {SERVER_CERTIFICATE} to the file of "
-            f"its authority, {CLIENT_CERTIFICATE} to yours, or MLFLOW_TRACKING_INSECURE_TLS=true "
-            "to check nothing"
+        return UserError(
+            f"MLflow's server at {tracking_address()} must have a certificate that is trusted "
+            f"here, and know yours if it asks for one ({inner.args[-1]}): set {SERVER_CERTIFICATE} "
+            f"to the file of its authority, {CLIENT_CERTIFICATE} to yours, or "
+            "MLFLOW_TRACKING_INSECURE_TLS=true to check nothing"
         )
     # Under TLS 1.3 a server may hang up on a client without a certificate, and not say why
-    advice = f", or set {CLIENT_CERTIFICATE} if it asks for one" if "https:" in store() else ""
-    return Mistake(
-        f"MLFLOW_TRACKING_URI must name a server that answers: {store()} does not "
+    advice = (
+        f", or set {CLIENT_CERTIFICATE} if it asks for one"
+        if "https:" in tracking_address()
+        else ""
+    )
+    return UserError(
+        f"MLFLOW_TRACKING_URI must name a server that answers: {tracking_address()} does not "
         f"({type(reason).__name__}); start it, or correct the address{advice}"
     )
 
 
-def as_option(name: str, value: str) -> str:
+def format_option(name: str, value: str) -> str:
     """Return a parameter as the command that started this process takes it."""
     value = shlex.quote(value)
     return f"-P {name}={value}" if IS_PROJECT_RUN else f"--{name} {value}"
 
 
-def store() -> str:
+def tracking_address() -> str:
     """Where runs are kept, without its password."""
     address = make_url(mlflow.get_tracking_uri()).render_as_string(hide_password=True)
-    return without_passwords(address)
+    return redact_passwords(address)
 
 
-def page(run: Run, file: str = "") -> str:
+def ui_path(run: Run, file: str = "") -> str:
     """The address within MLflow's UI of a run's page, or of a file among its artifacts."""
     place = f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     shown = f"/artifacts/{file}" if file else ""
@@ -145,23 +150,23 @@ def page(run: Run, file: str = "") -> str:
     return f"#/{place}{shown}?workflowType=machine_learning"
 
 
-def address(run: Run, file: str = "") -> str:
+def ui_url(run: Run, file: str = "") -> str:
     """The whole address, on MLflow's server or on the one that `mlflow ui` starts."""
-    where = store()
-    return f"{where if where.startswith('http') else 'http://127.0.0.1:5000'}/{page(run, file)}"
+    where = tracking_address()
+    return f"{where if where.startswith('http') else 'http://127.0.0.1:5000'}/{ui_path(run, file)}"
 
 
-def where_to_open(run_id: str, file: str) -> str:
+def artifact_location(run_id: str, file: str) -> str:
     """Where a file of a run is: on this machine, or else in MLflow's UI."""
     run = mlflow.get_run(run_id)
     place = urlsplit(run.info.artifact_uri)
     if place.scheme in ("", "file"):
         return f"{unquote(place.path)}/{file}"
-    return address(run, file)
+    return ui_url(run, file)
 
 
-def how_to_look(run_id: str) -> str:
+def view_hint(run_id: str) -> str:
     """The address of a run in MLflow's UI, after the command that opens it on this store."""
-    where = store()
+    where = tracking_address()
     server = "" if where.startswith("http") else f"mlflow ui --backend-store-uri {where}, then "
-    return f"look at it: {server}{address(mlflow.get_run(run_id))}"
+    return f"look at it: {server}{ui_url(mlflow.get_run(run_id))}"

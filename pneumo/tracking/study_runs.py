@@ -12,16 +12,16 @@ from pneumo.runtime.process import ProcessId
 from pneumo.tracking import tags
 from pneumo.tracking.results import write_files
 from pneumo.tracking.runs import ended_by_exception
-from pneumo.tracking.tags import KIND, OF_SUBJECT, PARENT, STATE, TRIAL_NUMBER
+from pneumo.tracking.tags import KIND, PARENT, PROVENANCE, STATE, TRIAL_NUMBER
 
 # Optuna's states of trials that have ended, and how their runs end
-STATUSES = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+RUN_STATUS_BY_STATE = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
-MOST = 50_000  # runs that MLflow gives at once
+MAX_RESULTS = 50_000  # runs that MLflow gives at once
 
 
 @contextmanager
-def reopened(run_id: str) -> Iterator[None]:
+def resume_run(run_id: str) -> Iterator[None]:
     """A study's run of an earlier process as the active one; ends anew, as `command_run` does."""
     run = mlflow.start_run(run_id=run_id, nested=True, log_system_metrics=True)
     with ended_by_exception(run):
@@ -43,7 +43,7 @@ def _process_of(run: Run) -> ProcessId:
     return ProcessId.from_values(json.loads(run.data.tags.get(tags.PROCESS, "[]")))
 
 
-def settle(
+def reconcile_trial_runs(
     study_run_id: str, ended: Mapping[int, str], is_dead: Callable[[ProcessId], bool]
 ) -> None:
     """Bring the runs below a study's run in line with Optuna.
@@ -59,30 +59,30 @@ def settle(
     """
     client, runs = mlflow.MlflowClient(), defaultdict(list)
     study = client.get_run(study_run_id)
-    for run in _below(study, ViewType.ALL):
+    for run in _child_runs(study, ViewType.ALL):
         tags = run.data.tags
         if number := tags.get(TRIAL_NUMBER):
             runs[int(number)].append(run)
-        elif not _ended(run) and is_dead(_process_of(run)):
+        elif not _is_terminated(run) and is_dead(_process_of(run)):
             client.set_terminated(run.info.run_id, "FAILED")
     for number, state in ended.items():
         found = [run for run in runs[number] if run.info.lifecycle_stage == "active"]
         if not runs[number] and state == "FAIL":
-            found = [_late_run(study, number)]
+            found = [_create_missing_run(study, number)]
         *spare, own = sorted(found, key=lambda run: len(run.data.params)) or [None]
         for run in spare:
             client.delete_run(run.info.run_id)
-        if own and (own.data.tags.get(STATE), _ended(own)) != (state, True):
+        if own and (own.data.tags.get(STATE), _is_terminated(own)) != (state, True):
             _end_trial(own, state)
 
 
-def _ended(run: Run) -> bool:
+def _is_terminated(run: Run) -> bool:
     return RunStatus.is_terminated(RunStatus.from_string(run.info.status))
 
 
-def _late_run(study: Run, number: int) -> Run:
+def _create_missing_run(study: Run, number: int) -> Run:
     """The run of a trial that ended before it had one."""
-    tags = {name: it for name, it in study.data.tags.items() if name in OF_SUBJECT}
+    tags = {name: it for name, it in study.data.tags.items() if name in PROVENANCE}
     tags |= {KIND: "trial", TRIAL_NUMBER: str(number)}
     tags |= {PARENT: study.info.run_id}
     return mlflow.MlflowClient().create_run(
@@ -93,13 +93,13 @@ def _late_run(study: Run, number: int) -> Run:
 def _end_trial(run: Run, state: str) -> None:
     client = mlflow.MlflowClient()
     client.set_tag(run.info.run_id, tags.STATE, state)
-    client.set_terminated(run.info.run_id, STATUSES[state])
+    client.set_terminated(run.info.run_id, RUN_STATUS_BY_STATE[state])
 
 
-def end_silent(study_run_id: str, number: int) -> None:
+def fail_stale_trial(study_run_id: str, number: int) -> None:
     """Ends a trial that is RUNNING for MLflow, and its machine's workers if it has no other one."""
     client = mlflow.MlflowClient()
-    running = [run for run in _below(client.get_run(study_run_id)) if not _ended(run)]
+    running = [run for run in _child_runs(client.get_run(study_run_id)) if not _is_terminated(run)]
     for trial in running:
         if trial.data.tags.get(tags.TRIAL_NUMBER) == str(number):
             _end_trial(trial, "FAIL")
@@ -112,15 +112,15 @@ def end_silent(study_run_id: str, number: int) -> None:
             return
 
 
-def log_hang(study_run_id: str, number: int, trace: str) -> None:
+def log_hang_traceback(study_run_id: str, number: int, trace: str) -> None:
     """Where a trial hung, as `traceback.txt` of its run."""
     client = mlflow.MlflowClient()
-    for run in _below(client.get_run(study_run_id)):
+    for run in _child_runs(client.get_run(study_run_id)):
         if run.data.tags.get(tags.TRIAL_NUMBER) == str(number):
             client.log_text(run.info.run_id, trace, "traceback.txt")
 
 
-def _below(study: Run, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+def _child_runs(study: Run, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
     """Return the runs of a study's trials, workers and resumes.
 
     A worker's run may lie in another MLflow experiment than the study's, as the command that
@@ -130,14 +130,14 @@ def _below(study: Run, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
         search_all_experiments=True,
         filter_string=f"tags.`{tags.PARENT}` = '{study.info.run_id}'",
         run_view_type=view,
-        max_results=MOST,
+        max_results=MAX_RESULTS,
         output_format="list",
     )
 
 
 def trial_runs(study_run_id: str) -> dict[int, Run]:
     """The runs of a study's trials by their numbers."""
-    below = _below(mlflow.get_run(study_run_id))
+    below = _child_runs(mlflow.get_run(study_run_id))
     numbers = ((run.data.tags.get(tags.TRIAL_NUMBER), run) for run in below)
     return {int(number): run for number, run in numbers if number}
 
@@ -151,12 +151,12 @@ def log_study(study_run_id: str, files: Mapping[str, bytes], description: str) -
     mlflow.MlflowClient().set_tag(study_run_id, tags.NOTE, description)
 
 
-def count_states(trial: Run) -> dict[str, int]:
+def count_trial_states(trial: Run) -> dict[str, int]:
     """Of the study that a trial belongs to: how many trials ended in each `optuna.state`."""
     parent = trial.data.tags[tags.PARENT]
     runs = mlflow.MlflowClient().search_runs(
         [trial.info.experiment_id],
         f"tags.`{tags.PARENT}` = '{parent}' and tags.`{tags.KIND}` = 'trial'",
-        max_results=MOST,
+        max_results=MAX_RESULTS,
     )
     return dict(Counter(run.data.tags[tags.STATE] for run in runs if tags.STATE in run.data.tags))

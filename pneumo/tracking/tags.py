@@ -16,7 +16,7 @@ SOURCE = "mlflow.source.name"  # the file or the address that the run was made b
 SOURCE_COMMIT = "mlflow.source.git.commit"
 
 # What a run of a study hands on to the runs of its trials, and a trial to its model's version
-OF_SUBJECT = (EXPERIMENT, DATA, DATA_DIGEST, SYNTHETIC, PATIENTS, STUDY)
+PROVENANCE = (EXPERIMENT, DATA, DATA_DIGEST, SYNTHETIC, PATIENTS, STUDY)
 
 # Of a run that a process works on
 HOST = "pneumo.host"

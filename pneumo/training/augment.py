@@ -12,21 +12,23 @@ import tensorflow as tf
 from pneumo.training.config import RunConfig
 
 # What strength 1 means; a strength s scales each range by s.
-ZOOM = 0.2  # ± share of the side
-ROTATION = math.radians(36)  # ± radians
-CONTRAST = 0.4  # ± share of the distance from the image's mean
+MAX_ZOOM = 0.2  # ± share of the side
+MAX_ROTATION = math.radians(36)  # ± radians
+MAX_CONTRAST = 0.4  # ± share of the distance from the image's mean
 
 # What a crop's sides are to each other, at most. Where images were squashed, how much tells classes
 # apart: normal and sick children were X-rayed in other formats
-RATIO = 4 / 3
+MAX_ASPECT_RATIO = 4 / 3
 
 # What varies an image: zoom, rotation, contrast; a crop's size, place and ratio; mirroring
-CHANCES = 8
+N_FACTORS = 8
 
-AUGMENTATION = 1  # raised with every change of what `augment` returns: stored features then expire
+AUGMENTATION_VERSION = (
+    1  # raised with every change of what `augment` returns: stored features then expire
+)
 
 
-class Variation(NamedTuple):
+class AugmentationConfig(NamedTuple):
     """How training images vary, as `RunConfig` has it; by default not at all."""
 
     strength: float = 0.0
@@ -34,23 +36,23 @@ class Variation(NamedTuple):
     mirror: bool = False
 
     @classmethod
-    def of(cls, config: RunConfig) -> "Variation":
+    def of(cls, config: RunConfig) -> "AugmentationConfig":
         """That of a run."""
         return cls(config.augment_strength, config.crop, config.mirror == "on")
 
 
-def chances(count: int, *seed: int) -> np.ndarray:
+def sample_factors(count: int, *seed: int) -> np.ndarray:
     """What `augment` needs to vary `count` images: float32, shape (count, CHANCES), -1 to 1.
 
     `seed`: whole numbers from 0 up; the same ones give the same variations.
     """
     chance = np.random.default_rng(seed)
     # Apart, so that a seed gives what it gave where the README's results come from
-    strength, others = (chance.uniform(-1, 1, (count, it)) for it in (3, CHANCES - 3))
+    strength, others = (chance.uniform(-1, 1, (count, it)) for it in (3, N_FACTORS - 3))
     return np.hstack([strength, others]).astype(np.float32)
 
 
-def augment(images: tf.Tensor, variation: Variation, chance: tf.Tensor) -> tf.Tensor:
+def augment(images: tf.Tensor, variation: AugmentationConfig, chance: tf.Tensor) -> tf.Tensor:
     """Each image moved, perhaps mirrored, and changed in contrast, as its row of `chance` says.
 
     `images`: uint8, shape (batch, H, W, 1); no variation is exactly the identity; `chance`:
@@ -64,12 +66,12 @@ def augment(images: tf.Tensor, variation: Variation, chance: tf.Tensor) -> tf.Te
     height, width = images.shape[1:3]
     window = 1 - crop * (size + 1) / 2  # side of what is left
     room = (1 - window) / 2
-    stretch = tf.exp(math.log(RATIO) / 2 * ratio) if crop else 1.0
+    stretch = tf.exp(math.log(MAX_ASPECT_RATIO) / 2 * ratio) if crop else 1.0
     moved = tf.raw_ops.ImageProjectiveTransformV3(
         images=tf.cast(images, tf.float32),
         transforms=_affine(
-            [window * (1 + ZOOM * strength * zoom) * it for it in (stretch, 1 / stretch)],
-            ROTATION * strength * rotation,
+            [window * (1 + MAX_ZOOM * strength * zoom) * it for it in (stretch, 1 / stretch)],
+            MAX_ROTATION * strength * rotation,
             (width - 1) * (0.5 + room * x),
             (height - 1) * (0.5 + room * y),
             tf.where(side < 0, -1.0, 1.0) if mirror else tf.ones_like(side),
@@ -81,7 +83,7 @@ def augment(images: tf.Tensor, variation: Variation, chance: tf.Tensor) -> tf.Te
         fill_mode="REFLECT",
     )
     mean = tf.reduce_mean(moved, axis=[1, 2, 3], keepdims=True)
-    contrast = (1 + CONTRAST * strength * contrast)[:, tf.newaxis, tf.newaxis, tf.newaxis]
+    contrast = (1 + MAX_CONTRAST * strength * contrast)[:, tf.newaxis, tf.newaxis, tf.newaxis]
     return tf.cast(tf.round(tf.clip_by_value(mean + (moved - mean) * contrast, 0, 255)), tf.uint8)
 
 

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from pneumo.runtime.errors import Mistake, shown
+from pneumo.runtime.errors import UserError, quoted
 from pneumo.training.backbones import BACKBONES
 
 
@@ -29,7 +29,7 @@ def _widths_from_text(value: Any) -> Any:
     return [] if value.strip().lower() == "none" else value.split("-")
 
 
-def _without_absent(widths: tuple[int, ...]) -> tuple[int, ...]:
+def _drop_zero_widths(widths: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(width for width in widths if width)
 
 
@@ -41,7 +41,7 @@ def _widths_to_text(widths: tuple[int, ...]) -> str:
 DenseWidths = Annotated[
     tuple[Annotated[int, Field(ge=0, le=4096)], ...],
     BeforeValidator(_widths_from_text),
-    AfterValidator(_without_absent),
+    AfterValidator(_drop_zero_widths),
     PlainSerializer(_widths_to_text),
 ]
 
@@ -65,12 +65,12 @@ def _file_name_and_hash(path: str) -> str:
 
 
 # What messages call the objectives
-SCORES = {"val_auc": "val AUC", "val_blurred_auc": "blurred val AUC"}
+OBJECTIVE_LABELS = {"val_auc": "val AUC", "val_blurred_auc": "blurred val AUC"}
 
 
-def spelled_out(objective: str) -> str:
+def objective_title(objective: str) -> str:
     """What a page calls an objective."""
-    return SCORES[objective].replace("val", "validation")
+    return OBJECTIVE_LABELS[objective].replace("val", "validation")
 
 
 class RunConfig(BaseModel):
@@ -182,18 +182,18 @@ class RunConfig(BaseModel):
 
     def _require(self, field: str, holds: bool, rule: str) -> None:
         if not holds:
-            got = shown(getattr(self, field))
+            got = quoted(getattr(self, field))
             raise ValueError(f"{field} must be {rule} with backbone {self.backbone}: got {got}")
 
     def override(self, values: Mapping[str, Any]) -> "RunConfig":
         """A copy with `values`, as text or typed, in place of its own.
 
-        Raises `Mistake` for an unknown field, a wrong type or a value out of range.
+        Raises `UserError` for an unknown field, a wrong type or a value out of range.
         """
         try:
             return type(self)(**{**self.model_dump(), **values})
         except ValidationError as error:
-            raise Mistake(_in_one_line(error, values)) from None
+            raise UserError(_format_validation_error(error, values)) from None
 
     def as_text(self) -> dict[str, str]:
         """Every field as MLflow shows it, and as a flag takes it back.
@@ -207,14 +207,14 @@ class RunConfig(BaseModel):
         return text
 
 
-def derived_seed(seed: int, number: int) -> int:
+def derive_seed(seed: int, number: int) -> int:
     """Seed `number` from `seed`, of 32 bits: unlike those of other numbers and other seeds."""
     import numpy as np  # only now: --help need not wait for it
 
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
-def _in_one_line(error: ValidationError, given: Mapping[str, Any]) -> str:
+def _format_validation_error(error: ValidationError, given: Mapping[str, Any]) -> str:
     first = error.errors()[0]
     if not first["loc"]:
         return first["msg"].removeprefix("Value error, ")
@@ -222,5 +222,5 @@ def _in_one_line(error: ValidationError, given: Mapping[str, Any]) -> str:
     field = RunConfig.model_fields.get(name)
     if field is None:
         fields = ", ".join(RunConfig.model_fields)
-        return f"'{shown(name)}' is no field of a run; the fields are: {fields}"
-    return f"{name} must be {field.description}: got '{shown(given.get(name, first['input']))}'"
+        return f"'{quoted(name)}' is no field of a run; the fields are: {fields}"
+    return f"{name} must be {field.description}: got '{quoted(given.get(name, first['input']))}'"

@@ -5,7 +5,7 @@ cost nearly all of its time. So their output is kept on disk: of each image as i
 fixed number of its variations at each strength of the augmentation.
 
 Cuts near the pixels are not worth it: their features are large and little computation precedes
-them. See `Features.pays`.
+them. See `FeatureCache.pays`.
 """
 
 import functools
@@ -22,21 +22,27 @@ import numpy as np
 import tensorflow as tf
 
 from pneumo.data.dataset import Split
-from pneumo.inference.batches import in_batches
+from pneumo.inference.batches import map_batches
 from pneumo.runtime import cache
-from pneumo.runtime.cache_entries import RUNS, place, release, run_folder
+from pneumo.runtime.cache_entries import RUNS, cache_path, release, run_folder
 from pneumo.training import network
-from pneumo.training.augment import AUGMENTATION, CHANCES, Variation, augment, chances
+from pneumo.training.augment import (
+    AUGMENTATION_VERSION,
+    N_FACTORS,
+    AugmentationConfig,
+    augment,
+    sample_factors,
+)
 from pneumo.training.backbones import BACKBONES
 from pneumo.training.config import RunConfig
-from pneumo.training.network import between, blocks, cuts
+from pneumo.training.network import blocks, cut_tensors, submodel_between
 
 # Versions of an image that the epochs take in turn: as it is, which is how validation and patients'
 # images come and what all strengths share, and varied
-VIEWS = 2
+N_VIEWS = 2
 
-FOLDER = RUNS  # of the cache
-ARRAY, FACTS = "features.npy", "facts.json"  # of each folder in it
+CACHE_DIR = RUNS  # of the cache
+ARRAY_FILE, METADATA_FILE = "features.npy", "facts.json"  # of each folder in it
 
 # Multiply-adds that take as long as reading a byte back. In the first blocks, with large maps of
 # few channels, a laptop's two cores do about 1,500 million a second; a busy disk reads 100 MB
@@ -51,34 +57,34 @@ class View:
     """
 
     split: Split
-    variation: Variation = Variation()
+    variation: AugmentationConfig = AugmentationConfig()
     number: int = 0
 
     @property
     def chances(self) -> np.ndarray:
-        """How each image is varied, as `augment.chances` gives it; 0 is not at all."""
+        """How each image is varied, as `augment.sample_factors` gives it; 0 is not at all."""
         count = len(self.split.labels)
         if not any(self.variation):
-            return np.zeros((count, CHANCES), np.float32)
-        return chances(count, self.number)
+            return np.zeros((count, N_FACTORS), np.float32)
+        return sample_factors(count, self.number)
 
 
-def view_of(split: Split, epoch: int, variation: Variation) -> View:
+def view_for_epoch(split: Split, epoch: int, variation: AugmentationConfig) -> View:
     """What an epoch, from 0, trains on where features are shared."""
-    number = epoch % VIEWS
+    number = epoch % N_VIEWS
     return View(split, variation, number) if number and any(variation) else View(split)
 
 
-class Frozen:
+class FeatureExtractor:
     """A backbone that computes features; none of its blocks ever trains."""
 
     def __init__(self, network: keras.Model, name: str) -> None:
         self._network, self._name = network, name
         self._blocks = blocks(network, name)
-        self.cuts = cuts(network, name)
+        self.cuts = cut_tensors(network, name)
         self.pixels = len(self._blocks)  # the depth of the cut below all blocks
         self._digests: dict[int, str] = {}
-        self._functions: dict[tuple[int, int, Variation], Callable[..., tf.Tensor]] = {}
+        self._functions: dict[tuple[int, int, AugmentationConfig], Callable[..., tf.Tensor]] = {}
 
     def digest(self, depth: int) -> str:
         """64 hex digits that name the weights below a cut."""
@@ -105,7 +111,9 @@ class Frozen:
         """Return the bytes of one image's features at a cut."""
         return 4 * math.prod(self.cuts[depth].shape[1:])
 
-    def compiled(self, lower: int, upper: int, variation: Variation) -> Callable[..., tf.Tensor]:
+    def compiled(
+        self, lower: int, upper: int, variation: AugmentationConfig
+    ) -> Callable[..., tf.Tensor]:
         """Augmentation and the blocks between two cuts, as in inference, compiled.
 
         With weights as constants TensorFlow would fold batch normalisation into convolutions,
@@ -113,12 +121,12 @@ class Frozen:
         the probabilities. As it is, training with and without the store differs by rounding alone.
         """
         if (lower, upper, variation) not in self._functions:
-            part = between(self._network, self._name, lower, upper)
+            part = submodel_between(self._network, self._name, lower, upper)
             self._functions[lower, upper, variation] = tf.function(
                 lambda inputs, chance: part(augment(inputs, variation, chance), training=False),
                 [
                     tf.TensorSpec(part.input.shape, part.input.dtype),
-                    tf.TensorSpec((None, CHANCES), tf.float32),
+                    tf.TensorSpec((None, N_FACTORS), tf.float32),
                 ],
                 jit_compile=False,  # XLA makes the convolutions several times slower on a CPU
             )
@@ -126,14 +134,14 @@ class Frozen:
 
 
 @functools.lru_cache(maxsize=1)  # all trials of a study share the network and what is compiled
-def _pretrained(backbone: str, alpha: float, weights: str, size: int) -> Frozen:
+def _pretrained(backbone: str, alpha: float, weights: str, size: int) -> FeatureExtractor:
     config = RunConfig(
         backbone=backbone, alpha=alpha, weights=weights, image_size=size, unfreeze_depth=0
     )
-    return Frozen(network.backbone(config), backbone)
+    return FeatureExtractor(network.build_backbone(config), backbone)
 
 
-class Features:
+class FeatureCache:
     """The stored output of frozen blocks, at any cut of the backbone.
 
     `deepest`: the most blocks that this run or a later one of its study will train. What is
@@ -142,7 +150,7 @@ class Features:
     """
 
     def __init__(
-        self, frozen: Frozen, config: RunConfig, deepest: int, folder: str = FOLDER
+        self, frozen: FeatureExtractor, config: RunConfig, deepest: int, folder: str = CACHE_DIR
     ) -> None:
         self._frozen, self._config, self._folder = frozen, config, folder
         lowest = min(max(deepest, config.unfreeze_depth), frozen.pixels - 1)
@@ -163,9 +171,9 @@ class Features:
         A read-only memory map, float32, shape (images, …), in the order of the split.
         """
         name = self.name(view, depth)
-        folder = cache.keep(name, lambda draft: self._compute(view, depth, draft))
+        folder = cache.get_or_build(name, lambda draft: self._compute(view, depth, draft))
         self._used.add(folder)
-        return np.load(folder / ARRAY, mmap_mode="r")
+        return np.load(folder / ARRAY_FILE, mmap_mode="r")
 
     def sizes(self, views: Iterable[View], depths: Iterable[int]) -> dict[str, int]:
         """Return name in the cache → bytes of all that `of` stores for these views and cuts."""
@@ -192,7 +200,7 @@ class Features:
             "depth": depth,
             **view.variation._asdict(),
             "view": view.number,
-            "augmentation": AUGMENTATION,
+            "augmentation": AUGMENTATION_VERSION,
         }
 
     def name(self, view: View, depth: int) -> str:
@@ -206,13 +214,13 @@ class Features:
             self.of(view, self._deepest)
         count = len(view.split.labels)
         cache.require_space(draft, count * self._frozen.feature_bytes(depth))
-        with open(draft / ARRAY, "wb") as file:
+        with open(draft / ARRAY_FILE, "wb") as file:
             shape = (count, *self._frozen.cuts[depth].shape[1:])
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for given in self._outputs(view, depth):
                 file.write(given.astype("<f4", copy=False))
-        (draft / FACTS).write_text(json.dumps(self.key(view, depth), indent=1))
+        (draft / METADATA_FILE).write_text(json.dumps(self.key(view, depth), indent=1))
 
     def _outputs(self, view: View, depth: int) -> Iterator[np.ndarray]:
         """Batches of what a cut gives, from the nearest stored one below it, or from pixels."""
@@ -222,30 +230,32 @@ class Features:
             compute = self._frozen.compiled(lower, depth, view.variation)
         else:
             inputs, positions = self.of(view, lower), np.arange(len(chance))
-            compute = self._frozen.compiled(lower, depth, Variation())  # it is in there already
+            compute = self._frozen.compiled(
+                lower, depth, AugmentationConfig()
+            )  # it is in there already
 
         def step(positions: np.ndarray, chance: np.ndarray) -> np.ndarray:
             return compute(inputs[positions], chance).numpy()
 
-        return in_batches(step, positions, chance)
+        return map_batches(step, positions, chance)
 
     def _nearest(self, view: View, depth: int) -> int:
         """The nearest cut below `depth` that is stored, else that of the pixels."""
         lower = range(depth + 1, self._frozen.pixels)
-        stored = (it for it in lower if place(self.name(view, it)).is_dir())
+        stored = (it for it in lower if cache_path(self.name(view, it)).is_dir())
         return next(stored, self._frozen.pixels)
 
 
 @contextmanager
-def opened(config: RunConfig, deepest: int) -> Iterator[Features]:
+def open_feature_cache(config: RunConfig, deepest: int) -> Iterator[FeatureCache]:
     """The features of a run. Those of random weights, which no other run has, go with it."""
     with ExitStack() as stack:
         if config.weights == "none":
             folder = stack.enter_context(run_folder())
-            frozen = Frozen(network.backbone(config), config.backbone)
+            frozen = FeatureExtractor(network.build_backbone(config), config.backbone)
         else:
-            folder = FOLDER
+            folder = CACHE_DIR
             frozen = _pretrained(config.backbone, config.alpha, config.weights, config.image_size)
-        store = Features(frozen, config, deepest, folder)
+        store = FeatureCache(frozen, config, deepest, folder)
         stack.callback(store.release)
         yield store

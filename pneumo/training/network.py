@@ -7,17 +7,17 @@ from keras import layers
 
 from pneumo.training.backbones import BACKBONES
 from pneumo.training.config import RunConfig
-from pneumo.training.pretrained import pretrained
+from pneumo.training.pretrained import load_pretrained_weights
 
 
-def build(config: RunConfig) -> keras.Model:
+def build_model(config: RunConfig) -> keras.Model:
     """The model that `config` describes, not yet compiled, its frozen blocks frozen.
 
     Takes uint8 pixels 0–255, shape (batch, size, size, 1); gives one logit, float32, shape
     (batch, 1), above 0 for pneumonia. Its random weights follow from the config's seed, which
-    becomes that of all of Keras. Raises `Mistake` for weights that `pretrained` refuses.
+    becomes that of all of Keras. Raises `UserError` for weights that `pretrained` refuses.
     """
-    network = backbone(config)
+    network = build_backbone(config)
     pixels = keras.Input((config.image_size, config.image_size, 1), dtype="uint8", name="pixels")
     head = _head(network.output_shape[1], config)
     model = keras.Model(pixels, head(network(pixels)), name=config.backbone)
@@ -25,12 +25,12 @@ def build(config: RunConfig) -> keras.Model:
     return model
 
 
-def backbone(config: RunConfig) -> keras.Model:
-    """The backbone of `config` with its own preprocessing and its weights; seeds as `build` does.
+def build_backbone(config: RunConfig) -> keras.Model:
+    """Build a backbone with its preprocessing and its weights; seeds as `build_model` does.
 
     Takes uint8 pixels 0–255, shape (batch, size, size, 1); gives features, shape (batch, n).
     """
-    weights = pretrained(config)  # before the seed, since it draws random numbers
+    weights = load_pretrained_weights(config)  # before the seed, since it draws random numbers
     keras.utils.set_random_seed(config.seed)
     facts = BACKBONES[config.backbone]
     pixels = keras.Input((config.image_size, config.image_size, 1), dtype="uint8")
@@ -68,19 +68,20 @@ def _head(features: int, config: RunConfig) -> keras.Model:
     return head
 
 
-class Trained(keras.Model):
+class TrainablePart(keras.Model):
     """The part of a model above a cut, as it is trained; its layers are the model's own.
 
-    `depth`: as in `between`, what goes in is what the cut there gives. With `fixed_statistics`
-    the backbone runs as it does in inference, and only the head as it does in training: so the
-    statistics of batch normalisation never move. A `training=False` in the model's own graph
-    would not do: Keras 3 passes the `training=True` of `fit` on to every layer of a graph.
+    `depth`: as in `submodel_between`, what goes in is what the cut there gives. With
+    `fixed_statistics` the backbone runs as it does in inference, and only the head as it does in
+    training: so the statistics of batch normalisation never move. A `training=False` in the model's
+    own graph would not do: Keras 3 passes the `training=True` of `fit` on to every layer of a
+    graph.
     """
 
     def __init__(self, model: keras.Model, depth: int, fixed_statistics: bool) -> None:
         super().__init__()
         network = model.get_layer("backbone")
-        self.open_blocks = between(network, model.name, depth, 0) if depth else None
+        self.open_blocks = submodel_between(network, model.name, depth, 0) if depth else None
         self.head = model.get_layer("head")
         self._fixed = fixed_statistics
 
@@ -91,17 +92,17 @@ class Trained(keras.Model):
         return self.head(inputs, training=training)
 
 
-def between(network: keras.Model, name: str, lower: int, upper: int) -> keras.Model:
+def submodel_between(network: keras.Model, name: str, lower: int, upper: int) -> keras.Model:
     """The part of backbone `name` between two cuts; its layers are the network's own.
 
     A cut is named by the blocks above it: 0 is past the whole backbone, all blocks are the
     pixels. `lower` must be the greater.
     """
-    tensors = cuts(network, name)
+    tensors = cut_tensors(network, name)
     return keras.Model(tensors[lower], tensors[upper])
 
 
-def cuts(network: keras.Model, name: str) -> list[keras.KerasTensor]:
+def cut_tensors(network: keras.Model, name: str) -> list[keras.KerasTensor]:
     """What backbone `name` gives where it can be cut, by how many blocks are above that."""
     ends = [block[-1].output for block in reversed(blocks(network, name))]
     return [*ends, network.input]
@@ -114,7 +115,7 @@ def blocks(network: keras.Model, name: str) -> list[list[keras.Layer]]:
     is one tensor wide, so that it can be cut there. Raises `ValueError` where that gives another
     number of blocks than the table states.
     """
-    facts, narrow = BACKBONES[name], _narrow(network)
+    facts, narrow = BACKBONES[name], _single_tensor_layers(network)
     found: list[list[keras.Layer]] = [[]]
     for layer in network.layers:
         found[-1].append(layer)
@@ -130,7 +131,7 @@ def blocks(network: keras.Model, name: str) -> list[list[keras.Layer]]:
     return found
 
 
-def _narrow(network: keras.Model) -> set[str]:
+def _single_tensor_layers(network: keras.Model) -> set[str]:
     """The layers past which nothing reaches that comes from before them."""
     made_at: dict[int, int] = {}
     needed_until = [0] * len(network.layers)
@@ -151,7 +152,7 @@ def _narrow(network: keras.Model) -> set[str]:
 def unfreeze(model: keras.Model, depth: int) -> None:
     """Lets the `depth` topmost blocks of a model's backbone train and no other; 0: the head alone.
 
-    `model`: as `build` gives it. Takes effect with the next `compile`.
+    `model`: as `build_model` gives it. Takes effect with the next `compile`.
     """
     all_blocks = blocks(model.get_layer("backbone"), model.name)
     for position, block in enumerate(all_blocks):

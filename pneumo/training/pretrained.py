@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from pneumo.runtime.cache_entries import limit
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from pneumo.runtime.tensorflow_import import import_tensorflow
 from pneumo.training.backbones import BACKBONES
 from pneumo.training.config import RunConfig
@@ -33,18 +33,18 @@ def prepare_to_fit(config: RunConfig) -> None:
     """Import TensorFlow, and find mistakes that need it before a run is made.
 
     Raises:
-        Mistake: The weights do not fit the backbone or cannot be had, or the environment gives the
-            cache no valid limit.
+        UserError: The weights do not fit the backbone or cannot be had, or the environment gives
+            the cache no valid limit.
     """
     import_tensorflow()
-    pretrained(config)
+    load_pretrained_weights(config)
     limit()
 
 
-def pretrained(config: RunConfig) -> list[np.ndarray] | None:
+def load_pretrained_weights(config: RunConfig) -> list[np.ndarray] | None:
     """The pretrained weights that `config` asks for, in Keras' order; None for `none`.
 
-    Raises `Mistake` for a file that does not fit the backbone, and for ImageNet's weights where
+    Raises `UserError` for a file that does not fit the backbone, and for ImageNet's weights where
     there are none or they cannot be downloaded.
     """
     if config.weights == "none":
@@ -61,11 +61,11 @@ def _load(name: str, alpha: float, weights: str) -> list[np.ndarray]:
     network = facts.network(alpha, input_shape=SHAPE)
     if difference := _first_difference(network, Path(weights)):
         width = f" with alpha {alpha}" if facts.scalable else ""
-        raise Mistake(f"{weights} does not fit {name}{width}: {difference}")
+        raise UserError(f"{weights} does not fit {name}{width}: {difference}")
     try:
         network.load_weights(weights)
     except Exception as error:  # a parser fed with strangers' files raises nearly anything
-        raise Mistake(
+        raise UserError(
             f"{weights} cannot be read to its end as weights of {name} ({error}); get it again"
         ) from None
     return network.get_weights()
@@ -73,16 +73,16 @@ def _load(name: str, alpha: float, weights: str) -> list[np.ndarray]:
 
 @contextmanager
 def _explained_download(name: str) -> Iterator[None]:
-    """Makes a `Mistake` of what Keras raises where it cannot get ImageNet's weights."""
+    """Makes a `UserError` of what Keras raises where it cannot get ImageNet's weights."""
     try:
         yield
     except Exception as error:  # for a failed download Keras has no class of its own
         url = re.search(r"URL fetch failure on (\S+):", str(error))
         if url is None:
-            raise Mistake(f"weights=imagenet cannot be had for {name}: {error}") from None
+            raise UserError(f"weights=imagenet cannot be had for {name}: {error}") from None
         file = url[1].rpartition("/")[2]
         folder = Path(os.environ.get("KERAS_HOME") or "~/.keras") / "models"
-        raise Mistake(
+        raise UserError(
             f"weights=imagenet needs {file}, which could not be downloaded; get {url[1]} "
             f"elsewhere and put it into {folder}, or give its path as weights"
         ) from None

@@ -13,16 +13,21 @@ from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pneumo.data import perturb
-from pneumo.data.dataset import Images, Split
-from pneumo.inference.logits import average_models, predict_logits
-from pneumo.runtime.cache_entries import GIB, room_for
-from pneumo.runtime.console import say
+from pneumo.data.dataset import DecodedDataset, Split
+from pneumo.inference.logits import build_ensemble, predict_logits
+from pneumo.runtime.cache_entries import GIB, available_bytes
+from pneumo.runtime.console import echo
 from pneumo.training import feature_cache, network
-from pneumo.training.augment import Variation
+from pneumo.training.augment import AugmentationConfig
 from pneumo.training.backbones import BACKBONES
-from pneumo.training.config import RunConfig, derived_seed
-from pneumo.training.feature_cache import Features
-from pneumo.training.input_pipeline import Feed, Pixels, Source, Stored
+from pneumo.training.config import RunConfig, derive_seed
+from pneumo.training.feature_cache import FeatureCache
+from pneumo.training.input_pipeline import (
+    BatchFeeder,
+    CachedFeatureSource,
+    InputSource,
+    PixelSource,
+)
 
 # Called after each epoch with its number, from 1 and through all members, and the metrics `loss`,
 # `auc`, `val_loss`, `val_auc` and the objective; an exception that it raises ends the training and
@@ -30,25 +35,25 @@ from pneumo.training.input_pipeline import Feed, Pixels, Source, Stored
 EpochCallback = Callable[[int, Mapping[str, float]], None]
 
 # After each epoch: the logits of validation as it is, and as the objective scores it
-History = list[tuple[np.ndarray, np.ndarray]]
+LogitHistory = list[tuple[np.ndarray, np.ndarray]]
 
 # Small trained parts take no longer than Python between two steps
 STEPS_PER_EXECUTION = 8
 
-Pairs = Iterable[tuple[tf.Tensor, keras.Variable]]  # gradients and what they are of
+GradsAndVars = Iterable[tuple[tf.Tensor, keras.Variable]]  # gradients and what they are of
 
 
-class TrainingDiverged(ArithmeticError):
+class TrainingDivergedError(ArithmeticError):
     """The loss is no number any more."""
 
 
 @dataclass(frozen=True)
-class Result:
+class TrainingResult:
     """A trained model, each of its members with the weights of its best epoch, the first of equals.
 
     `best_epochs`: of each member, from 1; `score`: of the model by the objective; `val_logits`,
     `perturbed_logits`: what it says of the validation images in their order, as they are and as all
-    of `perturb.EACH` change them in turn, float64.
+    of `perturb.ALL_PERTURBATIONS` change them in turn, float64.
     """
 
     model: keras.Model
@@ -83,8 +88,11 @@ def phases(config: RunConfig) -> list[Phase]:
 
 
 def train(
-    config: RunConfig, images: Images, callbacks: Sequence[EpochCallback] = (), deepest: int = 0
-) -> Result:
+    config: RunConfig,
+    images: DecodedDataset,
+    callbacks: Sequence[EpochCallback] = (),
+    deepest: int = 0,
+) -> TrainingResult:
     """Fits the model of `config` on `train`, and keeps the weights that do best on `val`.
 
     Several members are fitted one after the other, each from its own seed; epochs are counted
@@ -92,7 +100,7 @@ def train(
     classes weigh the same, whatever their share: probabilities are those of a world with as many
     normal as sick.
     `deepest`: the greatest `unfreeze_depth` among the runs that share stored features with this
-    one. Raises `TrainingDiverged` when the loss is not finite, and whatever a callback raises.
+    one. Raises `TrainingDivergedError` when the loss is not finite, and whatever a callback raises.
     """
     report = _EpochEnd(callbacks)
     members = [
@@ -101,19 +109,21 @@ def train(
     ]
     said = zip(*(member.logits for member in members), strict=True)
     val, scored, changed = (np.mean(logits, axis=0) for logits in said)
-    model = average_models([member.model for member in members], config.mirror == "on")
+    model = build_ensemble([member.model for member in members], config.mirror == "on")
     score = float(roc_auc_score(images.split("val").labels, scored))
-    return Result(model, tuple(member.best_epoch for member in members), score, val, changed)
+    return TrainingResult(
+        model, tuple(member.best_epoch for member in members), score, val, changed
+    )
 
 
 def _member_seeds(config: RunConfig) -> list[int]:
     """The config's own, and others that follow from it."""
-    others = (derived_seed(config.seed, number) for number in range(1, config.members))
+    others = (derive_seed(config.seed, number) for number in range(1, config.members))
     return [config.seed, *others]
 
 
 @dataclass(frozen=True)
-class _Member:
+class _MemberResult:
     """A fitted member: its best epoch, from 1, and the logits of those weights, float64.
 
     `logits`: of validation as it is, as the objective scores it, and as in `perturbed_logits`.
@@ -125,12 +135,12 @@ class _Member:
 
 
 def _fit_member(
-    config: RunConfig, images: Images, deepest: int, report: keras.callbacks.Callback
-) -> _Member:
+    config: RunConfig, images: DecodedDataset, deepest: int, report: keras.callbacks.Callback
+) -> _MemberResult:
     keras.utils.clear_session()  # what a previous model left behind would stay in memory
-    history: History = []
-    with _sources(config, images, deepest) as source_of:
-        model = network.build(config)
+    history: LogitHistory = []
+    with _input_sources(config, images, deepest) as source_of:
+        model = network.build_model(config)
         ended = [
             _fit_phase(config, phase, model, source_of(phase), history, report)
             for phase in phases(config)
@@ -140,59 +150,64 @@ def _fit_member(
         if config.mirror == "on":
             said = _mirrored_logits(config, model, images.split("val"))
         else:
-            changed = predict_logits(best.part, best.source.perturbed(perturb.EACH))
+            changed = predict_logits(best.part, best.source.perturbed(perturb.ALL_PERTURBATIONS))
             said = (*history[best.epoch], changed)
-    return _Member(model, best.epoch + 1, said)
+    return _MemberResult(model, best.epoch + 1, said)
 
 
 def _mirrored_logits(
     config: RunConfig, member: keras.Model, val: Split
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `_Member.logits`, each the mean of an image and its mirror image."""
-    mirrored = average_models([member], mirror=True)
+    """As `_MemberResult.logits`, each the mean of an image and its mirror image."""
+    mirrored = build_ensemble([member], mirror=True)
     as_is = scored = predict_logits(mirrored, val.images)
     if config.objective == "val_blurred_auc":
-        scored = predict_logits(mirrored, perturb.perturbed(val, perturb.BLURRED).images)
-    changed = predict_logits(mirrored, perturb.perturbed(val, perturb.EACH).images)
+        scored = predict_logits(mirrored, perturb.perturb_split(val, perturb.BLUR_ONLY).images)
+    changed = predict_logits(mirrored, perturb.perturb_split(val, perturb.ALL_PERTURBATIONS).images)
     return as_is, scored, changed
 
 
 @contextmanager
-def _sources(
-    config: RunConfig, images: Images, deepest: int
-) -> Iterator[Callable[[Phase], Source]]:
+def _input_sources(
+    config: RunConfig, images: DecodedDataset, deepest: int
+) -> Iterator[Callable[[Phase], InputSource]]:
     """Yield what a phase is fitted on: stored features if they pay and the disk has room for them.
 
     Otherwise it is fitted on pixels, varied alike, with the same result but for rounding.
     """
     if config.feature_cache == "off" or config.unfreeze_depth == BACKBONES[config.backbone].blocks:
-        yield lambda _: Pixels(images, config, shared=False)
+        yield lambda _: PixelSource(images, config, shared=False)
         return
-    with feature_cache.opened(config, deepest) as store:
+    with feature_cache.open_feature_cache(config, deepest) as store:
         depths = {it.unfreeze_depth for it in phases(config) if store.pays(it.unfreeze_depth)}
-        if depths and not _fit_on_disk(config, images, store, depths):
+        if depths and not _features_fit_budget(config, images, store, depths):
             depths.clear()
 
-        def source_of(phase: Phase) -> Source:
+        def source_of(phase: Phase) -> InputSource:
             if phase.unfreeze_depth in depths:
-                return Stored(images, config, store, phase.unfreeze_depth)
-            return Pixels(images, config, shared=True)
+                return CachedFeatureSource(images, config, store, phase.unfreeze_depth)
+            return PixelSource(images, config, shared=True)
 
         yield source_of
 
 
-def _fit_on_disk(config: RunConfig, images: Images, store: Features, depths: set[int]) -> bool:
+def _features_fit_budget(
+    config: RunConfig, images: DecodedDataset, store: FeatureCache, depths: set[int]
+) -> bool:
     fitting, val = images.split("train"), images.split("val")
-    epochs, variation = range(min(config.epochs, feature_cache.VIEWS)), Variation.of(config)
-    views = [feature_cache.view_of(fitting, epoch, variation) for epoch in epochs]
+    epochs, variation = (
+        range(min(config.epochs, feature_cache.N_VIEWS)),
+        AugmentationConfig.of(config),
+    )
+    views = [feature_cache.view_for_epoch(fitting, epoch, variation) for epoch in epochs]
     views.append(feature_cache.View(val))
-    for ends in (perturb.EACH, perturb.BLURRED):  # which not every run needs
+    for ends in (perturb.ALL_PERTURBATIONS, perturb.BLUR_ONLY):  # which not every run needs
         views.append(feature_cache.View(replace(val, made_by=perturb.made_by(val, ends))))
     sizes = store.sizes(views, depths)
-    needed, allowed = sum(sizes.values()), room_for(sizes)
+    needed, allowed = sum(sizes.values()), available_bytes(sizes)
     if needed <= allowed:
         return True
-    say(
+    echo(
         f"the features of this run need {needed / GIB:.1f} GiB of disk, and {allowed / GIB:.1f} "
         "are allowed: it trains without them, more slowly; raise PNEUMO_CACHE_GIB or free disk "
         "space"
@@ -201,7 +216,7 @@ def _fit_on_disk(config: RunConfig, images: Images, store: Features, depths: set
 
 
 @dataclass(frozen=True)
-class _Ended:
+class _PhaseResult:
     """A phase that has ended: its best epoch, from 0, with that one's weights of the model.
 
     `part`, `source`: what was fitted, and on what.
@@ -211,24 +226,24 @@ class _Ended:
     epoch: int
     weights: list[np.ndarray]
     part: keras.Model
-    source: Source
+    source: InputSource
 
 
 def _fit_phase(
     config: RunConfig,
     phase: Phase,
     model: keras.Model,
-    source: Source,
-    history: History,
+    source: InputSource,
+    history: LogitHistory,
     report: keras.callbacks.Callback,
-) -> _Ended:
+) -> _PhaseResult:
     network.unfreeze(model, phase.unfreeze_depth)
     # The statistics of random weights are those of nothing: MobileNet would not learn with them
-    part = network.Trained(model, source.depth, fixed_statistics=config.weights != "none")
-    feed = Feed(source, config)
+    part = network.TrainablePart(model, source.depth, fixed_statistics=config.weights != "none")
+    feed = BatchFeeder(source, config)
     steps = (phase.until - len(history)) * feed.steps
     cosine = config.schedule == "cosine"
-    compile_part(part, _cosine(phase.learning_rate, steps) if cosine else phase.learning_rate)
+    compile_model(part, _cosine(phase.learning_rate, steps) if cosine else phase.learning_rate)
     stopping = keras.callbacks.EarlyStopping(
         config.objective, mode="max", patience=config.patience, restore_best_weights=True
     )
@@ -239,10 +254,10 @@ def _fit_phase(
         class_weight=class_weights(source.fitting.labels),
         # Each needs what the ones before it do
         callbacks=[feed, _Validation(source, config.objective, history), report, stopping],
-        shuffle=False,  # `Feed` does it
+        shuffle=False,  # `BatchFeeder` does it
         verbose=0,
     )
-    return _Ended(stopping.best, stopping.best_epoch, model.get_weights(), part, source)
+    return _PhaseResult(stopping.best, stopping.best_epoch, model.get_weights(), part, source)
 
 
 def _cosine(rate: float, steps: int) -> CosineDecay:
@@ -258,13 +273,13 @@ def _cosine(rate: float, steps: int) -> CosineDecay:
 class OneDeviceAdam(keras.optimizers.Adam):
     """Adam for a model without replicas; as Keras' own otherwise."""
 
-    def _all_reduce_sum_gradients(self, grads_and_vars: Pairs) -> Pairs:
+    def _all_reduce_sum_gradients(self, grads_and_vars: GradsAndVars) -> GradsAndVars:
         # Keras sums over the replicas of the model, be there only one, by a function whose gradient
         # TensorFlow registers for good: the graph of each step would stay in memory with it
         return grads_and_vars
 
 
-def compile_part(model: keras.Model, learning_rate: float | LearningRateSchedule) -> None:
+def compile_model(model: keras.Model, learning_rate: float | LearningRateSchedule) -> None:
     """Makes a model that gives one logit ready for `fit`."""
     model.compile(
         optimizer=OneDeviceAdam(learning_rate),
@@ -290,14 +305,14 @@ class _Validation(keras.callbacks.Callback):
     with 200 thresholds, too coarse where models score 0.99.
     """
 
-    def __init__(self, source: Source, objective: str, history: History) -> None:
+    def __init__(self, source: InputSource, objective: str, history: LogitHistory) -> None:
         super().__init__()
         self._source, self._objective, self._history = source, objective, history
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         labels, logits = self._source.val_labels, predict_logits(self.model, self._source.val)
         if not (np.isfinite(logs["loss"]) and np.isfinite(logits).all()):
-            raise TrainingDiverged(
+            raise TrainingDivergedError(
                 f"the loss is {logs['loss']} after epoch {epoch + 1}: lower learning_rate"
             )
         weights = np.take(list(class_weights(labels).values()), labels)
@@ -305,7 +320,7 @@ class _Validation(keras.callbacks.Callback):
         logs["val_auc"] = roc_auc_score(labels, logits)
         scored = logits
         if self._objective == "val_blurred_auc":
-            scored = predict_logits(self.model, self._source.perturbed(perturb.BLURRED))
+            scored = predict_logits(self.model, self._source.perturbed(perturb.BLUR_ONLY))
             logs["val_blurred_auc"] = roc_auc_score(labels, scored)
         self._history.append((logits, scored))
 

@@ -38,11 +38,11 @@ class Attribute(Generic[T]):
 
 RUN_ID: Attribute[str] = Attribute("run_id")  # of the MLflow run, of a study and of a trial
 
-# Of a study; `Plan.facts` has more, by which a study is compared with what a command asks for
+# Of a study; `StudySpec.facts` has more, by which a study is compared with what a command asks for
 FIXED: Attribute[dict[str, str]] = Attribute("fixed")  # values by fields that are not searched
 OBJECTIVE: Attribute[str] = Attribute("objective")
 SEARCH_SPACE: Attribute[dict[str, str]] = Attribute("search_space")  # distributions as JSON
-GOAL: Attribute[dict[str, Any]] = Attribute("goal")  # the fields of `Goal`
+GOAL: Attribute[dict[str, Any]] = Attribute("goal")  # the fields of `StudyLimits`
 MODEL_NAME: Attribute[str] = Attribute("model_name")  # registered model of the winner
 WINNER: Attribute[dict[str, Any]] = Attribute("winner")  # trial, version, evaluation on test
 IMPROVEMENT: Attribute[dict[str, Any]] = Attribute("improvement")  # of the best over the baseline
@@ -53,4 +53,4 @@ CONFIG: Attribute[dict[str, str]] = Attribute("config")  # fields of `RunConfig`
 NAME: Attribute[str] = Attribute("name")  # of its run
 ERROR: Attribute[str] = Attribute("error")  # type and message of the exception that ended it
 MODEL_URI: Attribute[str] = Attribute("model_uri")
-SECONDS: Attribute[dict[str, float]] = Attribute("seconds")  # by its parts, see `trial.PARTS`
+SECONDS: Attribute[dict[str, float]] = Attribute("seconds")  # by its parts, see `trial.STAGES`

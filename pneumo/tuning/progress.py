@@ -13,12 +13,12 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Column, Table
 
-from pneumo.runtime.console import console, draws, say
+from pneumo.runtime.console import console, echo, supports_live_display
 from pneumo.runtime.process import ProcessId
-from pneumo.training.config import SCORES
+from pneumo.training.config import OBJECTIVE_LABELS
 from pneumo.tuning import attributes
 from pneumo.tuning.storage import STORE_ERRORS
-from pneumo.tuning.study import COUNTED, Goal, best_of, last_value
+from pneumo.tuning.study import FINISHED_STATES, StudyLimits, best_trial_of, final_score
 
 NO_BEST = ("best", "none yet", "")
 ENDED = "its process has ended"  # the error of a trial that could not store one
@@ -54,7 +54,9 @@ class StudyProgress:
             "left",
             speed_estimate_period=math.inf,  # a trial may take an hour
         )
-        self._task = self._bar.add_task("", total=Goal.of(study).trials, completed=self._done())
+        self._task = self._bar.add_task(
+            "", total=StudyLimits.of(study).trials, completed=self._done()
+        )
         self._live = Live(
             get_renderable=self._drawing,
             console=console,
@@ -63,7 +65,7 @@ class StudyProgress:
         )
 
     def __enter__(self) -> Self:
-        if draws():
+        if supports_live_display():
             self._live.start(refresh=True)
         return self
 
@@ -88,12 +90,12 @@ class StudyProgress:
                 self._after_trials()
 
     def _done(self) -> int:
-        return sum(trial.state in COUNTED for trial in self._trials)
+        return sum(trial.state in FINISHED_STATES for trial in self._trials)
 
     def _report(self, trial: FrozenTrial) -> None:
         self._reported.add(trial.number)
-        if trial.state == TrialState.FAIL or not draws():
-            say(describe(trial))
+        if trial.state == TrialState.FAIL or not supports_live_display():
+            echo(describe(trial))
 
     def _drawing(self) -> Group:
         columns = (Column(min_width=width, no_wrap=True) for width in (0, len(self._score(0)), 0))
@@ -103,19 +105,19 @@ class StudyProgress:
         return Group(self._bar, table)
 
     def _best(self) -> tuple[str, str, str]:
-        best = best_of(self._trials)
+        best = best_trial_of(self._trials)
         return ("best", self._score(best.value), f"trial {best.number}") if best else NO_BEST
 
     def _running(self) -> Iterator[tuple[str, str, str]]:
         for trial in self._trials:
             if trial.state == TrialState.RUNNING:
-                score = last_value(trial)
+                score = final_score(trial)
                 epoch = f"epoch {trial.last_step}" if trial.last_step else "starting"
                 shown = "" if score is None else self._score(score)
                 yield f"trial {trial.number}", shown, f"{epoch}{_process_of(trial)}"
 
     def _score(self, value: float) -> str:
-        return f"{SCORES[self._objective]} {value:.4f}"
+        return f"{OBJECTIVE_LABELS[self._objective]} {value:.4f}"
 
 
 def _process_of(trial: FrozenTrial) -> str:
@@ -134,6 +136,6 @@ def describe(trial: FrozenTrial) -> str:
         return f"trial {trial.number:3d}  failed: {attributes.ERROR.get(trial, ENDED)}"
     state = "pruned" if trial.state == TrialState.PRUNED else ""
     objective = attributes.CONFIG.of(trial)["objective"]
-    score = f"{SCORES[objective]} {last_value(trial):.4f} {state:6}"
+    score = f"{OBJECTIVE_LABELS[objective]} {final_score(trial):.4f} {state:6}"
     took = f"{trial.duration.seconds:4d} s"
     return f"trial {trial.number:3d}  {score}  {took}  {attributes.NAME.of(trial)}"

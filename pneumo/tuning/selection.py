@@ -14,11 +14,11 @@ from optuna.trial import FrozenTrial, TrialState
 from pneumo.evaluation import bootstrap
 from pneumo.evaluation.bootstrap import Improvement
 from pneumo.runtime import signals
-from pneumo.runtime.console import say
-from pneumo.runtime.errors import in_words
+from pneumo.runtime.console import echo
+from pneumo.runtime.errors import format_error
 from pneumo.tracking import results
 from pneumo.tuning import attributes
-from pneumo.tuning.spec import Plan
+from pneumo.tuning.spec import StudySpec
 
 
 def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -26,19 +26,19 @@ def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
-def find_baseline(complete: Sequence[FrozenTrial], plan: Plan) -> FrozenTrial | None:
+def find_baseline(complete: Sequence[FrozenTrial], plan: StudySpec) -> FrozenTrial | None:
     """Return the first complete trial with the baseline's values, or None if there is none."""
     asked = plan.baseline()
     return next((trial for trial in complete if trial.params == asked), None)
 
 
-def store_improvement(study: optuna.Study, plan: Plan) -> None:
+def store_improvement(study: optuna.Study, plan: StudySpec) -> None:
     """Bound the best trial's improvement over the baseline and store it with the study.
 
-    See `bootstrap.improvement`. Nothing is computed if the stored bound is for the same trials, if
-    the baseline has no result, or if it is the best. A trial without readable predictions is left
-    out and not counted in `trials`. Without those of the best or of the baseline a line says why
-    there is no bound.
+    See `bootstrap.bound_improvement`. Nothing is computed if the stored bound is for the same
+    trials, if the baseline has no result, or if it is the best. A trial without readable
+    predictions is left out and not counted in `trials`. Without those of the best or of the
+    baseline a line says why there is no bound.
     """
     complete = complete_trials(study)
     stored = read_improvement(study, complete)
@@ -49,11 +49,11 @@ def store_improvement(study: optuna.Study, plan: Plan) -> None:
         return
     others = [it for it in complete if it.number not in (baseline.number, best.number)]
     try:
-        found = bootstrap.improvement(
+        found = bootstrap.bound_improvement(
             _predictions(baseline), _predictions(best), _readable(study, others)
         )
     except Exception as error:  # whatever it is, the study has its winner
-        say(f"the improvement over the baseline has no bound ({_reason(error)})")
+        echo(f"the improvement over the baseline has no bound ({_reason(error)})")
         return
     attributes.IMPROVEMENT.set(study, asdict(found) | {"complete": len(complete)})
 
@@ -74,15 +74,15 @@ def _predictions(trial: FrozenTrial) -> pd.DataFrame:
 def _readable(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Iterator[pd.DataFrame]:
     """Yield the predictions of each trial that still has some. Raise if MLflow is away."""
     for trial in trials:
-        signals.check()
+        signals.raise_if_interrupted()
         try:
             predictions = _predictions(trial)
         except Exception as error:
             mlflow.get_run(attributes.RUN_ID.of(study))  # raises if no run can be read
-            say(f"trial {trial.number} has no readable predictions ({_reason(error)})")
+            echo(f"trial {trial.number} has no readable predictions ({_reason(error)})")
         else:
             yield predictions
 
 
 def _reason(error: Exception) -> str:
-    return in_words(error).partition("\n")[0]
+    return format_error(error).partition("\n")[0]

@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial
 
 from pneumo.data.dataset import Dataset
 from pneumo.experiment import Experiment, load_experiment
-from pneumo.runtime.errors import Mistake
-from pneumo.training.config import RunConfig, derived_seed
+from pneumo.runtime.errors import UserError
+from pneumo.training.config import RunConfig, derive_seed
 
 DISTRIBUTIONS = {
     "suggest_float": FloatDistribution,
@@ -29,10 +29,10 @@ DISTRIBUTIONS = {
 }
 
 # Set here though some are Optuna's defaults, which have changed between its versions
-SAMPLER = {"n_startup_trials": 8, "multivariate": True, "group": False, "constant_liar": True}
+TPE_OPTIONS = {"n_startup_trials": 8, "multivariate": True, "group": False, "constant_liar": True}
 
 
-class ReseededTPE(BaseSampler):
+class PerTrialSeededTPESampler(BaseSampler):
     """TPE whose random numbers follow from the study's seed and the trial's number alone.
 
     A seeded sampler would start again with every process: a resumed study would repeat its
@@ -44,7 +44,7 @@ class ReseededTPE(BaseSampler):
         self._tpe = self._fresh(0)
 
     def _fresh(self, number: int) -> TPESampler:
-        return TPESampler(seed=derived_seed(self._seed, number), **SAMPLER)
+        return TPESampler(seed=derive_seed(self._seed, number), **TPE_OPTIONS)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """As `optuna.samplers.BaseSampler.before_trial`."""
@@ -68,7 +68,7 @@ class ReseededTPE(BaseSampler):
         self._tpe.after_trial(*args)
 
 
-class Search:
+class PartiallyFixedTrial:
     """A trial in which some fields are fixed: they keep the base's values and leave the search.
 
     Without a `trial` nothing is searched: each suggestion is the base's own value, or the one that
@@ -103,7 +103,7 @@ class Search:
         return self._suggest("suggest_categorical", name, space, options)
 
     def _suggest(self, method: str, name: str, space: tuple, options: dict) -> Any:
-        field, value = base_value(self._base, name)
+        field, value = field_and_base_value(self._base, name)
         if field in self._fixed:
             return value
         if self._trial is not None:
@@ -116,28 +116,30 @@ class Search:
         return self.baseline[name]
 
 
-def require_fits(experiment: Experiment, base: RunConfig, fixed: Mapping[str, str]) -> None:
-    """Raises `Mistake` where a value of the search space is none that a run can have.
+def validate_search_space(
+    experiment: Experiment, base: RunConfig, fixed: Mapping[str, str]
+) -> None:
+    """Raises `UserError` where a value of the search space is none that a run can have.
 
     `base`: the experiment's own with what is `fixed`, which the space may contradict. Tried are
     the ends of each range, and each choice, with the base's values for all others.
     """
-    whole = Search(base, fixed)
+    whole = PartiallyFixedTrial(base, fixed)
     experiment.suggest(whole, base)
     for name, it in whole.distributions.items():
         ends = it.choices if isinstance(it, CategoricalDistribution) else (it.low, it.high)
         for value in ends:
             try:
-                experiment.suggest(Search(base, fixed, chosen={name: value}), base)
-            except Mistake as mistake:
-                raise Mistake(
+                experiment.suggest(PartiallyFixedTrial(base, fixed, chosen={name: value}), base)
+            except UserError as mistake:
+                raise UserError(
                     f"experiments/{experiment.name}.py searches {name} as far as {value}, which "
-                    f"cannot be: {mistake}; give --{base_value(base, name)[0]} too, or change "
-                    "the range"
+                    f"cannot be: {mistake}; give --{field_and_base_value(base, name)[0]} too, or "
+                    "change the range"
                 ) from None
 
 
-def base_value(base: RunConfig, name: str) -> tuple[str, Any]:
+def field_and_base_value(base: RunConfig, name: str) -> tuple[str, Any]:
     """The field that a suggestion's name stands for, and the base's value of it.
 
     A field's own name stands for it; `dense_widths_2` stands for its second width, 0 where
@@ -155,13 +157,17 @@ def base_value(base: RunConfig, name: str) -> tuple[str, Any]:
 # Nothing here needs TensorFlow: a process that lets others search does without.
 
 # Set here though some are Optuna's defaults, which have changed between its versions
-PRUNER = {"n_startup_trials": 4, "n_warmup_steps": 2, "interval_steps": 1}
+MEDIAN_PRUNER_OPTIONS = {"n_startup_trials": 4, "n_warmup_steps": 2, "interval_steps": 1}
 
-OWN = ("epochs", "seed", "objective")  # fields that a study keeps beside those fixed by hand
+STUDY_FIELDS = (
+    "epochs",
+    "seed",
+    "objective",
+)  # fields that a study keeps beside those fixed by hand
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudySpec:
     """What a study searches: an experiment, on which data, with which fields fixed by hand.
 
     `fixed` maps fields of `RunConfig` to their values as text; they leave the search.
@@ -173,18 +179,18 @@ class Plan:
 
     @property
     def base(self) -> RunConfig:
-        """The baseline; its `seed` is the study's. Raises `Mistake` for a wrong fixed value."""
+        """The baseline; its `seed` is the study's. Raises `UserError` for a wrong fixed value."""
         return self.experiment.base.override(self.fixed)
 
     @classmethod
-    def of(cls, study: optuna.Study, dataset: Dataset, weights: str = "") -> "Plan":
+    def of(cls, study: optuna.Study, dataset: Dataset, weights: str = "") -> "StudySpec":
         """What a study was begun with. `weights`: where its file of weights lies here, if any."""
         facts = study.user_attrs
-        fixed = {**facts["fixed"], **{name: str(facts[name]) for name in OWN}}
+        fixed = {**facts["fixed"], **{name: str(facts[name]) for name in STUDY_FIELDS}}
         if weights:
             fixed["weights"] = weights
         elif ":" in fixed.get("weights", ""):
-            raise Mistake(
+            raise UserError(
                 f"study '{study.study_name}' begins from the weights {fixed['weights']} (name and "
                 "sha256): give --weights, the path of that file here"
             )
@@ -193,7 +199,7 @@ class Plan:
     def facts(self) -> dict[str, Any]:
         """What makes a study this one and no other."""
         base = self.base
-        own = {name: getattr(base, name) for name in OWN}
+        own = {name: getattr(base, name) for name in STUDY_FIELDS}
         text = base.as_text()  # names a file of weights by its content, wherever it lies
         return {
             "experiment": self.experiment.name,
@@ -205,28 +211,30 @@ class Plan:
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """Return the distribution of each suggestion, by its name."""
-        search = Search(self.base, self.fixed)
+        search = PartiallyFixedTrial(self.base, self.fixed)
         self.experiment.suggest(search, self.base)
         return search.distributions
 
-    def sampler(self) -> ReseededTPE:
+    def sampler(self) -> PerTrialSeededTPESampler:
         """What suggests a trial's values."""
-        return ReseededTPE(self.base.seed)
+        return PerTrialSeededTPESampler(self.base.seed)
 
     def pruner(self) -> BasePruner:
         """What ends bad trials early."""
-        return MedianPruner(**PRUNER) if self.experiment.prune else NopPruner()
+        return MedianPruner(**MEDIAN_PRUNER_OPTIONS) if self.experiment.prune else NopPruner()
 
     def suggest(self, trial: optuna.Trial) -> RunConfig:
         """The config of a trial, with a seed of its own and the fixed fields as they are."""
-        config = self.experiment.suggest(Search(self.base, self.fixed, trial), self.base)
+        config = self.experiment.suggest(
+            PartiallyFixedTrial(self.base, self.fixed, trial), self.base
+        )
         kept = {field: getattr(self.base, field) for field in self.fixed}
-        kept["seed"] = derived_seed(self.base.seed, trial.number)
+        kept["seed"] = derive_seed(self.base.seed, trial.number)
         return config.model_copy(update=kept)
 
     def baseline(self) -> dict[str, Any]:
-        """The suggestions that give the base. Raises `Mistake` where none do."""
-        search = Search(self.base, self.fixed)
+        """The suggestions that give the base. Raises `UserError` where none do."""
+        search = PartiallyFixedTrial(self.base, self.fixed)
         config = self.experiment.suggest(search, self.base)
         different = [
             field
@@ -234,7 +242,7 @@ class Plan:
             if field not in self.fixed and getattr(config, field) != getattr(self.base, field)
         ]
         if different:
-            raise Mistake(
+            raise UserError(
                 f"suggest in experiments/{self.experiment.name}.py must be able to give BASE, "
                 f"and cannot in {', '.join(different)}; change one of the two"
             )
@@ -242,19 +250,21 @@ class Plan:
 
     def searched(self) -> list[str]:
         """The fields of a run that are searched, in the order in which they are suggested."""
-        return list(dict.fromkeys(base_value(self.base, name)[0] for name in self.baseline()))
+        return list(
+            dict.fromkeys(field_and_base_value(self.base, name)[0] for name in self.baseline())
+        )
 
     def asked(self) -> list[dict[str, Any]]:
         """The suggestions that a study begins with: the baseline, and what its experiment queues.
 
         What is queued without a value has the baseline's; a fixed field leaves that, too. Raises
-        `Mistake` as `baseline`, and for a name that is not suggested.
+        `UserError` as `baseline`, and for a name that is not suggested.
         """
         baseline, queue = self.baseline(), self.experiment.queue
-        whole = Search(self.base, ())
+        whole = PartiallyFixedTrial(self.base, ())
         self.experiment.suggest(whole, self.base)
         for name in {name for values in queue for name in values} - whole.baseline.keys():
-            raise Mistake(
+            raise UserError(
                 f"QUEUE in experiments/{self.experiment.name}.py must hold what its suggest "
                 f"suggests, {', '.join(whole.baseline)}: got '{name}'"
             )

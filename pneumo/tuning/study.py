@@ -20,35 +20,35 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pneumo.data.dataset import Dataset
 from pneumo.runtime import cache, signals
-from pneumo.runtime.console import say
-from pneumo.runtime.errors import Mistake, StudyStopped
+from pneumo.runtime.console import echo
+from pneumo.runtime.errors import StudyFailedError, UserError
 from pneumo.runtime.process import ProcessId
 from pneumo.tracking import model_files, results, runs, session, study_runs, tags
 from pneumo.tuning import attributes
-from pneumo.tuning.spec import PRUNER, SAMPLER, Plan
+from pneumo.tuning.spec import MEDIAN_PRUNER_OPTIONS, TPE_OPTIONS, StudySpec
 from pneumo.tuning.storage import (
-    GRACE,
+    GRACE_PERIOD,
     open_storage,
     serves_one_machine,
     storage_address,
     storage_url,
 )
 
-UNCLAIMED = 60  # that a trial may run while no process says that it is its own
+MAX_UNCLAIMED_SECONDS = 60  # that a trial may run while no process says that it is its own
 
-COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
-FAILURES_IN_A_ROW = 3
+FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
+MAX_CONSECUTIVE_FAILURES = 3
 INTERRUPTED = "interrupted"  # the error of a trial that a person ended
 
 
-def load(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.Study:
+def load_study(storage: optuna.storages.RDBStorage, name: str, plan: StudySpec) -> optuna.Study:
     """The study of that name, if it asks what `plan` asks and its run is in this store."""
     study = _existing(storage, name, plan)
     for fact, value in plan.facts().items():
         _require_same(name, fact, study.user_attrs.get(fact), value)
     _require_same_search_space(study, plan)
-    if not runs.exists(attributes.RUN_ID.of(study)):
-        raise Mistake(
+    if not runs.run_exists(attributes.RUN_ID.of(study)):
+        raise UserError(
             f"study '{name}' has its runs in another MLflow store than this one; "
             "set MLFLOW_TRACKING_URI to where it was begun"
         )
@@ -61,14 +61,14 @@ def _require_same(name: str, fact: str, begun_with: Any, value: Any) -> None:
     if fact == "base" and begun_with:  # the one field that differs says more than all of them
         field = next(it for it in value if begun_with.get(it) != value[it])
         fact, begun_with, value = f"{field} of BASE", begun_with.get(field), value[field]
-    raise Mistake(
+    raise UserError(
         f"study '{name}' was begun with {fact} {begun_with}: got {value}; "
         "give what it was begun with, or another name"
     )
 
 
-def _require_same_search_space(study: optuna.Study, plan: Plan) -> None:
-    """Raise `Mistake` unless a study's search space differs in ranges at most.
+def _require_same_search_space(study: optuna.Study, plan: StudySpec) -> None:
+    """Raise `UserError` unless a study's search space differs in ranges at most.
 
     Optuna takes changed ranges of numbers; trials of different choices, scales or hyperparameters
     are no common study.
@@ -87,44 +87,44 @@ def _require_same_search_space(study: optuna.Study, plan: Plan) -> None:
             _require_same(study.study_name, fact, begun[suggestion], distribution)
 
 
-def _existing(storage: optuna.storages.RDBStorage, name: str, plan: Plan) -> optuna.Study:
+def _existing(storage: optuna.storages.RDBStorage, name: str, plan: StudySpec) -> optuna.Study:
     return optuna.load_study(
         storage=storage, study_name=name, sampler=plan.sampler(), pruner=plan.pruner()
     )
 
 
-def find(
+def attach_to_study(
     name: str, dataset: Dataset, weights: str = "", patience: float = 0
-) -> tuple[optuna.Study, Plan]:
-    """A study that another process has begun, and what it searches: see `Plan.of`.
+) -> tuple[optuna.Study, StudySpec]:
+    """A study that another process has begun, and what it searches: see `StudySpec.of`.
 
-    `patience`: see `open_storage`. Raises `Mistake` where there is no such study, or where data,
+    `patience`: see `open_storage`. Raises `UserError` where there is no such study, or where data,
     weights or MLflow's store are others.
     """
     storage = open_storage(patience)
     if name not in (names := optuna.get_all_study_names(storage)):
-        raise Mistake(
+        raise UserError(
             f"study must be one of those in PNEUMO_STORAGE ({', '.join(sorted(names)) or 'none'}): "
             f"got '{name}'; begin it with tune"
         )
     begun = optuna.load_study(storage=storage, study_name=name)
-    plan = Plan.of(begun, dataset, weights)
-    return load(storage, name, plan), plan
+    plan = StudySpec.of(begun, dataset, weights)
+    return load_study(storage, name, plan), plan
 
 
-def require_new(name: str) -> None:
-    """Raise `Mistake` if MLflow has a study of that name, which Optuna's database does not have."""
+def check_name_is_new(name: str) -> None:
+    """Raise `UserError` if MLflow has a study of that name, and Optuna's database has not."""
     if run_id := study_runs.find_study(name):
-        raise Mistake(
-            f"study '{name}' must be in both stores: MLflow at {session.store()} has it (run "
-            f"{run_id}), and Optuna's database at {storage_address()} does not; set "
+        raise UserError(
+            f"study '{name}' must be in both stores: MLflow at {session.tracking_address()} has it "
+            f"(run {run_id}), and Optuna's database at {storage_address()} does not; set "
             "PNEUMO_STORAGE to the database that it was begun in, or give another name"
         )
 
 
 def how_to_continue(name: str) -> str:
     """Return the words that say how to resume a study from where this process was started."""
-    return f"give the same command with {_storage_setting()}{session.as_option('study', name)}"
+    return f"give the same command with {_storage_setting()}{session.format_option('study', name)}"
 
 
 def _storage_setting() -> str:
@@ -140,12 +140,14 @@ def _storage_setting() -> str:
     return ""
 
 
-def begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: str) -> optuna.Study:
+def create_study(
+    storage: optuna.storages.RDBStorage, name: str, plan: StudySpec, run_id: str
+) -> optuna.Study:
     """A new study, described in Optuna and in MLflow, with the baseline as its first trial."""
     runs.name_run(mlflow.active_run(), f"study {name}")
-    say(f"study {name}")  # at once: a process that dies cannot say later what to continue
-    say(session.how_to_look(run_id))
-    say(results.take(plan.dataset, plan.base).summary())
+    echo(f"study {name}")  # at once: a process that dies cannot say later what to continue
+    echo(session.view_hint(run_id))
+    echo(results.decode_and_log(plan.dataset, plan.base).summary())
     asked = plan.asked()
     study = optuna.create_study(
         storage=storage,
@@ -161,8 +163,10 @@ def begin(storage: optuna.storages.RDBStorage, name: str, plan: Plan, run_id: st
         study.enqueue_trial(suggestions)
     mlflow.set_tag(tags.STUDY, name)
     settings = {
-        "sampler": {"name": "TPESampler", **SAMPLER},
-        "pruner": {"name": "MedianPruner", **PRUNER} if plan.experiment.prune else {},
+        "sampler": {"name": "TPESampler", **TPE_OPTIONS},
+        "pruner": {"name": "MedianPruner", **MEDIAN_PRUNER_OPTIONS}
+        if plan.experiment.prune
+        else {},
         "base": plan.base.as_text(),
         "baseline": asked[0],
     }
@@ -179,17 +183,17 @@ def warn_of_other_commit(study: optuna.Study, run_id: str) -> None:
         runs.commit_of(mlflow.get_run(it)) for it in (attributes.RUN_ID.of(study), run_id)
     )
     if begun and here and begun != here:
-        say(
+        echo(
             f"warning: study {study.study_name} was begun at commit {begun[:8]}, and this is "
             f"{here[:8]}: its trials may not be comparable"
         )
 
 
-def take_over(study: optuna.Study, plan: Plan) -> None:
+def prepare_resume(study: optuna.Study, plan: StudySpec) -> None:
     """Ends what dead processes left running, and asks again for what was lost of what was asked."""
-    end_dead(study)
-    settle(study)
-    alive = (*COUNTED, TrialState.WAITING, TrialState.RUNNING)
+    fail_dead_trials(study)
+    reconcile_runs(study)
+    alive = (*FINISHED_STATES, TrialState.WAITING, TrialState.RUNNING)
     trials = study.get_trials(deepcopy=False, states=alive)
     there = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
     for suggestions in plan.asked():
@@ -197,24 +201,24 @@ def take_over(study: optuna.Study, plan: Plan) -> None:
             there.remove(suggestions)
         else:
             study.enqueue_trial(suggestions)
-    say(f"continuing study {study.study_name}: {counted(study)} trials are done")
+    echo(f"continuing study {study.study_name}: {count_finished_trials(study)} trials are done")
 
 
-def running(study: optuna.Study) -> list[FrozenTrial]:
+def running_trials(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that run, whoever has them."""
     return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
-def end_dead(study: optuna.Study) -> None:
+def fail_dead_trials(study: optuna.Study) -> None:
     """End as failed, in Optuna, the trials whose process is dead or never claimed them."""
-    for trial in filter(_has_no_process, running(study)):
+    for trial in filter(_has_no_process, running_trials(study)):
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def _has_no_process(trial: FrozenTrial) -> bool:
     if process := attributes.PROCESS.get(trial, None):
         return is_dead(ProcessId.from_values(process))
-    return (datetime.now() - trial.datetime_start).total_seconds() > UNCLAIMED
+    return (datetime.now() - trial.datetime_start).total_seconds() > MAX_UNCLAIMED_SECONDS
 
 
 def is_dead(process: ProcessId) -> bool:
@@ -231,29 +235,29 @@ def is_dead(process: ProcessId) -> bool:
     return same_machine and not process.is_running()
 
 
-def settle(study: optuna.Study) -> None:
+def reconcile_runs(study: optuna.Study) -> None:
     """Makes MLflow say of each trial that has ended what Optuna says of it."""
     trials = study.get_trials(deepcopy=False)
     ended = {trial.number: trial.state.name for trial in trials if trial.state.is_finished()}
-    study_runs.settle(attributes.RUN_ID.of(study), ended, is_dead)
+    study_runs.reconcile_trial_runs(attributes.RUN_ID.of(study), ended, is_dead)
 
 
-def await_others(study: optuna.Study) -> None:
+def wait_for_running_trials(study: optuna.Study) -> None:
     """Wait until no trial is running. Trials of dead or silent processes are ended."""
     announced: set[int] = set()
     while True:
-        end_dead(study)
+        fail_dead_trials(study)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(study)
-        left = running(study)
+        left = running_trials(study)
         if not left:
             return
         for trial in left:
             if trial.number not in announced:
-                say(f"waiting for trial {trial.number}, {_owner(trial)}")
+                echo(f"waiting for trial {trial.number}, {_owner(trial)}")
         announced |= {trial.number for trial in left}
-        signals.check()
+        signals.raise_if_interrupted()
         time.sleep(2)
 
 
@@ -261,27 +265,27 @@ def _owner(trial: FrozenTrial) -> str:
     """Return who runs a trial, and when it ends at the latest if nobody does."""
     process = attributes.PROCESS.get(trial, None)
     if not process:
-        return f"which no process has claimed: it fails {UNCLAIMED} s after its start"
+        return f"which no process has claimed: it fails {MAX_UNCLAIMED_SECONDS} s after its start"
     process = ProcessId.from_values(process)
     owner = f"which process {process.pid} on {process.host} is running"
     if serves_one_machine():
         return owner
-    return f"{owner}: it fails if that is silent for {GRACE} s"
+    return f"{owner}: it fails if that is silent for {GRACE_PERIOD} s"
 
 
-def counted(study: optuna.Study) -> int:
+def count_finished_trials(study: optuna.Study) -> int:
     """How many trials are done: complete or pruned."""
-    return len(study.get_trials(deepcopy=False, states=COUNTED))
+    return len(study.get_trials(deepcopy=False, states=FINISHED_STATES))
 
 
-def best_of(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
+def best_trial_of(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
     """Return the complete trial with the best score, the first of equals, or None."""
     complete = (trial for trial in trials if trial.state == TrialState.COMPLETE)
     return max(complete, key=lambda trial: trial.value, default=None)
 
 
 @dataclass(frozen=True)
-class Goal:
+class StudyLimits:
     """How far a study is to be searched, which may be another each time that it is continued.
 
     `trials` counts complete and pruned ones; after `deadline`, seconds since 1970, no new one
@@ -295,7 +299,7 @@ class Goal:
     trial_timeout: int | None = None
 
     @classmethod
-    def of(cls, study: optuna.Study) -> "Goal":
+    def of(cls, study: optuna.Study) -> "StudyLimits":
         """As the study has it, whoever works on it and wherever."""
         return cls(**attributes.GOAL.of(study))
 
@@ -306,10 +310,10 @@ class Goal:
     def reached(self, study: optuna.Study) -> bool:
         """Whether no new trial is to start."""
         late = self.deadline is not None and time.time() >= self.deadline
-        return late or counted(study) >= self.trials
+        return late or count_finished_trials(study) >= self.trials
 
 
-class FailureCount:
+class FailureCounter:
     """Number of failures in a row: those between which nothing was done.
 
     Args:
@@ -320,11 +324,11 @@ class FailureCount:
         self._done, self._before, self._failures = done, done(), 0
 
     def add(self) -> bool:
-        """Count one failure; return whether there are now `FAILURES_IN_A_ROW`."""
+        """Count one failure; return whether there are now `MAX_CONSECUTIVE_FAILURES`."""
         now = self._done()
         self._failures = self._failures + 1 if now == self._before else 1
         self._before = now
-        return self._failures >= FAILURES_IN_A_ROW
+        return self._failures >= MAX_CONSECUTIVE_FAILURES
 
 
 def repeated_failure(study: optuna.Study) -> str | None:
@@ -332,30 +336,30 @@ def repeated_failure(study: optuna.Study) -> str | None:
     ended = [it for it in study.get_trials(deepcopy=False) if it.state.is_finished()]
     errors = [
         attributes.ERROR.get(it, INTERRUPTED) if it.state == TrialState.FAIL else ""
-        for it in ended[-FAILURES_IN_A_ROW:]
+        for it in ended[-MAX_CONSECUTIVE_FAILURES:]
     ]
     kinds = {error.partition(":")[0] for error in errors}
-    alike = len(errors) == FAILURES_IN_A_ROW and len(kinds) == 1
+    alike = len(errors) == MAX_CONSECUTIVE_FAILURES and len(kinds) == 1
     return errors[-1] if alike and not kinds & {"", INTERRUPTED} else None
 
 
 def require_no_repeated_failure(study: optuna.Study) -> None:
-    """Raise `StudyStopped` if the last three trials that ended failed of the same cause."""
+    """Raise `StudyFailedError` if the last three trials that ended failed of the same cause."""
     if error := repeated_failure(study):
-        raise StudyStopped(
-            f"{FAILURES_IN_A_ROW} trials in a row failed alike ({error}); "
+        raise StudyFailedError(
+            f"{MAX_CONSECUTIVE_FAILURES} trials in a row failed alike ({error}); "
             "the traceback is with their runs in MLflow: mend the cause and start again"
         )
 
 
-def last_value(trial: FrozenTrial) -> float | None:
+def final_score(trial: FrozenTrial) -> float | None:
     """Return a trial's score, or the last that it reported if it is not complete, or None."""
     if trial.state == TrialState.COMPLETE:
         return trial.value
     return trial.intermediate_values.get(trial.last_step)
 
 
-def evict(study: optuna.Study, keep: int, at_most: int | None = None) -> None:
+def delete_models_beyond_best(study: optuna.Study, keep: int, at_most: int | None = None) -> None:
     """Deletes the models of the complete trials that are not among the `keep` best."""
     with cache.lock(f"evict {study.study_name}"):
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

@@ -10,16 +10,16 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from pneumo.reporting.study_report import RUNNING, StudyReport, StudySummary, TrialSummary
-from pneumo.runtime.console import say
-from pneumo.runtime.errors import in_words
+from pneumo.runtime.console import echo
+from pneumo.runtime.errors import format_error
 from pneumo.tracking import study_runs
 from pneumo.tuning import attributes, selection
-from pneumo.tuning.spec import Plan
-from pneumo.tuning.study import Goal, counted, how_to_continue, last_value
+from pneumo.tuning.spec import StudySpec
+from pneumo.tuning.study import StudyLimits, count_finished_trials, final_score, how_to_continue
 
-INTERVAL = 60  # seconds, at least, between two pages of a study that runs
-SHARE = 0.05  # of the time, at most, that goes into them
-NEAR = 0.05  # of a parameter's range: what is so near to its end may do better beyond
+MIN_REFRESH_SECONDS = 60  # seconds, at least, between two pages of a study that runs
+MAX_OVERHEAD_FRACTION = 0.05  # of the time, at most, that goes into them
+EDGE_FRACTION = 0.05  # of a parameter's range: what is so near to its end may do better beyond
 
 
 class StudyPage:
@@ -28,7 +28,7 @@ class StudyPage:
     With each the run's description says in few words what the page says.
     """
 
-    def __init__(self, study: optuna.Study, plan: Plan) -> None:
+    def __init__(self, study: optuna.Study, plan: StudySpec) -> None:
         self._study, self._plan = study, plan
         self._due = 0.0
 
@@ -43,10 +43,10 @@ class StudyPage:
         try:
             self._write(state)
         except Exception as error:  # whatever it is, trials are worth more than their page
-            reason = in_words(error).partition("\n")[0]
-            say(f"the study's page could not be written ({reason})")
+            reason = format_error(error).partition("\n")[0]
+            echo(f"the study's page could not be written ({reason})")
         ended = time.monotonic()
-        self._due = ended + max(INTERVAL, (ended - began) / SHARE)
+        self._due = ended + max(MIN_REFRESH_SECONDS, (ended - began) / MAX_OVERHEAD_FRACTION)
 
     def _write(self, state: str) -> None:
         report = StudyReport(summarize(self._study, self._plan, state))
@@ -54,7 +54,7 @@ class StudyPage:
         study_runs.log_study(attributes.RUN_ID.of(self._study), files, report.description())
 
 
-def summarize(study: optuna.Study, plan: Plan, state: str) -> StudySummary:
+def summarize(study: optuna.Study, plan: StudySpec, state: str) -> StudySummary:
     """Return what the report says of a study that is in `state`, as its storage has it now."""
     trials = study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
@@ -72,8 +72,8 @@ def summarize(study: optuna.Study, plan: Plan, state: str) -> StudySummary:
         experiment_base=plan.experiment.base.as_text(),
         fixed=attributes.FIXED.of(study),
         searched=plan.searched(),
-        n_trials=Goal.of(study).trials,
-        n_done=counted(study),
+        n_trials=StudyLimits.of(study).trials,
+        n_done=count_finished_trials(study),
         trials=[_summarize_trial(trial) for trial in trials],
         best=_summarize_trial(best) if best else None,
         baseline=_summarize_trial(baseline) if baseline else None,
@@ -93,7 +93,7 @@ def _summarize_trial(trial: FrozenTrial) -> TrialSummary:
         state=trial.state.name,
         run_id=attributes.RUN_ID.get(trial, ""),
         name=attributes.NAME.get(trial, ""),
-        score=last_value(trial) if scored else None,
+        score=final_score(trial) if scored else None,
         config=attributes.CONFIG.get(trial, {}),
         epochs=trial.last_step or 0,
         seconds=_seconds(trial),
@@ -130,7 +130,7 @@ def _range(space: BaseDistribution) -> str:
 def _is_near_edge(value: float, space: FloatDistribution) -> bool:
     """Whether there may be better values beyond; below 0 there are none."""
     scale = math.log if space.log else float
-    near = NEAR * (scale(space.high) - scale(space.low))
+    near = EDGE_FRACTION * (scale(space.high) - scale(space.low))
     below, above = scale(value) - scale(space.low), scale(space.high) - scale(value)
     return above < near or (space.low > 0 and below < near)
 

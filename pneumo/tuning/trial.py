@@ -11,13 +11,13 @@ from scipy.special import expit
 
 from pneumo.data.dataset import Dataset
 from pneumo.evaluation.metrics import (
-    calibration,
+    calibration_metrics,
     evaluate_predictions,
+    fit_temperature,
     midpoint_threshold,
-    temperature,
     youden_threshold,
 )
-from pneumo.inference.decode import DECODER
+from pneumo.inference.decode import DECODER_VERSION
 from pneumo.inference.logits import to_probabilities
 from pneumo.reporting.plots import confusion_matrix_file
 from pneumo.runtime import signals
@@ -25,11 +25,11 @@ from pneumo.tracking import model_files, results, runs
 from pneumo.training.config import RunConfig
 from pneumo.training.train import EpochCallback, train
 
-PARTS = ("training", "evaluation", "storing the model")  # of a trial, one after the other
+STAGES = ("training", "evaluation", "storing the model")  # of a trial, one after the other
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialResult:
     """A finished Keras run: its MLflow run, its stored model and its metrics on validation.
 
     `seconds`: how long each part of it took.
@@ -48,12 +48,12 @@ def run_trial(
     deepest: int = 0,
     meanwhile: Callable[[], None] = lambda: None,
     **run: Any,
-) -> Trial:
+) -> TrialResult:
     """Train a model, evaluate it on validation and store all of it in a run.
 
-    The temperature comes from validation, the threshold from validation as `perturb.EACH` changes
-    it: that of images as they are suits no others. Training has a thread of its own, so that a
-    signal does not wait for it.
+    The temperature comes from validation, the threshold from validation as
+    `perturb.ALL_PERTURBATIONS` changes it: that of images as they are suits no others. Training has
+    a thread of its own, so that a signal does not wait for it.
 
     Args:
         config: What is trained.
@@ -61,7 +61,7 @@ def run_trial(
         callbacks: See `train`; called in the training's thread.
         deepest: See `train`.
         meanwhile: Called in the calling thread, twice a second while the model trains.
-        **run: See `runs.keras_run`.
+        **run: See `runs.trial_run`.
 
     Returns:
         The run, its model and its metrics.
@@ -70,13 +70,13 @@ def run_trial(
         Exception: Whatever `train` raises, after the run has been ended.
     """
     clock = [time.monotonic()]
-    with runs.keras_run(config=config, **run) as run_id:
+    with runs.trial_run(config=config, **run) as run_id:
         images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
         report = [partial(results.log_epoch, run_id), *callbacks]
-        result = signals.in_own_thread(lambda: train(config, images, report, deepest), meanwhile)
+        result = signals.run_in_thread(lambda: train(config, images, report, deepest), meanwhile)
         clock.append(time.monotonic())
         val = images.split("val")
-        divisor = temperature(val.labels, result.val_logits)
+        divisor = fit_temperature(val.labels, result.val_logits)
         probabilities = to_probabilities(result.val_logits, divisor)
         threshold = _threshold(config, val.labels, result.perturbed_logits / divisor)
         evaluation = evaluate_predictions(val, probabilities, threshold)
@@ -87,14 +87,14 @@ def run_trial(
         settings = {
             "threshold": threshold,
             "temperature": divisor,
-            "val_uncalibrated": calibration(val.labels, expit(result.val_logits)),
+            "val_uncalibrated": calibration_metrics(val.labels, expit(result.val_logits)),
             "resize": config.resize,
-            "decoder": DECODER,
+            "decoder": DECODER_VERSION,
         }
         model_uri = model_files.log_model(run_id, result.model, settings).model_uri
         clock.append(time.monotonic())
-    seconds = dict(zip(PARTS, map(float, np.diff(clock)), strict=True))
-    return Trial(run_id, model_uri, evaluation.metrics, seconds)
+    seconds = dict(zip(STAGES, map(float, np.diff(clock)), strict=True))
+    return TrialResult(run_id, model_uri, evaluation.metrics, seconds)
 
 
 def _threshold(config: RunConfig, labels: np.ndarray, logits: np.ndarray) -> float:

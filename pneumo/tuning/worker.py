@@ -10,30 +10,30 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pneumo.runtime import signals
-from pneumo.runtime.console import say
-from pneumo.runtime.errors import StudyStopped, in_words
+from pneumo.runtime.console import echo
+from pneumo.runtime.errors import StudyFailedError, format_error
 from pneumo.runtime.process import ProcessId
 from pneumo.tracking import runs
 from pneumo.tracking.tags import STUDY
 from pneumo.training.train import EpochCallback
 from pneumo.tuning import attributes
-from pneumo.tuning.spec import Plan
+from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.study import (
-    FAILURES_IN_A_ROW,
     INTERRUPTED,
-    FailureCount,
-    Goal,
-    evict,
+    MAX_CONSECUTIVE_FAILURES,
+    FailureCounter,
+    StudyLimits,
+    delete_models_beyond_best,
     repeated_failure,
     require_no_repeated_failure,
-    running,
+    running_trials,
 )
 from pneumo.tuning.trial import run_name, run_trial
 
 
-def search_trials(
+def run_trials(
     study: optuna.Study,
-    plan: Plan,
+    plan: StudySpec,
     update: Callable[[], None] = lambda: None,
     enforce_timeout: bool = False,
 ) -> None:
@@ -49,33 +49,38 @@ def search_trials(
             ended, and this process with it; standard error then tells where each thread was.
 
     Raises:
-        StudyStopped: Three trials in a row failed of the same cause, or a store failed three
+        StudyFailedError: Three trials in a row failed of the same cause, or a store failed three
             times without a trial between.
     """
     gc.freeze()  # modules stay: the collection before each trial need not go through them
-    work = _Work(study, plan, update, enforce_timeout)
-    failures = FailureCount(lambda: work.ended)
+    work = _TrialLoop(study, plan, update, enforce_timeout)
+    failures = FailureCounter(lambda: work.ended)
     while True:
         try:
             work.settle()
             return work.search()
-        except StudyStopped:
+        except StudyFailedError:
             raise
         except Exception as error:  # of a store: those of a trial stay with it
-            reason = in_words(error).partition("\n")[0]
+            reason = format_error(error).partition("\n")[0]
             if failures.add():
-                raise StudyStopped(
-                    f"a store of the study has failed {FAILURES_IN_A_ROW} times without a trial "
-                    f"between ({reason}); see that it answers, and give the same command again"
+                raise StudyFailedError(
+                    f"a store of the study has failed {MAX_CONSECUTIVE_FAILURES} times without a "
+                    f"trial between ({reason}); see that it answers, and give the same command "
+                    "again"
                 ) from error
-            say(f"a store of the study has failed, and the search goes on ({reason})")
+            echo(f"a store of the study has failed, and the search goes on ({reason})")
 
 
-class _Work:
+class _TrialLoop:
     """A process's work on a study."""
 
     def __init__(
-        self, study: optuna.Study, plan: Plan, update: Callable[[], None], enforce_timeout: bool
+        self,
+        study: optuna.Study,
+        plan: StudySpec,
+        update: Callable[[], None],
+        enforce_timeout: bool,
     ) -> None:
         self._study, self._plan, self._update = study, plan, update
         self._enforce_timeout = enforce_timeout
@@ -84,10 +89,10 @@ class _Work:
 
     def search(self) -> None:
         """Trials, until there are enough or there is no hope."""
-        self._goal = Goal.of(self._study)
+        self._goal = StudyLimits.of(self._study)
         if self._goal.reached(self._study):
             return
-        signals.check()  # a trial would begin and be lost
+        signals.raise_if_interrupted()  # a trial would begin and be lost
         self._study.optimize(
             self._objective,
             callbacks=[self._trial_ended],
@@ -97,7 +102,7 @@ class _Work:
 
     def settle(self) -> None:
         """Ends what this process left running; what has its score already is complete."""
-        for trial in running(self._study):
+        for trial in running_trials(self._study):
             if tuple(attributes.PROCESS.get(trial, ())) == ProcessId.current():
                 score = self._scores.get(trial.number)
                 state = TrialState.FAIL if score is None else TrialState.COMPLETE
@@ -107,21 +112,21 @@ class _Work:
         self.ended += 1
         self._update()
         if keep := self._goal.keep_models:
-            evict(study, keep, at_most=1)  # those beyond have gone before
+            delete_models_beyond_best(study, keep, at_most=1)  # those beyond have gone before
         if self._goal.reached(study) or repeated_failure(study):
             study.stop()
-        signals.check()  # so would the next one
+        signals.raise_if_interrupted()  # so would the next one
 
     def _objective(self, trial: optuna.Trial) -> float:
         limit = self._goal.trial_timeout if self._enforce_timeout else None
-        with _at_most(limit):
+        with _hard_timeout(limit):
             score = _objective(trial, self._plan, self._update)
         self._scores = {trial.number: score}
         return score
 
 
 @contextmanager
-def _at_most(seconds: int | None) -> Iterator[None]:
+def _hard_timeout(seconds: int | None) -> Iterator[None]:
     """End the process after so many seconds; standard error then tells where each thread was.
 
     The one who does it is a thread that Python does not run: a fit that holds Python's lock, or
@@ -137,10 +142,10 @@ def _at_most(seconds: int | None) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _objective(trial: optuna.Trial, plan: Plan, update: Callable[[], None]) -> float:
+def _objective(trial: optuna.Trial, plan: StudySpec, update: Callable[[], None]) -> float:
     study = trial.study
     attributes.PROCESS.set(trial, ProcessId.current())
-    tags = runs.subject_tags(plan.experiment.name, plan.dataset)
+    tags = runs.provenance_tags(plan.experiment.name, plan.dataset)
     try:
         config = plan.suggest(trial)
         attributes.CONFIG.set(trial, config.as_text())
@@ -150,7 +155,7 @@ def _objective(trial: optuna.Trial, plan: Plan, update: Callable[[], None]) -> f
         done = run_trial(
             config,
             plan.dataset,
-            [_pruning(trial, config.objective)],
+            [_pruning_callback(trial, config.objective)],
             deepest=depths.high if depths else config.unfreeze_depth,
             meanwhile=update,
             parent_id=attributes.RUN_ID.of(study),
@@ -165,7 +170,7 @@ def _objective(trial: optuna.Trial, plan: Plan, update: Callable[[], None]) -> f
         attributes.ERROR.set(trial, INTERRUPTED)
         raise
     except Exception as error:
-        attributes.ERROR.set(trial, in_words(error))
+        attributes.ERROR.set(trial, format_error(error))
         raise
     attributes.RUN_ID.set(trial, done.run_id)
     attributes.MODEL_URI.set(trial, done.model_uri)
@@ -173,7 +178,7 @@ def _objective(trial: optuna.Trial, plan: Plan, update: Callable[[], None]) -> f
     return done.metrics[config.objective.removeprefix("val_")]
 
 
-def _pruning(trial: optuna.Trial, objective: str) -> EpochCallback:
+def _pruning_callback(trial: optuna.Trial, objective: str) -> EpochCallback:
     def report(epoch: int, metrics: Mapping[str, float]) -> None:
         trial.report(metrics[objective], epoch)
         if trial.should_prune():

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import mlflow
 
-from pneumo.inference.decode import DECODER
+from pneumo.inference.decode import DECODER_VERSION
 from tests.bad import Case
 from tests.bad.payloads import (
     RAN,
@@ -195,8 +195,8 @@ SPOILED = [
         "trial",
         predicts,
         TRIAL,
-        lambda it: settings(it, decoder=DECODER - 1),
-        UNUSABLE.format(f"by version {DECODER - 1} of the decoder, not {DECODER}"),
+        lambda it: settings(it, decoder=DECODER_VERSION - 1),
+        UNUSABLE.format(f"by version {DECODER_VERSION - 1} of the decoder, not {DECODER_VERSION}"),
     ),
     (
         "another's pickle",

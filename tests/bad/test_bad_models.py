@@ -7,7 +7,7 @@ import keras
 import mlflow
 import pytest
 
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from pneumo.tracking import model_files, models
 from tests.bad import Case, payloads
 from tests.bad import models as bad
@@ -28,7 +28,7 @@ PLANTED = {
 def test_what_lies_beside_a_model_is_not_run(store, tmp_path, what):
     stored = stores(tmp_path)
     PLANTED[what](files_of(tmp_path, stored.trial))
-    found = models.find(stored.trial)
+    found = models.find_model(stored.trial)
     assert found.model.keras_model.input_shape == (None, 32, 32, 1)
     assert not Path(payloads.RAN).exists()
     mlflow.pyfunc.load_model(stored.trial)
@@ -38,8 +38,8 @@ def test_what_lies_beside_a_model_is_not_run(store, tmp_path, what):
 def test_a_pickle_is_not_opened(store, tmp_path):
     stored = stores(tmp_path)
     payloads.pickled("python_model.pkl")(files_of(tmp_path, stored.foreign))
-    with pytest.raises(Mistake, match="is another's"):
-        models.find(f"models:/{stored.foreign}")
+    with pytest.raises(UserError, match="is another's"):
+        models.find_model(f"models:/{stored.foreign}")
     assert not Path(payloads.RAN).exists()
     with suppress(Exception):  # what it gives is no model
         mlflow.pyfunc.load_model(f"models:/{stored.foreign}")
@@ -51,8 +51,8 @@ def test_a_lambda_would_run_where_keras_is_told_to_trust_it(store, tmp_path):
     place = files_of(tmp_path, stored.trial)
     payloads.with_lambda(place)
     Path(payloads.RAN).unlink()
-    with pytest.raises(Mistake, match="`Lambda` layer"):
-        models.find(stored.trial)
+    with pytest.raises(UserError, match="`Lambda` layer"):
+        models.find_model(stored.trial)
     assert not Path(payloads.RAN).exists()
     keras.models.load_model(place / "artifacts" / "model.keras", safe_mode=False)
     assert Path(payloads.RAN).exists()
@@ -70,12 +70,12 @@ def test_addresses_that_name_no_model(store, tmp_path, capsys):
 def test_bytecode_as_python_leaves_it_changes_no_digest(store, tmp_path):
     stored = stores(tmp_path)
     place = files_of(tmp_path, stored.version)
-    before = model_files.digest(place)
+    before = model_files.model_digest(place)
     payloads.beside_its_source(0)(place)
-    assert model_files.digest(place) == before
+    assert model_files.model_digest(place) == before
     for spoil in (payloads.beside_its_source(1), payloads.without_a_source):
         spoil(place)
-        changed = model_files.digest(place)
+        changed = model_files.model_digest(place)
         assert changed != before
         before = changed
 
@@ -83,5 +83,5 @@ def test_bytecode_as_python_leaves_it_changes_no_digest(store, tmp_path):
 def test_a_model_that_is_evaluated_leaves_no_copy(store, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    models.find(stores(tmp_path).trial)
+    models.find_model(stores(tmp_path).trial)
     assert not list((tmp_path / "temporary").iterdir())

@@ -19,8 +19,8 @@ from PIL import Image
 from pneumo.__main__ import main
 from pneumo.commands.arguments import COMMANDS, flags_of
 from pneumo.data import index
-from pneumo.inference.decode import UnreadableImage, decode
-from pneumo.runtime.errors import Mistake, is_text
+from pneumo.inference.decode import UnreadableImageError, decode
+from pneumo.runtime.errors import UserError, is_printable_text
 from pneumo.training.config import RunConfig
 from tests.bad.images import READABLE, UNREADABLE
 from tests.support.fuzzing import NASTY, examples, is_one_line, result
@@ -48,12 +48,12 @@ ANYTHING = st.one_of(
 @given(st.sampled_from(sorted(RunConfig.model_fields)), ANYTHING)
 def test_a_field_takes_a_value_or_says_why_not(field, value):
     config = result(RunConfig().override, {field: value})
-    if isinstance(config, Mistake):
+    if isinstance(config, UserError):
         assert is_one_line(str(config))
         assert str(config).startswith(f"{field} must be ")
     else:
         assert RunConfig().override(config.model_dump()) == config
-        assert all(map(is_text, config.as_text().values()))
+        assert all(map(is_printable_text, config.as_text().values()))
 
 
 def flags() -> list[tuple[str, str]]:
@@ -127,7 +127,7 @@ def test_every_name_has_a_patient(name):
     assert (path, label, split) == (f"val/PNEUMONIA/{name}", 1, "train")
     assert patient
     assert name.startswith(patient)
-    assert bool(subtype) == (index.PATIENT.match(name) is not None)
+    assert bool(subtype) == (index.PATIENT_PATTERN.match(name) is not None)
 
 
 KINDS = {"person{}_bacteria": "bacteria", "person{}_virus": "virus"}
@@ -145,7 +145,7 @@ def test_a_patient_has_one_name_whatever_follows_it(kind, number, rest):
     _, _, subtype, told, _ = row = index._row(f"train/NORMAL/{patient}{rest}", None)
     assert (told, subtype) == (patient, KINDS[kind])
     rows = pd.DataFrame([(*row, "")], columns=index.COLUMNS)
-    assert not index.tells_no_patient(rows).any()
+    assert not index.has_unknown_patient(rows).any()
 
 
 GREY = Image.fromarray(np.arange(24 * 24, dtype=np.uint16).reshape(24, 24).astype(np.uint8))
@@ -175,7 +175,7 @@ def test_bytes_are_pixels_or_say_why_not(capfd, data, resize):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         pixels = result(decode, data, 32, resize)
-    if isinstance(pixels, UnreadableImage):
+    if isinstance(pixels, UnreadableImageError):
         assert str(pixels)
     else:
         assert (pixels.shape, pixels.dtype) == ((32, 32), np.uint8)

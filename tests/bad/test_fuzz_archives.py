@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pneumo.data.archive import unpack
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from tests.support.fuzzing import NASTY, examples, is_one_line, result
 
 PARTS = st.one_of(
@@ -60,7 +60,7 @@ def unpacked(kind: str, content: bytes, folder: Path) -> None:
     archive = folder / f"xrays.{kind}"
     archive.write_bytes(as_file(kind, content))
     found = result(unpack, archive)
-    if isinstance(found, Mistake):
+    if isinstance(found, UserError):
         assert is_one_line(str(found))
         assert str(found).startswith(str(archive))
     else:

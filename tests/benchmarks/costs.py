@@ -15,14 +15,14 @@ import numpy as np
 import tensorflow as tf
 
 from pneumo.data.dataset import open_dataset
-from pneumo.inference.batches import in_batches
+from pneumo.inference.batches import map_batches
 from pneumo.inference.decode import decode
-from pneumo.inference.logits import predict_logits, predict_probabilities
+from pneumo.inference.logits import predict_logits, predict_proba
 from pneumo.training import network
-from pneumo.training.augment import CHANCES, Variation, augment, chances
-from pneumo.training.feature_cache import VIEWS, Frozen
-from pneumo.training.network import Trained, build
-from pneumo.training.train import compile_part
+from pneumo.training.augment import N_FACTORS, AugmentationConfig, augment, sample_factors
+from pneumo.training.feature_cache import N_VIEWS, FeatureExtractor
+from pneumo.training.network import TrainablePart, build_model
+from pneumo.training.train import compile_model
 from tests.benchmarks.study_space import DEPTH, STRENGTH, arguments, config_of
 
 IMAGES = {"mobilenet": 2048, "resnet50v2": 96}  # so that each step takes a second or more
@@ -57,7 +57,7 @@ class Costs:
         """
         images, trials = study["images"], study["trials"]
         views = {
-            (trial["strength"], number) if (number := epoch % VIEWS) and trial["strength"] else 0
+            (trial["strength"], number) if (number := epoch % N_VIEWS) and trial["strength"] else 0
             for trial in trials
             for epoch in range(trial["epochs"])
         }
@@ -92,7 +92,7 @@ class Costs:
         parts, count = self.parts(study), len(study["trials"])
         images = study["images"]
         strengths = round((STRENGTH[1] - STRENGTH[0]) / STRENGTH[2])  # beside 0
-        varied = strengths * (VIEWS - 1) * images["train"]
+        varied = strengths * (N_VIEWS - 1) * images["train"]
         once = parts["decode"] + parts["test"] + self.augment * varied
         once += self.frozen[DEPTH[1]] * (varied + images["train"] + images["val"])
         per_trial = (study["seconds"] - self.least(study) + parts["trained part"]) / count
@@ -115,7 +115,7 @@ def per_image(step: Callable[[], object], images: int) -> float:
 
 def outputs(function: Callable[..., tf.Tensor], *arrays: np.ndarray) -> np.ndarray:
     """What a compiled function gives for arrays, as `features` computes it."""
-    return np.concatenate(list(in_batches(lambda *rows: function(*rows).numpy(), *arrays)))
+    return np.concatenate(list(map_batches(lambda *rows: function(*rows).numpy(), *arrays)))
 
 
 def above_the_cut(
@@ -124,13 +124,13 @@ def above_the_cut(
     """The seconds of the frozen part below a cut, and of training and predicting above it."""
     count, labels = len(images), np.resize([0, 1], len(images))
     config = config_of(options).override({"unfreeze_depth": depth})
-    model = build(config)
-    network = Frozen(model.get_layer("backbone"), config.backbone)
-    frozen = network.compiled(network.pixels, depth, Variation())
-    neutral = np.zeros((count, CHANCES), np.float32)
+    model = build_model(config)
+    network = FeatureExtractor(model.get_layer("backbone"), config.backbone)
+    frozen = network.compiled(network.pixels, depth, AugmentationConfig())
+    neutral = np.zeros((count, N_FACTORS), np.float32)
     inputs = outputs(frozen, images, neutral)
-    part = Trained(model, depth, fixed_statistics=True)
-    compile_part(part, config.learning_rate)
+    part = TrainablePart(model, depth, fixed_statistics=True)
+    compile_model(part, config.learning_rate)
     return (
         per_image(lambda: outputs(frozen, images, neutral), count),
         per_image(lambda: part.fit(inputs, labels, options.batch, verbose=0), count),
@@ -149,18 +149,18 @@ def measure(options: argparse.Namespace) -> Costs:
             read = threads.map(lambda file: decode(file.read_bytes(), options.size), files)
             return list(read)
 
-    images, chance = np.stack(decode_all())[..., np.newaxis], chances(count, 0)
-    vary = tf.function(lambda images, chance: augment(images, Variation(0.5), chance))
+    images, chance = np.stack(decode_all())[..., np.newaxis], sample_factors(count, 0)
+    vary = tf.function(lambda images, chance: augment(images, AugmentationConfig(0.5), chance))
     cuts = [above_the_cut(options, images, depth) for depth in range(DEPTH[1] + 1)]
     frozen, trained, predicted = (list(costs) for costs in zip(*cuts, strict=True))
-    whole = network.build(config_of(options))
+    whole = network.build_model(config_of(options))
     return Costs(
         decode=per_image(decode_all, count),
         augment=per_image(lambda: outputs(vary, images, chance), count),
         frozen=frozen,
         trained=trained,
         predicted=predicted,
-        whole=per_image(lambda: predict_probabilities(whole, images), count),
+        whole=per_image(lambda: predict_proba(whole, images), count),
     )
 
 

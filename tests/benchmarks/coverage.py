@@ -65,7 +65,7 @@ def percentiles(hits: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.nd
         shares = np.full(patients, 1 / patients)
         drawn = rng.multinomial(patients, shares, size=DRAWS).astype(float)
         found.append(drawn @ own_hits[:patients] / (drawn @ own_images[:patients]))
-    return tuple(np.percentile(found, bootstrap.LEVELS, axis=1))
+    return tuple(np.percentile(found, bootstrap.CI_PERCENTILES, axis=1))
 
 
 def covers(bounds: tuple[np.ndarray, np.ndarray], value: float) -> np.ndarray:
@@ -127,8 +127,10 @@ def of_auc(
                 table = pd.DataFrame(
                     dict(zip(("label", "probability", "patient"), made, strict=True))
                 )
-                samples = bootstrap.auc(table, bootstrap.draw_patients(table, DRAWS))
-                covered["old"].append(covers(np.percentile(samples, bootstrap.LEVELS), value))
+                samples = bootstrap.bootstrap_auc(table, bootstrap.resample_patients(table, DRAWS))
+                covered["old"].append(
+                    covers(np.percentile(samples, bootstrap.CI_PERCENTILES), value)
+                )
         for name in found:
             found[name].append(np.mean(covered[name]))
     return {name: np.array(shares) for name, shares in found.items()}

@@ -29,9 +29,9 @@ from sklearn.metrics import log_loss, roc_auc_score
 from pneumo.data.dataset import open_dataset
 from pneumo.evaluation import bootstrap
 from pneumo.evaluation.metrics import (
+    fit_temperature,
     midpoint_threshold,
-    temperature,
-    threshold_for,
+    threshold_at_sensitivity,
     youden_threshold,
 )
 from pneumo.tracking import runs, session
@@ -51,7 +51,7 @@ def partial_auc(labels: np.ndarray, logits: np.ndarray) -> float:
 def criteria(trial: Trial, rows: pd.DataFrame) -> dict[str, tuple[float, int]]:
     """Of one trial: the more the better, and the passes over validation that it costs."""
     labels, clean = rows["label"].to_numpy(), trial.logits[CLEAN]
-    divisor = temperature(labels, clean)
+    divisor = fit_temperature(labels, clean)
     versions = {name: trial.logits[name] for name in VERSIONS}
     every = [clean, *versions.values()]
 
@@ -171,8 +171,8 @@ def ranking(
     plain = of_draws("val_auc")
     for name in table:
         values, these = table[name].to_numpy(), of_draws(name)
-        low, high = np.percentile(these, bootstrap.LEVELS)
-        gain_low, gain_high = np.percentile(these - plain, bootstrap.LEVELS)
+        low, high = np.percentile(these, bootstrap.CI_PERCENTILES)
+        gain_low, gain_high = np.percentile(these - plain, bootstrap.CI_PERCENTILES)
         found.append(
             {
                 "criterion": name,
@@ -203,7 +203,7 @@ def of_patient_samples(rows: pd.DataFrame, probabilities: np.ndarray) -> float:
     labels = rows["label"].to_numpy()
     found = [
         youden_threshold(np.repeat(labels, count), np.repeat(probabilities, count))
-        for count in bootstrap.draw_patients(rows, 200)
+        for count in bootstrap.resample_patients(rows, 200)
     ]
     return float(np.median(found))
 
@@ -227,8 +227,8 @@ def thresholds(trial: Trial, rows: pd.DataFrame, divisor: float) -> dict[str, fl
         "equal rates, versions in turn": equal_rates(labels, changed),
         "0.5": 0.5,
         "the share of the sick": float(labels.mean()),
-        "sensitivity 95 %": threshold_for(0.95, labels, clean),
-        "sensitivity 90 %": threshold_for(0.90, labels, clean),
+        "sensitivity 95 %": threshold_at_sensitivity(0.95, labels, clean),
+        "sensitivity 90 %": threshold_at_sensitivity(0.90, labels, clean),
         "Youden, all versions pooled": youden_threshold(many, pooled),
         "equal rates, all versions pooled": equal_rates(many, pooled),
         "Youden, median of all versions": float(np.median(each)),
@@ -239,7 +239,7 @@ def carried_over(trials: list[Trial], val: pd.DataFrame, test: pd.DataFrame) -> 
     """How far accuracy on test is from that on validation, for each way to choose a threshold."""
     accuracies: dict[str, list[tuple[float, float]]] = {}
     for trial in trials:
-        divisor = temperature(val["label"].to_numpy(), trial.logits[CLEAN])
+        divisor = fit_temperature(val["label"].to_numpy(), trial.logits[CLEAN])
         for name, threshold in thresholds(trial, val, divisor).items():
             both = [
                 float(((expit(trial.logits[it] / divisor) >= threshold) == rows["label"]).mean())
@@ -257,9 +257,9 @@ def carried_over(trials: list[Trial], val: pd.DataFrame, test: pd.DataFrame) -> 
 
 def report(trials: list[Trial], val: pd.DataFrame, test: pd.DataFrame) -> None:
     """Prints both tables."""
-    drawn = np.vstack([np.ones(len(test), int), bootstrap.draw_patients(test, DRAWS)])
+    drawn = np.vstack([np.ones(len(test), int), bootstrap.resample_patients(test, DRAWS)])
     rows = (test.assign(probability=it.logits[TEST]) for it in trials)
-    truth = np.stack([bootstrap.auc(it, drawn) for it in rows])
+    truth = np.stack([bootstrap.bootstrap_auc(it, drawn) for it in rows])
     found = [criteria(it, val) for it in trials]
     table = pd.DataFrame([{name: value for name, (value, _) in it.items()} for it in found])
     table = table.join(of_seeds(trials, table))
@@ -278,7 +278,7 @@ def main() -> None:
     parser.add_argument("--study", required=True, nargs="+")
     parser.add_argument("--above", type=float, default=0, help="leave out trials of less val_auc")
     options = parser.parse_args()
-    session.set_up()
+    session.configure_mlflow()
     dataset = open_dataset(options.data, needs=("train", "test"))
     images = dataset.decode(64, 0.01)
     val, test = images.split("val").rows, images.split("test").rows

@@ -17,7 +17,7 @@ from pneumo.tracking import evaluations, models, registry
 
 KEPT = Path("criterion")
 CLEAN, TEST, SHARPNESS = "clean", "test", "sharpness"
-VERSIONS = {f"{name} {amount:g}": (name, amount) for name, amount in perturb.EACH}
+VERSIONS = {f"{name} {amount:g}": (name, amount) for name, amount in perturb.ALL_PERTURBATIONS}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def trials_of(study: optuna.Study, dataset: Dataset) -> list[Trial]:
 def _asked(study: str, trial: FrozenTrial, dataset: Dataset) -> Trial:
     file = KEPT / f"{study}-{trial.number}.npz"
     if not file.exists():
-        stored = models.find(trial.user_attrs["model_uri"])
+        stored = models.find_model(trial.user_attrs["model_uri"])
         looked_at = dataset.images_digest("test")
         evaluations.record_look(stored.model_id, looked_at)
         looks = evaluations.count_looks(looked_at)
@@ -70,7 +70,7 @@ def _logits(network: keras.Model, val: Split, test: Split) -> dict[str, np.ndarr
 
 
 def in_turn(trial: Trial) -> np.ndarray:
-    """As `perturb.perturbed` changes the images: each in one version, which take turns."""
+    """As `perturb.perturb_split` changes the images: each in one version, which take turns."""
     table = np.stack([trial.logits[version] for version in VERSIONS])
     places = np.arange(table.shape[1])
     return table[places % len(table), places]

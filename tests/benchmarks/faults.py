@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=12, help="of each study, 5 at least")
     options = parser.parse_args()
     faults = options.faults or list(FAULTS)
-    session.set_up()
+    session.configure_mlflow()
     with ExitStack() as servers:
         databases = [servers.enter_context(postgresql()) for _ in range(2)]
         artifacts = Path(servers.enter_context(tempfile.TemporaryDirectory()))

@@ -18,7 +18,14 @@ import pandas as pd
 from scipy.special import expit
 from scipy.stats import norm
 
-from pneumo.evaluation.comparison import REFERENCES, Decision, Held, Margins, best_of, gate
+from pneumo.evaluation.comparison import (
+    REFERENCES,
+    Decision,
+    EvaluatedModel,
+    Margins,
+    best_champion,
+    gate,
+)
 from pneumo.evaluation.metrics import youden_threshold
 
 SICK, NORMAL = 390, 234
@@ -29,7 +36,7 @@ SMOKE = "--decisions 1"
 DRIFT = np.linspace(0.9986, 0.9754, 15)  # true AUC of models each a little worse than the last
 
 
-def held(number: int, noise: np.ndarray, spread: float, threshold: float) -> Held:
+def held(number: int, noise: np.ndarray, spread: float, threshold: float) -> EvaluatedModel:
     """Return a calibrated model whose classes lie at ±1 and spread by as much.
 
     Args:
@@ -47,7 +54,7 @@ def held(number: int, noise: np.ndarray, spread: float, threshold: float) -> Hel
             "probability": expit((2 * labels - 1 + noise) * 2 / spread**2),
         }
     )
-    return Held(predictions, threshold, f"m version {number}", synthetic=False)
+    return EvaluatedModel(predictions, threshold, f"m version {number}", synthetic=False)
 
 
 def spread_of(auc: float) -> float:
@@ -55,7 +62,7 @@ def spread_of(auc: float) -> float:
     return np.sqrt(2) / norm.ppf(auc)
 
 
-def equals(count: int, rng: np.random.Generator) -> list[Held]:
+def equals(count: int, rng: np.random.Generator) -> list[EvaluatedModel]:
     """Return equally good models, each at a threshold that it has from other images."""
     spread = spread_of(AUC)
     common, *own = spread * rng.normal(size=(count + 1, SICK + NORMAL))
@@ -69,7 +76,7 @@ def equals(count: int, rng: np.random.Generator) -> list[Held]:
     return found
 
 
-def drifting(seed: int = 0) -> list[Held]:
+def drifting(seed: int = 0) -> list[EvaluatedModel]:
     """Return fifteen models, each of them the one before with some noise more."""
     rng = np.random.default_rng(seed)
     spreads = spread_of(DRIFT)
@@ -79,11 +86,13 @@ def drifting(seed: int = 0) -> list[Held]:
     return [held(number, noise, spread, 0.2) for number, (noise, spread) in enumerate(pairs, 1)]
 
 
-def decide(champions: list[Held], candidate: Held, margins: Margins) -> Decision:
+def decide(
+    champions: list[EvaluatedModel], candidate: EvaluatedModel, margins: Margins
+) -> Decision:
     """Return the decision on a candidate after all champions so far, of whom the last one is it."""
     numbers = dict(enumerate(champions, 1))
     references = {"": champions[-1]}
-    if (best := best_of(numbers, (len(champions),))) != len(champions):
+    if (best := best_champion(numbers, (len(champions),))) != len(champions):
         references["best_"] = numbers[best]
     return gate(candidate, references, synthetic_images=False, margins=margins)
 

@@ -53,7 +53,7 @@ def search() -> dict[str, Any]:
     options = arguments().parse_args()
     base = config_of(options)
     if not options.pruning:
-        spec.PRUNER["n_warmup_steps"] = options.epochs + 1  # past the last one
+        spec.MEDIAN_PRUNER_OPTIONS["n_warmup_steps"] = options.epochs + 1  # past the last one
     memory = []
     run_trial = worker.run_trial
 
@@ -64,13 +64,13 @@ def search() -> dict[str, Any]:
             memory.append(round(anonymous_memory()))
 
     worker.run_trial = watched
-    session.set_up()
+    session.configure_mlflow()
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         mlflow.create_experiment("benchmark", f"{folder}/artifacts")
         mlflow.set_experiment("benchmark")
         os.environ["PNEUMO_STORAGE"] = f"sqlite:///{folder}/optuna.db"
-        plan = spec.Plan(
+        plan = spec.StudySpec(
             Experiment("benchmark", base, suggest),
             open_dataset(str(Path(options.folder) / "ours"), needs=("train", "test")),
             fixed={},

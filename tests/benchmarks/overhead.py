@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from pneumo.commands.tune import tune_and_register
-from pneumo.data.dataset import Images, open_dataset
+from pneumo.data.dataset import DecodedDataset, open_dataset
 from pneumo.experiment import Experiment
 from pneumo.training import network
 from pneumo.training.config import RunConfig
@@ -36,11 +36,11 @@ SMOKE = "--trials 2 --stubs 2 --warm 1"
 CONFIG = RunConfig(image_size=64, epochs=2, patience=2, dense_widths=(32,), augment_strength=0)
 
 
-def bare(images: Images, steps_per_execution: int = 1) -> None:
+def bare(images: DecodedDataset, steps_per_execution: int = 1) -> None:
     """Fit one model as a notebook would."""
     train, val = images.split("train"), images.split("val")
     keras.utils.clear_session()
-    model = network.build(CONFIG)
+    model = network.build_model(CONFIG)
     model.compile(
         keras.optimizers.Adam(CONFIG.learning_rate),
         keras.losses.BinaryCrossentropy(from_logits=True),
@@ -59,7 +59,7 @@ def bare(images: Images, steps_per_execution: int = 1) -> None:
     )
 
 
-def with_autolog(images: Images) -> None:
+def with_autolog(images: DecodedDataset) -> None:
     """The same under MLflow's own autologging."""
     with mlflow.start_run():
         bare(images)
@@ -79,7 +79,7 @@ def in_turn(sides: Sequence[Callable[[], Any]], count: int) -> list[list[float]]
 def of_a_study(count: int) -> list[float]:
     """Seconds from each trial's start to the next one's, in a study of `count`."""
     experiment = Experiment("overhead", CONFIG, lambda trial, base: base)
-    plan = spec.Plan(experiment, open_dataset("sample"), {})
+    plan = spec.StudySpec(experiment, open_dataset("sample"), {})
     outcome = tune_and_register(
         plan, trials=count + 1, model_name="overhead", name=f"{count} trials"
     )
@@ -102,7 +102,7 @@ def main() -> None:
         pytest.MonkeyPatch.context() as patch,
     ):
         # All trials do the same work
-        patch.setitem(spec.PRUNER, "n_warmup_steps", CONFIG.epochs + 1)
+        patch.setitem(spec.MEDIAN_PRUNER_OPTIONS, "n_warmup_steps", CONFIG.epochs + 1)
         before = in_turn(sides, options.trials)
         harness = of_a_study(options.trials)
         after = in_turn(sides, options.trials)

@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 from pneumo.data.dataset import open_dataset
 from pneumo.reporting.study_report import PAGE, RUNNING
 from pneumo.tracking import session, study_runs
-from pneumo.tuning.spec import Plan
+from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.study_page import StudyPage
 from tests.support.stores import store_in
 from tests.support.studies import TINY, run_study
@@ -54,14 +54,14 @@ def main() -> None:
         name = run_study(sample).study.study_name
         study = optuna.load_study(study_name=name, storage=os.environ["PNEUMO_STORAGE"])
         run_id = study.user_attrs["run_id"]
-        with study_runs.reopened(run_id):
-            page = StudyPage(study, Plan(TINY, sample, {}))
+        with study_runs.resume_run(run_id):
+            page = StudyPage(study, StudySpec(TINY, sample, {}))
             for trials in options.trials:
                 add(study, trials - len(study.trials))
                 began = time.monotonic()
                 page.write(RUNNING)
                 took = time.monotonic() - began
-                size = Path(session.where_to_open(run_id, PAGE)).stat().st_size
+                size = Path(session.artifact_location(run_id, PAGE)).stat().st_size
                 print(f"{trials} trials: {took:.1f} s, {size / 1e6:.1f} MB", flush=True)
 
 

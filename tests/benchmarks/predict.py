@@ -31,7 +31,7 @@ from keras import layers
 from pneumo.commands.predict import find_images, predict_files
 from pneumo.data.dataset import Dataset, open_dataset
 from pneumo.tracking import model_files, models, registry, runs
-from pneumo.tracking.models import Stored
+from pneumo.tracking.models import LoadedModel
 from pneumo.training.config import RunConfig
 from pneumo.tuning import trial
 from tests.benchmarks.ingest import SIZE, enlarge
@@ -44,23 +44,23 @@ MODEL = f"models:/{NAME}@champion"
 SMOKE = "--data sample --backbone cnn --images 8 --many 11 --requests 8"
 
 
-def register(dataset: Dataset, backbone: str) -> Stored:
+def register(dataset: Dataset, backbone: str) -> LoadedModel:
     """A model as `train` leaves it, with random weights: how fast it is does not depend on them."""
     alpha = 0.25 if backbone == "mobilenet" else 1
     config = RunConfig(backbone=backbone, image_size=SIZE, alpha=alpha)
-    tags = runs.subject_tags("benchmark", dataset)
+    tags = runs.provenance_tags("benchmark", dataset)
     with (
         pytest.MonkeyPatch.context() as patch,
         runs.command_run("train", "predict", tags) as parent,
     ):
         patch.setattr(trial, "train", stub_of(config))
         made = trial.run_trial(config, dataset, parent_id=parent, name="model", tags=tags)
-    stored = registry.register(made.run_id, model_files.load(made.model_uri), NAME)
+    stored = registry.register(made.run_id, model_files.load_model(made.model_uri), NAME)
     mlflow.MlflowClient().set_registered_model_alias(NAME, "champion", str(stored.version))
-    return models.find(MODEL)
+    return models.find_model(MODEL)
 
 
-def ours(stored: Stored, folder: Path) -> float:
+def ours(stored: LoadedModel, folder: Path) -> float:
     """Seconds from the folder to the CSV."""
     with tempfile.TemporaryDirectory() as place, mlflow.start_run():
         out = Path(place) / "out.csv"
@@ -69,7 +69,7 @@ def ours(stored: Stored, folder: Path) -> float:
         return time.perf_counter() - began
 
 
-def peer(stored: Stored, folder: Path, color_mode: str) -> float:
+def peer(stored: LoadedModel, folder: Path, color_mode: str) -> float:
     """Seconds from the folder to the probabilities, as Keras' guides write it."""
     given = keras.Input((SIZE, SIZE, 3 if color_mode == "rgb" else 1))
     pixels = layers.Lambda(lambda it: keras.ops.cast(it[..., :1], "uint8"))(given)

@@ -5,8 +5,8 @@
 Simulates the scores of a baseline and of 1, 20 and 100 trials for the same validation patients, of
 which they share most of the noise. All are equally good, or one of the trials is better. The study
 chooses the trial of the highest AUC. Prints the share of studies that claim that it is better than
-the baseline: with the interval of one planned comparison (`bootstrap.compare`), and with the bound
-that accounts for the choice (`bootstrap.improvement`).
+the baseline: with the interval of one planned comparison (`bootstrap.compare_models`), and with the
+bound that accounts for the choice (`bootstrap.bound_improvement`).
 """
 
 import argparse
@@ -77,10 +77,10 @@ def models(
 def claim(baseline: pd.DataFrame, tried: list[pd.DataFrame], draws: int) -> tuple[bool, bool]:
     """Return whether the best trial is called better, by its interval and by the bound."""
     once = np.ones((1, PATIENTS), int)
-    best = int(np.argmax([bootstrap.auc(trial, once)[0] for trial in tried]))
+    best = int(np.argmax([bootstrap.bootstrap_auc(trial, once)[0] for trial in tried]))
     others = tried[:best] + tried[best + 1 :]
-    interval = bootstrap.compare(baseline, tried[best], (0.5, 0.5), draws)
-    bound = bootstrap.improvement(baseline, tried[best], others, draws)
+    interval = bootstrap.compare_models(baseline, tried[best], (0.5, 0.5), draws)
+    bound = bootstrap.bound_improvement(baseline, tried[best], others, draws)
     return interval.low > 0, bound.low > 0
 
 

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from pneumo.data.dataset import Images
+from pneumo.data.dataset import DecodedDataset
 from pneumo.training import network
 from pneumo.training.config import RunConfig
-from pneumo.training.train import EpochCallback, Result
+from pneumo.training.train import EpochCallback, TrainingResult
 
 
-def stub_of(config: RunConfig) -> Callable[..., Result]:
+def stub_of(config: RunConfig) -> Callable[..., TrainingResult]:
     """Return a function to use in place of `train`.
 
     It calls the callbacks for each epoch, with the same metrics each time, so that no trial is
@@ -20,11 +20,14 @@ def stub_of(config: RunConfig) -> Callable[..., Result]:
     Args:
         config: What all trials have in common; their dropout may differ.
     """
-    model = network.build(config)
+    model = network.build_model(config)
 
     def train(
-        config: RunConfig, images: Images, callbacks: Sequence[EpochCallback] = (), deepest: int = 0
-    ) -> Result:
+        config: RunConfig,
+        images: DecodedDataset,
+        callbacks: Sequence[EpochCallback] = (),
+        deepest: int = 0,
+    ) -> TrainingResult:
         metrics = dict.fromkeys(("loss", "auc", "val_loss", "val_auc"), 0.5)
         for epoch in range(1, config.epochs + 1):
             for callback in callbacks:
@@ -32,6 +35,6 @@ def stub_of(config: RunConfig) -> Callable[..., Result]:
         labels = images.split("val").labels
         logits = 4 * config.dropout * labels + np.random.default_rng(0).normal(size=len(labels))
         score = float(roc_auc_score(labels, logits))
-        return Result(model, (config.epochs,), score, logits, logits)
+        return TrainingResult(model, (config.epochs,), score, logits, logits)
 
     return train

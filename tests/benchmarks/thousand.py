@@ -49,6 +49,7 @@ from pneumo.training.config import RunConfig
 
 
 
+
 from tests.benchmarks.stub import stub_of
 
 BASE = RunConfig(image_size=32, epochs=6, dense_widths=(32,), augment_strength=0)
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=8)
     options = parser.parse_args()
-    session.set_up()
+    session.configure_mlflow()
     with (
         tempfile.TemporaryDirectory() as folder,
         postgresql() as storage,
@@ -154,7 +155,7 @@ def main() -> None:
         place = f"{server.address}/#/experiments/{run.info.experiment_id}/runs"
         blank = opening("about:blank", "<html>")
         table = opening(place, run.info.run_name) - blank
-        study = opening(f"{server.address}/{session.page(run)}", run.info.run_name) - blank
+        study = opening(f"{server.address}/{session.ui_path(run)}", run.info.run_name) - blank
         print(f"MLflow's table of runs opens in {table:.1f} s, the study's page in {study:.1f} s")
         whole = verdict(optimised)
     sys.exit(not whole)

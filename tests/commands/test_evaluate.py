@@ -15,7 +15,7 @@ from sklearn import metrics
 from pneumo.evaluation import shortcuts
 from pneumo.evaluation.intervals import metric_intervals
 from pneumo.evaluation.overlap import Overlap
-from pneumo.inference.logits import predict_probabilities
+from pneumo.inference.logits import predict_proba
 from pneumo.reporting import evaluation_report
 from pneumo.tracking import models
 from tests.support.commands import run
@@ -256,16 +256,16 @@ def test_the_page_stands_alone_and_says_what_was_found(stores, on_test):
     [found_files] = re.findall(r"<td>found</td><td class=\"n\">(\d+)</td>", page)
     assert found_files == "546"
     assert "threshold" in output
-    for sentence in shortcuts.in_words(found["shortcuts"]).values():
+    for sentence in shortcuts.describe_occlusion(found["shortcuts"]).values():
         assert sentence in page
 
 
 def test_what_is_left_without_centre_or_border(stores, sample, on_test):
     """From the stored model and the images, by scikit-learn."""
-    model = models.find(MODEL).model
+    model = models.find_model(MODEL).model
     test = sample.decode(32, 0).split("test")
-    for name, black in shortcuts.blackened(test.images):
-        auc = metrics.roc_auc_score(test.labels, predict_probabilities(model.keras_model, black))
+    for name, black in shortcuts.occlude_regions(test.images):
+        auc = metrics.roc_auc_score(test.labels, predict_proba(model.keras_model, black))
         found = numbers(on_test[0])["shortcuts"][name]
         assert set(found) == {
             f"{it}{end}" for it in ("auc", "difference") for end in ("", "_low", "_high")

@@ -30,7 +30,7 @@ def opened(data) -> Dataset:
 
 
 def described(data) -> pd.DataFrame:
-    return dataset_profile.describe_files(opened(data).decode(dataset_profile.SIDE, 1))
+    return dataset_profile.profile_files(opened(data).decode(dataset_profile.PROFILE_SIZE, 1))
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +58,13 @@ def wrong(folder):
 
 def test_a_name_that_tells_no_patient_is_no_patient_of_two_splits(wrong):
     Image.effect_noise((96, 96), 50).save(wrong / "test" / "PNEUMONIA" / "scan 7.png")
-    numbers = dataset_profile.count_all(described(wrong))
+    numbers = dataset_profile.compute_statistics(described(wrong))
     assert (numbers["unknown_patients"], numbers["shared_patients"]) == (3, ["IM-0103"])
 
 
 def test_each_problem_is_found(wrong):
     found = described(wrong)
-    told = dict(dataset_profile.problems(found))
+    told = dict(dataset_profile.file_issues(found))
     assert set(told) == {
         *("train/NORMAL/IM-9001-0001.jpeg", "train/NORMAL/notes.txt"),
         *("train/PNEUMONIA/person9002_virus_1.png", "train/PNEUMONIA/person9003_virus_1.png"),
@@ -72,7 +72,8 @@ def test_each_problem_is_found(wrong):
     }
     assert told["train/NORMAL/IM-9001-0001.jpeg"].startswith("unreadable: ")
     assert (
-        Counter(path for path, _ in dataset_profile.problems(found))["train/NORMAL/notes.txt"] == 2
+        Counter(path for path, _ in dataset_profile.file_issues(found))["train/NORMAL/notes.txt"]
+        == 2
     )
     assert told["train/PNEUMONIA/person9003_virus_1.png"] == "stored in colour (RGB): read as grey"
     rows = found.set_index("path")
@@ -80,17 +81,17 @@ def test_each_problem_is_found(wrong):
     assert set(errors.index) == set(list(told)[:3])
     assert rows.loc[errors.index, ["width", "mean", "sharpness", "aspect"]].isna().all(axis=None)
     assert rows.loc["train/PNEUMONIA/person9003_virus_1.png", "aspect"] == 1.5
-    assert set(dataset_profile.constants(found)) == set()
+    assert set(dataset_profile.constant_columns(found)) == set()
 
 
 def test_copies_across_classes_and_splits(wrong):
-    copies = dataset_profile.copies(described(wrong))
+    copies = dataset_profile.find_duplicates(described(wrong))
     assert [list(rows["path"]) for _, rows in copies.groupby("group")] == [
         ["test/NORMAL/IM-9005-0001.png", "train/NORMAL/IM-0102-0001.png"],
         ["test/NORMAL/IM-9006-0001.png", "train/NORMAL/IM-0104-0001.png"],
         ["train/NORMAL/IM-0101-0001.png", "train/PNEUMONIA/person9004_bacteria_1.png"],
     ]
-    counts = dataset_profile.count_copies(copies)
+    counts = dataset_profile.count_duplicates(copies)
     # whether the third group is cut in two by validation follows from the patients' names
     third_is_cut = copies.loc[copies["group"] == 3, "split"].nunique() > 1
     assert counts == {
@@ -100,11 +101,11 @@ def test_copies_across_classes_and_splits(wrong):
         "across_classes": 1,
         "across_patients": 3,
     }
-    assert dataset_profile.count_all(described(wrong))["shared_patients"] == ["IM-0103"]
+    assert dataset_profile.compute_statistics(described(wrong))["shared_patients"] == ["IM-0103"]
 
 
 def test_what_is_there_is_counted(looked, sample):
-    counts = dataset_profile.count(looked)
+    counts = dataset_profile.count_images(looked)
     assert list(counts["split"].unique()) == ["train", "val", "test"]
     assert counts["images"].sum() == 546
     assert counts["patients"].sum() == 340  # of no patient are there two kinds
@@ -112,9 +113,9 @@ def test_what_is_there_is_counted(looked, sample):
     assert sizes.sum() == 546
     assert len(sizes) == 340
     assert sizes.max() == 3
-    assert dataset_profile.constants(looked) == CONSTANT
-    assert dict(dataset_profile.problems(looked)) == {}
-    assert dataset_profile.count_copies(dataset_profile.copies(looked))["groups"] == 0
+    assert dataset_profile.constant_columns(looked) == CONSTANT
+    assert dict(dataset_profile.file_issues(looked)) == {}
+    assert dataset_profile.count_duplicates(dataset_profile.find_duplicates(looked))["groups"] == 0
 
 
 def test_intensity_and_sharpness(folder):
@@ -133,7 +134,7 @@ def test_intensity_and_sharpness(folder):
 def known(split: str, label: int, patients: int, **columns) -> pd.DataFrame:
     names = [f"{split}{label}-{number}" for number in range(patients)]
     table = pd.DataFrame({"patient": names, "split": split, "label": label, "error": ""})
-    constant = dict.fromkeys(dataset_profile.METADATA, 1.0)
+    constant = dict.fromkeys(dataset_profile.METADATA_TITLES, 1.0)
     return table.assign(**{"class": ("NORMAL", "PNEUMONIA")[label], **constant, **columns})
 
 
@@ -148,7 +149,7 @@ def sharper(**splits: tuple[float, float]) -> pd.DataFrame:
 
 
 def test_what_metadata_give_away():
-    told = dataset_profile.give_away(sharper(train=(0, 3), test=(0, 3)))
+    told = dataset_profile.measure_metadata_leakage(sharper(train=(0, 3), test=(0, 3)))
     assert set(told) == {"label", "split", "split_normal", "split_pneumonia"}
     # two normal distributions, three standard deviations apart
     assert told["label"]["sharpness"] == pytest.approx(0.983, abs=0.01)
@@ -161,8 +162,8 @@ def test_what_metadata_give_away():
 
 def test_the_label_is_told_on_training_images():
     table = sharper(train=(0, 3), test=(3, 0))
-    assert dataset_profile.give_away(table)["label"]["sharpness"] > 0.95
-    alone = dataset_profile.give_away(table[table["split"] == "test"])
+    assert dataset_profile.measure_metadata_leakage(table)["label"]["sharpness"] > 0.95
+    alone = dataset_profile.measure_metadata_leakage(table[table["split"] == "test"])
     assert set(alone) == {"label"}
     assert alone["label"]["sharpness"] < 0.05
 
@@ -173,16 +174,16 @@ def test_no_patient_is_on_both_sides_of_a_fold():
     table = pd.concat([*one] * 10).sort_values("patient")
     codes = np.random.default_rng(0).permutation(60)
     table["bytes"] = codes[pd.factorize(table["patient"])[0]]
-    assert dataset_profile.give_away(table)["label"]["auc"] < 0.7
+    assert dataset_profile.measure_metadata_leakage(table)["label"]["auc"] < 0.7
 
 
 def test_too_few_patients_say_nothing():
     table = pd.concat([known("train", 0, 4), known("train", 1, 50), known("test", 1, 50)])
-    assert set(dataset_profile.give_away(table)) == {"split", "split_pneumonia"}
+    assert set(dataset_profile.measure_metadata_leakage(table)) == {"split", "split_pneumonia"}
 
 
 def test_what_must_not_be_missed(wrong):
-    found = list(data_report.list_findings(dataset_profile.count_all(described(wrong))))
+    found = list(data_report.list_findings(dataset_profile.compute_statistics(described(wrong))))
     for sentence in (
         "groups of identical files lie in more than one split: what is tested there has been",
         "1 patients are in more than one split, as IM-0103.",
@@ -221,7 +222,7 @@ def test_the_run(store, wrong):
     page = text(made.info.run_id, "explore/explore.html")
     for path in (
         *copies["path"],
-        *(path for path, _ in dataset_profile.problems(described(wrong))),
+        *(path for path, _ in dataset_profile.file_issues(described(wrong))),
     ):
         assert f"<code>{path}</code>" in page
     for finding in data_report.list_findings(stored):

@@ -15,8 +15,8 @@ from PIL import Image
 from pneumo.commands.predict import find_images
 from pneumo.evaluation.heat_maps import HiResCam
 from pneumo.inference.decode import decode
-from pneumo.reporting.plots import overlay
-from pneumo.runtime.errors import Mistake
+from pneumo.reporting.plots import overlay_heat_map
+from pneumo.runtime.errors import UserError
 from pneumo.tracking import model_files, models, registry
 from tests.support.commands import run, run_here, start
 from tests.support.studies import tags
@@ -74,14 +74,14 @@ def test_files_of_a_folder_a_glob_and_one(few, tmp_path, monkeypatch):
 def test_no_files(few, tmp_path, monkeypatch, images):
     monkeypatch.chdir(few)
     (few / "empty").mkdir()
-    with pytest.raises(Mistake, match="images must be a file, a folder or a glob of image files"):
+    with pytest.raises(UserError, match="images must be a file, a folder or a glob of image files"):
         find_images(images, Path("out.csv"))
 
 
 @pytest.mark.slow
 def test_every_file_has_its_row(study, client, few, out):
     before = {it.info.run_id for it in client.search_runs(["0"])}
-    model_id = models.find(MODEL).model_id
+    model_id = models.find_model(MODEL).model_id
     code, output, errors = predicted(few, out)
     assert code == 0, errors
     header, *found = rows(out)
@@ -150,12 +150,12 @@ def test_each_image_is_explained(study, few, capsys):
     made = {str(it.relative_to(folder)) for it in folder.rglob("*") if it.is_file()}
     assert made == {f"{Path(path).relative_to(few)}.png" for path in readable}
     # the image as the model takes it, and beside it the same below its heat map
-    path, model = readable[7], models.find(MODEL).model
+    path, model = readable[7], models.find_model(MODEL).model
     pixels = decode(Path(path).read_bytes(), 32)
     [heat] = HiResCam(model.keras_model)(pixels[np.newaxis, ..., np.newaxis])
     picture = np.asarray(Image.open(folder / f"{Path(path).relative_to(few)}.png"))
     assert (picture[:, :32] == pixels[..., np.newaxis]).all()
-    assert np.abs(picture[:, 32:].astype(int) - overlay(pixels, heat)).max() <= 1
+    assert np.abs(picture[:, 32:].astype(int) - overlay_heat_map(pixels, heat)).max() <= 1
     # what is missing is made, what is there is kept, and neither is taken for an image
     torn, kept = sorted(folder.rglob("*.png"))[:2]
     torn.unlink()
@@ -222,9 +222,11 @@ def test_version_1_of_another_model_does_not_continue(study, few, out, capsys):
     image = str(next((few / "NORMAL").iterdir()))
     assert predicted_here(capsys, image, out)[0] == 0
     before = out.read_text()
-    first = models.find(MODEL)
+    first = models.find_model(MODEL)
     run_id = first.trial.info.run_id
-    other = registry.register(run_id, model_files.load(f"models:/{first.model_id}"), "pneumonia")
+    other = registry.register(
+        run_id, model_files.load_model(f"models:/{first.model_id}"), "pneumonia"
+    )
     assert (other.version, first.version) == (1, 1)
     call = ["predict", "--model", "models:/pneumonia/1", "--images", image, "--out", str(out)]
     code, _, errors = run_here(capsys, *call)

@@ -7,7 +7,7 @@ import pytest
 
 from pneumo.data.dataset import open_dataset
 from pneumo.evaluation import preprocessing_skew
-from pneumo.inference.logits import average_models, predict_logits, predict_probabilities
+from pneumo.inference.logits import build_ensemble, predict_logits, predict_proba
 from pneumo.tracking import evaluations
 from pneumo.training import network
 from pneumo.training.config import RunConfig
@@ -19,13 +19,13 @@ from tests.support.studies import EVIDENCE, INTERVALS, METRICS, files, predictio
 @pytest.fixture(scope="module", params=[(1, False), (2, True)])
 def model(request):
     count, mirror = request.param
-    members = [network.build(RunConfig(image_size=32, seed=seed)) for seed in range(count)]
-    return average_models(members, mirror)
+    members = [network.build_model(RunConfig(image_size=32, seed=seed)) for seed in range(count)]
+    return build_ensemble(members, mirror)
 
 
 def test_the_twin_is_the_model_until_its_pixels_are_divided(model):
     images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 1), np.uint8)
-    twin = preprocessing_skew.as_published(model)
+    twin = preprocessing_skew.with_float_input(model)
     assert predict_logits(twin, images.astype(np.float32)) == pytest.approx(
         predict_logits(model, images), abs=1e-6
     )
@@ -37,7 +37,7 @@ def test_the_twin_is_the_model_until_its_pixels_are_divided(model):
 
 def test_the_model_itself_refuses_such_pixels(model):
     with pytest.raises(TypeError, match="images must be uint8 pixels 0 to 255: got float32"):
-        predict_probabilities(model, np.zeros((1, 32, 32, 1), np.float32))
+        predict_proba(model, np.zeros((1, 32, 32, 1), np.float32))
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ def test_a_champion_without_evidence_counts_as_vacant(client, images, what, caps
     assert f"note: @champion counts as vacant: {why}" in output
     assert tags(made)["pneumo.champion"] == "2"
     # the best champion that is left is compared all the same
-    champion = {f"best_champion_{name}" for name in registry.TOLD}
+    champion = {f"best_champion_{name}" for name in registry.DESCRIBED_METRICS}
     assert champion | {f"best_{name}" for name in COMPARED} <= set(made.data.metrics)
     assert not set(made.data.metrics) & (COMPARED | {"champion_auc"})
     stored = json.loads(text(made.info.run_id, "promotion.json"))
@@ -172,7 +172,7 @@ def test_an_evaluation_of_other_images_is_not_compared(client, images):
 
 def test_a_champion_keeps_its_own_threshold(client, images):
     own = client.get_run(evaluation(client, GOOD)).data.metrics["test_threshold"]
-    stored = models.find(f"models:/{NAME}/{GOOD}")
+    stored = models.find_model(f"models:/{NAME}/{GOOD}")
     with evaluation_run(stored, images) as (run_id, decoded):
         evaluate_model(stored, decoded, "test", sensitivity=1.0)
     assert client.get_run(run_id).data.metrics["test_threshold"] != own
@@ -220,9 +220,9 @@ def test_champions_of_before_are_tagged_when_others_follow(client):
     for number in (POOR, GOOD):
         client.delete_model_version_tag(NAME, str(number), "pneumo.was_champion")
     assert set(registry.champions(NAME)) == {1, 2}  # by their aliases
-    assert registry.crown(NAME, GOOD_AGAIN, POOR) == GOOD
+    assert registry.set_champion(NAME, GOOD_AGAIN, POOR) == GOOD
     assert set(registry.champions(NAME)) == {1, 2}
-    assert registry.crown(NAME, GOOD_AGAIN, GOOD) == GOOD
+    assert registry.set_champion(NAME, GOOD_AGAIN, GOOD) == GOOD
     assert set(registry.champions(NAME)) == {1, 2, 4}
     found = {it: version(client, it).tags.get("pneumo.was_champion") for it in range(1, 5)}
     assert found == {1: "true", 2: "true", 3: None, 4: "true"}
@@ -245,14 +245,14 @@ def test_a_description_has_no_links_to_runs_that_were_removed(client):
     ]
     for run_id, link in zip(runs, every, strict=True):
         client.delete_run(run_id)
-        registry.describe(NAME, GOOD)
+        registry.update_description(NAME, GOOD)
         assert links(client, GOOD) == [it for it in every if it != link]
         client.restore_run(run_id)
     remove_runs(*runs[1:])
-    registry.describe(NAME, GOOD)
+    registry.update_description(NAME, GOOD)
     assert links(client, GOOD) == every[:1]
     remove_runs(runs[0])
-    registry.describe(NAME, GOOD)
+    registry.update_description(NAME, GOOD)
     assert not set(every) & set(links(client, GOOD))
 
 

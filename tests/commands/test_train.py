@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from pneumo.data.perturb import EACH, perturbed
-from pneumo.inference.logits import members_of, predict_logits
+from pneumo.data.perturb import ALL_PERTURBATIONS, perturb_split
+from pneumo.inference.logits import ensemble_members, predict_logits
 from pneumo.tracking import model_files
 from tests.support.commands import run
 
@@ -40,8 +40,8 @@ def test_what_is_registered_is_the_mean_of_all_members_and_their_mirror_images(s
     [trial] = store.search_runs(["0"], "tags.`pneumo.kind` = 'trial'")
     history = store.get_metric_history(trial.info.run_id, "epoch/val_auc")
     assert [point.step for point in history] == [1, 2, 3, 4]
-    model = model_files.load("models:/mine@challenger")
-    members = members_of(model.keras_model)
+    model = model_files.load_model("models:/mine@challenger")
+    members = ensemble_members(model.keras_model)
     assert len(members) == 2
 
     def logits(images):
@@ -50,7 +50,7 @@ def test_what_is_registered_is_the_mean_of_all_members_and_their_mirror_images(s
 
     val = sample.decode(32, 0).split("val")
     divisor = model.settings["temperature"]
-    changed = logits(perturbed(val, EACH).images) / divisor
+    changed = logits(perturb_split(val, ALL_PERTURBATIONS).images) / divisor
     means = [changed[val.labels == label].mean() for label in (0, 1)]
     assert model.settings["threshold"] == pytest.approx(expit(np.mean(means)), abs=1e-6)
     assert trial.data.metrics["val_threshold"] == model.settings["threshold"]

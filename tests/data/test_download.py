@@ -9,9 +9,9 @@ import pytest
 
 from pneumo.data import download
 from pneumo.data.dataset import open_dataset
-from pneumo.data.download import CHUNK, SOURCES, Source
+from pneumo.data.download import CHUNK, REMOTE_DATASETS, RemoteDataset
 from pneumo.runtime.cache_entries import DOWNLOADED, IN_USE
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from tests.support.http_server import serving
 
 PATH = "/files/xrays.zip"
@@ -30,7 +30,7 @@ def content(sample, tmp_path_factory) -> bytes:
 @pytest.fixture
 def source(content, own_cache, monkeypatch):
     """Names the server where `mendeley` comes from."""
-    monkeypatch.setattr(download, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(download, "INITIAL_BACKOFF", 0.0)
 
     def set_source(address: str, **facts) -> None:
         known = {
@@ -40,7 +40,7 @@ def source(content, own_cache, monkeypatch):
             "images": {"train": 400, "test": 146},
             "licence": "CC BY 4.0",
         }
-        monkeypatch.setitem(SOURCES, "mendeley", Source(**{**known, **facts}))
+        monkeypatch.setitem(REMOTE_DATASETS, "mendeley", RemoteDataset(**{**known, **facts}))
 
     return set_source
 
@@ -83,7 +83,7 @@ def test_a_broken_connection_is_resumed(sample, content, source):
 def test_another_process_goes_on_where_one_gave_up(sample, content, source, own_cache):
     with serving({PATH: content}, breaks_after=[2 * CHUNK, 0, 0, 0]) as server:
         source(server.address)
-        with pytest.raises(Mistake, match=r"the connection failed \(ChunkedEncodingError\)"):
+        with pytest.raises(UserError, match=r"the connection failed \(ChunkedEncodingError\)"):
             open_dataset("mendeley")
         assert left(own_cache) == ["xrays.zip.part"]
         assert open_dataset("mendeley").digest == sample.digest
@@ -109,7 +109,7 @@ def test_a_part_that_is_whole_is_only_checked(sample, content, source, own_cache
 def test_other_content_is_refused_and_does_not_stay(content, source, own_cache):
     with serving({PATH: b"error page"}) as server:
         source(server.address)
-        with pytest.raises(Mistake, match="what came has another sha256") as mistake:
+        with pytest.raises(UserError, match="what came has another sha256") as mistake:
             open_dataset("mendeley")
     assert left(own_cache) == []
     way_round = str(mistake.value).partition("try again, or ")[2]
@@ -121,7 +121,7 @@ def test_other_content_is_refused_and_does_not_stay(content, source, own_cache):
 
 
 def test_a_server_that_falls_silent_is_asked_again(sample, content, source, monkeypatch):
-    monkeypatch.setattr(download, "SILENCE", 0.5)
+    monkeypatch.setattr(download, "READ_TIMEOUT", 0.5)
     with serving({PATH: content}, breaks_after=[2 * CHUNK]) as server:
         server.silence = 2
         source(server.address)
@@ -133,7 +133,7 @@ def test_a_server_that_announces_more_than_there_is(content, source):
     with serving({PATH: content}) as server:
         server.lie = 1000
         source(server.address)
-        with pytest.raises(Mistake, match=r"the connection failed \(ChunkedEncodingError\)"):
+        with pytest.raises(UserError, match=r"the connection failed \(ChunkedEncodingError\)"):
             open_dataset("mendeley")
 
 
@@ -141,16 +141,16 @@ def test_a_server_that_announces_less_than_there_is(content, source, own_cache):
     with serving({PATH: content}) as server:
         server.lie = -1000
         source(server.address)
-        with pytest.raises(Mistake, match="what came has another sha256"):
+        with pytest.raises(UserError, match="what came has another sha256"):
             open_dataset("mendeley")
     assert left(own_cache) == []
 
 
 def test_a_server_that_sends_without_end(content, source, own_cache, monkeypatch):
-    monkeypatch.setattr(download, "MOST", CHUNK)
+    monkeypatch.setattr(download, "MAX_BYTES", CHUNK)
     with serving({PATH: content}) as server:
         source(server.address)
-        with pytest.raises(Mistake, match="the server sent more than 1,048,576 bytes"):
+        with pytest.raises(UserError, match="the server sent more than 1,048,576 bytes"):
             open_dataset("mendeley")
     assert left(own_cache) == []
 
@@ -162,7 +162,7 @@ def test_a_server_that_leads_out_of_https(content, source, own_cache, tmp_path, 
         server.encrypt(certificate)
         server.leads[PATH] = f"{open_to_all.address}{PATH}"
         source(server.address)
-        with pytest.raises(Mistake, match="the server led from https to http://127.0.0.1:"):
+        with pytest.raises(UserError, match="the server led from https to http://127.0.0.1:"):
             open_dataset("mendeley")
     assert left(own_cache) == []
 
@@ -171,26 +171,26 @@ def test_a_server_that_leads_to_files_of_this_machine(content, source):
     with serving({}) as server:
         server.leads[PATH] = "file:///etc/passwd"
         source(server.address)
-        with pytest.raises(Mistake, match=r"the connection failed \(InvalidSchema\)"):
+        with pytest.raises(UserError, match=r"the connection failed \(InvalidSchema\)"):
             open_dataset("mendeley")
 
 
 def test_a_server_without_the_file(source):
     with serving({}) as server:
         source(server.address)
-        with pytest.raises(Mistake, match="the server answered 404; try again, or 1"):
+        with pytest.raises(UserError, match="the server answered 404; try again, or 1"):
             open_dataset("mendeley")
 
 
 def test_the_number_of_images_is_the_proof(content, source):
     with serving({PATH: content}) as server:
         source(server.address, images={"train": 5232, "test": 624})
-        with pytest.raises(Mistake, match=r"must hold .*5232.*: got .*400"):
+        with pytest.raises(UserError, match=r"must hold .*5232.*: got .*400"):
             open_dataset("mendeley")
 
 
 def test_the_published_data_set():
-    source = SOURCES["mendeley"]
+    source = REMOTE_DATASETS["mendeley"]
     assert sum(source.images.values()) == 5856
     assert source.url.startswith("https://data.mendeley.com/public-files/datasets/rscbjbr9sj/")
     assert len(source.sha256) == 64

@@ -10,7 +10,7 @@ import pytest
 from pneumo.commands import predict
 from pneumo.data import index
 from pneumo.data.dataset import open_dataset
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -77,17 +77,17 @@ def write_patients(folder, text: str) -> None:
 
 def test_a_list_of_patients_wins_over_file_names(folder):
     plain = index.build_index(folder)
-    assert index.tells_no_patient(plain).sum() == 0
+    assert index.has_unknown_patient(plain).sum() == 0
     (folder / "train" / "NORMAL" / "a.png").write_bytes(b"1")
     (folder / "train" / "NORMAL" / "b.png").write_bytes(b"2")
-    assert index.tells_no_patient(index.build_index(folder)).sum() == 2
+    assert index.has_unknown_patient(index.build_index(folder)).sum() == 2
     known = plain["path"][0]
     write_patients(folder, f"path,patient\ntrain/NORMAL/a.png,007\n{known},007\n")
     rows = index.build_index(folder)
     patient = dict(zip(rows["path"], rows["patient"], strict=True))
     assert patient["train/NORMAL/a.png"] == patient[known] == "007"
     assert patient["train/NORMAL/b.png"] == "b.png"
-    assert index.tells_no_patient(rows).sum() == 1
+    assert index.has_unknown_patient(rows).sum() == 1
     assert len(rows) == len(plain) + 2  # the list itself is no image
 
 
@@ -103,7 +103,7 @@ def test_a_list_of_patients_wins_over_file_names(folder):
 )
 def test_a_list_that_does_not_fit_is_refused(folder, text, message):
     write_patients(folder, text.replace("X", index.build_index(folder)["path"][0]))
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         index.build_index(folder)
 
 
@@ -120,16 +120,16 @@ def test_the_digest_follows_the_content(folder):
 
 
 def test_what_is_no_data_set_is_refused(tmp_path, folder):
-    with pytest.raises(Mistake, match="holds no data set"):
+    with pytest.raises(UserError, match="holds no data set"):
         open_dataset(str(tmp_path / "xrays" / "train" / "NORMAL"))
-    with pytest.raises(Mistake, match="there is no 'nowhere.zip' here"):
+    with pytest.raises(UserError, match="there is no 'nowhere.zip' here"):
         open_dataset("nowhere.zip")
     shutil.rmtree(folder / "test" / "NORMAL")
-    with pytest.raises(Mistake, match="must hold images in test/NORMAL, and has none"):
+    with pytest.raises(UserError, match="must hold images in test/NORMAL, and has none"):
         open_dataset(str(folder), needs=("train", "test"))
     for file in folder.rglob("*.png"):
         file.unlink()
-    with pytest.raises(Mistake, match="no image in them"):
+    with pytest.raises(UserError, match="no image in them"):
         open_dataset(str(folder))
 
 
@@ -150,12 +150,12 @@ def test_the_real_data(real_archive):
 
 def test_a_name_may_be_all_patient(folder):
     (folder / "train" / "NORMAL" / "IM-0115").write_bytes(b"1")
-    assert index.tells_no_patient(index.build_index(folder)).sum() == 0
+    assert index.has_unknown_patient(index.build_index(folder)).sum() == 0
 
 
 def test_images_to_predict_have_names_that_a_csv_can_hold(tmp_path):
     (tmp_path / os.fsdecode(b"K\xf6ln.png")).write_bytes(b"1")
-    with pytest.raises(Mistake, match=r"K\\udcf6ln.png'; rename them"):
+    with pytest.raises(UserError, match=r"K\\udcf6ln.png'; rename them"):
         predict.find_images(str(tmp_path), tmp_path / "out.csv")
 
 

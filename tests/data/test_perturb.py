@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import laplace
 
-from pneumo.data.perturb import BLURRED, EACH, PERTURBATIONS, perturb, perturbed
+from pneumo.data.perturb import ALL_PERTURBATIONS, BLUR_ONLY, PERTURBATIONS, perturb, perturb_split
 
 SIDE = 64
 RAMP = np.tile(np.linspace(0, 255, SIDE), (SIDE, 1)).astype(np.uint8)
@@ -17,7 +17,7 @@ def sharpness(image: np.ndarray) -> float:
     return laplace(image.astype(float)).var()
 
 
-@pytest.mark.parametrize(("name", "amount"), EACH)
+@pytest.mark.parametrize(("name", "amount"), ALL_PERTURBATIONS)
 def test_an_image_changes_and_always_alike(name, amount):
     before = DISC.copy()
     changed = perturb(DISC, name, amount)
@@ -71,19 +71,22 @@ def test_a_crop_is_the_middle():
 
 def test_the_images_of_a_split_are_changed_in_turn_and_kept(sample, own_cache):
     val = sample.decode(32, 0).split("val")
-    changed = perturbed(val, EACH)
+    changed = perturb_split(val, ALL_PERTURBATIONS)
     assert changed.rows is val.rows
     for place, image in enumerate(val.images):
-        expected = perturb(image[..., 0], *EACH[place % len(EACH)])
+        expected = perturb(image[..., 0], *ALL_PERTURBATIONS[place % len(ALL_PERTURBATIONS)])
         assert (changed.images[place, ..., 0] == expected).all()
     assert len({changed.digest, val.digest}) == 2
     [kept] = own_cache.glob("perturbed/*/pixels.npy")
     state = kept.stat()
-    assert perturbed(val, EACH).digest == changed.digest
+    assert perturb_split(val, ALL_PERTURBATIONS).digest == changed.digest
     assert [it.stat() for it in own_cache.glob("perturbed/*/pixels.npy")] == [state]
-    assert perturbed(val, BLURRED).digest != changed.digest
+    assert perturb_split(val, BLUR_ONLY).digest != changed.digest
     assert (
-        perturbed(val, BLURRED).images[1, ..., 0] == perturb(val.images[1, ..., 0], "blur", 0.01)
+        perturb_split(val, BLUR_ONLY).images[1, ..., 0]
+        == perturb(val.images[1, ..., 0], "blur", 0.01)
     ).all()
-    assert perturbed(sample.decode(48, 0).split("val"), EACH).digest != changed.digest
+    assert (
+        perturb_split(sample.decode(48, 0).split("val"), ALL_PERTURBATIONS).digest != changed.digest
+    )
     assert len(list(own_cache.glob("perturbed/*"))) == 3

@@ -6,7 +6,7 @@ from PIL import Image
 
 from pneumo.data.dataset import open_dataset
 from pneumo.inference.decode import decode
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from tests.support.images import file_of
 
 
@@ -56,7 +56,7 @@ def test_an_unreadable_image_is_left_out_and_named_up_to_a_limit(folder, own_cac
     splits = [images.split(name) for name in ("train", "val", "test")]
     assert sum(len(split.rows) for split in splits) == len(dataset.rows) - 1
     assert not any((split.rows["path"] == path).any() for split in splits)
-    with pytest.raises(Mistake, match=f"1 of 546 images cannot be read.*the first is {path}"):
+    with pytest.raises(UserError, match=f"1 of 546 images cannot be read.*the first is {path}"):
         dataset.decode(32, max_unreadable=0.001)
 
 
@@ -65,7 +65,9 @@ def test_a_class_of_which_no_image_can_be_read_is_refused_when_it_is_asked_for(f
         file.write_bytes(b"")
     images = open_dataset(str(folder)).decode(32, max_unreadable=1)
     assert len(images.split("train").rows) > 0
-    with pytest.raises(Mistake, match="test must hold images of NORMAL that can be read, and has"):
+    with pytest.raises(
+        UserError, match="test must hold images of NORMAL that can be read, and has"
+    ):
         images.split("test")
 
 
@@ -73,7 +75,7 @@ def test_what_the_disk_does_not_give_is_not_kept_as_unreadable(folder, own_cache
     dataset = open_dataset(str(folder))
     away = folder.rename(folder.with_name("away"))
     with pytest.raises(
-        Mistake, match=r"cannot be read from the disk \(No such file or directory\)"
+        UserError, match=r"cannot be read from the disk \(No such file or directory\)"
     ):
         dataset.decode(32, 1)
     away.rename(folder)

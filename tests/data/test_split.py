@@ -9,8 +9,8 @@ from PIL import Image
 
 from pneumo.data import index
 from pneumo.data.dataset import open_dataset
-from pneumo.data.split import cut_validation
-from pneumo.runtime.errors import Mistake
+from pneumo.data.split import split_validation
+from pneumo.runtime.errors import UserError
 
 
 def rows_of(patients: dict[str, tuple[int, int]], split: str = "train") -> pd.DataFrame:
@@ -46,35 +46,35 @@ def test_test_stays_as_it_was(sample):
 
 def test_the_cut_follows_from_the_patients_alone():
     rows = rows_of({f"p{number}": (number % 2, 1 + number % 3) for number in range(50)})
-    cut = cut_validation(rows)
-    shuffled = cut_validation(rows.sample(frac=1, random_state=1)).sort_index()
+    cut = split_validation(rows)
+    shuffled = split_validation(rows.sample(frac=1, random_state=1)).sort_index()
     assert shuffled["split"].equals(cut["split"])
 
 
 def test_a_patient_with_images_of_both_classes_is_on_one_side():
     sick = {f"p{number}": (1, 2) for number in range(10)}
     healthy = {f"p{number}": (0, 2) for number in range(5, 20)}
-    cut = cut_validation(pd.concat([rows_of(sick), rows_of(healthy)], ignore_index=True))
+    cut = split_validation(pd.concat([rows_of(sick), rows_of(healthy)], ignore_index=True))
     assert cut.groupby("patient")["split"].nunique().max() == 1
 
 
 def test_patients_who_share_a_file_are_on_one_side():
     rows = rows_of({f"p{number:02}": (number % 2, 2) for number in range(40)})
-    parted = cut_validation(rows).drop_duplicates("patient").set_index("patient")["split"]
+    parted = split_validation(rows).drop_duplicates("patient").set_index("patient")["split"]
     chain = [*parted[parted == "train"].index[:2], *parted[parted == "val"].index[:2]]
     assert set(parted[chain]) == {"train", "val"}
     for one, other in pairwise(chain):  # the second image of each is the first of the next
         first, second = (rows[rows["patient"] == name].index for name in (other, one))
         rows.loc[first[0], "sha256"] = rows.loc[second[1], "sha256"]
-    cut = cut_validation(rows).set_index("patient")["split"]
+    cut = split_validation(rows).set_index("patient")["split"]
     assert len(set(cut[chain])) == 1
     assert set(cut) == {"train", "val"}
 
 
 def test_one_patient_cannot_be_cut():
     rows = rows_of({"a": (0, 5), "b": (1, 1), "c": (1, 1)})
-    with pytest.raises(Mistake, match="train/NORMAL must hold images of two patients or more"):
-        cut_validation(rows)
+    with pytest.raises(UserError, match="train/NORMAL must hold images of two patients or more"):
+        split_validation(rows)
 
 
 def add_image(folder, path: str) -> None:
@@ -91,7 +91,7 @@ def test_a_patient_in_train_and_in_test_is_refused_until_patients_csv_says_other
         "people, list the right patients in patients.csv, else remove the images of one side: "
         "explore lists them all, in numbers.json"
     )
-    with pytest.raises(Mistake) as raised:
+    with pytest.raises(UserError) as raised:
         open_dataset(str(folder))
     assert str(raised.value) == expected.format("1 is", "IM-0001", "test/NORMAL/IM-0001-0001.png")
     listed = {
@@ -102,7 +102,7 @@ def test_a_patient_in_train_and_in_test_is_refused_until_patients_csv_says_other
 
     def refusal() -> str:
         pd.Series(listed, name="patient").to_csv(folder / "patients.csv", index_label="path")
-        with pytest.raises(Mistake) as raised:
+        with pytest.raises(UserError) as raised:
             open_dataset(str(folder))
         return str(raised.value)
 
@@ -126,7 +126,7 @@ def test_only_images_that_can_be_read_make_a_patient_one_of_both_splits(folder):
     add_image(folder, f"train/NORMAL/{name}")
     open_dataset(str(folder))
     add_image(folder, f"test/NORMAL/{name}")
-    with pytest.raises(Mistake) as raised:
+    with pytest.raises(UserError) as raised:
         open_dataset(str(folder))
     assert f"1 is, the first 'IM-0001' with train/NORMAL/{name} and test/NORMAL/{name}; if" in str(
         raised.value
@@ -147,5 +147,5 @@ def test_images_of_one_name_that_tells_no_patient_are_not_of_one_patient(folder)
 
 def test_a_copy_is_called_a_copy_and_not_a_patient(folder):
     shutil.copy(folder / "test/NORMAL/IM-0001-0001.png", folder / "train/NORMAL/IM-0001-0099.png")
-    with pytest.raises(Mistake, match="no image may be in train and in test .* duplicates.csv"):
+    with pytest.raises(UserError, match="no image may be in train and in test .* duplicates.csv"):
         open_dataset(str(folder))

@@ -12,7 +12,7 @@ from pneumo.__main__ import main
 from pneumo.data import index
 from pneumo.data.dataset import open_dataset
 from pneumo.data.subset import write_subset
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from tests.support.paths import ROOT
 
 HALF = ROOT / "experiments" / "test_half.txt"
@@ -91,7 +91,7 @@ def test_an_empty_folder_is_filled(folder, kept, tmp_path):
 def test_a_list_that_does_not_fit_is_refused(folder, kept, tmp_path, change, message):
     lines = change(kept)
     file = listed_in(tmp_path / "list.txt", lines)
-    with pytest.raises(Mistake) as raised:
+    with pytest.raises(UserError) as raised:
         write_subset(open_dataset(str(folder)), file, tmp_path / "half")
     expected = message.format(len(lines) if "lines" in message else file)
     assert str(raised.value).startswith(f"test_images {expected}")
@@ -101,7 +101,7 @@ def test_a_list_that_does_not_fit_is_refused(folder, kept, tmp_path, change, mes
 @pytest.mark.parametrize("name", ["nowhere.txt", "xrays", "words.bin"])
 def test_what_is_no_list_is_refused(folder, tmp_path, name):
     (tmp_path / "words.bin").write_bytes(b"\xff\xfe")
-    with pytest.raises(Mistake, match=f"test_images must be a text file .*/{name}' .*check the"):
+    with pytest.raises(UserError, match=f"test_images must be a text file .*/{name}' .*check the"):
         write_subset(open_dataset(str(folder)), tmp_path / name, tmp_path / "half")
 
 
@@ -110,7 +110,7 @@ def test_a_place_that_is_taken_is_refused(folder, kept, tmp_path, name):
     file = listed_in(tmp_path / "list.txt", kept)
     (tmp_path / "link").symlink_to("elsewhere")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(Mistake, match=f"out must be a new or an empty folder, .*/{name}'; give"):
+    with pytest.raises(UserError, match=f"out must be a new or an empty folder, .*/{name}'; give"):
         write_subset(open_dataset(str(folder)), file, tmp_path / name)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -118,17 +118,19 @@ def test_a_place_that_is_taken_is_refused(folder, kept, tmp_path, name):
 def test_what_fails_leaves_nothing(folder, kept, tmp_path):
     file = listed_in(tmp_path / "list.txt", kept)
     dataset = open_dataset(str(folder))
-    with pytest.raises(Mistake, match=r"out must be a folder that can be written: .*name too long"):
+    with pytest.raises(
+        UserError, match=r"out must be a folder that can be written: .*name too long"
+    ):
         write_subset(dataset, file, tmp_path / ("x" * 255))
     last = folder / dataset.rows["path"].iloc[-1]
     last.unlink()
-    with pytest.raises(Mistake, match=f"{last} cannot be read from the disk"):
+    with pytest.raises(UserError, match=f"{last} cannot be read from the disk"):
         write_subset(dataset, file, tmp_path / "half")
     assert {it.name for it in tmp_path.iterdir()} == {"xrays", "list.txt"}
 
 
 def test_the_sample_stays_synthetic(sample, kept, tmp_path):
-    with pytest.raises(Mistake, match="selects from real images, and sample is synthetic; give"):
+    with pytest.raises(UserError, match="selects from real images, and sample is synthetic; give"):
         write_subset(sample, listed_in(tmp_path / "list.txt", kept), tmp_path / "half")
 
 
@@ -145,7 +147,7 @@ def test_the_half_that_the_results_are_for():
     rows = pd.DataFrame([(*index._row(path, None), "") for path in paths], columns=index.COLUMNS)
     assert rows["label"].value_counts().to_dict() == {0: 117, 1: 195}
     assert set(rows["split"]) == {"test"}
-    assert not index.tells_no_patient(rows).any()
+    assert not index.has_unknown_patient(rows).any()
 
 
 def with_others(base, folder):

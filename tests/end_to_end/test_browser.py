@@ -5,7 +5,7 @@ import pytest
 from playwright.sync_api import expect
 
 from pneumo.data.dataset import open_dataset
-from pneumo.reporting.study_plots import GRAPHS
+from pneumo.reporting.study_plots import STUDY_PLOTS
 from tests.support.browser import chromium, walk
 from tests.support.services import mlflow_server
 from tests.support.stores import store_in
@@ -55,6 +55,6 @@ def test_the_study_page_needs_no_network_and_no_wide_screen(page, outcome, tmp_p
         widths = phone.evaluate(wide)
         assert phone.evaluate("document.documentElement.scrollWidth") == 390
     assert asked == [f"file://{file}"]
-    assert len(widths) == len(GRAPHS)
-    wider = [graph.width > 0 for graph in GRAPHS.values()]  # they scroll by themselves
+    assert len(widths) == len(STUDY_PLOTS)
+    wider = [graph.width > 0 for graph in STUDY_PLOTS.values()]  # they scroll by themselves
     assert [width > 390 for width in widths] == wider

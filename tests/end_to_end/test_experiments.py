@@ -6,11 +6,11 @@ import importlib
 import pytest
 from optuna.trial import FixedTrial
 
-from pneumo.experiment import FOLDER, experiment_names, load_experiment
-from pneumo.runtime.errors import Mistake
-from pneumo.tuning.spec import Plan, Search
+from pneumo.experiment import EXPERIMENTS_DIR, list_experiments, load_experiment
+from pneumo.runtime.errors import UserError
+from pneumo.tuning.spec import PartiallyFixedTrial, StudySpec
 
-NAMES = experiment_names()
+NAMES = list_experiments()
 STUDIES = [name for name in NAMES if load_experiment(name).suggest]
 
 
@@ -24,7 +24,7 @@ def test_the_experiments_that_there_are():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_a_lab_note(name):
-    note = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text()))
+    note = ast.get_docstring(ast.parse((EXPERIMENTS_DIR / f"{name}.py").read_text()))
     assert note.splitlines()[0].endswith("?")
     for part in ("Command   mlflow run . -e ", "Expected  ", "Result    "):
         assert f"\n{part}" in note
@@ -33,7 +33,7 @@ def test_each_is_a_lab_note(name):
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_baseline_lies_in_the_search_space(name):
     experiment = load_experiment(name)
-    search = Search(experiment.base, {})
+    search = PartiallyFixedTrial(experiment.base, {})
     experiment.suggest(search, experiment.base)
     # FixedTrial warns of a value out of range, and a warning is an error here
     assert experiment.suggest(FixedTrial(search.baseline), experiment.base) == experiment.base
@@ -44,7 +44,7 @@ def test_the_baseline_lies_in_the_search_space(name):
 @pytest.mark.parametrize("name", STUDIES)
 def test_what_is_queued_lies_in_the_search_space(name, sample):
     experiment = load_experiment(name)
-    plan = Plan(experiment, sample, {})
+    plan = StudySpec(experiment, sample, {})
     asked = plan.asked()
     assert len(asked) == 1 + len(experiment.queue)
     for suggestions in asked:
@@ -74,10 +74,10 @@ def test_a_file_says_what_a_trial_takes_of_a_cluster(monkeypatch):
 
 
 def test_an_unknown_experiment_is_refused_with_the_known_ones():
-    with pytest.raises(Mistake, match="one of best, cnn, .*: got 'tine'; to add one"):
+    with pytest.raises(UserError, match="one of best, cnn, .*: got 'tine'; to add one"):
         load_experiment("tine")
 
 
 def test_a_study_needs_a_search_space():
-    with pytest.raises(Mistake, match="needs suggest.* in experiments/cnn.py"):
+    with pytest.raises(UserError, match="needs suggest.* in experiments/cnn.py"):
         load_experiment("cnn", searched=True)

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from pneumo.runtime.process import ProcessId
 from pneumo.tracking import study_runs
 from pneumo.tuning.storage import open_storage
-from pneumo.tuning.study import await_others, end_dead, is_dead
+from pneumo.tuning.study import fail_dead_trials, is_dead, wait_for_running_trials
 from tests.support.commands import ended_process
 from tests.support.studies import tags
 
@@ -54,7 +54,7 @@ def test_runs_say_what_optuna_says(parent):
         run_below(parent, 5),  # at work
     ]
     states = {0: "COMPLETE", 1: "FAIL", 2: "PRUNED", 3: "FAIL", 4: "FAIL"}
-    study_runs.settle(parent, states, is_dead)
+    study_runs.reconcile_trial_runs(parent, states, is_dead)
     assert [said(run) for run in runs] == [
         ("COMPLETE", "FINISHED"),
         ("FAIL", "FAILED"),
@@ -72,7 +72,7 @@ def test_a_trial_has_one_run(store, parent):
     removed = run_below(parent, 2, "FAIL", "FAILED")
     store.delete_run(removed)  # by a person, who does not want to see it again
     for _ in range(2):
-        study_runs.settle(parent, {0: "COMPLETE", 1: "FAIL", 2: "FAIL"}, is_dead)
+        study_runs.reconcile_trial_runs(parent, {0: "COMPLETE", 1: "FAIL", 2: "FAIL"}, is_dead)
         below = store.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{parent}'")
         [lost] = [run for run in below if run.info.run_id != own]
         assert len(below) == 2
@@ -106,7 +106,7 @@ def test_workers_of_any_experiment_are_ended_if_they_are_dead(store, parent):
         worker_below(parent, ended_process()),
         worker_below(parent, ended_process(), elsewhere),
     ]
-    study_runs.settle(parent, {}, is_dead)
+    study_runs.reconcile_trial_runs(parent, {}, is_dead)
     assert [said(run)[1] for run in runs] == ["RUNNING", "RUNNING", "FAILED", "FAILED"]
 
 
@@ -120,7 +120,7 @@ def test_a_machine_without_a_trial_has_no_worker(parent, others, left):
     for number in range(others):
         run_below(parent, 1 + number, **tag)
     workers = [worker_below(parent, far), worker_below(parent, near)]
-    study_runs.end_silent(parent, 0)
+    study_runs.fail_stale_trial(parent, 0)
     assert said(silent) == ("FAIL", "FAILED")
     assert [said(run)[1] for run in (trial, *workers)] == ["RUNNING", left, "RUNNING"]
 
@@ -133,7 +133,7 @@ def test_on_sqlite_a_trial_without_a_living_process_is_dead_at_once(store):
     for process in (dead | alive).values():
         study.ask().set_user_attr("process", process)
     study.ask().set_user_attr("process", ["vm", here.pid])  # as an earlier version stored it
-    end_dead(study)
+    fail_dead_trials(study)
     ended = [trial.state == TrialState.FAIL for trial in study.trials]
     assert ended == [True] * len(dead) + [False] * len(alive) + [True]
 
@@ -155,11 +155,11 @@ def test_on_other_databases_only_processes_of_this_container_are_judged(monkeypa
 def test_a_trial_that_nobody_has_is_dead_after_a_while(store, monkeypatch):
     study = optuna.create_study(storage=open_storage())
     study.ask()
-    end_dead(study)
+    fail_dead_trials(study)
     assert study.trials[0].state == TrialState.RUNNING
-    monkeypatch.setattr("pneumo.tuning.study.UNCLAIMED", -1)
+    monkeypatch.setattr("pneumo.tuning.study.MAX_UNCLAIMED_SECONDS", -1)
     study.ask().set_user_attr("process", ProcessId.current())
-    end_dead(study)
+    fail_dead_trials(study)
     assert [it.state for it in study.trials] == [TrialState.FAIL, TrialState.RUNNING]
 
 
@@ -171,7 +171,7 @@ def test_a_wait_says_what_it_waits_for(store, monkeypatch, capsys):
     monkeypatch.setattr(
         "pneumo.tuning.study.time.sleep", lambda _: (process.kill(), process.wait())
     )
-    await_others(study)
+    wait_for_running_trials(study)
     line = f"waiting for trial 0, which process {process.pid} on {identity.host} is running\n"
     assert capsys.readouterr().out == line
     assert study.trials[0].state == TrialState.FAIL

@@ -13,13 +13,20 @@ from mlflow.exceptions import MlflowException
 from pneumo.commands.tune import run_search
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.tracking import study_runs
-from pneumo.tracking.runs import keras_run
+from pneumo.tracking.runs import trial_run
 from pneumo.tuning import worker
-from pneumo.tuning.spec import Plan
+from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import open_storage
-from pneumo.tuning.study import Goal, await_others, begin, find, is_dead, settle
+from pneumo.tuning.study import (
+    StudyLimits,
+    attach_to_study,
+    create_study,
+    is_dead,
+    reconcile_runs,
+    wait_for_running_trials,
+)
 from pneumo.tuning.trial import run_trial
-from pneumo.tuning.worker import search_trials
+from pneumo.tuning.worker import run_trials
 from tests.support.commands import start
 from tests.support.studies import (
     BASE,
@@ -71,17 +78,17 @@ def test_a_worker_joins_from_elsewhere_and_leaves(shared, tmp_path, monkeypatch)
 
 
 def test_what_fell_silent_elsewhere_is_ended_by_the_next(shared, sample, monkeypatch):
-    plan = Plan(load_experiment("tune"), sample, {"image_size": "32"})
+    plan = StudySpec(load_experiment("tune"), sample, {"image_size": "32"})
     with mlflow.start_run() as parent:
-        study = begin(open_storage(), "silent", plan, parent.info.run_id)
-        Goal(1).set(study)
+        study = create_study(open_storage(), "silent", plan, parent.info.run_id)
+        StudyLimits(1).set(study)
         worker = start("worker", "--study", "silent", "--data", "sample")
         until(lambda: at_work(shared))
         worker.kill()
         worker.communicate()
-        monkeypatch.setattr("pneumo.tuning.storage.GRACE", 1)
+        monkeypatch.setattr("pneumo.tuning.storage.GRACE_PERIOD", 1)
         time.sleep(1.5)
-        search_trials(*find("silent", sample))
+        run_trials(*attach_to_study("silent", sample))
     silent, done = require_whole(shared, "silent")
     assert (silent.state.name, done.params) == ("FAIL", silent.params)  # the baseline again
     failed = shared.search_runs(["0"], "tags.`pneumo.study` = 'silent' and status = 'FAILED'")
@@ -99,9 +106,9 @@ def cut_connection(url: str) -> None:
 
 def test_a_score_that_did_not_arrive_is_told_again(servers, shared, sample, monkeypatch, capsys):
     with mlflow.start_run() as parent, ThreadPoolExecutor(1) as other:
-        plan = Plan(TINY, sample, {})
-        study = begin(open_storage(), "cut", plan, parent.info.run_id)
-        Goal(2).set(study)
+        plan = StudySpec(TINY, sample, {})
+        study = create_study(open_storage(), "cut", plan, parent.info.run_id)
+        StudyLimits(2).set(study)
         cutting = []
 
         def run_and_cut(*arguments, **options):
@@ -112,7 +119,7 @@ def test_a_score_that_did_not_arrive_is_told_again(servers, shared, sample, monk
             return done
 
         monkeypatch.setattr(worker, "run_trial", run_and_cut)
-        search_trials(study, plan)
+        run_trials(study, plan)
         cutting[0].result()
     notes = re.findall("^a store of the study has failed, .*", capsys.readouterr().out, re.M)
     assert len(notes) == 1
@@ -133,15 +140,15 @@ def test_what_ended_a_run_is_not_hidden_by_a_server_that_is_away(
     _, server = servers
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     parent = shared.create_run("0").info.run_id
-    with pytest.raises(ZeroDivisionError), keras_run(parent, "t", BASE, {}, 0):
+    with pytest.raises(ZeroDivisionError), trial_run(parent, "t", BASE, {}, 0):
         server.kill()
         raise ZeroDivisionError
     assert mlflow.active_run() is None
     assert "the end of run t is not stored (MlflowException: API request" in capsys.readouterr().out
-    with pytest.raises(MlflowException), keras_run(parent, "t", BASE, {}, 1):
+    with pytest.raises(MlflowException), trial_run(parent, "t", BASE, {}, 1):
         raise AssertionError("never comes here")
     server.start()
-    study_runs.settle(parent, {0: "FAIL", 1: "FAIL"}, is_dead)
+    study_runs.reconcile_trial_runs(parent, {0: "FAIL", 1: "FAIL"}, is_dead)
     runs = children(shared, parent)
     assert [run.info.status for run in runs] == ["FAILED"] * 2
     assert [run.data.tags["optuna.state"] for run in runs] == ["FAIL"] * 2
@@ -172,7 +179,7 @@ def test_a_night_in_which_all_goes_wrong(servers, shared, sample, monkeypatch, c
     let_workers_load(monkeypatch, tmp_path / "project", TROUBLED)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")  # tries again sooner
     base = BASE.model_copy(update={"epochs": 25})
-    plan = Plan(Experiment("tiny", base, TINY.suggest), sample, {})
+    plan = StudySpec(Experiment("tiny", base, TINY.suggest), sample, {})
 
     def has_diverged() -> bool:  # its traceback is then stored, whatever the server does
         states = {run.data.tags.get("optuna.state") for run in children(shared, parent.info.run_id)}
@@ -186,18 +193,18 @@ def test_a_night_in_which_all_goes_wrong(servers, shared, sample, monkeypatch, c
             store.start()
 
     with mlflow.start_run() as parent:
-        study = begin(open_storage(), "bad", plan, parent.info.run_id)
-        Goal(4, trial_timeout=TRIAL_TIMEOUT).set(study)
+        study = create_study(open_storage(), "bad", plan, parent.info.run_id)
+        StudyLimits(4, trial_timeout=TRIAL_TIMEOUT).set(study)
         with ThreadPoolExecutor(1) as other:
             failing = other.submit(stores_fail)
             run_search(study, plan, 2)
             failing.result()
-        await_others(study)
-        settle(study)
+        wait_for_running_trials(study)
+        reconcile_runs(study)
     trials = require_whole(shared, "bad")
     assert 4 <= counted(trials) <= 5
     diverged, hung = children(shared, parent.info.run_id)[1:3]
-    assert "TrainingDiverged" in text(diverged.info.run_id, "traceback.txt")
+    assert "TrainingDivergedError" in text(diverged.info.run_id, "traceback.txt")
     where = text(hung.info.run_id, "traceback.txt")
     late = f"trial not done after {TRIAL_TIMEOUT} s, the limit"
     assert where.startswith(f"{late}; where each thread was:\n\n")

@@ -17,7 +17,7 @@ import experiments
 from pneumo import experiment
 from pneumo.__main__ import main
 from pneumo.data.dataset import open_dataset
-from pneumo.data.download import Source
+from pneumo.data.download import RemoteDataset
 from pneumo.training.config import RunConfig
 from tests.support import handmade
 from tests.support.paths import ROOT
@@ -176,7 +176,7 @@ def test_the_experiment_and_the_dimension_that_it_shows(place, tmp_path, monkeyp
     for name, code in (("example", EXPERIMENT), ("wider", whole)):
         assert len(code.splitlines()) < 20
         (tmp_path / f"{name}.py").write_text(code)
-    monkeypatch.setattr(experiment, "FOLDER", tmp_path)
+    monkeypatch.setattr(experiment, "EXPERIMENTS_DIR", tmp_path)
     monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(tmp_path)])
     for name, searched in (("example", {"dropout"}), ("wider", {"dropout", "batch_size"})):
         flags = ["--experiment", name, "--study", name, "--data", str(place), "--trials", "1"]
@@ -188,7 +188,7 @@ def test_the_experiment_and_the_dimension_that_it_shows(place, tmp_path, monkeyp
 
 
 def test_the_data_set_that_it_shows():
-    [(name, source)] = eval(f"{{{SOURCE}}}", {"Source": Source}).items()
+    [(name, source)] = eval(f"{{{SOURCE}}}", {"Source": RemoteDataset}).items()
     assert (name, source.images) == ("clinic", {"train": 5232, "test": 624})
     assert len(SOURCE.splitlines()) < 10
 

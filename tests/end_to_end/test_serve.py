@@ -60,7 +60,7 @@ def expected(stores, real_archive) -> dict[str, float]:
     dataset = open_dataset(str(real_archive))
     files = [str(dataset.base / path) for path in dataset.rows["path"][::100][:50]]
     with mlflow.start_run():
-        predict_files(models.find(MODEL), files, stores / "out.csv")
+        predict_files(models.find_model(MODEL), files, stores / "out.csv")
     table = pd.read_csv(stores / "out.csv")
     assert len(table) == 50
     assert table["error"].isna().all()

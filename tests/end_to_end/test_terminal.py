@@ -12,10 +12,13 @@ STUDY = """
 import time
 from datetime import timedelta
 import optuna
-from pneumo.runtime.console import say
+from pneumo.runtime.console import echo
 from pneumo.runtime.console import track
 from pneumo.runtime.process import ProcessId
 from pneumo.tuning.progress import StudyProgress
+
+
+
 
 
 
@@ -52,7 +55,7 @@ def add(score, seconds):
 
 for score in 0.5, 0.6, 0.7, 0.91234, 0.8:
     add(score, 1)
-say("study night")
+echo("study night")
 with StudyProgress(study) as progress:
     pause()
     trial = begin(error="for a reason")
@@ -63,13 +66,13 @@ with StudyProgress(study) as progress:
     pause()
     add(0.98765, 190)
     progress.update()
-    say("a note")
+    echo("a note")
     pause()
     study.tell(trial, state=optuna.trial.TrialState.FAIL)
     progress.update()
     for _ in track([1, 2], 2, "Decoding"):
         pause()
-say("the end")
+echo("the end")
 """
 UNKNOWN = "trials -:--:-- left"  # until two trials have ended
 COLOURS = re.compile("[349][0-79]|10[0-7]")

@@ -12,11 +12,11 @@ import pytest
 
 from pneumo.commands.tune import run_search, tune_and_register
 from pneumo.experiment import load_experiment
-from pneumo.runtime.errors import StudyStopped
+from pneumo.runtime.errors import StudyFailedError
 from pneumo.tuning.launchers import local
-from pneumo.tuning.spec import Plan
+from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import open_storage
-from pneumo.tuning.study import Goal, begin
+from pneumo.tuning.study import StudyLimits, create_study
 from tests.support.commands import lives, processes, run, start
 from tests.support.paths import ROOT
 from tests.support.studies import (
@@ -51,7 +51,7 @@ def test_the_driver_needs_no_tensorflow():
 def test_cores_are_shared_out(monkeypatch, cores, workers, threads):
     monkeypatch.setattr(local, "cpu_count", lambda: cores)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert local.share_of(0, workers) == {
+    assert local.worker_environment(0, workers) == {
         "LOKY_MAX_CPU_COUNT": threads,
         "OMP_NUM_THREADS": threads,
         "TF_NUM_INTRAOP_THREADS": threads,
@@ -61,10 +61,10 @@ def test_cores_are_shared_out(monkeypatch, cores, workers, threads):
 
 def test_gpus_are_shared_out(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
-    shown = [local.share_of(number, 3)["CUDA_VISIBLE_DEVICES"] for number in range(3)]
+    shown = [local.worker_environment(number, 3)["CUDA_VISIBLE_DEVICES"] for number in range(3)]
     assert shown == ["3", "5", "3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # as people say that none is wanted
-    assert "CUDA_VISIBLE_DEVICES" not in local.share_of(0, 3)
+    assert "CUDA_VISIBLE_DEVICES" not in local.worker_environment(0, 3)
 
 
 def test_two_workers(store):
@@ -168,10 +168,10 @@ def suggest(trial, base):
 def test_a_study_that_cannot_go_on_stops(store, sample, tmp_path, monkeypatch, end, reason):
     let_workers_load(monkeypatch, tmp_path / "project", ENDS.format(end=end))
     with mlflow.start_run() as parent:
-        plan = Plan(TINY, sample, {})
-        study = begin(open_storage(), "night", plan, parent.info.run_id)
-        Goal(4).set(study)
-        with pytest.raises(StudyStopped, match=reason):
+        plan = StudySpec(TINY, sample, {})
+        study = create_study(open_storage(), "night", plan, parent.info.run_id)
+        StudyLimits(4).set(study)
+        with pytest.raises(StudyFailedError, match=reason):
             run_search(study, plan, workers=2)
 
 
@@ -187,7 +187,7 @@ def test_a_mistake_that_a_worker_finds_is_the_users(store, tmp_path):
 
 
 def test_who_may_not_join(store, folder, sample):
-    plan = Plan(load_experiment("tune"), sample, {"image_size": "32", "epochs": "1"})
+    plan = StudySpec(load_experiment("tune"), sample, {"image_size": "32", "epochs": "1"})
     tune_and_register(plan, trials=1, model_name="m", name="night")
     code, _, errors = run("worker", "--study", "nacht", "--data", "sample")
     assert code == 2

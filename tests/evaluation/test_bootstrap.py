@@ -34,15 +34,15 @@ def some(images_per_patient: int = 1, patients: int = 60) -> pd.DataFrame:
 
 def test_each_sample_is_scored_as_scikit_learn_does():
     predictions = some(2)
-    drawn = bootstrap.draw_patients(predictions, draws=2 * bootstrap.BLOCK + 1)
+    drawn = bootstrap.resample_patients(predictions, draws=2 * bootstrap.BLOCK_SIZE + 1)
     labels, values = predictions["label"], predictions["probability"]
     expected = [metrics.roc_auc_score(labels, values, sample_weight=weights) for weights in drawn]
-    assert bootstrap.auc(predictions, drawn) == pytest.approx(expected, abs=1e-12)
+    assert bootstrap.bootstrap_auc(predictions, drawn) == pytest.approx(expected, abs=1e-12)
 
 
 def test_patients_come_with_all_their_images_or_not_at_all():
     predictions = some(3)
-    drawn = pd.DataFrame(bootstrap.draw_patients(predictions, draws=30).T)
+    drawn = pd.DataFrame(bootstrap.resample_patients(predictions, draws=30).T)
     by_patient = drawn.groupby(predictions["patient"])
     assert (by_patient.nunique() == 1).all(axis=None)
     assert (by_patient.first().sum() == 60).all()  # as many as there are
@@ -51,7 +51,7 @@ def test_patients_come_with_all_their_images_or_not_at_all():
 
 def test_samples_that_lack_a_class_are_left_out():
     predictions = frame(["a", "b", "c"], [0, 1, 1], [0.1, 0.8, 0.9])
-    drawn = bootstrap.draw_patients(predictions, draws=200)
+    drawn = bootstrap.resample_patients(predictions, draws=200)
     assert 0 < len(drawn) < 200
     assert (drawn[:, 0] > 0).all()
     assert (drawn[:, 1:].sum(axis=1) > 0).all()
@@ -59,10 +59,10 @@ def test_samples_that_lack_a_class_are_left_out():
 
 def test_blocks_of_samples_give_the_bands_of_all(monkeypatch):
     predictions = some(2)
-    drawn = bootstrap.draw_patients(predictions, draws=100)
+    drawn = bootstrap.resample_patients(predictions, draws=100)
     found = {}
     for block in (7, 100):
-        monkeypatch.setattr(bootstrap, "BLOCK", block)
+        monkeypatch.setattr(bootstrap, "BLOCK_SIZE", block)
         bands = bootstrap.roc_band(predictions, drawn), bootstrap.precision_band(predictions, drawn)
         found[block] = np.stack(bands)
     assert np.array_equal(found[7], found[100])
@@ -74,7 +74,7 @@ def test_bands_of_a_single_sample_are_its_curves():
     once = np.ones((1, len(predictions)), int)
     false_positives, found, _ = metrics.roc_curve(labels, values, drop_intermediate=False)
     low, high = bootstrap.roc_band(predictions, once)
-    assert low == pytest.approx(np.interp(bootstrap.GRID, false_positives, found))
+    assert low == pytest.approx(np.interp(bootstrap.CURVE_GRID, false_positives, found))
     assert np.array_equal(low, high)
     low, high = bootstrap.precision_band(predictions, once)
     for place in (10, 35, 100):  # at the highest threshold that finds that share
@@ -83,7 +83,7 @@ def test_bands_of_a_single_sample_are_its_curves():
 
 
 def test_the_same_model_twice_does_not_differ():
-    same = bootstrap.compare(some(2), some(2).sample(frac=1, random_state=0), (0.5, 0.5))
+    same = bootstrap.compare_models(some(2), some(2).sample(frac=1, random_state=0), (0.5, 0.5))
     assert (same.auc_difference, same.low, same.high, same.sensitivity_difference) == (0, 0, 0, 0)
     assert (same.first_only, same.second_only) == (0, 0)
     assert -0.1 < same.sensitivity_low <= 0 <= same.sensitivity_high < 0.1
@@ -92,7 +92,7 @@ def test_the_same_model_twice_does_not_differ():
 def test_two_models_on_the_same_images():
     worse = some(2)
     better = worse.assign(probability=worse["probability"] * 0.6 + worse["label"] * 0.4)
-    found = bootstrap.compare(worse, better, (0.5, 0.5))
+    found = bootstrap.compare_models(worse, better, (0.5, 0.5))
     labels = worse["label"]
     aucs = [metrics.roc_auc_score(labels, it["probability"]) for it in (worse, better)]
     assert found.auc_difference == pytest.approx(aucs[1] - aucs[0], abs=1e-12)
@@ -100,14 +100,16 @@ def test_two_models_on_the_same_images():
     right = [(it["probability"] >= 0.5) == labels for it in (worse, better)]
     assert found.first_only == (right[0] & ~right[1]).sum() == 0
     assert found.second_only == (~right[0] & right[1]).sum() > 0
-    mirrored = bootstrap.compare(better, worse, (0.5, 0.5))
+    mirrored = bootstrap.compare_models(better, worse, (0.5, 0.5))
     assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
 
 
 def test_the_difference_in_sensitivity_is_paired_and_by_patient():
     first = some(2)
     second = first.assign(probability=np.roll(first["probability"], 1))
-    found = bootstrap.compare(first, second.sample(frac=1, random_state=0), (0.4, 0.6), draws=300)
+    found = bootstrap.compare_models(
+        first, second.sample(frac=1, random_state=0), (0.4, 0.6), draws=300
+    )
     counts = []
     for patient in first["patient"].unique():
         own = first[(first["patient"] == patient) & (first["label"] == 1)].index
@@ -123,9 +125,9 @@ def test_the_difference_in_sensitivity_is_paired_and_by_patient():
 
 def test_models_are_only_compared_on_the_same_images():
     with pytest.raises(ValueError, match="the same images"):
-        bootstrap.compare(some(2), some(1), (0.5, 0.5))
+        bootstrap.compare_models(some(2), some(1), (0.5, 0.5))
     with pytest.raises(ValueError, match="the same images"):
-        bootstrap.compare(some(), some().assign(label=0), (0.5, 0.5))
+        bootstrap.compare_models(some(), some().assign(label=0), (0.5, 0.5))
 
 
 def varied(count: int) -> list[pd.DataFrame]:
@@ -138,7 +140,7 @@ def varied(count: int) -> list[pd.DataFrame]:
 def test_the_bound_of_the_best_of_many():
     baseline, *trials = varied(5)
     others = [trials[0], *trials[2:]]
-    found = bootstrap.improvement(baseline, trials[1], others, draws=50)
+    found = bootstrap.bound_improvement(baseline, trials[1], others, draws=50)
     labels = baseline["label"]
 
     def differences(weights):
@@ -150,7 +152,7 @@ def test_the_bound_of_the_best_of_many():
 
     # sorted by path, as all predictions are before patients are drawn
     order = np.argsort(baseline["path"].to_numpy(str), kind="stable")
-    drawn = bootstrap.draw_patients(baseline.iloc[order], draws=50)[:, np.argsort(order)]
+    drawn = bootstrap.resample_patients(baseline.iloc[order], draws=50)[:, np.argsort(order)]
     whole = differences(None)
     excess = [(differences(weights) - whole).max() for weights in drawn]
     assert found.difference == pytest.approx(whole[1], abs=1e-12)
@@ -170,24 +172,25 @@ def test_the_bound_reads_one_trial_at_a_time():
             del table
             left_alive.append(handed() is not None)
 
-    assert bootstrap.improvement(baseline, best, read()).trials == 5
+    assert bootstrap.bound_improvement(baseline, best, read()).trials == 5
     assert left_alive == [False] * 4
 
 
 def test_more_trials_lower_the_bound():
     baseline, best, *others = varied(12)
     lows = [
-        bootstrap.improvement(baseline, best, others[:count]).low for count in (0, 3, len(others))
+        bootstrap.bound_improvement(baseline, best, others[:count]).low
+        for count in (0, 3, len(others))
     ]
     assert lows[0] > lows[1] > lows[2]
     shuffled = [it.sample(frac=1, random_state=1) for it in (baseline, best, *others)]
-    assert bootstrap.improvement(*shuffled[:2], shuffled[2:]).low == lows[2]
+    assert bootstrap.bound_improvement(*shuffled[:2], shuffled[2:]).low == lows[2]
 
 
 def test_a_bound_needs_the_same_images():
     baseline, best, other = varied(3)
     with pytest.raises(ValueError, match="the same images"):
-        bootstrap.improvement(baseline, best, [other.iloc[1:]])
+        bootstrap.bound_improvement(baseline, best, [other.iloc[1:]])
 
 
 def test_claims_of_simulated_studies():
@@ -204,8 +207,8 @@ def test_samples_need_little_memory():
     labels = rng.integers(0, 2, 4000)
     table = frame(np.arange(4000) // 2, labels, labels + rng.normal(size=4000))
     tracemalloc.start()
-    bootstrap.compare(table, table, (0.5, 0.5))
-    drawn = bootstrap.draw_patients(table)
+    bootstrap.compare_models(table, table, (0.5, 0.5))
+    drawn = bootstrap.resample_patients(table)
     bootstrap.roc_band(table, drawn)
     bootstrap.precision_band(table, drawn)
     _, peak = tracemalloc.get_traced_memory()

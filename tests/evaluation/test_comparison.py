@@ -8,7 +8,7 @@ import pytest
 from scipy.special import expit
 
 from pneumo.evaluation import metrics
-from pneumo.evaluation.comparison import Held, Margins, best_of, gate
+from pneumo.evaluation.comparison import EvaluatedModel, Margins, best_champion, gate
 from tests.benchmarks.gate import DRIFT, decide, drifting, shares_of_equals
 from tests.support.decisions import COMPARED
 
@@ -16,7 +16,7 @@ PATIENTS = 400
 MARGINS = Margins(0.02, 0.05)
 
 
-def held(separation: float, title: str = "m version 1", seed: int = 0, **changes) -> Held:
+def held(separation: float, title: str = "m version 1", seed: int = 0, **changes) -> EvaluatedModel:
     """Predictions of a calibrated model whose classes are that many standard deviations apart."""
     rng = np.random.default_rng(seed)
     labels = np.arange(PATIENTS) % 2
@@ -30,7 +30,7 @@ def held(separation: float, title: str = "m version 1", seed: int = 0, **changes
         }
     )
     facts = {"synthetic": False, "threshold": 0.4, "predictions": predictions}
-    return Held(title=title, **{**facts, **changes})
+    return EvaluatedModel(title=title, **{**facts, **changes})
 
 
 GOOD, BETTER, POOR = (
@@ -112,7 +112,7 @@ def test_each_is_judged_at_its_own_threshold():
     for who, threshold in (("candidate", 0.4), ("champion", 0.5)):
         found = {key.removeprefix(f"{who}_"): it for key, it in figures.items() if who in key}
         found.pop("alone_right")
-        assert found == metrics.score(labels.to_numpy(), values.to_numpy(), threshold)
+        assert found == metrics.compute_metrics(labels.to_numpy(), values.to_numpy(), threshold)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_other_images_are_no_comparison():
         gate(GOOD, {"": fewer}, synthetic_images=False, margins=MARGINS)
 
 
-def with_sensitivity(found: int, title: str = "m version 1", of: int = 390) -> Held:
+def with_sensitivity(found: int, title: str = "m version 1", of: int = 390) -> EvaluatedModel:
     """A model that finds that many of the sick images; all such models have the same area."""
     rng = np.random.default_rng(0)
     scores = np.concatenate([rng.normal(2.2, 1.4, of), rng.normal(-2.2, 1.4, 234)])
@@ -163,7 +163,7 @@ def with_sensitivity(found: int, title: str = "m version 1", of: int = 390) -> H
         }
     )
     threshold = np.sort(predictions["probability"][:of])[of - found]
-    return Held(predictions, threshold, title, synthetic=False)
+    return EvaluatedModel(predictions, threshold, title, synthetic=False)
 
 
 def test_sensitivity_that_is_lost_at_the_threshold_is_noticed():
@@ -191,9 +191,9 @@ def test_patients_are_drawn_with_all_images_for_sensitivity_too():
     assert low[1] != low[0]
 
 
-def replace_patients(it: Held, patients) -> Held:
+def replace_patients(it: EvaluatedModel, patients) -> EvaluatedModel:
     predictions = it.predictions.assign(patient=patients)
-    return Held(predictions, it.threshold, it.title, it.synthetic)
+    return EvaluatedModel(predictions, it.threshold, it.title, it.synthetic)
 
 
 def test_the_best_champion_so_far_is_a_reference_of_its_own():
@@ -211,12 +211,12 @@ def test_the_best_champion_so_far_is_a_reference_of_its_own():
 
 
 def test_the_best_so_far_has_the_greatest_area_then_the_greatest_sensitivity():
-    assert best_of({}, ()) == 0
-    assert best_of({3: POOR, 5: BETTER, 7: GOOD}, (3,)) == 5
+    assert best_champion({}, ()) == 0
+    assert best_champion({3: POOR, 5: BETTER, 7: GOOD}, (3,)) == 5
     found = {number: with_sensitivity(number) for number in (370, 389, 380)}
-    assert best_of(found, (370,)) == 389
+    assert best_champion(found, (370,)) == 389
     twice = {1: GOOD, 2: BETTER, 3: BETTER}
-    assert [best_of(twice, preferred) for preferred in ((), (2,), (3,))] == [2, 2, 3]
+    assert [best_champion(twice, preferred) for preferred in ((), (2,), (3,))] == [2, 2, 3]
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ from keras import layers
 from PIL import Image
 
 from pneumo.data.dataset import open_dataset
-from pneumo.evaluation.heat_maps import GRID, HiResCam
-from pneumo.inference.logits import average_models
-from pneumo.reporting.plots import overlay
+from pneumo.evaluation.heat_maps import MAX_MAP_SIDE, HiResCam
+from pneumo.inference.logits import build_ensemble
+from pneumo.reporting.plots import overlay_heat_map
 from pneumo.training import network
 from pneumo.training.backbones import BACKBONES
 from pneumo.training.config import RunConfig
@@ -37,11 +37,11 @@ def handmade(size: int, flatten: bool, kernel: np.ndarray) -> keras.Model:
 
 @pytest.fixture
 def image() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (1, GRID, GRID, 1), np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (1, MAX_MAP_SIDE, MAX_MAP_SIDE, 1), np.uint8)
 
 
 def test_behind_an_average_it_is_grad_cam(image):
-    [found] = HiResCam(handmade(GRID, False, np.array([3.0, -2.0])))(image)
+    [found] = HiResCam(handmade(MAX_MAP_SIDE, False, np.array([3.0, -2.0])))(image)
     values = image[0, ..., 0].astype(float)
     expected = np.maximum(3 * values - 2 * (255 - values), 0)
     assert found.dtype == np.float32
@@ -51,40 +51,42 @@ def test_behind_an_average_it_is_grad_cam(image):
 
 
 def test_behind_all_places_each_counts_by_itself(image):
-    kernel = np.random.default_rng(1).normal(size=(GRID, GRID, 2))
-    [found] = HiResCam(handmade(GRID, True, kernel.ravel()))(image)
+    kernel = np.random.default_rng(1).normal(size=(MAX_MAP_SIDE, MAX_MAP_SIDE, 2))
+    [found] = HiResCam(handmade(MAX_MAP_SIDE, True, kernel.ravel()))(image)
     values = image[0, ..., 0].astype(float)
     expected = np.maximum(kernel[..., 0] * values + kernel[..., 1] * (255 - values), 0)
     assert found == pytest.approx(expected / expected.max(), abs=1e-6)
 
 
 def test_large_maps_are_summed_up_in_cells():
-    image = np.zeros((1, 4 * GRID, 4 * GRID, 1), np.uint8)
+    image = np.zeros((1, 4 * MAX_MAP_SIDE, 4 * MAX_MAP_SIDE, 1), np.uint8)
     image[0, 8:12, 4:8] = 200  # one whole cell
-    [found] = HiResCam(handmade(4 * GRID, False, np.array([1.0, 0.0])))(image)
+    [found] = HiResCam(handmade(4 * MAX_MAP_SIDE, False, np.array([1.0, 0.0])))(image)
     peak = np.argwhere(found == found.max())
     assert peak.min(axis=0).tolist() == [9, 5]
     assert peak.max(axis=0).tolist() == [10, 6]
 
 
 def test_nothing_speaks_for_pneumonia_and_no_image(image):
-    hires_cam = HiResCam(handmade(GRID, False, np.array([-1.0, 0.0])))
+    hires_cam = HiResCam(handmade(MAX_MAP_SIDE, False, np.array([-1.0, 0.0])))
     assert (hires_cam(image) == 0).all()
-    assert hires_cam(image[:0]).shape == (0, GRID, GRID)
+    assert hires_cam(image[:0]).shape == (0, MAX_MAP_SIDE, MAX_MAP_SIDE)
 
 
 def test_images_have_maps_of_their_own():
-    images = np.random.default_rng(0).integers(0, 256, (37, GRID, GRID, 1), np.uint8)
-    hires_cam = HiResCam(handmade(GRID, False, np.array([1.0, 0.0])))
+    images = np.random.default_rng(0).integers(
+        0, 256, (37, MAX_MAP_SIDE, MAX_MAP_SIDE, 1), np.uint8
+    )
+    hires_cam = HiResCam(handmade(MAX_MAP_SIDE, False, np.array([1.0, 0.0])))
     together = hires_cam(images)
-    assert together.shape == (37, GRID, GRID)
+    assert together.shape == (37, MAX_MAP_SIDE, MAX_MAP_SIDE)
     for place in (0, 15, 16, 36):
         assert together[place] == pytest.approx(hires_cam(images[place : place + 1])[0], abs=1e-6)
 
 
 def test_an_overlay_leaves_what_says_nothing():
     pixels = np.array([[10, 200]], np.uint8)
-    found = overlay(pixels, np.array([[0.0, 1.0]]))
+    found = overlay_heat_map(pixels, np.array([[0.0, 1.0]]))
     assert found[0, 0].tolist() == [10, 10, 10]
     brightest = 252, 255, 164  # of the colours
     expected = [0.4 * 200 + 0.6 * colour for colour in brightest]
@@ -93,7 +95,7 @@ def test_an_overlay_leaves_what_says_nothing():
 
 @pytest.mark.parametrize(("backbone", "maps"), LAST_MAPS.items())
 def test_every_backbone_and_no_matter_which_blocks_train(backbone, maps):
-    model = network.build(RunConfig(backbone=backbone, image_size=64, unfreeze_depth=0))
+    model = network.build_model(RunConfig(backbone=backbone, image_size=64, unfreeze_depth=0))
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 1), np.uint8)
     hires_cam = HiResCam(model)
     [(below, _)] = hires_cam._members
@@ -107,25 +109,27 @@ def test_every_backbone_and_no_matter_which_blocks_train(backbone, maps):
 
 
 def test_of_members_it_shows_what_their_mean_says():
-    image = np.zeros((1, GRID, GRID, 1), np.uint8)
+    image = np.zeros((1, MAX_MAP_SIDE, MAX_MAP_SIDE, 1), np.uint8)
     image[0, 1, 1], image[0, 5, 5] = 100, 200
-    first, second = (handmade(GRID, False, np.array(it)) for it in ([2.0, 0.0], [-1.0, 0.0]))
+    first, second = (
+        handmade(MAX_MAP_SIDE, False, np.array(it)) for it in ([2.0, 0.0], [-1.0, 0.0])
+    )
     [alone] = HiResCam(first)(image)
-    [found] = HiResCam(average_models([first, second]))(image)
+    [found] = HiResCam(build_ensemble([first, second]))(image)
     assert found == pytest.approx(alone, abs=1e-6)  # half as much, which the scale takes out
-    [found] = HiResCam(average_models([first, second, second]))(image)
+    [found] = HiResCam(build_ensemble([first, second, second]))(image)
     assert not found.any()  # as much speaks against it as for it
 
 
 def test_of_a_mirrored_model_it_shows_what_both_images_say():
-    image = np.zeros((1, GRID, GRID, 1), np.uint8)
+    image = np.zeros((1, MAX_MAP_SIDE, MAX_MAP_SIDE, 1), np.uint8)
     image[0, 1, 1], image[0, 5, 5] = 100, 200
-    kernel = np.zeros((GRID, GRID, 2))
-    kernel[:, : GRID // 2, 0] = 1.0  # the left alone speaks
-    model = handmade(GRID, True, kernel.ravel())
+    kernel = np.zeros((MAX_MAP_SIDE, MAX_MAP_SIDE, 2))
+    kernel[:, : MAX_MAP_SIDE // 2, 0] = 1.0  # the left alone speaks
+    model = handmade(MAX_MAP_SIDE, True, kernel.ravel())
     [left], [right] = HiResCam(model)(image), HiResCam(model)(image[:, :, ::-1])
     assert (left[1, 1], left[5, 5], right[5, 2]) == (1, 0, 1)
-    [found] = HiResCam(average_models([model], mirror=True))(image)
+    [found] = HiResCam(build_ensemble([model], mirror=True))(image)
     assert found == pytest.approx(image[0, ..., 0] / 200, abs=1e-6)
 
 

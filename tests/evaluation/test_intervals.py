@@ -13,7 +13,7 @@ from pneumo.evaluation.intervals import (
     paired_difference_interval,
     proportion_interval,
 )
-from pneumo.evaluation.metrics import HEADLINE
+from pneumo.evaluation.metrics import HEADLINE_METRICS
 from tests.benchmarks import coverage
 
 
@@ -76,11 +76,11 @@ def test_all_right_is_no_certainty():
         frame(np.r_[patients, patients.max() + 1 + np.arange(98)], labels, labels.astype(float)),
         0.5,
     )
-    for name in HEADLINE:
+    for name in HEADLINE_METRICS:
         assert 0.9 < found[f"{name}_low"] < 0.99
         assert found[f"{name}_high"] == 1
     wrong = metric_intervals(frame(np.arange(20), [0, 1] * 10, [1.0, 0.0] * 10), 0.5)
-    for name in HEADLINE:
+    for name in HEADLINE_METRICS:
         assert wrong[f"{name}_low"] == 0
         assert 0.05 < wrong[f"{name}_high"] < 0.4
 
@@ -108,11 +108,11 @@ def test_one_pair_out_of_order_is_no_better_than_none():
 
 def test_more_images_of_the_same_patients_are_hardly_more_evidence():
     one, ten = (metric_intervals(made(count), 0.5) for count in (1, 10))
-    assert set(one) == {f"{name}_{end}" for name in HEADLINE for end in ("low", "high")}
+    assert set(one) == {f"{name}_{end}" for name in HEADLINE_METRICS for end in ("low", "high")}
     # t of 59 degrees, by the patients, is a little more than that of 599 images
     assert ten == pytest.approx(one, abs=0.015)
     apart = made(10).assign(patient=np.arange(600))
-    for name in HEADLINE:
+    for name in HEADLINE_METRICS:
         width, narrow = (
             it[f"{name}_high"] - it[f"{name}_low"] for it in (ten, metric_intervals(apart, 0.5))
         )

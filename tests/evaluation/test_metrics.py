@@ -8,14 +8,14 @@ from sklearn import metrics
 
 from pneumo.evaluation.intervals import metric_intervals
 from pneumo.evaluation.metrics import (
-    confusion,
+    compute_metrics,
+    confusion_counts,
     expected_calibration_error,
+    fit_temperature,
     midpoint_threshold,
-    score,
-    specificity_at,
-    subgroups,
-    temperature,
-    threshold_for,
+    specificity_at_sensitivity,
+    subgroup_metrics,
+    threshold_at_sensitivity,
     youden_threshold,
 )
 
@@ -25,9 +25,9 @@ SCORES = np.array([0.1, 0.2, 0.35, 0.8, 0.15, 0.5, 0.6, 0.7, 0.9, 0.95])
 
 
 def test_hand_computed():
-    scores = score(LABELS, SCORES, 0.5)
+    scores = compute_metrics(LABELS, SCORES, 0.5)
     # at 0.5: tn 3, fp 1, fn 1, tp 5; of 24 pairs, the sick one is above in 6+5+5+2... = 18
-    assert confusion(LABELS, SCORES, 0.5) == {"tn": 3, "fp": 1, "fn": 1, "tp": 5}
+    assert confusion_counts(LABELS, SCORES, 0.5) == {"tn": 3, "fp": 1, "fn": 1, "tp": 5}
     pairs = [(sick > normal) for sick in SCORES[4:] for normal in SCORES[:4]]
     expected = {
         "auc": sum(pairs) / 24,
@@ -57,14 +57,14 @@ def test_calibration_error_by_hand():
 
 
 def test_a_rate_of_nothing_is_not_a_number():
-    scores = score(LABELS, SCORES, threshold=2.0)
+    scores = compute_metrics(LABELS, SCORES, threshold=2.0)
     assert np.isnan(scores["ppv"])
     assert scores["sensitivity"] == 0
     assert scores["specificity"] == 1
 
 
 def test_the_threshold_itself_counts_as_positive():
-    assert confusion(LABELS, SCORES, 0.8) == {"tn": 3, "fp": 1, "fn": 4, "tp": 2}
+    assert confusion_counts(LABELS, SCORES, 0.8) == {"tn": 3, "fp": 1, "fn": 4, "tp": 2}
 
 
 def test_youdens_threshold():
@@ -98,9 +98,9 @@ def test_a_sensitivity_is_reached_at_the_middle_of_the_highest_plateau_that_does
         (0.95, 0.15, 0.1),
         (1.0, 0.15, 0.1),
     ]:
-        found = threshold_for(sensitivity, LABELS, SCORES)
+        found = threshold_at_sensitivity(sensitivity, LABELS, SCORES)
         assert found == pytest.approx((upper + lower) / 2, abs=1e-12)
-    assert threshold_for(1.0, np.array([1, 0]), np.array([0.3, 0.6])) == 0.15
+    assert threshold_at_sensitivity(1.0, np.array([1, 0]), np.array([0.3, 0.6])) == 0.15
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -111,27 +111,27 @@ def test_a_threshold_between_adjacent_numbers_calls_the_same_images_positive(dty
         scores = np.array([np.nextafter(value, dtype(0)), value, 1], dtype)
         for threshold in (
             youden_threshold(labels, scores),
-            threshold_for(1.0, labels, scores),
+            threshold_at_sensitivity(1.0, labels, scores),
         ):
             for again in (scores, scores.astype(float)):
                 assert (again >= threshold).tolist() == [False, True, True]
 
 
 def test_specificity_at_a_sensitivity_is_the_best_there_is():
-    assert specificity_at(0.5, LABELS, SCORES) == 3 / 4
-    assert specificity_at(0.95, LABELS, SCORES) == 1 / 4
+    assert specificity_at_sensitivity(0.5, LABELS, SCORES) == 3 / 4
+    assert specificity_at_sensitivity(0.95, LABELS, SCORES) == 1 / 4
 
 
 def test_specificity_at_a_sensitivity_counts_every_point_of_a_straight_curve():
     labels, scores = np.array([0, 1, 0, 1]), np.array([0.9, 0.9, 0.1, 0.1])
-    assert specificity_at(0.5, labels, scores) == 0.5
+    assert specificity_at_sensitivity(0.5, labels, scores) == 0.5
     rng = np.random.default_rng(0)
     for _ in range(200):
         labels, scores = rng.permutation([0, 1] * 6), rng.integers(0, 4, 12) / 4
         for sensitivity in (0.3, 0.5, 0.95):
             reached = [it for it in scores if (scores[labels == 1] >= it).mean() >= sensitivity]
             expected = max((scores[labels == 0] < it).mean() for it in reached)
-            found = specificity_at(sensitivity, labels, scores)
+            found = specificity_at_sensitivity(sensitivity, labels, scores)
             assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -145,7 +145,7 @@ def unsure(temperature: float, images: int = 20_000) -> tuple[np.ndarray, np.nda
 @pytest.mark.parametrize("factor", [0.4, 1.0, 2.5])
 def test_the_temperature_is_by_how_much_a_model_is_too_sure(factor):
     labels, logits = unsure(factor)
-    found = temperature(labels, logits)
+    found = fit_temperature(labels, logits)
     assert found == pytest.approx(factor, rel=0.05)
     losses = [
         metrics.log_loss(labels, expit(logits / it))
@@ -158,8 +158,8 @@ def test_the_temperature_is_by_how_much_a_model_is_too_sure(factor):
 
 def test_classes_that_are_told_apart_perfectly_or_not_at_all_have_an_end_of_the_range():
     labels = np.array([0, 0, 1, 1])
-    assert temperature(labels, np.array([-2.0, -1, 1, 2])) == pytest.approx(0.1, rel=1e-3)
-    assert temperature(labels, np.array([2.0, 1, -1, -2])) == pytest.approx(10, rel=1e-3)
+    assert fit_temperature(labels, np.array([-2.0, -1, 1, 2])) == pytest.approx(0.1, rel=1e-3)
+    assert fit_temperature(labels, np.array([2.0, 1, -1, -2])) == pytest.approx(10, rel=1e-3)
 
 
 def predictions() -> pd.DataFrame:
@@ -179,7 +179,7 @@ def predictions() -> pd.DataFrame:
 
 def test_subgroups():
     table = predictions()
-    found = subgroups(table, 0.5)
+    found = subgroup_metrics(table, 0.5)
     assert set(found) == {
         "NORMAL/IM",
         "NORMAL/NORMAL2-IM",

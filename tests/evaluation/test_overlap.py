@@ -87,7 +87,7 @@ def test_training_images_as_test_are_recognised(stored, dataset, tmp_path, split
     assert "External data" not in findings
     *_, reason = reasons(again)
     assert reason.startswith(why)
-    assert registry.holder(NAME, "champion") == 0
+    assert registry.version_by_alias(NAME, "champion") == 0
 
 
 def test_a_split_of_the_models_own_data(stored, dataset):

@@ -10,7 +10,7 @@ from keras import layers
 from sklearn.metrics import roc_auc_score
 
 from pneumo.evaluation import shortcuts
-from pneumo.inference.logits import predict_probabilities
+from pneumo.inference.logits import predict_proba
 
 SIDE, EDGE, PATIENTS = 32, 4, 200  # an eighth of the side
 
@@ -48,7 +48,7 @@ def cohort():
 
 def test_what_becomes_black():
     images = np.full((2, SIDE, SIDE, 1), 7, np.uint8)
-    found = dict(shortcuts.blackened(images))
+    found = dict(shortcuts.occlude_regions(images))
     assert list(found) == ["centre", "border"]
     assert (found["centre"][0, ..., 0] == 7 * (1 - CENTRE)).all()
     assert (found["border"][1, ..., 0] == 7 * CENTRE).all()
@@ -59,8 +59,8 @@ def test_what_becomes_black():
 def checked(cohort, where: np.ndarray):
     images, table = cohort
     model = looking(where)
-    whole = table.assign(probability=predict_probabilities(model, images))
-    return shortcuts.check(partial(predict_probabilities, model), images, whole), whole
+    whole = table.assign(probability=predict_proba(model, images))
+    return shortcuts.occlusion_auc(partial(predict_proba, model), images, whole), whole
 
 
 def test_a_model_of_the_centre_needs_it(cohort):
@@ -75,8 +75,8 @@ def test_a_model_of_the_centre_needs_it(cohort):
     assert found["centre"]["difference"] == pytest.approx(0.5 - auc)
     assert found["border"]["auc"] == pytest.approx(auc)
     assert found["border"]["difference"] == found["border"]["difference_low"] == 0
-    assert not shortcuts.tells(found["centre"])
-    words = shortcuts.in_words(found)
+    assert not shortcuts.differs_from_chance(found["centre"])
+    words = shortcuts.describe_occlusion(found)
     assert words["centre"] == (
         "With the centre black the AUC is 0.500 (0.500–0.500). Without the centre it cannot tell "
         "the classes apart, as it should be."
@@ -89,8 +89,8 @@ def test_a_model_of_the_border_is_found_out(cohort):
     auc = roc_auc_score(whole["label"], whole["probability"])
     assert found["centre"]["auc"] == pytest.approx(auc)
     assert found["border"]["auc"] == 0.5
-    assert shortcuts.tells(found["centre"])
-    words = shortcuts.in_words(found)
+    assert shortcuts.differs_from_chance(found["centre"])
+    words = shortcuts.describe_occlusion(found)
     assert "The border alone tells the classes apart." in words["centre"]
     assert words["border"].endswith("It leans on the border.")
 
@@ -101,7 +101,7 @@ def test_a_model_of_the_border_is_found_out(cohort):
 def test_leaning_on_the_border_must_be_sure(low, high, leans):
     values = {"auc": 0.7, "auc_low": 0.4, "auc_high": 0.8, "difference": (low + high) / 2}
     found = values | {"difference_low": low, "difference_high": high}
-    words = shortcuts.in_words({"centre": found, "border": found})
+    words = shortcuts.describe_occlusion({"centre": found, "border": found})
     assert words["border"].endswith("It leans on the border.") == leans
     assert "cannot tell the classes apart" in words["centre"]
 
@@ -111,7 +111,7 @@ def test_what_it_makes_of_both(cohort):
     found, _ = checked(cohort, np.ones((SIDE, SIDE)))
     black = images.copy()
     black[:, EDGE:-EDGE, EDGE:-EDGE] = 0
-    left = predict_probabilities(looking(np.ones((SIDE, SIDE))), black)
+    left = predict_proba(looking(np.ones((SIDE, SIDE))), black)
     assert found["centre"]["auc"] == pytest.approx(roc_auc_score(table["label"], left))
     assert found["centre"]["difference_high"] < 0
     assert found["border"]["difference_high"] < 0

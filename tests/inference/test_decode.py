@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pneumo.inference.decode import UnreadableImage, decode
+from pneumo.inference.decode import UnreadableImageError, decode
 from tests.support.images import RAMP, file_of
 
 
@@ -16,7 +16,7 @@ def test_grey_pixels_stay_as_they_are():
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_no_white_is_made_up(mode):
-    with pytest.raises(UnreadableImage, match="32 bits a pixel, whose white is not known"):
+    with pytest.raises(UnreadableImageError, match="32 bits a pixel, whose white is not known"):
         decode(file_of(Image.fromarray(RAMP).convert(mode), "TIFF"), 64)
 
 
@@ -66,5 +66,5 @@ def test_squashed_or_padded_to_the_square():
     ids=["empty", "text", "truncated"],
 )
 def test_an_unreadable_file_says_why(data, why):
-    with pytest.raises(UnreadableImage, match=why):
+    with pytest.raises(UnreadableImageError, match=why):
         decode(data, 64)

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pneumo.inference.decode import UnreadableImage
-from pneumo.inference.pyfunc import COLUMNS, PneumoniaModel, file_bytes
+from pneumo.inference.decode import UnreadableImageError
+from pneumo.inference.pyfunc import OUTPUT_COLUMNS, PneumoniaModel, to_file_bytes
 from tests.support.fuzzing import examples
 from tests.support.handmade import SIDE, looking
 from tests.support.images import RAMP, file_of
@@ -72,7 +72,7 @@ def model():
 def answers(model, values: list) -> list[dict]:
     column = pd.Series(values, dtype=object)
     table = model.predict(None, pd.DataFrame({"image": column}))
-    assert list(table) == COLUMNS
+    assert list(table) == OUTPUT_COLUMNS
     return table.to_dict("records")
 
 
@@ -88,14 +88,14 @@ def require_answers(model, values: list, good: int) -> None:
             assert row["label"] == (row["probability"] >= row["threshold"])
         else:
             assert row["error"].encode()
-            assert {row[name] for name in COLUMNS} == {None, row["error"]}
+            assert {row[name] for name in OUTPUT_COLUMNS} == {None, row["error"]}
 
 
 @given(VALUES)
 @examples(150)
 def test_a_value_is_bytes_or_unreadable(value):
-    with suppress(UnreadableImage):
-        assert type(file_bytes(value)) is bytes
+    with suppress(UnreadableImageError):
+        assert type(to_file_bytes(value)) is bytes
 
 
 @given(st.lists(VALUES, max_size=20), st.data())
@@ -135,8 +135,10 @@ def test_files_come_as_bytes_or_base64():
     file = file_of(Image.fromarray(RAMP))
     wrapped = base64.encodebytes(file)  # with line ends, as `base64` prints it
     for value in (file, wrapped, wrapped.decode(), base64.b64encode(file).decode()):
-        assert file_bytes(value) == file
-    assert file_bytes(b"no base64!") == b"no base64!"
+        assert to_file_bytes(value) == file
+    assert to_file_bytes(b"no base64!") == b"no base64!"
     for value in (None, 1.5, float("nan"), [1]):
-        with pytest.raises(UnreadableImage, match=f"no image file, but {type(value).__name__}"):
-            file_bytes(value)
+        with pytest.raises(
+            UnreadableImageError, match=f"no image file, but {type(value).__name__}"
+        ):
+            to_file_bytes(value)

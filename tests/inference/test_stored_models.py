@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pneumo.inference.decode import decode
-from pneumo.inference.logits import predict_probabilities
+from pneumo.inference.logits import predict_proba
 from pneumo.tracking import model_files
 from tests.support.paths import ROOT
 from tests.support.studies import children, predictions, run_study
@@ -38,7 +38,7 @@ def test_reloaded_models_give_the_trained_ones_probabilities(study, client, samp
         alone = keras.models.load_model(f"{folder}/artifacts/model.keras", safe_mode=True)
         settings = json.loads(Path(folder, "artifacts/settings.json").read_text())
         assert settings["temperature"] != 1  # else the next line could not tell
-        assert predict_probabilities(alone, images, settings["temperature"]) == expected
+        assert predict_proba(alone, images, settings["temperature"]) == expected
         served = mlflow.pyfunc.load_model(address)
         data = [(sample.base / path).read_bytes() for path in table["path"]]
         answer = served.predict(pd.DataFrame({"image": data}))
@@ -137,13 +137,13 @@ def test_how_images_become_square_goes_with_the_model(store, sample):
     assert children(store, outcome)[0].data.params["resize"] == "pad"
     file = io.BytesIO()
     Image.fromarray(np.full((20, 40), 200, np.uint8)).save(file, format="PNG")
-    model = model_files.load("models:/pneumonia-sample@challenger")
+    model = model_files.load_model("models:/pneumonia-sample@challenger")
     assert model.settings["resize"] == "pad"
     answer = model.predict(None, pd.DataFrame({"image": [file.getvalue()]}))
     padded = decode(file.getvalue(), 32, "pad")[None, ..., None]
     temperature = model.settings["temperature"]
-    [expected] = predict_probabilities(model.keras_model, padded, temperature)
+    [expected] = predict_proba(model.keras_model, padded, temperature)
     assert answer["probability"][0] == pytest.approx(expected, abs=1e-6)
     squashed = decode(file.getvalue(), 32, "squash")[None, ..., None]
-    [other] = predict_probabilities(model.keras_model, squashed, temperature)
+    [other] = predict_proba(model.keras_model, squashed, temperature)
     assert abs(other - expected) > 1e-3  # so that the test can tell

@@ -32,7 +32,7 @@ def test_pictures_show_the_errors_furthest_from_the_threshold():
         asked.append(images)
         return (images[..., 0] > 10).astype(float)
 
-    figure = plots.worst_errors(table, pixels, 0.5, heat_maps)
+    figure = plots.plot_worst_errors(table, pixels, 0.5, heat_maps)
     above, below = figure.subfigs
     wrong = [10, 12, 14, 16, 18], [1, 3, 5, 7, 9]
     assert above.get_suptitle() == "PNEUMONIA called NORMAL: 5"
@@ -45,10 +45,10 @@ def test_pictures_show_the_errors_furthest_from_the_threshold():
         assert titles == [f"IM-{number:04d}-0001" for number in expected]
         for number, axes in zip(expected, explained, strict=True):
             heat = np.full((8, 8), float(number > 10))
-            picture = plots.overlay(pixels[number, ..., 0], heat)
+            picture = plots.overlay_heat_map(pixels[number, ..., 0], heat)
             assert (axes.images[0].get_array() == picture).all()
     assert [len(images) for images in asked] == [5, 5]  # no more than are shown
-    none = plots.worst_errors(table[table["label"] == 0], pixels, 1.01, heat_maps)
+    none = plots.plot_worst_errors(table[table["label"] == 0], pixels, 1.01, heat_maps)
     assert [part.get_suptitle()[-2:] for part in none.subfigs] == [" 0", " 0"]
     Image.open(io.BytesIO(to_png(none))).verify()
 
@@ -58,7 +58,7 @@ def test_learning_curves_are_those_of_the_run(study):
     epochs = results.read_epochs(best.user_attrs["run_id"])
     assert set(epochs) == {"loss", "auc", "val_loss", "val_auc"}
     assert epochs["val_auc"].to_dict() == best.intermediate_values
-    figure = plots.learning_curves(epochs)
+    figure = plots.plot_learning_curves(epochs)
     assert figure.axes[0].get_title() == "Loss, both classes weighing the same"
     for axes, name in zip(figure.axes, ("loss", "auc"), strict=True):
         lines = {line.get_label(): line for line in axes.lines}

@@ -15,15 +15,15 @@ from optuna.trial import TrialState, create_trial
 from pneumo.__main__ import main
 from pneumo.commands.tune import tune_and_register
 from pneumo.evaluation import bootstrap
-from pneumo.evaluation.intervals import metric_intervals, with_interval
-from pneumo.evaluation.metrics import score
+from pneumo.evaluation.intervals import format_with_interval, metric_intervals
+from pneumo.evaluation.metrics import compute_metrics
 from pneumo.experiment import load_experiment
-from pneumo.reporting.study_plots import GRAPHS
+from pneumo.reporting.study_plots import STUDY_PLOTS
 from pneumo.reporting.study_report import DONE, RUNNING, STOPPED, StudyReport
 from pneumo.tracking import runs, session
 from pneumo.tuning import selection, study_page
-from pneumo.tuning.spec import Plan
-from pneumo.tuning.study import Goal
+from pneumo.tuning.spec import StudySpec
+from pneumo.tuning.study import StudyLimits
 from pneumo.tuning.study_page import StudyPage, summarize
 from tests.support.stores import store_in
 from tests.support.studies import children, files, predictions, text
@@ -36,8 +36,8 @@ MOST = 8_000_000  # bytes of a page
 
 
 @pytest.fixture(scope="module")
-def plan(sample) -> Plan:
-    return Plan(load_experiment("tune"), sample, FIXED)
+def plan(sample) -> StudySpec:
+    return StudySpec(load_experiment("tune"), sample, FIXED)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def begun(plan, name: str):
         study = optuna.create_study(direction="maximize", study_name=name)
         for fact, value in {**plan.facts(), "run_id": parent}.items():
             study.set_user_attr(fact, value)
-        Goal(5).set(study)
+        StudyLimits(5).set(study)
         yield study
 
 
@@ -101,7 +101,7 @@ def test_the_page(study):
     client = mlflow.MlflowClient()
     assert files(client, run_id(study), "study") == {"study/study.html"}
     page = page_of(study)
-    for name in GRAPHS:
+    for name in STUDY_PLOTS:
         assert page.count(f'id="{name}"') == 1
     read = as_text(page)
     assert "Study night" in read
@@ -117,16 +117,18 @@ def test_the_best_is_held_against_the_baseline(study):
     tables = [predictions(one, "val") for one in runs]
     thresholds = [mlflow.get_run(one).data.metrics["val_threshold"] for one in runs]
     for table, threshold in zip(tables, thresholds, strict=True):
-        values = score(table["label"].to_numpy(), table["probability"].to_numpy(), threshold)
+        values = compute_metrics(
+            table["label"].to_numpy(), table["probability"].to_numpy(), threshold
+        )
         values |= metric_intervals(table, threshold)
         for name in ("auc", "sensitivity", "specificity", "accuracy"):
-            assert with_interval(values, name) in page_of(study)
+            assert format_with_interval(values, name) in page_of(study)
 
 
 def bound_of(study, others: int) -> dict:
     """The improvement as it is to be stored, of trial 2 over trial 0, chosen among `others`."""
     tables = [predictions(trial.user_attrs["run_id"], "val") for trial in study.trials[:3]]
-    found = bootstrap.improvement(tables[0], tables[2], [tables[1]] * others)
+    found = bootstrap.bound_improvement(tables[0], tables[2], [tables[1]] * others)
     return {"difference": found.difference, "low": found.low, "trials": found.trials}
 
 
@@ -145,7 +147,7 @@ def test_the_bound_accounts_for_the_choice(study):
     assert said in mlflow.get_run(run_id(study)).data.tags["mlflow.note.content"]
     # the interval of this comparison alone, if it had been the only one, is nowhere
     tables = [predictions(study.trials[place].user_attrs["run_id"], "val") for place in (0, 2)]
-    alone = bootstrap.compare(*tables, (0.5, 0.5))
+    alone = bootstrap.compare_models(*tables, (0.5, 0.5))
     assert f"{alone.low:+.4f}" not in page
 
 
@@ -200,7 +202,7 @@ def test_a_bound_is_computed_once(study, plan, monkeypatch):
         tables.append([baseline, best, *others])
         return bootstrap.Improvement(0.5, 0.25, len(tables[-1]) - 1)
 
-    monkeypatch.setattr(bootstrap, "improvement", improvement)
+    monkeypatch.setattr(bootstrap, "bound_improvement", improvement)
     stored = study.user_attrs["improvement"]
     selection.store_improvement(study, plan)
     assert not tables
@@ -250,7 +252,7 @@ def test_no_bound_without_a_baseline(study, plan):
 def test_every_trial_leads_to_its_run(study):
     runs = children(mlflow.MlflowClient(), run_id(study))
     links = re.findall(r'<a href="([^"]+)" target="_blank">(\d+)</a>', page_of(study))
-    assert links == [(session.address(run), str(place)) for place, run in enumerate(runs)]
+    assert links == [(session.ui_url(run), str(place)) for place, run in enumerate(runs)]
     assert [run.info.run_name for run in runs] == [
         f"trial {trial.number} · {trial.user_attrs['name']}" for trial in study.trials
     ]
@@ -272,7 +274,7 @@ def test_the_description(study):
         f"({best.user_attrs['name']}), validation AUC {best.value:.3f} ("
     )
     assert found.endswith(
-        f"On test, asked for trial {best.number} alone: AUC {with_interval(test, 'auc')}."
+        f"On test, asked for trial {best.number} alone: AUC {format_with_interval(test, 'auc')}."
     )
     assert then.endswith("Give it real X-rays (-P data=PATH): these are synthetic.")
     page = f"#/experiments/0/runs/{run_id(study)}/artifacts/study/study.html"
@@ -386,8 +388,8 @@ def test_it_is_rewritten_at_most_once_a_minute(study, plan, monkeypatch):
 
         one_more()
         one_more()
-        monkeypatch.setattr(study_page, "INTERVAL", 0)
-        monkeypatch.setattr(study_page, "SHARE", 1e9)
+        monkeypatch.setattr(study_page, "MIN_REFRESH_SECONDS", 0)
+        monkeypatch.setattr(study_page, "MAX_OVERHEAD_FRACTION", 1e9)
         page.write(RUNNING)
         one_more()
     assert seen == [["1"], ["1"], ["3"]]

@@ -9,7 +9,7 @@ import pytest
 
 from pneumo.data import pixels
 from pneumo.runtime import cache
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 
 
 @pytest.mark.parametrize("build", [lambda _: None, lambda it: it.mkdir(parents=True)])
@@ -21,26 +21,26 @@ def test_a_cache_that_is_deleted_meanwhile_is_a_mistake(own_cache, build):
         shutil.rmtree(own_cache)
         build(folder)
 
-    with pytest.raises(Mistake, match="was deleted while it was in use; give the same command"):
-        cache.keep("things/1", build_and_delete)
-    kept = cache.keep("things/1", lambda it: (it / "a").touch())
+    with pytest.raises(UserError, match="was deleted while it was in use; give the same command"):
+        cache.get_or_build("things/1", build_and_delete)
+    kept = cache.get_or_build("things/1", lambda it: (it / "a").touch())
     assert [it.name for it in kept.parent.iterdir()] == ["1"]
 
 
 def test_what_was_built_from_the_cache_has_gone(own_cache):
-    source = cache.keep("source", lambda folder: (folder / "a").touch())
+    source = cache.get_or_build("source", lambda folder: (folder / "a").touch())
     shutil.rmtree(source)
-    with pytest.raises(Mistake, match="was deleted while it was in use; give the same command"):
-        cache.keep("things/1", lambda _: (source / "a").read_bytes())
+    with pytest.raises(UserError, match="was deleted while it was in use; give the same command"):
+        cache.get_or_build("things/1", lambda _: (source / "a").read_bytes())
 
 
 def test_a_file_of_somebody_else_that_is_missing_is_no_matter_of_the_cache(own_cache, tmp_path):
     with pytest.raises(FileNotFoundError, match="missing"):
-        cache.keep("things/1", lambda _: (tmp_path / "missing").read_bytes())
+        cache.get_or_build("things/1", lambda _: (tmp_path / "missing").read_bytes())
 
 
 def test_a_wait_for_another_process_says_so(own_cache, monkeypatch, capsys):
-    monkeypatch.setattr(cache, "SILENT_WAIT", 0.05)
+    monkeypatch.setattr(cache, "SILENT_WAIT_SECONDS", 0.05)
     code = (
         "import time\nfrom pneumo.runtime import cache\n"
         "with cache.lock('pixels/0123'):\n print(flush=True)\n time.sleep(0.5)"
@@ -74,8 +74,8 @@ def test_a_full_disk_is_said_in_a_line(small_disk, tmp_path, sample, monkeypatch
     if is_full == "meanwhile":
         plenty = shutil.disk_usage(tmp_path)._replace(free=1 << 40)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: plenty)
-    with pytest.raises(Mistake) as raised:
-        pixels.load(sample.base, sample.rows, 64, "squash")
+    with pytest.raises(UserError) as raised:
+        pixels.load_pixels(sample.base, sample.rows, 64, "squash")
     assert str(raised.value) == (
         f"the cache needs more disk than is free at {small_disk} (No space left on device for "
         "pixels): free some, or set PNEUMO_CACHE to a larger disk"
@@ -85,5 +85,5 @@ def test_a_full_disk_is_said_in_a_line(small_disk, tmp_path, sample, monkeypatch
     assert [it for it in small_disk.rglob("*") if it.is_file()] == [
         small_disk / "locks" / next((small_disk / "locks").iterdir()).name
     ]
-    read, _ = pixels.load(sample.base, sample.rows, 16, "squash")  # what fits does
+    read, _ = pixels.load_pixels(sample.base, sample.rows, 16, "squash")  # what fits does
     assert read.shape == (len(files), 16, 16)

@@ -17,15 +17,15 @@ from pneumo.runtime.cache_entries import (
     RUNS,
     _is_current,
     _sizes,
+    available_bytes,
+    evict_least_recently_used,
     hold,
     limit,
     make_held,
-    make_room,
     release,
     remove_leftovers,
-    room_for,
 )
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from pneumo.training import feature_cache
 from tests.support.cache import keep, make
 from tests.support.paths import ROOT
@@ -49,15 +49,15 @@ def test_the_least_recently_used_of_all_kinds_makes_room_first(small_budget):
     newest = make(f"pixels/{KEYS[1]}", LITTLE, used=4)
     oldest = make(f"features/{KEYS[2]}", LITTLE, used=1)
     middle = make(f"perturbed/{KEYS[3]}", LITTLE, used=3)
-    make_room(0)
+    evict_least_recently_used(0)
     assert oldest.is_dir()
-    make_room(30 * UNIT)
+    evict_least_recently_used(30 * UNIT)
     assert not oldest.exists()
     assert middle.is_dir()
-    make_room(60 * UNIT)
+    evict_least_recently_used(60 * UNIT)
     assert not middle.exists()
     assert newest.is_dir()
-    make_room(200 * UNIT)
+    evict_least_recently_used(200 * UNIT)
     assert not newest.exists()
     assert list((small_budget / "pixels").iterdir()) == []
 
@@ -66,7 +66,7 @@ def test_use_is_what_counts(small_budget):
     first = make(f"pixels/{KEYS[1]}", LITTLE, used=1)
     second = make(f"pixels/{KEYS[2]}", LITTLE, used=2)
     release(keep(f"pixels/{KEYS[1]}"))
-    make_room(70 * UNIT)
+    evict_least_recently_used(70 * UNIT)
     assert first.is_dir()
     assert not second.exists()
 
@@ -80,13 +80,13 @@ def test_what_only_a_download_brings_back_goes_last(small_budget):
     (downloads / "a.zip.part").write_bytes(bytes(LITTLE))
     release(downloads)
     sample = make("sample-1", LITTLE, used=9)
-    make_room(30 * UNIT)
+    evict_least_recently_used(30 * UNIT)
     assert not sample.exists()
     assert archive.is_dir()
-    make_room(60 * UNIT)
+    evict_least_recently_used(60 * UNIT)
     assert not archive.exists()
     assert downloads.is_dir()
-    make_room(100 * UNIT)
+    evict_least_recently_used(100 * UNIT)
     assert not downloads.exists()
 
 
@@ -98,7 +98,7 @@ def test_nothing_but_what_is_surely_ours_is_removed(small_budget):
     for folder in foreign:
         folder.mkdir(parents=True)
         (folder / "file").write_bytes(bytes(100_000))
-    make_room(200 * UNIT)
+    evict_least_recently_used(200 * UNIT)
     assert all((folder / "file").is_file() for folder in foreign)
 
 
@@ -115,7 +115,7 @@ def test_what_must_be_made_is_made_beyond_the_budget(sample, own_cache, monkeypa
 @pytest.mark.parametrize("text", ["many", "-1", "1.5"])
 def test_a_budget_that_is_no_number_is_refused(own_cache, monkeypatch, variable, text):
     monkeypatch.setenv(variable, text)
-    with pytest.raises(Mistake, match=f"^{variable} must be a whole number.* got '{text}'$"):
+    with pytest.raises(UserError, match=f"^{variable} must be a whole number.* got '{text}'$"):
         limit()
 
 
@@ -130,18 +130,18 @@ def test_the_older_variable_counts_if_the_new_one_is_not_set(monkeypatch):
 def test_the_budget_leaves_half_of_the_free_disk(own_cache, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(cache_entries.shutil, "disk_usage", lambda _: usage(free=3 * GIB))
-    assert room_for([]) == 1.5 * GIB
+    assert available_bytes([]) == 1.5 * GIB
     monkeypatch.setenv("PNEUMO_CACHE_GIB", "1")
-    assert room_for([]) == GIB
+    assert available_bytes([]) == GIB
 
 
 def test_what_others_use_is_no_room_and_what_is_ones_own_is(small_budget):
     used, unused = (make(f"features/{KEYS[it]}", LITTLE) for it in (1, 2))
-    assert room_for([]) == 100 * UNIT
+    assert available_bytes([]) == 100 * UNIT
     hold(used)
     size = sum(it.stat().st_size for it in used.iterdir())
-    assert room_for([]) == 100 * UNIT - size
-    assert room_for([f"features/{KEYS[1]}"]) == 100 * UNIT
+    assert available_bytes([]) == 100 * UNIT - size
+    assert available_bytes([f"features/{KEYS[1]}"]) == 100 * UNIT
     assert unused.is_dir()
 
 
@@ -150,8 +150,10 @@ HOLDER = """
 import os, sys
 from pathlib import Path
 from pneumo.runtime import cache
-from pneumo.runtime.cache_entries import place
+from pneumo.runtime.cache_entries import cache_path
 from pneumo.runtime.cache_entries import run_folder
+
+
 
 
 
@@ -165,13 +167,13 @@ def wait(path):
     sys.stdin.readline()
 
 if what == "entry":
-    wait(cache.keep(name, lambda draft: (draft / "data").write_bytes(bytes(1000))))
+    wait(cache.get_or_build(name, lambda draft: (draft / "data").write_bytes(bytes(1000))))
 elif what == "run":
     with run_folder() as run:
-        cache.keep(f"{run}/{name}", lambda draft: (draft / "data").write_bytes(bytes(1000)))
-        wait(place(run))
+        cache.get_or_build(f"{run}/{name}", lambda draft: (draft / "data").write_bytes(bytes(1000)))
+        wait(cache_path(run))
 elif what == "draft":
-    cache.keep(name, wait)
+    cache.get_or_build(name, wait)
 """
 
 
@@ -200,11 +202,11 @@ def start():
 
 def test_what_a_living_process_uses_stays(small_budget, start):
     holder, entry = start("entry", f"pixels/{KEYS[1]}")
-    make_room(200 * UNIT)
+    evict_least_recently_used(200 * UNIT)
     assert entry.is_dir()
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    make_room(200 * UNIT)
+    evict_least_recently_used(200 * UNIT)
     assert not entry.exists()
 
 
@@ -235,7 +237,9 @@ def test_a_process_finds_no_entry_that_is_being_removed(small_budget, monkeypatc
     monkeypatch.setattr(cache_entries, "_is_current", late)
     assert not hold(entry)
     monkeypatch.setattr(cache_entries, "_is_current", is_current)
-    built = cache.keep(f"pixels/{KEYS[1]}", lambda draft: (draft / "data").write_bytes(b"new"))
+    built = cache.get_or_build(
+        f"pixels/{KEYS[1]}", lambda draft: (draft / "data").write_bytes(b"new")
+    )
     assert (built / "data").read_bytes() == b"new"
 
 
@@ -245,15 +249,15 @@ def test_an_entry_is_held_from_its_draft_on(small_budget):
     def build(draft: Path) -> None:
         (draft / "data").write_bytes(b"new")
         remove_leftovers()
-        make_room(200 * UNIT)
+        evict_least_recently_used(200 * UNIT)
         removed.append(not draft.is_dir())
 
-    entry = cache.keep(f"pixels/{KEYS[1]}", build)
-    make_room(200 * UNIT)
+    entry = cache.get_or_build(f"pixels/{KEYS[1]}", build)
+    evict_least_recently_used(200 * UNIT)
     assert removed == [False]
     assert entry.is_dir()
     release(entry)
-    make_room(200 * UNIT)
+    evict_least_recently_used(200 * UNIT)
     assert not entry.exists()
 
 
@@ -270,4 +274,4 @@ def test_what_has_gone_while_it_is_counted_is_passed_over(small_budget, monkeypa
     sizes = _sizes()
     assert sizes[stays] > LITTLE
     assert sizes.get(goes, 0) == 0
-    assert feature_cache.FOLDER == RUNS
+    assert feature_cache.CACHE_DIR == RUNS

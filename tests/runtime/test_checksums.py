@@ -16,7 +16,7 @@ from pneumo.runtime import cache, checksums, process
 from pneumo.runtime.cache_entries import IN_USE, _held, release, remove_leftovers
 from pneumo.training import network
 from pneumo.training.config import RunConfig
-from pneumo.training.feature_cache import Features, Frozen, View
+from pneumo.training.feature_cache import FeatureCache, FeatureExtractor, View
 from tests.support.cache import keep, make
 from tests.support.weights import SMALL
 
@@ -41,11 +41,17 @@ def kind(request, sample, weights, own_cache, monkeypatch) -> Kind:
         found = Kind("pixels.npy", lambda: few.decode(32, 0).pixels, builds)
     elif request.param == "perturbed":
         module, build = cache, "require_space"  # which each build asks once
-        found = Kind("pixels.npy", lambda: perturb.perturbed(split, perturb.EACH).pixels, builds)
+        found = Kind(
+            "pixels.npy",
+            lambda: perturb.perturb_split(split, perturb.ALL_PERTURBATIONS).pixels,
+            builds,
+        )
     else:
         config = RunConfig(**SMALL, weights=str(weights))
-        store = Features(Frozen(network.backbone(config), config.backbone), config, 0)
-        module, build = Features, "_compute"
+        store = FeatureCache(
+            FeatureExtractor(network.build_backbone(config), config.backbone), config, 0
+        )
+        module, build = FeatureCache, "_compute"
         found = Kind("features.npy", lambda: store.of(View(split), 0), builds)
     original = getattr(module, build)
 
@@ -224,7 +230,7 @@ def test_no_file_of_a_build_is_ours_and_all_of_a_folder_count(own_cache):
         (draft / "below").mkdir()
         (draft / "below" / "file").write_bytes(b"abc")
 
-    entry = cache.keep("pixels/1", build)
+    entry = cache.get_or_build("pixels/1", build)
     found = json.loads((entry / checksums.CHECKSUMS).read_text())
     assert found == {"below/file": [3, 0x352441C2]}  # CRC-32 of abc
     assert {it.name for it in entry.iterdir()} == {

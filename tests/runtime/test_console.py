@@ -5,13 +5,13 @@ import pytest
 from tests.support.terminal import watch
 
 TABLE = """
-from pneumo.runtime.console import table
+from pneumo.runtime.console import print_table
 fields = "dense_widths", "dropout", "augment_strength", "unfreeze_depth", "learning_rate"
 rows = [
     ("1003 best", "COMPLETE", "0.9877", "256-128-64", "0.254", "0.25", "2", "0.000338"),
     ("7", "FAIL", *[""] * 6),
 ]
-table("Study night", ("trial", "state", "val AUC", *fields), rows)
+print_table("Study night", ("trial", "state", "val AUC", *fields), rows)
 """
 
 

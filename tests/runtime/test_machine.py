@@ -9,9 +9,9 @@ import mlflow
 import pytest
 import yaml
 
-from pneumo.runtime.machine import gpus
+from pneumo.runtime.machine import visible_gpus
 from pneumo.tracking import runs
-from pneumo.tuning.launchers.local import share_of
+from pneumo.tuning.launchers.local import worker_environment
 from tests.support.commands import run_here
 from tests.support.paths import ROOT
 from tests.support.studies import until
@@ -80,7 +80,7 @@ def driver(request, monkeypatch) -> Driver:
 def test_gpus_are_what_the_driver_lists(driver, monkeypatch, visible, found):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpus() == found
+    assert visible_gpus() == found
     assert driver.open == 0
 
 
@@ -90,7 +90,12 @@ def test_the_package_that_finds_gpus_is_pinned():
 
 
 def test_each_worker_has_one_gpu(driver):
-    assert [share_of(it, 4)["CUDA_VISIBLE_DEVICES"] for it in range(4)] == ["0", "1", "0", "1"]
+    assert [worker_environment(it, 4)["CUDA_VISIBLE_DEVICES"] for it in range(4)] == [
+        "0",
+        "1",
+        "0",
+        "1",
+    ]
 
 
 @pytest.mark.parametrize(

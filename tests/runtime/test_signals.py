@@ -18,10 +18,10 @@ from tests.support.paths import ROOT
 def handlers(monkeypatch):
     numbers = signal.SIGINT, signal.SIGTERM, signal.SIGALRM
     before = {number: signal.getsignal(number) for number in numbers}
-    monkeypatch.setattr(signals, "LIMIT", 1)
-    signals.install()
+    monkeypatch.setattr(signals, "MAX_DELAY_SECONDS", 1)
+    signals.install_handlers()
     yield
-    signals.install()  # forgets what is still asked
+    signals.install_handlers()  # forgets what is still asked
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -32,10 +32,10 @@ def send(number: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_breaks_into_nothing_and_is_heard_by_the_next_check(number):
-    signals.check()
+    signals.raise_if_interrupted()
     send(number)
     with pytest.raises(KeyboardInterrupt):
-        signals.check()
+        signals.raise_if_interrupted()
     time.sleep(1.5)  # and that is all
 
 
@@ -48,7 +48,7 @@ def test_where_nothing_checks_it_breaks_in_after_a_while():
 def test_the_clean_up_is_left_in_peace_for_a_while(monkeypatch):
     send(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        signals.check()
+        signals.raise_if_interrupted()
     send(signal.SIGTERM)
     monkeypatch.setattr(signals._State, "deaf_until", 0.0)
     with pytest.raises(KeyboardInterrupt):  # at once: a person insists
@@ -63,10 +63,10 @@ class Destroyed:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_that_was_lost_comes_again():
-    signals.check()
+    signals.raise_if_interrupted()
     Destroyed()  # Python ignores what a destructor raises
     with pytest.raises(KeyboardInterrupt):
-        signals.check()
+        signals.raise_if_interrupted()
 
 
 def test_an_item_of_a_long_list_is_such_a_check():
@@ -89,7 +89,7 @@ def test_work_in_a_thread_returns():
         assert threading.get_ident() == main
         waited.set()
 
-    assert signals.in_own_thread(work, meanwhile) == "done"
+    assert signals.run_in_thread(work, meanwhile) == "done"
 
 
 @pytest.mark.parametrize("where", ["work", "meanwhile"])
@@ -101,13 +101,13 @@ def test_what_is_raised_comes_up_here(where):
 
     calls = {"work": lambda: ended.wait(10), "meanwhile": lambda: None, where: fail}
     with pytest.raises(ValueError, match="inside"):
-        signals.in_own_thread(**calls)
+        signals.run_in_thread(**calls)
     ended.set()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_does_not_wait_for_the_work(number, monkeypatch):
-    monkeypatch.setattr(signals, "LIMIT", 100)  # it is a check that handles the signal
+    monkeypatch.setattr(signals, "MAX_DELAY_SECONDS", 100)  # it is a check that handles the signal
     computed, ended = threading.Event(), threading.Event()
 
     def work():
@@ -116,7 +116,7 @@ def test_a_signal_does_not_wait_for_the_work(number, monkeypatch):
         ended.set()
 
     with pytest.raises(KeyboardInterrupt):
-        signals.in_own_thread(work)
+        signals.run_in_thread(work)
     assert not ended.is_set()
     computed.set()
     assert ended.wait(timeout=10)

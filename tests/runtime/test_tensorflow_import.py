@@ -11,7 +11,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from pneumo.runtime.tensorflow_import import quiet_if_well, uncollected
+from pneumo.runtime.tensorflow_import import gc_frozen_import, stderr_on_failure_only
 from tests.support.paths import ROOT
 
 # In place of TensorFlow: it aborts where the real one finds a processor too old for it
@@ -44,10 +44,10 @@ def test_why_a_gpu_that_is_asked_for_is_not_found_is_told(monkeypatch):
 
 def test_a_first_import_makes_nothing_that_collections_go_through():
     frozen = gc.get_freeze_count()
-    with uncollected("gc"):  # that is here, and garbage must not stay
+    with gc_frozen_import("gc"):  # that is here, and garbage must not stay
         assert gc.isenabled()
     assert gc.get_freeze_count() == frozen
-    with pytest.raises(ImportError), uncollected("one that is not here"):
+    with pytest.raises(ImportError), gc_frozen_import("one that is not here"):
         assert not gc.isenabled()
         raise ImportError
     assert gc.isenabled()
@@ -107,7 +107,7 @@ def test_native_code_is_heard_when_it_ends_badly(well, then, shown):
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
 def test_nothing_stays_of_what_waits_for_an_abort(error, capfd):
     files, processes = os.listdir("/dev/fd"), psutil.Process().children()
-    with suppress(ValueError, KeyboardInterrupt), quiet_if_well(lambda: True):
+    with suppress(ValueError, KeyboardInterrupt), stderr_on_failure_only(lambda: True):
         os.write(2, b"a line")
         if error:
             raise error

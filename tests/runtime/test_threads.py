@@ -14,12 +14,12 @@ import pytest
 from joblib import cpu_count
 from PIL import Image
 
-from pneumo.inference.batches import AHEAD, BATCH, in_batches, in_threads
+from pneumo.inference.batches import BATCH_SIZE, MAX_AHEAD, map_batches, map_in_threads
 from tests.support.commands import start
 from tests.support.paths import ROOT
 from tests.support.studies import until
 
-TAKEN = AHEAD * cpu_count()  # items that are at most taken before the caller has had a result
+TAKEN = MAX_AHEAD * cpu_count()  # items that are at most taken before the caller has had a result
 SOON = 15  # seconds to end after a signal, of which 3 are allowed and the rest is for slow machines
 
 
@@ -50,14 +50,14 @@ def test_results_come_in_the_order_of_the_items():
         return seconds
 
     seconds = [0.2, 0.0, 0.1, 0.0] * 5
-    assert list(in_threads(wait, iter(seconds))) == seconds
-    assert list(in_threads(wait, [])) == []
+    assert list(map_in_threads(wait, iter(seconds))) == seconds
+    assert list(map_in_threads(wait, [])) == []
 
 
 def test_only_so_many_items_are_taken_ahead_of_the_caller(calls):
     calls.go_on.set()
     numbers = iter(range(10_000))
-    results = in_threads(calls, numbers)
+    results = map_in_threads(calls, numbers)
     assert next(results) == 0
     assert next(numbers) == TAKEN + 1  # the generator has taken those before
     assert max(calls.begun) <= TAKEN
@@ -66,7 +66,7 @@ def test_only_so_many_items_are_taken_ahead_of_the_caller(calls):
 
 def test_an_exception_comes_at_its_place_and_ends_the_rest(calls):
     calls.go_on.set()
-    results = in_threads(calls, range(10_000))
+    results = map_in_threads(calls, range(10_000))
     assert [next(results) for _ in range(13)] == [number * number for number in range(13)]
     with pytest.raises(TimeoutError, match="thirteen"):
         next(results)
@@ -81,7 +81,7 @@ def test_what_is_queued_does_not_start_when_the_caller_stops(calls):
                 raise ZeroDivisionError
 
     calls.go_on.set()
-    results = in_threads(calls, range(10_000))
+    results = map_in_threads(calls, range(10_000))
     next(results)
     calls.go_on.clear()
     until(lambda: len(calls.begun) == len(set(calls.begun)) >= cpu_count())
@@ -94,9 +94,9 @@ def test_what_is_queued_does_not_start_when_the_caller_stops(calls):
 
 
 def test_batches_hold_the_same_rows_of_all_sequences():
-    rows = np.arange(2 * BATCH + 3)
-    batches = list(in_batches(lambda a, b: (a.tolist(), b), rows, [str(it) for it in rows]))
-    assert [len(a) for a, _ in batches] == [BATCH, BATCH, 3]
+    rows = np.arange(2 * BATCH_SIZE + 3)
+    batches = list(map_batches(lambda a, b: (a.tolist(), b), rows, [str(it) for it in rows]))
+    assert [len(a) for a, _ in batches] == [BATCH_SIZE, BATCH_SIZE, 3]
     assert [it for a, _ in batches for it in a] == rows.tolist()
     assert all(b == [str(it) for it in a] for a, b in batches)
 
@@ -104,28 +104,29 @@ def test_batches_hold_the_same_rows_of_all_sequences():
 # Each of these takes minutes
 ONE_ITEM = """
 import time
-from pneumo.inference.batches import in_threads
-work = in_threads(time.sleep, [300])
+from pneumo.inference.batches import map_in_threads
+work = map_in_threads(time.sleep, [300])
 """
 PROFILE = """
 import numpy as np
-from pneumo.evaluation.dataset_profile import _look
-from pneumo.inference.batches import in_batches
+from pneumo.evaluation.dataset_profile import _pixel_statistics
+from pneumo.inference.batches import map_batches
 
 
 
 
-work = in_batches(_look, np.broadcast_to(np.uint8(0), (2000, 3000, 3000)))
+
+work = map_batches(_pixel_statistics, np.broadcast_to(np.uint8(0), (2000, 3000, 3000)))
 """
 INTERRUPTED = """
 from pneumo.runtime import signals
-signals.install()
+signals.install_handlers()
 try:
     print("begun", flush=True)
     list(work)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
-signals.leave(1)
+signals.exit_process(1)
 """
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from pneumo.commands.tune import Outcome
+from pneumo.commands.tune import StudyResult
 from tests.support.studies import until
 
 FLAGS = (
@@ -46,7 +46,7 @@ def chromium() -> Iterator[Page]:
         yield page
 
 
-def walk(page: Page, address: str, outcome: Outcome, folder: Path) -> None:
+def walk(page: Page, address: str, outcome: StudyResult, folder: Path) -> None:
     """From the server's experiments to the registered model; a picture of each page in `folder`.
 
     Runs and model are those of `outcome`, the only study in its experiment. Fails where a page does
@@ -98,7 +98,7 @@ def trial_rows(page: Page) -> Locator:
     return row_of(page, re.compile(r"^trial \d+ · "))
 
 
-def see_study(page: Page, name: str, outcome: Outcome) -> None:
+def see_study(page: Page, name: str, outcome: StudyResult) -> None:
     """The run of the study: what it is, its trials, and how its winner does on test."""
     page.get_by_role("link", name=name).click()
     expect(page.get_by_role("heading", name=name)).to_be_visible()
@@ -152,7 +152,7 @@ def see_artifact(page: Page, name: str, artifact: str, words: str) -> None:
     expect(shown.get_by_text(words).first).to_be_visible()
 
 
-def see_model(page: Page, outcome: Outcome) -> None:
+def see_model(page: Page, outcome: StudyResult) -> None:
     """The registered model, its newest version the challenger; MLflow praises the page first."""
     page.get_by_role("link", name="Model registry").click()
     page.get_by_role("button", name="Try it now").click()
@@ -163,7 +163,7 @@ def see_model(page: Page, outcome: Outcome) -> None:
     expect(version.get_by_text("challenger")).to_be_visible()
 
 
-def see_version(page: Page, outcome: Outcome) -> None:
+def see_version(page: Page, outcome: StudyResult) -> None:
     """That version: where it comes from, and how it did on test."""
     page.get_by_role("link", name=f"Version {outcome.version}", exact=True).click()
     expect(page.get_by_role("heading", name=f"Version {outcome.version}")).to_be_visible()

@@ -11,7 +11,7 @@ from pneumo.runtime.cache_entries import release
 
 def make(name: str, size: int = 1000, used: int | None = None) -> Path:
     """An entry that no process uses, in the cache under that name."""
-    entry = cache.keep(name, lambda draft: (draft / "data").write_bytes(os.urandom(size)))
+    entry = cache.get_or_build(name, lambda draft: (draft / "data").write_bytes(os.urandom(size)))
     release(entry)
     if used is not None:
         os.utime(entry, (used, used))
@@ -20,4 +20,4 @@ def make(name: str, size: int = 1000, used: int | None = None) -> Path:
 
 def keep(name: str) -> Path:
     """One that is there: it must not be built."""
-    return cache.keep(name, pytest.fail)
+    return cache.get_or_build(name, pytest.fail)

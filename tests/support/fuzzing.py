@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from hypothesis import HealthCheck, settings
 
-from pneumo.inference.decode import UnreadableImage
-from pneumo.runtime.errors import LONGEST, Mistake, is_text, shown
+from pneumo.inference.decode import UnreadableImageError
+from pneumo.runtime.errors import MAX_MESSAGE_LENGTH, UserError, is_printable_text, quoted
 
 TIMES = int(os.environ.get("PNEUMO_FUZZ", "1"))
 
@@ -38,9 +38,13 @@ def result(call: Callable, *arguments) -> object:
     """What a call gives, or the refusal that it raises."""
     try:
         return call(*arguments)
-    except (Mistake, UnreadableImage) as refusal:
+    except (UserError, UnreadableImageError) as refusal:
         return refusal
 
 
 def is_one_line(message: str) -> bool:
-    return is_text(message) and len(message) <= LONGEST and message == shown(message, LONGEST)
+    return (
+        is_printable_text(message)
+        and len(message) <= MAX_MESSAGE_LENGTH
+        and message == quoted(message, MAX_MESSAGE_LENGTH)
+    )

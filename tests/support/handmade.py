@@ -8,9 +8,9 @@ from keras import layers
 from PIL import Image
 
 from pneumo.data.dataset import Dataset
-from pneumo.evaluation.metrics import calibration, evaluate_predictions
-from pneumo.inference.decode import DECODER
-from pneumo.inference.logits import predict_probabilities
+from pneumo.evaluation.metrics import calibration_metrics, evaluate_predictions
+from pneumo.inference.decode import DECODER_VERSION
+from pneumo.inference.logits import predict_proba
 from pneumo.tracking import model_files, models, registry, results, runs
 from pneumo.training.config import RunConfig
 
@@ -55,18 +55,18 @@ def run_of(half: str, dataset: Dataset, threshold: float = 0.3, **tags: str) -> 
     """A Keras run as `train` leaves it, of such a model: its id, and the model's address."""
     model, images = looking(half), dataset.decode(SIDE, 0)
     val = images.split("val")
-    probabilities = predict_probabilities(model, val.images)
+    probabilities = predict_proba(model, val.images)
     settings = {
         "threshold": threshold,
         "temperature": 1.0,
-        "val_uncalibrated": calibration(val.labels, probabilities),
+        "val_uncalibrated": calibration_metrics(val.labels, probabilities),
         "resize": "squash",
-        "decoder": DECODER,
+        "decoder": DECODER_VERSION,
     }
-    tags = runs.subject_tags("handmade", dataset) | tags
+    tags = runs.provenance_tags("handmade", dataset) | tags
     with runs.command_run("train", "handmade", tags) as parent:
         config = RunConfig(image_size=SIDE)
-        with runs.keras_run(parent, half, config, tags) as run_id:
+        with runs.trial_run(parent, half, config, tags) as run_id:
             results.log_epoch(run_id, 1, dict.fromkeys(("loss", "auc", "val_loss", "val_auc"), 0.5))
             results.log_evaluation("val", evaluate_predictions(val, probabilities, threshold))
             results.log_files(images)
@@ -74,7 +74,7 @@ def run_of(half: str, dataset: Dataset, threshold: float = 0.3, **tags: str) -> 
     return run_id, uri
 
 
-def register(made: tuple[str, str], name: str) -> models.Stored:
+def register(made: tuple[str, str], name: str) -> models.LoadedModel:
     """What `run_of` made as the next version of `name` and its challenger."""
     run_id, uri = made
-    return registry.register(run_id, model_files.load(uri), name)
+    return registry.register(run_id, model_files.load_model(uri), name)

@@ -14,10 +14,10 @@ from playwright.sync_api import Page
 from rich.console import Console
 
 from pneumo.commands.explore import explore_dataset
-from pneumo.commands.tune import Outcome, print_study, tune_and_register
+from pneumo.commands.tune import StudyResult, print_study, tune_and_register
 from pneumo.data.dataset import open_dataset
 from pneumo.experiment import load_experiment
-from pneumo.tuning.spec import Plan
+from pneumo.tuning.spec import StudySpec
 from tests.support.browser import WINDOW, chromium, walk
 from tests.support.services import mlflow_server
 from tests.support.stores import store_in
@@ -38,7 +38,7 @@ def main() -> None:
         folder = Path(name)
         server = mlflow_server(f"sqlite:///{folder}/runs.db", folder / "artifacts")
         with server as mlflows, store_in(folder, mlflows.address):
-            plan = Plan(load_experiment("tune"), open_dataset("sample"), {})
+            plan = StudySpec(load_experiment("tune"), open_dataset("sample"), {})
             outcome = tune_and_register(plan, trials=options.trials, model_name="pneumonia-sample")
             walk(page, mlflows.address, outcome, folder)
             for step, picture in STEPS.items():
@@ -51,7 +51,7 @@ def _keep(taken: Path, place: Path) -> None:
     Image.open(taken).convert("RGB").quantize(COLOURS).save(place, optimize=True)
 
 
-def _take_terminal(page: Page, outcome: Outcome, pictures: Path) -> None:
+def _take_terminal(page: Page, outcome: StudyResult, pictures: Path) -> None:
     """What is said at the end of a study."""
     console = Console(
         record=True, width=100, file=io.StringIO(), force_terminal=True, highlight=False
@@ -63,7 +63,7 @@ def _take_terminal(page: Page, outcome: Outcome, pictures: Path) -> None:
     _keep(pictures / "terminal.png", pictures / "terminal.png")
 
 
-def _take_pages(page: Page, outcome: Outcome, folder: Path, pictures: Path) -> None:
+def _take_pages(page: Page, outcome: StudyResult, folder: Path, pictures: Path) -> None:
     """The pages that pneumo makes, each as a file."""
     explore_dataset(open_dataset("sample"))
     [explored] = mlflow.search_runs(

@@ -46,7 +46,7 @@ def store_in(folder: Path, tracking_uri: str = "") -> Iterator:
 
     from pneumo.tracking import session
 
-    session.set_up()
+    session.configure_mlflow()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")

@@ -10,12 +10,12 @@ import mlflow
 import optuna
 import pandas as pd
 
-from pneumo.commands.tune import Outcome, tune_and_register
+from pneumo.commands.tune import StudyResult, tune_and_register
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.tracking import model_files, results, study_runs
 from pneumo.training.config import RunConfig
 from pneumo.tuning.launchers import worker_process
-from pneumo.tuning.spec import Plan
+from pneumo.tuning.spec import StudySpec
 from tests.support import environment  # noqa: F401
 from tests.support.paths import ROOT
 
@@ -48,8 +48,8 @@ EVIDENCE = {
 EPOCH = {"epoch/loss", "epoch/auc", "epoch/val_loss", "epoch/val_auc"}
 
 
-def run_study(sample, **options) -> Outcome:
-    plan = Plan(TINY, sample, options.pop("fixed", {}))
+def run_study(sample, **options) -> StudyResult:
+    plan = StudySpec(TINY, sample, options.pop("fixed", {}))
     return tune_and_register(plan, **{"trials": 2, "model_name": "pneumonia-sample", **options})
 
 
@@ -59,7 +59,7 @@ def let_workers_load(monkeypatch, folder: Path, experiment: str) -> None:
     It may import nothing of `tests`, which takes MLflow's variables from a worker's environment.
     """
     lay_out_project(folder, "tiny", experiment)
-    monkeypatch.setattr(worker_process, "PROJECT", folder)
+    monkeypatch.setattr(worker_process, "PROJECT_ROOT", folder)
 
 
 def lay_out_project(folder: Path, name: str, experiment: str) -> None:
@@ -78,7 +78,7 @@ def children(client, outcome_or_id) -> list:
     parent = getattr(outcome_or_id, "study", None)
     parent = parent.user_attrs["run_id"] if parent else outcome_or_id
     below = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`pneumo.kind` = 'trial'"
-    runs = client.search_runs(["0"], below, max_results=study_runs.MOST)
+    runs = client.search_runs(["0"], below, max_results=study_runs.MAX_RESULTS)
     return sorted(runs, key=lambda run: int(run.data.tags["optuna.trial_number"]))
 
 
@@ -144,7 +144,7 @@ def disagreements(client, trial: optuna.trial.FrozenTrial, runs: list) -> Iterat
 
 def loads(trial: optuna.trial.FrozenTrial) -> bool:
     """Whether a complete trial's model can be loaded and used."""
-    return model_files.load(trial.user_attrs["model_uri"]).settings["threshold"] > 0
+    return model_files.load_model(trial.user_attrs["model_uri"]).settings["threshold"] > 0
 
 
 def until(true) -> None:

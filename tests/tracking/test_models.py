@@ -3,7 +3,7 @@
 import mlflow
 import pytest
 
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from pneumo.tracking import models
 
 pytestmark = pytest.mark.slow
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
     ],
 )
 def test_a_model_that_is_not_there(study, address, message):
-    with pytest.raises(Mistake, match="model must be models:/NAME@ALIAS") as caught:
-        models.find(address)
+    with pytest.raises(UserError, match="model must be models:/NAME@ALIAS") as caught:
+        models.find_model(address)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -34,5 +34,7 @@ def test_another_ones_model_is_refused(study):
         info = mlflow.pyfunc.log_model(name="other", python_model=Other(), pip_requirements=[])
     mlflow.register_model(info.model_uri, "other")
     for address in (info.model_uri, "models:/other/1"):
-        with pytest.raises(Mistake, match=f"must be one that pneumo made: '{address}' is another"):
-            models.find(address)
+        with pytest.raises(
+            UserError, match=f"must be one that pneumo made: '{address}' is another"
+        ):
+            models.find_model(address)

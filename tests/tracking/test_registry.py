@@ -12,9 +12,9 @@ from mlflow.exceptions import MlflowException
 from pneumo.commands.promote import promote_version, roll_back
 from pneumo.data.dataset import open_dataset
 from pneumo.runtime import cache
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from pneumo.tracking import evaluations, model_files, models
-from pneumo.tracking.runs import command_run, subject_tags
+from pneumo.tracking.runs import command_run, provenance_tags
 from tests.support.commands import run, run_here, start
 from tests.support.decisions import COMPARED, aliases, last_promotion
 from tests.support.handmade import register, run_of, write_images
@@ -154,7 +154,7 @@ def test_what_a_version_says(client, images, runs, name):
         "pneumo.data_digest": images[0].digest,
         "pneumo.synthetic": "false",
         **{f"val_{it}": str(trial.data.metrics[f"val_{it}"]) for it in shown},
-        "pneumo.model_digest": model_files.digest(
+        "pneumo.model_digest": model_files.model_digest(
             Path(mlflow.artifacts.download_artifacts(f"models:/{stored.model_id}"))
         ),
         **({"pneumo.git_commit": commit} if commit else {}),
@@ -210,8 +210,8 @@ def test_files_that_were_changed_are_refused_unopened(client, images, runs, name
         f"the files of {name} version 1 must be those that were registered, digest {before}: they"
     )
     assert aliases(client, name) == {"challenger": 1}
-    with pytest.raises(models.Tampered, match="do not use this version"):
-        models.find(f"models:/{name}@challenger")
+    with pytest.raises(models.ModelTamperedError, match="do not use this version"):
+        models.find_model(f"models:/{name}@challenger")
 
 
 def test_a_champion_whose_files_and_evaluation_are_gone(client, images, runs, name):
@@ -226,19 +226,21 @@ def test_a_champion_whose_files_and_evaluation_are_gone(client, images, runs, na
     assert "they are missing; do not use this version" in decision.champion_vacant
     assert last_promotion(client, name).data.tags["pneumo.champion_vacant"]
     assert aliases(client, name) == {"challenger": 2, "champion": 2, "previous": 1}
-    with pytest.raises(models.Tampered, match="they are missing; do not use this version"):
+    with pytest.raises(
+        models.ModelTamperedError, match="they are missing; do not use this version"
+    ):
         roll_back(name)
 
 
 def test_mistakes(client, images, runs, name):
-    with pytest.raises(Mistake, match="must be a registered model in .*got 'nobody'"):
+    with pytest.raises(UserError, match="must be a registered model in .*got 'nobody'"):
         promote_version("nobody", "challenger", images[0], "test", 0.02)
     register(runs["good"], name)
-    with pytest.raises(Mistake, match="got 'second', which no version has; the model of a study"):
+    with pytest.raises(UserError, match="got 'second', which no version has; the model of a study"):
         promote_version(name, "second", images[0], "test", 0.02)
-    with pytest.raises(Mistake, match="has the versions 1: got 7"):
+    with pytest.raises(UserError, match="has the versions 1: got 7"):
         promote_version(name, "7", images[0], "test", 0.02)
-    with pytest.raises(Mistake, match="rollback needs a version that has been champion"):
+    with pytest.raises(UserError, match="rollback needs a version that has been champion"):
         roll_back(name)
     assert aliases(client, name) == {"challenger": 1}
     assert not client.search_runs(["0"], f"tags.`pneumo.model` = '{name}'")
@@ -306,14 +308,14 @@ def test_an_evaluation_is_found_by_model_data_and_split(client, images, runs, na
 
 def test_an_evaluation_that_was_cut_off_is_not_taken_for_one(client, images):
     def evaluate(model_id: str, fails: bool) -> None:
-        with evaluations.evaluating("a model", model_id, "test", external=False):
+        with evaluations.tag_evaluation("a model", model_id, "test", external=False):
             if fails:
                 raise RuntimeError
 
     def found(model_id: str) -> str | None:
         return evaluations.find_evaluation(model_id, images[0].digest, "test")
 
-    with command_run("study", "handmade", subject_tags("handmade", images[0])) as run_id:
+    with command_run("study", "handmade", provenance_tags("handmade", images[0])) as run_id:
         evaluate("m-first", fails=False)
         assert found("m-first") == run_id
         with pytest.raises(RuntimeError):

@@ -15,9 +15,9 @@ import pytest
 
 from pneumo.commands.tune import tune_and_register
 from pneumo.experiment import Experiment
-from pneumo.runtime.errors import Mistake, StudyStopped, without_passwords
+from pneumo.runtime.errors import StudyFailedError, UserError, redact_passwords
 from pneumo.tracking import runs, session
-from pneumo.tuning.spec import Plan
+from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import open_storage
 from tests.support.commands import run, run_here
 from tests.support.services import free_port, mlflow_server, postgresql
@@ -57,17 +57,17 @@ SECRETS = [
     ],
 )
 def test_what_stands_in_addresses_is_hidden(said, shown):
-    assert without_passwords(said) == shown
-    assert str(Mistake(said)) == shown
+    assert redact_passwords(said) == shown
+    assert str(UserError(said)) == shown
 
 
 def test_a_mistake_is_one_line_that_controls_no_terminal():
-    assert str(Mistake("got 'a\r\n\x1b[2Jb'  c")) == "got 'a \\x1b[2Jb'  c"
+    assert str(UserError("got 'a\r\n\x1b[2Jb'  c")) == "got 'a \\x1b[2Jb'  c"
 
 
 def test_half_a_password_is_not_taken_for_the_host(monkeypatch):
     monkeypatch.setenv("PNEUMO_STORAGE", "postgresql://me:half@other@127.0.0.1:1/x")
-    with pytest.raises(Mistake, match="must name a database by a URL with one @") as raised:
+    with pytest.raises(UserError, match="must name a database by a URL with one @") as raised:
         open_storage()
     assert "half" not in str(raised.value)
     assert "other" not in str(raised.value)
@@ -198,12 +198,12 @@ def guarded(monkeypatch) -> Iterator[str]:
 def test_the_password_of_mlflows_server_leaves_the_address(guarded):
     mlflow.set_tracking_uri(_with(guarded, READER, WORD))
     session.connect()
-    assert mlflow.get_tracking_uri() == guarded == session.store()
+    assert mlflow.get_tracking_uri() == guarded == session.tracking_address()
 
 
 def test_a_server_that_does_not_know_the_password(guarded):
     mlflow.set_tracking_uri(_with(guarded, READER, f"{WORD}-not"))
-    with pytest.raises(Mistake) as raised:
+    with pytest.raises(UserError) as raised:
         session.connect()
     assert str(raised.value) == (
         f"MLflow's server at {guarded} must be given a user and a password that it knows: "
@@ -222,8 +222,8 @@ def test_an_error_that_holds_an_address_is_kept_without_its_password(
             raise RuntimeError(f"cannot reach {address}")
         return TINY.suggest(trial, base)
 
-    plan = Plan(Experiment("tiny", BASE, failing), sample, {})
-    with pytest.raises(StudyStopped) as stopped:
+    plan = StudySpec(Experiment("tiny", BASE, failing), sample, {})
+    with pytest.raises(StudyFailedError) as stopped:
         tune_and_register(plan, trials=2, model_name="none", name="s")
     shown = f"cannot reach postgresql://{USER}:***@127.0.0.1:"
     assert shown in str(stopped.value)

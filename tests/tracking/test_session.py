@@ -4,7 +4,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from pneumo.tracking import runs, session
 from tests.support.services import free_port
 
@@ -12,21 +12,21 @@ PASSWORD = "open-sesame"
 
 
 def test_a_run_is_missing_only_if_the_store_says_so(store, monkeypatch):
-    assert not runs.exists("0" * 32)
+    assert not runs.run_exists("0" * 32)
 
     def fail(run_id):
         raise MlflowException("the server is away")
 
     monkeypatch.setattr(mlflow, "get_run", fail)
     with pytest.raises(MlflowException, match="the server is away"):
-        runs.exists("0" * 32)
+        runs.run_exists("0" * 32)
 
 
 def test_a_server_of_mlflow_that_is_not_there(monkeypatch):
     for name in ("USERNAME", "PASSWORD"):  # which are set on the way
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
     mlflow.set_tracking_uri(f"http://me:{PASSWORD}@127.0.0.1:{free_port()}")
-    with pytest.raises(Mistake) as raised:
+    with pytest.raises(UserError) as raised:
         session.connect()
     assert str(raised.value).startswith(
         "MLFLOW_TRACKING_URI must name a server that answers: http://127.0.0.1:"
@@ -37,7 +37,7 @@ def test_a_server_of_mlflow_that_is_not_there(monkeypatch):
 def test_a_wait_for_mlflow_says_so(monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
-    session.set_up()
+    session.configure_mlflow()
     before = mlflow.get_tracking_uri()
     address = f"http://127.0.0.1:{free_port()}"
     mlflow.set_tracking_uri(address)

@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.distributions import json_to_distribution
 
-from pneumo.evaluation.metrics import score
+from pneumo.evaluation.metrics import compute_metrics
 from pneumo.tracking import results
 from pneumo.training.config import RunConfig
 from pneumo.tuning.storage import open_storage
@@ -110,7 +110,9 @@ def test_what_is_stored_agrees_with_itself(study, client, sample):
         )
         metrics = run.data.metrics
         threshold = metrics[f"{split}_threshold"]
-        again = score(table["label"].to_numpy(), table["probability"].to_numpy(), threshold)
+        again = compute_metrics(
+            table["label"].to_numpy(), table["probability"].to_numpy(), threshold
+        )
         assert again == pytest.approx(
             {name: metrics[f"{split}_{name}"] for name in METRICS}, abs=1e-12, nan_ok=True
         )

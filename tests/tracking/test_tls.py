@@ -5,7 +5,7 @@ import os
 import mlflow
 import pytest
 
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from pneumo.tracking import session
 from pneumo.tuning.launchers import ray
 from tests.support.commands import run, run_here
@@ -76,7 +76,7 @@ def test_what_is_not_trusted_is_said_in_a_line(
     with serving({"/version": b"3"}) as server:
         server.encrypt(authority.server, authority.own if asks else None)
         mlflow.set_tracking_uri(server.address)
-        with pytest.raises(Mistake) as raised:
+        with pytest.raises(UserError) as raised:
             session.connect()
     mlflow.set_tracking_uri(None)
     said = str(raised.value)
@@ -161,7 +161,7 @@ def test_a_cluster_gets_what_opens_the_stores_and_nothing_else(monkeypatch):
         "HOME": "/of/this/machine",
         "LAWS_": "",
     }
-    for name in [name for name in os.environ if name.startswith(ray.STORES)]:
+    for name in [name for name in os.environ if name.startswith(ray.STORE_VARIABLES)]:
         monkeypatch.delenv(name)
     for name, value in {**passed, **kept}.items():
         monkeypatch.setenv(name, value)

@@ -19,8 +19,12 @@ def test_the_winner_alone_is_registered_as_challenger(study, client):
     assert version.run_id == best.user_attrs["run_id"]
     trial, test = client.get_run(version.run_id), client.get_run(study.study.user_attrs["run_id"])
     expected = {key: tags(trial)[key] for key in {*SUBJECT, "pneumo.study", "optuna.trial_number"}}
-    expected |= {f"val_{it}": str(trial.data.metrics[f"val_{it}"]) for it in registry.TOLD}
-    expected |= {f"test_{it}": str(test.data.metrics[f"test_{it}"]) for it in registry.TOLD}
+    expected |= {
+        f"val_{it}": str(trial.data.metrics[f"val_{it}"]) for it in registry.DESCRIBED_METRICS
+    }
+    expected |= {
+        f"test_{it}": str(test.data.metrics[f"test_{it}"]) for it in registry.DESCRIBED_METRICS
+    }
     expected |= {"pneumo.evaluation_run": test.info.run_id, "pneumo.test_evaluations": "1"}
     assert set(version.tags) - set(expected) <= {"pneumo.model_digest", "pneumo.git_commit"}
     assert {key: version.tags[key] for key in expected} == expected
@@ -62,7 +66,7 @@ def test_the_models_of_the_best_trials_alone_are_kept(store, sample):
     best = [trial.user_attrs["model_uri"] for trial in ranked[:2]]
     assert kept() == {version.source, *best}
     for address in kept():
-        assert model_files.load(address).settings["resize"] == "squash"
+        assert model_files.load_model(address).settings["resize"] == "squash"
     run_study(sample, trials=4, name="night", keep_models=1)
     assert kept() == {version.source, best[0]}
     # a trial keeps its run with all else that it found
@@ -72,7 +76,7 @@ def test_the_models_of_the_best_trials_alone_are_kept(store, sample):
 
 def test_registering_again_moves_the_challenger(store, sample):
     best = run_study(sample, trials=1).study.best_trial
-    model = model_files.load(best.user_attrs["model_uri"])
+    model = model_files.load_model(best.user_attrs["model_uri"])
     again = registry.register(best.user_attrs["run_id"], model, "pneumonia-sample")
     assert (again.title, again.trial.info.run_id) == (
         "pneumonia-sample version 2",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pneumo.training.augment import CHANCES, Variation, augment, chances
+from pneumo.training.augment import N_FACTORS, AugmentationConfig, augment, sample_factors
 
 
 def images(count: int = 4) -> tf.Tensor:
@@ -12,7 +12,9 @@ def images(count: int = 4) -> tf.Tensor:
 
 
 def varied(batch, *variation, seed=(1, 2)) -> np.ndarray:
-    return augment(batch, Variation(*variation), tf.constant(chances(len(batch), *seed))).numpy()
+    return augment(
+        batch, AugmentationConfig(*variation), tf.constant(sample_factors(len(batch), *seed))
+    ).numpy()
 
 
 def test_strength_0_is_exactly_the_identity():
@@ -28,18 +30,18 @@ def test_uint8_in_and_out_each_image_its_own_way():
 
 def test_an_image_varies_as_its_own_chance_says_whatever_the_batch():
     whole = varied(images(), 1, 0.5, True)
-    chance = tf.constant(chances(4, 1, 2))
+    chance = tf.constant(sample_factors(4, 1, 2))
     for at in ([2], [3, 0]):
         part = augment(
-            tf.gather(images(), at), Variation(1, 0.5, True), tf.gather(chance, at)
+            tf.gather(images(), at), AugmentationConfig(1, 0.5, True), tf.gather(chance, at)
         ).numpy()
         assert np.array_equal(part, whole[at])
 
 
 def test_no_chance_changes_nothing():
-    neutral = tf.zeros([4, CHANCES])
+    neutral = tf.zeros([4, N_FACTORS])
     assert np.array_equal(
-        augment(images(), Variation(1, 0, True), neutral).numpy(), images().numpy()
+        augment(images(), AugmentationConfig(1, 0, True), neutral).numpy(), images().numpy()
     )
 
 
@@ -68,10 +70,10 @@ def test_the_centre_stays_and_the_rest_turns_by_36_degrees_at_most():
         assert abs(np.degrees(np.arctan2(y[outer].mean(), x[outer].mean()))) <= 36 + 2
 
 
-def seen(variation: Variation, **chance: float) -> np.ndarray:
+def seen(variation: AugmentationConfig, **chance: float) -> np.ndarray:
     """What is left of an image whose pixels say where they are: columns, then rows."""
     place = {"size": 3, "x": 4, "y": 5, "ratio": 6}
-    drawn = np.zeros((2, CHANCES), np.float32)
+    drawn = np.zeros((2, N_FACTORS), np.float32)
     for name, value in chance.items():
         drawn[:, place[name]] = value
     ramp = np.arange(101, dtype=np.uint8)
@@ -94,7 +96,7 @@ def seen(variation: Variation, **chance: float) -> np.ndarray:
     ],
 )
 def test_a_crop_lies_within_the_image_where_chance_puts_it(chance, columns, rows):
-    found = seen(Variation(0, 0.4), **chance)
+    found = seen(AugmentationConfig(0, 0.4), **chance)
     assert found[0] == pytest.approx(np.linspace(*columns, 101), abs=0.5)
     assert found[1] == pytest.approx(np.linspace(*rows, 101), abs=0.5)
 

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from pneumo.training.config import RunConfig
 
 
@@ -58,7 +58,7 @@ def test_is_frozen():
     ],
 )
 def test_a_bad_value_is_named_in_one_line(field, value):
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as mistake:
         RunConfig().override({field: value})
     message = str(mistake.value)
     assert message.startswith(f"{field} must be {RunConfig.model_fields[field].description}")
@@ -79,7 +79,7 @@ def test_a_bad_value_is_named_in_one_line(field, value):
     ],
 )
 def test_what_must_fit_the_backbone(values, rule):
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as mistake:
         RunConfig().override(values)
     assert str(mistake.value) == rule
 
@@ -95,11 +95,13 @@ def test_weights_are_shown_by_name_and_content(tmp_path):
 
 
 def test_an_unknown_field_is_refused_with_the_known_ones():
-    with pytest.raises(Mistake, match="'dropot' is no field of a run; the fields are: backbone, "):
+    with pytest.raises(
+        UserError, match="'dropot' is no field of a run; the fields are: backbone, "
+    ):
         RunConfig().override({"dropot": "0.4"})
 
 
 @pytest.mark.parametrize("value", [None, 7, ["a"]])
 def test_weights_of_another_type_are_refused(value):
-    with pytest.raises(Mistake, match="weights must be none "):
+    with pytest.raises(UserError, match="weights must be none "):
         RunConfig().override({"weights": value})

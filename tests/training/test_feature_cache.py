@@ -7,20 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pneumo.data.dataset import Images, Split, open_dataset
-from pneumo.runtime.cache_entries import place
+from pneumo.data.dataset import DecodedDataset, Split, open_dataset
+from pneumo.runtime.cache_entries import cache_path
 from pneumo.training import feature_cache, network
-from pneumo.training.augment import Variation, augment, chances
+from pneumo.training.augment import AugmentationConfig, augment, sample_factors
 from pneumo.training.backbones import BACKBONES
 from pneumo.training.config import RunConfig
-from pneumo.training.feature_cache import ARRAY, Features, Frozen, View
+from pneumo.training.feature_cache import ARRAY_FILE, FeatureCache, FeatureExtractor, View
 from tests.support.features import features_of, few_images, small_config, stored
 from tests.support.paths import ROOT
 from tests.support.weights import SMALL
 
 
 @pytest.fixture(scope="module")
-def images(sample) -> Images:
+def images(sample) -> DecodedDataset:
     """Few images, at 32 pixels."""
     return few_images(sample)
 
@@ -35,10 +35,15 @@ def config(weights, own_cache) -> RunConfig:
 @pytest.mark.parametrize("deepest", [0, 4])
 def test_what_is_stored_is_what_the_network_gives(config, images, depth, deepest):
     split, store = images.split("train"), features_of(config, deepest)
-    backbone = network.backbone(config)
-    lower = network.between(backbone, "mobilenet", BACKBONES["mobilenet"].blocks, depth)
-    varied = augment(split.images, Variation(0.5), chances(len(split.labels), 1)).numpy()
-    for view, inputs in ((View(split), split.images), (View(split, Variation(0.5), 1), varied)):
+    backbone = network.build_backbone(config)
+    lower = network.submodel_between(backbone, "mobilenet", BACKBONES["mobilenet"].blocks, depth)
+    varied = augment(
+        split.images, AugmentationConfig(0.5), sample_factors(len(split.labels), 1)
+    ).numpy()
+    for view, inputs in (
+        (View(split), split.images),
+        (View(split, AugmentationConfig(0.5), 1), varied),
+    ):
         found = store.of(view, depth)
         assert (found.dtype, found.flags.writeable) == (np.float32, False)
         assert found == pytest.approx(lower.predict(inputs, verbose=0), abs=1e-5)
@@ -49,8 +54,8 @@ def test_a_higher_cut_starts_from_a_stored_lower_one(config, images, own_cache):
     expected = np.array(features_of(config).of(View(split), 0))
     store = features_of(config, deepest=2)
     store.of(View(split), 2)
-    cache_of_0 = place(store.name(View(split), 0))
-    (cache_of_0 / ARRAY).unlink()
+    cache_of_0 = cache_path(store.name(View(split), 0))
+    (cache_of_0 / ARRAY_FILE).unlink()
     black = replace(split, pixels=np.zeros_like(split.pixels))  # of the same files
     assert np.array_equal(store.of(View(black), 0), expected)
 
@@ -62,7 +67,7 @@ def test_what_is_computed_from_pixels_is_kept_at_the_deepest_cut_too(config, ima
 
 def test_multiply_adds_are_those_of_the_layers_below_a_cut():
     config = RunConfig(**SMALL)
-    frozen = Frozen(network.backbone(config), config.backbone)
+    frozen = FeatureExtractor(network.build_backbone(config), config.backbone)
     # 16 × 16 places: 3 × 3 kernels from 3 to 8 channels, then on each of 8, then 8 to 16 by 1 × 1
     assert frozen.multiply_adds(12) == 16 * 16 * (3 * 3 * 3 * 8 + 3 * 3 * 8 + 8 * 16)
     assert frozen.feature_bytes(12) == 16 * 16 * 16 * 4
@@ -87,13 +92,13 @@ def name(config: RunConfig, split: Split, depth: int = 1, **view) -> str:
 
 def test_the_key_changes_with_each_ingredient(config, images, sample, monkeypatch):
     split = images.split("train")
-    first = {"variation": Variation(0.5), "number": 0}
+    first = {"variation": AugmentationConfig(0.5), "number": 0}
     names = [name(config, split, **first)]
     names.append(name(config, split, 0, **first))
-    names.append(name(config, split, variation=Variation(0.75), number=0))
-    names.append(name(config, split, variation=Variation(0.5, 0.5), number=0))
-    names.append(name(config, split, variation=Variation(0.5, 0, True), number=0))
-    names.append(name(config, split, variation=Variation(0.5), number=1))
+    names.append(name(config, split, variation=AugmentationConfig(0.75), number=0))
+    names.append(name(config, split, variation=AugmentationConfig(0.5, 0.5), number=0))
+    names.append(name(config, split, variation=AugmentationConfig(0.5, 0, True), number=0))
+    names.append(name(config, split, variation=AugmentationConfig(0.5), number=1))
     names.append(name(config, images.split("val"), **first))
     names.append(name(config, replace(split, rows=split.rows[::-1]), **first))
     names.append(name(config.override({"image_size": 64}), split, **first))
@@ -102,10 +107,10 @@ def test_the_key_changes_with_each_ingredient(config, images, sample, monkeypatc
     names.append(name(config.override({"weights": "none", "seed": 1}), split, **first))
     padded = images.dataset.decode(32, 0, "pad").split("train")
     names.append(name(config, padded, **first))
-    monkeypatch.setattr("pneumo.data.pixels.DECODER", 99)
+    monkeypatch.setattr("pneumo.data.pixels.DECODER_VERSION", 99)
     names.append(name(config, images.dataset.decode(32, 0).split("train"), **first))
     monkeypatch.undo()
-    monkeypatch.setattr(feature_cache, "AUGMENTATION", 99)
+    monkeypatch.setattr(feature_cache, "AUGMENTATION_VERSION", 99)
     names.append(name(config, split, **first))
     monkeypatch.undo()
     monkeypatch.setitem(BACKBONES, "mobilenet", replace(BACKBONES["mobilenet"], offset=-0.5))
@@ -130,10 +135,10 @@ def test_the_key_changes_with_nothing_else(config, images, tmp_path, weights):
 
 
 def test_weights_above_the_cut_do_not_count(config, images):
-    view, backbone = View(images.split("val")), network.backbone(config)
+    view, backbone = View(images.split("val")), network.build_backbone(config)
 
     def names() -> list[str]:
-        store = Features(Frozen(backbone, "mobilenet"), config, 0)
+        store = FeatureCache(FeatureExtractor(backbone, "mobilenet"), config, 0)
         return [store.name(view, depth) for depth in range(3)]
 
     before = names()
@@ -150,8 +155,8 @@ from dataclasses import replace
 from pneumo.data.dataset import open_dataset
 from pneumo.training import network
 from pneumo.training.config import RunConfig
-from pneumo.training.feature_cache import Features
-from pneumo.training.feature_cache import Frozen
+from pneumo.training.feature_cache import FeatureCache
+from pneumo.training.feature_cache import FeatureExtractor
 from pneumo.training.feature_cache import View
 
 
@@ -172,8 +177,13 @@ from pneumo.training.feature_cache import View
 
 
 
+
+
+
+
+
 config = RunConfig(**{config})
-compute = Features._compute
+compute = FeatureCache._compute
 
 def told(*given):
     print("computing", flush=True)
@@ -183,8 +193,8 @@ def told(*given):
         os.kill(os.getpid(), signal.SIGKILL)
     return compute(*given)
 
-Features._compute = told
-store = Features(Frozen(network.backbone(config), config.backbone), config, 0)
+FeatureCache._compute = told
+store = FeatureCache(FeatureExtractor(network.build_backbone(config), config.backbone), config, 0)
 split = open_dataset("sample").decode(32, 0).split("train")
 print("ready", flush=True)
 sys.stdin.readline()
@@ -224,9 +234,9 @@ def test_a_killed_writer_leaves_nothing_that_is_believed(config, own_cache, samp
     process = asking(config, die=True)
     assert process.communicate("\n")[0] == "computing\n"
     [draft] = own_cache.glob("features/.*.draft")
-    assert (draft / ARRAY).read_bytes() == b"half"
+    assert (draft / ARRAY_FILE).read_bytes() == b"half"
     split = open_dataset("sample").decode(32, 0).split("train")
     found = features_of(config).of(View(split), 0)
-    backbone = network.backbone(config)
+    backbone = network.build_backbone(config)
     assert found == pytest.approx(backbone.predict(split.images, verbose=0), abs=1e-5)
     assert not draft.exists()

@@ -5,22 +5,22 @@ import pytest
 from scipy.special import expit
 
 from pneumo.commands.tune import tune_and_register
-from pneumo.data.dataset import Images
-from pneumo.data.perturb import EACH, perturbed
+from pneumo.data.dataset import DecodedDataset
+from pneumo.data.perturb import ALL_PERTURBATIONS, perturb_split
 from pneumo.experiment import Experiment
-from pneumo.inference.logits import predict_probabilities
+from pneumo.inference.logits import predict_proba
 from pneumo.runtime.cache_entries import _held
 from pneumo.training import feature_cache, input_pipeline
 from pneumo.training.config import RunConfig
-from pneumo.training.feature_cache import ARRAY, Features
+from pneumo.training.feature_cache import ARRAY_FILE, FeatureCache
 from pneumo.training.train import train
-from pneumo.tuning.spec import Plan
+from pneumo.tuning.spec import StudySpec
 from tests.support.features import few_images, small_config, stored
 from tests.support.weights import SMALL
 
 
 @pytest.fixture(scope="module")
-def images(sample) -> Images:
+def images(sample) -> DecodedDataset:
     """Few images, at 32 pixels."""
     return few_images(sample)
 
@@ -58,7 +58,7 @@ def test_the_room_for_a_run_is_what_it_will_store(config, images, own_cache, mon
     assert sizes.keys() >= folders.keys()
     assert len(sizes) - len(folders) <= 5  # views that only other runs need
     for name, folder in folders.items():
-        assert sizes[name] == np.load(folder / ARRAY, mmap_mode="r").nbytes
+        assert sizes[name] == np.load(folder / ARRAY_FILE, mmap_mode="r").nbytes
 
 
 def test_a_run_lets_go_of_its_features_when_it_ends(config, images, own_cache):
@@ -99,7 +99,7 @@ def test_a_view_is_computed_when_an_epoch_first_needs_it(config, images, own_cac
 
 def test_another_run_computes_nothing_again(config, images, own_cache, monkeypatch):
     train(config, images)
-    monkeypatch.setattr(Features, "_compute", None)
+    monkeypatch.setattr(FeatureCache, "_compute", None)
     train(config.override({"seed": 3, "dropout": 0.1, "dense_widths": "none"}), images)
 
 
@@ -118,7 +118,7 @@ def test_features_of_random_weights_go_with_their_run(config, images, own_cache)
 
 
 def test_where_nothing_is_frozen_every_epoch_has_its_own_variation(images, own_cache, monkeypatch):
-    monkeypatch.setattr(input_pipeline, "view_of", None)
+    monkeypatch.setattr(input_pipeline, "view_for_epoch", None)
     config = RunConfig(image_size=32, epochs=2, unfreeze_depth=2)
     train(config, images)
     assert stored(own_cache) == []
@@ -135,17 +135,17 @@ def test_stored_or_not_training_is_the_same(config, images, backbone, depth):
         config = config.override({"backbone": backbone, "alpha": 1, "weights": "none"})
     computed = []
     with pytest.MonkeyPatch.context() as patch:
-        compute = Features._compute
-        patch.setattr(Features, "_compute", lambda *given: computed.append(compute(*given)))
+        compute = FeatureCache._compute
+        patch.setattr(FeatureCache, "_compute", lambda *given: computed.append(compute(*given)))
         on = train(config, images)
     off = train(config.override({"feature_cache": "off"}), images)
     assert computed  # else both would be the same thing
     assert on.best_epochs == off.best_epochs
     assert expit(on.val_logits) == pytest.approx(expit(off.val_logits), abs=1e-3)
     # the whole model, put together again, is what was trained above the cut
-    whole = predict_probabilities(on.model, images.split("val").images)
+    whole = predict_proba(on.model, images.split("val").images)
     assert whole == pytest.approx(expit(on.val_logits), abs=1e-5)
-    whole = predict_probabilities(on.model, perturbed(images.split("val"), EACH).images)
+    whole = predict_proba(on.model, perturb_split(images.split("val"), ALL_PERTURBATIONS).images)
     assert whole == pytest.approx(expit(on.perturbed_logits), abs=1e-5)
 
 
@@ -156,7 +156,7 @@ def test_what_does_not_fit_on_the_disk_trains_the_same_without(
     expected = train(config, images)
     assert capsys.readouterr().out == ""
     for folder in own_cache.glob("features/*"):
-        (folder / ARRAY).unlink()
+        (folder / ARRAY_FILE).unlink()
     monkeypatch.setenv("PNEUMO_CACHE_GIB", "0")
     found = train(config, images)
     assert expit(found.val_logits) == pytest.approx(expit(expected.val_logits), abs=1e-3)
@@ -172,6 +172,6 @@ def test_a_study_shares_its_deepest_cut(store, sample, weights, own_cache):
         return base.override({"unfreeze_depth": trial.suggest_int("unfreeze_depth", 0, 5)})
 
     tune_and_register(
-        Plan(Experiment("deep", base, suggest), sample, {}), trials=1, model_name="deep"
+        StudySpec(Experiment("deep", base, suggest), sample, {}), trials=1, model_name="deep"
     )
     assert {depth for depth, _, _ in stored(own_cache)} == {0, 5}

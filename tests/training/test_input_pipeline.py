@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pneumo.training.config import RunConfig
-from pneumo.training.feature_cache import VIEWS
-from pneumo.training.input_pipeline import Feed, Pixels
+from pneumo.training.feature_cache import N_VIEWS
+from pneumo.training.input_pipeline import BatchFeeder, PixelSource
 
 CONFIG = RunConfig(image_size=32, epochs=3, dense_widths=(16,), augment_strength=1.0)
 
@@ -18,7 +18,7 @@ def images(sample):
 def epochs_of(images, shared=False, **fields) -> list[list[tuple[np.ndarray, np.ndarray]]]:
     """The batches of three epochs."""
     config = CONFIG.override(fields)
-    feed = Feed(Pixels(images, config, shared), config)
+    feed = BatchFeeder(PixelSource(images, config, shared), config)
     data, found = feed.batches(), []
     for epoch in range(3):
         feed.on_epoch_begin(epoch)
@@ -48,7 +48,7 @@ def test_augmentation_differs_between_epochs_unless_they_share_a_view(images, sh
     clean = {image.tobytes() for image in images.split("train").images}
     assert [len(epoch) for epoch in epochs] == [len(clean)] * 3
     assert not epochs[1] & (epochs[0] | epochs[2] | clean)
-    assert VIEWS == 2
+    assert N_VIEWS == 2
     assert (epochs[0] == epochs[2] == clean) == shared
     assert bool(epochs[0] & (epochs[2] | clean)) == shared
 

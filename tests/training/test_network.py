@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from pneumo.inference.logits import predict_probabilities
+from pneumo.inference.logits import predict_proba
 from pneumo.training import network
 from pneumo.training.backbones import BACKBONES, Backbone
 from pneumo.training.config import RunConfig
@@ -20,11 +20,11 @@ FIRST_CONVOLUTION = {"cnn": "conv_1", "mobilenet": "conv1", "resnet50v2": "conv1
 
 
 def build(**fields) -> keras.Model:
-    return network.build(RunConfig(image_size=64, **fields))
+    return network.build_model(RunConfig(image_size=64, **fields))
 
 
 def backbone(name: str, **fields) -> keras.Model:
-    return network.backbone(RunConfig(image_size=64, backbone=name, **fields))
+    return network.build_backbone(RunConfig(image_size=64, backbone=name, **fields))
 
 
 @pytest.mark.parametrize(("name", "count"), [("cnn", 2), ("mobilenet", 13), ("resnet50v2", 16)])
@@ -143,7 +143,7 @@ def test_the_same_config_gives_the_same_weights():
 
 def test_probabilities_are_the_sigmoid_of_the_logit():
     model = build()
-    scores = predict_probabilities(model, NOISE)
+    scores = predict_proba(model, NOISE)
     assert (scores.dtype, scores.shape) == (np.float64, (20,))
     logits = keras.ops.convert_to_numpy(model(NOISE))[:, 0]
     assert scores == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-6)
@@ -152,7 +152,7 @@ def test_probabilities_are_the_sigmoid_of_the_logit():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
 def test_anything_but_uint8_pixels_is_refused(dtype):
     with pytest.raises(TypeError, match="images must be uint8 pixels 0 to 255"):
-        predict_probabilities(build(), (NOISE / 255).astype(dtype))
+        predict_proba(build(), (NOISE / 255).astype(dtype))
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -168,7 +168,7 @@ def test_the_file_loads_with_keras_alone(tmp_path, name):
     )
     subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=True)
     scores = 1 / (1 + np.exp(-np.load(tmp_path / "logits.npy")[:, 0].astype(np.float64)))
-    assert scores == pytest.approx(predict_probabilities(model, NOISE), abs=1e-6)
+    assert scores == pytest.approx(predict_proba(model, NOISE), abs=1e-6)
 
 
 def test_another_backbone_costs_the_line_that_the_readme_shows(monkeypatch):
@@ -180,4 +180,4 @@ def test_another_backbone_costs_the_line_that_the_readme_shows(monkeypatch):
         assert any(isinstance(layer, keras.layers.Conv2D) for layer in block)
     assert trained(backbone=line[1], unfreeze_depth=1)[-2:] == ["top_conv", "top_bn"]
     config = RunConfig(image_size=64, backbone=line[1], unfreeze_depth=0)
-    assert predict_probabilities(build(config), NOISE).shape == (20,)
+    assert predict_proba(build(config), NOISE).shape == (20,)

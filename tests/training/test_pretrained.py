@@ -5,10 +5,10 @@ import keras
 import numpy as np
 import pytest
 
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from pneumo.training import pretrained
 from pneumo.training.config import RunConfig
-from pneumo.training.network import build
+from pneumo.training.network import build_model
 from tests.support.http_server import serving
 from tests.support.paths import SHARED
 from tests.support.weights import FILE, SMALL, network, write
@@ -26,11 +26,11 @@ def same(weights, others) -> bool:
 
 def test_a_file_gives_the_backbone_its_weights_and_not_the_head(weights):
     config = RunConfig(**SMALL, weights=str(weights))
-    first, second = build(config), build(config)
+    first, second = build_model(config), build_model(config)
     assert same(first.get_layer("backbone").get_weights(), network().get_weights())
     # the second comes after the weights are known, and must not be another for that
     assert same(first.get_weights(), second.get_weights())
-    plain = build(config.override({"weights": "none"}))
+    plain = build_model(config.override({"weights": "none"}))
     assert same(plain.layers[-1].get_weights(), first.layers[-1].get_weights())
 
 
@@ -38,7 +38,7 @@ def test_a_whole_model_of_keras_2_holds_them_one_level_deeper(tmp_path):
     with h5py.File(tmp_path / "model.h5", "w") as file:
         write(network(), file.create_group("model_weights"))
     config = RunConfig(**SMALL, weights=str(tmp_path / "model.h5"))
-    assert same(pretrained.pretrained(config), network().get_weights())
+    assert same(pretrained.load_pretrained_weights(config), network().get_weights())
 
 
 def test_the_real_weights():
@@ -49,14 +49,14 @@ def test_the_real_weights():
     expected = keras.applications.MobileNet(
         alpha=0.25, include_top=False, weights=str(path), input_shape=(224, 224, 3)
     )
-    assert same(pretrained.pretrained(config), expected.get_weights())
+    assert same(pretrained.load_pretrained_weights(config), expected.get_weights())
     assert config.as_text()["weights"] == f"{FILE}:dbdb03ee"
 
 
 def test_other_shapes_are_refused_with_the_first_layer_that_differs(weights):
     config = RunConfig(**{**SMALL, "alpha": 0.5}, weights=str(weights))
-    with pytest.raises(Mistake) as mistake:
-        pretrained.pretrained(config)
+    with pytest.raises(UserError) as mistake:
+        pretrained.load_pretrained_weights(config)
     assert str(mistake.value) == (
         f"{weights} does not fit mobilenet with alpha 0.5: where it has conv1 [(3, 3, 3, 8)], "
         "the network has conv1 [(3, 3, 3, 16)]"
@@ -69,15 +69,15 @@ def test_layers_too_many_are_refused(tmp_path):
         write(whole, file)
     config = RunConfig(**SMALL, weights=str(tmp_path / "whole.h5"))
     with pytest.raises(
-        Mistake, match=r"it has top \[\(256, 3\), \(3,\)\], the network has nothing"
+        UserError, match=r"it has top \[\(256, 3\), \(3,\)\], the network has nothing"
     ):
-        pretrained.pretrained(config)
+        pretrained.load_pretrained_weights(config)
 
 
 def test_layers_too_few_are_refused(weights):
     config = RunConfig(backbone="resnet50v2", weights=str(weights))
-    with pytest.raises(Mistake, match=r"does not fit resnet50v2: where it has conv1 \["):
-        pretrained.pretrained(config)
+    with pytest.raises(UserError, match=r"does not fit resnet50v2: where it has conv1 \["):
+        pretrained.load_pretrained_weights(config)
 
 
 def test_what_is_no_file_of_weights_is_refused(tmp_path):
@@ -85,8 +85,10 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path):
     network().save_weights(tmp_path / "keras3.weights.h5")
     for name in ("words.h5", "keras3.weights.h5"):
         config = RunConfig(**SMALL, weights=str(tmp_path / name))
-        with pytest.raises(Mistake, match="it is no HDF5 file in the layout of Keras Applications"):
-            pretrained.pretrained(config)
+        with pytest.raises(
+            UserError, match="it is no HDF5 file in the layout of Keras Applications"
+        ):
+            pretrained.load_pretrained_weights(config)
 
 
 @pytest.fixture
@@ -105,9 +107,9 @@ def test_imagenets_weights_are_downloaded_by_keras_once(weights, keras_home, mon
     config = RunConfig(**SMALL, weights="imagenet")
     with serving({f"/{FILE}": weights.read_bytes()}) as server:
         keras_loads_from(server.address, monkeypatch)
-        assert same(pretrained.pretrained(config), network().get_weights())
+        assert same(pretrained.load_pretrained_weights(config), network().get_weights())
         pretrained._load.cache_clear()
-        assert same(pretrained.pretrained(config), network().get_weights())
+        assert same(pretrained.load_pretrained_weights(config), network().get_weights())
     assert server.asked == [(f"/{FILE}", None)]
     assert config.as_text()["weights"] == "imagenet"
 
@@ -115,8 +117,8 @@ def test_imagenets_weights_are_downloaded_by_keras_once(weights, keras_home, mon
 def test_offline_one_line_says_which_file_to_put_where(weights, keras_home, monkeypatch):
     with serving({}) as server:
         keras_loads_from(server.address, monkeypatch)
-        with pytest.raises(Mistake) as mistake:
-            pretrained.pretrained(RunConfig(**SMALL, weights="imagenet"))
+        with pytest.raises(UserError) as mistake:
+            pretrained.load_pretrained_weights(RunConfig(**SMALL, weights="imagenet"))
     assert str(mistake.value) == (
         f"weights=imagenet needs {FILE}, which could not be downloaded; get {server.address}/{FILE}"
         f" elsewhere and put it into {keras_home}/models, or give its path as weights"
@@ -124,10 +126,13 @@ def test_offline_one_line_says_which_file_to_put_where(weights, keras_home, monk
     # and doing what it says is enough
     (keras_home / "models" / FILE).write_bytes(weights.read_bytes())
     assert same(
-        pretrained.pretrained(RunConfig(**SMALL, weights="imagenet")), network().get_weights()
+        pretrained.load_pretrained_weights(RunConfig(**SMALL, weights="imagenet")),
+        network().get_weights(),
     )
 
 
 def test_imagenet_has_weights_of_some_widths_only():
-    with pytest.raises(Mistake, match="cannot be had for mobilenet: .*alpha can be one of"):
-        pretrained.pretrained(RunConfig(backbone="mobilenet", alpha=0.3, weights="imagenet"))
+    with pytest.raises(UserError, match="cannot be had for mobilenet: .*alpha can be one of"):
+        pretrained.load_pretrained_weights(
+            RunConfig(backbone="mobilenet", alpha=0.3, weights="imagenet")
+        )

@@ -9,11 +9,18 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
-from pneumo.data.perturb import BLURRED, EACH, perturbed
-from pneumo.inference.logits import members_of, predict_logits, predict_probabilities
+from pneumo.data.perturb import ALL_PERTURBATIONS, BLUR_ONLY, perturb_split
+from pneumo.inference.logits import ensemble_members, predict_logits, predict_proba
 from pneumo.training import network
-from pneumo.training.config import RunConfig, derived_seed
-from pneumo.training.train import Phase, TrainingDiverged, _cosine, class_weights, phases, train
+from pneumo.training.config import RunConfig, derive_seed
+from pneumo.training.train import (
+    Phase,
+    TrainingDivergedError,
+    _cosine,
+    class_weights,
+    phases,
+    train,
+)
 from tests.support.weights import SMALL
 
 CONFIG = RunConfig(image_size=32, epochs=3, dense_widths=(16,), augment_strength=1.0)
@@ -40,11 +47,11 @@ def test_the_weights_kept_are_those_of_the_best_epoch(images):
     val = images.split("val")
     assert roc_auc_score(val.labels, result.val_logits) == max(aucs)
     # and evaluation sees the images as they are, although training varies them fully
-    assert predict_probabilities(result.model, val.images) == pytest.approx(
+    assert predict_proba(result.model, val.images) == pytest.approx(
         expit(result.val_logits), abs=1e-9
     )
-    changed = perturbed(val, EACH).images
-    assert predict_probabilities(result.model, changed) == pytest.approx(
+    changed = perturb_split(val, ALL_PERTURBATIONS).images
+    assert predict_proba(result.model, changed) == pytest.approx(
         expit(result.perturbed_logits), abs=1e-9
     )
     best = told[result.best_epochs[0] - 1][1]
@@ -82,14 +89,14 @@ def test_blurred_images_may_choose_the_epoch(images):
     assert result.best_epochs == (1 + int(np.argmax(aucs)),)
     assert result.score == max(aucs)
     val = images.split("val")
-    blurred = predict_logits(result.model, perturbed(val, BLURRED).images)
+    blurred = predict_logits(result.model, perturb_split(val, BLUR_ONLY).images)
     assert roc_auc_score(val.labels, blurred) == pytest.approx(max(aucs), abs=1e-6)
 
 
 def test_members_are_fitted_one_by_one_and_averaged(images, tmp_path):
     fields = {"members": 2, "learning_rate": 0.01, "epochs": 3, "objective": "val_blurred_auc"}
     result, told = fit(images, **fields)
-    seeds = [CONFIG.seed, derived_seed(CONFIG.seed, 1)]
+    seeds = [CONFIG.seed, derive_seed(CONFIG.seed, 1)]
     alone = [fit(images, **fields | {"members": 1, "seed": seed}) for seed in seeds]
     assert result.best_epochs == tuple(it.best_epochs[0] for it, _ in alone)
     assert told == list(enumerate((metrics for _, its in alone for _, metrics in its), start=1))
@@ -102,7 +109,7 @@ def test_members_are_fitted_one_by_one_and_averaged(images, tmp_path):
     result.model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert predict_logits(loaded, val.images) == pytest.approx(result.val_logits, abs=1e-5)
-    blurred = predict_logits(loaded, perturbed(val, BLURRED).images)
+    blurred = predict_logits(loaded, perturb_split(val, BLUR_ONLY).images)
     assert result.score == pytest.approx(roc_auc_score(val.labels, blurred), abs=1e-6)
 
 
@@ -115,13 +122,13 @@ def test_a_mirrored_model_is_judged_as_it_is_used(images, tmp_path):
     found = predict_logits(loaded, val.images)
     assert found == pytest.approx(result.val_logits, abs=1e-5)
     assert found == pytest.approx(predict_logits(loaded, mirrored), abs=1e-5)
-    [member] = members_of(loaded)
+    [member] = ensemble_members(loaded)
     one, other = (predict_logits(member, it) for it in (val.images, mirrored))
     assert not np.allclose(one, other)
     assert found == pytest.approx((one + other) / 2, abs=1e-5)
-    changed = predict_logits(loaded, perturbed(val, EACH).images)
+    changed = predict_logits(loaded, perturb_split(val, ALL_PERTURBATIONS).images)
     assert changed == pytest.approx(result.perturbed_logits, abs=1e-5)
-    blurred = predict_logits(loaded, perturbed(val, BLURRED).images)
+    blurred = predict_logits(loaded, perturb_split(val, BLUR_ONLY).images)
     assert result.score == pytest.approx(roc_auc_score(val.labels, blurred), abs=1e-6)
 
 
@@ -171,7 +178,7 @@ def moved(before: keras.Model, after: keras.Model) -> list[str]:
 
 def test_depth_decides_which_weights_move(images):
     keras.utils.set_random_seed(0)
-    before = network.build(CONFIG.override({"unfreeze_depth": 1})).get_layer("backbone")
+    before = network.build_model(CONFIG.override({"unfreeze_depth": 1})).get_layer("backbone")
     result, _ = fit(images, unfreeze_depth=1, epochs=1)
     after = result.model.get_layer("backbone")
     assert moved(before, after) == ["conv_2/kernel", "conv_2/bias"]
@@ -214,7 +221,7 @@ def test_two_phases_have_one_rising_epoch(images, weights):
 
 def test_fine_tuning_moves_the_open_blocks_but_no_statistics(images, weights):
     config = small(weights, epochs=1)  # one epoch has no phase of the head alone
-    before = network.build(config).get_layer("backbone")
+    before = network.build_model(config).get_layer("backbone")
     result = train(config, images)
     paths = moved(before, result.model.get_layer("backbone"))
     names = [f"conv_{kind}_{block}" for block in (12, 13) for kind in ("dw", "pw")]
@@ -225,7 +232,7 @@ def test_fine_tuning_moves_the_open_blocks_but_no_statistics(images, weights):
 
 def test_from_scratch_the_statistics_of_the_open_blocks_move(images):
     config = RunConfig(**SMALL).override({"unfreeze_depth": 1, "epochs": 1})
-    before = network.build(config).get_layer("backbone")
+    before = network.build_model(config).get_layer("backbone")
     paths = moved(before, train(config, images).model.get_layer("backbone"))
     statistics = {path for path in paths if "moving" in path}
     kinds = ("moving_mean", "moving_variance")
@@ -238,10 +245,10 @@ def test_the_best_epoch_may_lie_in_the_first_phase(images, weights):
     result = train(config, images, [lambda _, metrics: epochs.append(metrics["val_auc"])])
     assert result.best_epochs == (1 + int(np.argmax(epochs)),)
     assert result.best_epochs[0] <= 3
-    backbone = network.build(config).get_layer("backbone")
+    backbone = network.build_model(config).get_layer("backbone")
     assert moved(backbone, result.model.get_layer("backbone")) == []
     # Stored features were computed in other batches, so the last digits of float32 differ
-    assert predict_probabilities(result.model, images.split("val").images) == pytest.approx(
+    assert predict_proba(result.model, images.split("val").images) == pytest.approx(
         expit(result.val_logits), abs=1e-6
     )
 
@@ -265,7 +272,7 @@ def test_what_a_callback_raises_reaches_the_caller(images):
 def test_a_loss_that_is_no_number_ends_the_training(images):
     keras.config.set_floatx("float16")  # whose numbers end at 65,504
     try:
-        with pytest.raises(TrainingDiverged, match="lower learning_rate"):
+        with pytest.raises(TrainingDivergedError, match="lower learning_rate"):
             fit(images, learning_rate=1, epochs=20, patience=20)
     finally:
         keras.config.set_floatx("float32")

@@ -6,8 +6,8 @@ import sqlite3
 import mlflow
 import pytest
 
-from pneumo.evaluation.metrics import score
-from pneumo.runtime.errors import Mistake
+from pneumo.evaluation.metrics import compute_metrics
+from pneumo.runtime.errors import UserError
 from tests.support.stores import store_in
 from tests.support.studies import BASE, PROCESS, SUBJECT, children, predictions, run_study, tags
 
@@ -55,7 +55,7 @@ def test_test_is_touched_again_only_for_another_winner(store, sample):
     assert {name: stored[f"test_{name}"] for name in latest.test_metrics} == latest.test_metrics
     assert len(store.get_metric_history(study_id, "test_auc")) == 2
     table = predictions(study_id, "test")
-    again = score(
+    again = compute_metrics(
         table["label"].to_numpy(), table["probability"].to_numpy(), stored["test_threshold"]
     )
     assert again["auc"] == stored["test_auc"]
@@ -71,7 +71,7 @@ def test_test_is_touched_again_only_for_another_winner(store, sample):
 )
 def test_a_study_is_continued_as_it_was_begun(finished, sample, fixed, fact):
     outcome, folder = finished
-    with store_in(folder), pytest.raises(Mistake, match=re.escape(f"was begun with {fact}")):
+    with store_in(folder), pytest.raises(UserError, match=re.escape(f"was begun with {fact}")):
         run_study(sample, name=outcome.study.study_name, fixed=fixed)
 
 
@@ -79,7 +79,7 @@ def test_a_study_is_continued_in_the_store_of_its_runs(finished, sample, tmp_pat
     outcome, folder = finished
     with store_in(folder):
         mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")
-        with pytest.raises(Mistake, match="in another MLflow store.*set MLFLOW_TRACKING_URI"):
+        with pytest.raises(UserError, match="in another MLflow store.*set MLFLOW_TRACKING_URI"):
             run_study(sample, name=outcome.study.study_name)
 
 

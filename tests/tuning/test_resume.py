@@ -9,12 +9,12 @@ import optuna
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pneumo.commands.tune import Outcome, print_study, tune_and_register
+from pneumo.commands.tune import StudyResult, print_study, tune_and_register
 from pneumo.experiment import Experiment
-from pneumo.runtime.errors import Mistake, StudyStopped
+from pneumo.runtime.errors import StudyFailedError, UserError
 from pneumo.tracking import session, tags
 from pneumo.training.config import RunConfig
-from pneumo.tuning.spec import Plan
+from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import open_storage
 from pneumo.tuning.study import how_to_continue, warn_of_other_commit
 from tests.support.stores import store_in
@@ -31,13 +31,13 @@ def finished(tmp_path_factory, sample):
         return run_study(sample), folder
 
 
-def again(sample, outcome: Outcome, experiment: Experiment = TINY, **options) -> Outcome:
+def again(sample, outcome: StudyResult, experiment: Experiment = TINY, **options) -> StudyResult:
     """The same study with as many trials as it has, so that none starts."""
-    plan = Plan(experiment, sample, {})
+    plan = StudySpec(experiment, sample, {})
     return tune_and_register(plan, **{"trials": 2, "name": outcome.study.study_name, **options})
 
 
-def stored(outcome: Outcome) -> optuna.Study:
+def stored(outcome: StudyResult) -> optuna.Study:
     """The study in this test's own store: the fixture's object writes to the one it was made in."""
     return optuna.load_study(study_name=outcome.study.study_name, storage=open_storage())
 
@@ -62,7 +62,7 @@ def test_trials_that_still_wait_at_the_end(study, sample, capsys):
 def test_a_study_that_mlflow_alone_knows_is_refused(study, client, sample, tmp_path):
     name, before = study.study.study_name, runs(client)
     Path("optuna.db").unlink()
-    with pytest.raises(Mistake) as raised:
+    with pytest.raises(UserError) as raised:
         again(sample, study)
     assert str(raised.value) == (
         f"study '{name}' must be in both stores: MLflow at sqlite:///{tmp_path}/mlflow.db has it "
@@ -149,7 +149,7 @@ def test_another_base_or_search_space_is_refused(study, sample, experiment, fact
     base = experiment.base
     if experiment.suggest in (other_scale, other_kind):  # whose range must hold the baseline
         assert base == BASE
-    with pytest.raises(Mistake) as raised:
+    with pytest.raises(UserError) as raised:
         again(sample, study, experiment)
     assert str(raised.value) == (
         f"study '{study.study.study_name}' was begun with {fact}; "
@@ -161,7 +161,7 @@ def test_other_ranges_are_taken_and_listed(store, sample):
     before = run_study(sample, trials=1, name="night").study.user_attrs["run_id"]
     assert "range before" not in text(before, "study/study.html")
     found = tune_and_register(
-        Plan(Experiment("tiny", BASE, other_range), sample, {}), trials=2, name="night"
+        StudySpec(Experiment("tiny", BASE, other_range), sample, {}), trials=2, name="night"
     )
     assert len(found.study.trials) == 2
     page = text(found.study.user_attrs["run_id"], "study/study.html")
@@ -198,7 +198,7 @@ def fail(*_: object, **__: object) -> None:
     raise MlflowException("the server is away")
 
 
-def as_if_not_yet_registered(outcome: Outcome, client) -> None:
+def as_if_not_yet_registered(outcome: StudyResult, client) -> None:
     """Undoes what the end of a study has left of its winner."""
     client.delete_registered_model("pneumonia-sample")
     client.set_tag(outcome.study.user_attrs["run_id"], tags.MODEL_ID, "")
@@ -215,7 +215,10 @@ def as_if_not_yet_registered(outcome: Outcome, client) -> None:
 )
 def test_a_failure_before_the_end_of_the_test_evaluation(study, client, sample, monkeypatch, place):
     as_if_not_yet_registered(study, client)
-    with monkeypatch.context() as patch, pytest.raises(StudyStopped, match="the server is away"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(StudyFailedError, match="the server is away"),
+    ):
         patch.setattr(f"pneumo.{place}", fail)
         again(sample, study)
     found = again(sample, study)
@@ -236,7 +239,10 @@ def test_a_failure_after_the_test_evaluation(study, client, sample, monkeypatch)
     as_if_not_yet_registered(study, client)
     run_id = study.study.user_attrs["run_id"]
     before = len(client.get_metric_history(run_id, "test_auc"))
-    with monkeypatch.context() as patch, pytest.raises(StudyStopped, match="the server is away"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(StudyFailedError, match="the server is away"),
+    ):
         patch.setattr(optuna.Study, "set_user_attr", fail_with_metrics)
         again(sample, study)
     # A second evaluation would be a TypeError

@@ -5,10 +5,15 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FixedTrial
 
-from pneumo.experiment import Experiment, experiment_names, load_experiment
-from pneumo.runtime.errors import Mistake
-from pneumo.training.config import RunConfig, derived_seed
-from pneumo.tuning.spec import ReseededTPE, Search, base_value, require_fits
+from pneumo.experiment import Experiment, list_experiments, load_experiment
+from pneumo.runtime.errors import UserError
+from pneumo.training.config import RunConfig, derive_seed
+from pneumo.tuning.spec import (
+    PartiallyFixedTrial,
+    PerTrialSeededTPESampler,
+    field_and_base_value,
+    validate_search_space,
+)
 
 TUNE = load_experiment("tune")
 VALUES = {
@@ -23,7 +28,7 @@ VALUES = {
 
 def study(seed: int = 0) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(sampler=ReseededTPE(seed), direction="maximize")
+    return optuna.create_study(sampler=PerTrialSeededTPESampler(seed), direction="maximize")
 
 
 def score(trial) -> float:
@@ -53,14 +58,14 @@ def test_suggest_gives_a_config():
 def test_fixed_fields_keep_the_bases_value_and_leave_the_search():
     base = TUNE.base.override({"dense_widths": "48", "dropout": "0.4"})
     trial = FixedTrial(VALUES)
-    config = TUNE.suggest(Search(base, {"dense_widths", "dropout"}, trial), base)
+    config = TUNE.suggest(PartiallyFixedTrial(base, {"dense_widths", "dropout"}, trial), base)
     assert config.dense_widths == (48,)
     assert config.dropout == 0.4
     assert set(trial.params) == {"augment_strength", "unfreeze_depth", "learning_rate"}
 
 
 def test_the_baseline_gives_the_base():
-    search = Search(TUNE.base, {})
+    search = PartiallyFixedTrial(TUNE.base, {})
     assert TUNE.suggest(search, TUNE.base) == TUNE.base
     assert set(search.baseline) == set(VALUES)
     assert TUNE.suggest(FixedTrial(search.baseline), TUNE.base) == TUNE.base
@@ -75,19 +80,19 @@ def test_the_baseline_gives_the_base():
     ],
 )
 def test_the_field_behind_a_suggestion(name, expected):
-    assert base_value(RunConfig(dropout=0.5, dense_widths=(32, 16)), name) == expected
+    assert field_and_base_value(RunConfig(dropout=0.5, dense_widths=(32, 16)), name) == expected
 
 
 def test_a_suggestion_without_a_field_is_refused():
     with pytest.raises(KeyError, match="must be named after a field of RunConfig: got 'width'"):
-        base_value(RunConfig(), "width")
+        field_and_base_value(RunConfig(), "width")
 
 
 def test_three_and_three_trials_equal_six_in_one_go():
     whole, parted = study(), study()
     whole.optimize(score, n_trials=20)
     parted.optimize(score, n_trials=11)
-    parted.sampler = ReseededTPE(0)  # as in a second process
+    parted.sampler = PerTrialSeededTPESampler(0)  # as in a second process
     parted.optimize(score, n_trials=9)
     assert params(parted) == params(whole)
     assert len({str(values) for values in params(whole)}) == 20
@@ -109,16 +114,16 @@ def test_the_search_learns():
 
 
 def test_seeds_of_trials_are_their_own_and_lasting():
-    seeds = {derived_seed(study, number) for study in range(10) for number in range(100)}
+    seeds = {derive_seed(study, number) for study in range(10) for number in range(100)}
     assert len(seeds) == 1000
-    assert derived_seed(0, 0) == 2968811710
+    assert derive_seed(0, 0) == 2968811710
 
 
-@pytest.mark.parametrize("name", experiment_names())
+@pytest.mark.parametrize("name", list_experiments())
 def test_the_spaces_of_our_own_experiments_fit(name):
     experiment = load_experiment(name)
     if experiment.suggest:
-        require_fits(experiment, experiment.base, {})
+        validate_search_space(experiment, experiment.base, {})
 
 
 def searching(**space) -> Experiment:
@@ -140,7 +145,7 @@ def searching(**space) -> Experiment:
     ],
 )
 def test_a_space_that_fits_is_let_through(space):
-    require_fits(searching(**space), RunConfig(), {})
+    validate_search_space(searching(**space), RunConfig(), {})
 
 
 @pytest.mark.parametrize(
@@ -155,6 +160,6 @@ def test_a_space_that_fits_is_let_through(space):
 )
 def test_a_space_with_a_value_that_no_run_can_have_is_refused(space, value):
     [name] = space
-    with pytest.raises(Mistake, match=f"mine.py searches {name} as far as {value}, which cannot"):
-        require_fits(searching(**space), RunConfig(), {})
-    require_fits(searching(**space), RunConfig(), {name: "what is fixed is not searched"})
+    with pytest.raises(UserError, match=f"mine.py searches {name} as far as {value}, which cannot"):
+        validate_search_space(searching(**space), RunConfig(), {})
+    validate_search_space(searching(**space), RunConfig(), {name: "what is fixed is not searched"})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from pneumo.tuning.storage import open_storage, storage_address
 from tests.support.services import free_port
 
@@ -29,7 +29,7 @@ PASSWORD = "open-sesame"
 )
 def test_a_database_that_does_not_open(monkeypatch, url, message):
     monkeypatch.setenv("PNEUMO_STORAGE", url)
-    with pytest.raises(Mistake) as raised:
+    with pytest.raises(UserError) as raised:
         open_storage()
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -38,7 +38,7 @@ def test_a_database_that_does_not_open(monkeypatch, url, message):
 
 def test_a_wait_for_the_database_says_so(monkeypatch, capsys):
     monkeypatch.setenv("PNEUMO_STORAGE", f"postgresql://me:{PASSWORD}@127.0.0.1:{free_port()}/x")
-    with pytest.raises(Mistake):
+    with pytest.raises(UserError):
         open_storage(patience=2.5)
     [line] = capsys.readouterr().out.splitlines()
     assert line.startswith("waiting for Optuna's database at postgresql://me:***@127.0.0.1:")

@@ -10,13 +10,13 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from pneumo.commands.tune import print_study, tune_and_register
-from pneumo.data.perturb import BLURRED, EACH, perturbed
+from pneumo.data.perturb import ALL_PERTURBATIONS, BLUR_ONLY, perturb_split
 from pneumo.evaluation.metrics import youden_threshold
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.inference.logits import predict_logits
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from pneumo.tracking import model_files
-from pneumo.tuning.spec import Plan
+from pneumo.tuning.spec import StudySpec
 from tests.support.studies import BASE, EPOCH, METRICS, TINY, children, run_study, text
 from tests.support.weights import FILE, SMALL
 
@@ -39,7 +39,7 @@ def test_a_study_of_pretrained_networks(store, sample, weights, tmp_path):
     base = BASE.override({**SMALL, "weights": weights, "unfreeze_depth": 1, "epochs": 3})
     experiment = Experiment("pretrained", base, load_experiment("tune_mobilenet").suggest)
     outcome = tune_and_register(
-        Plan(experiment, sample, {"weights": str(weights)}), trials=1, model_name="m"
+        StudySpec(experiment, sample, {"weights": str(weights)}), trials=1, model_name="m"
     )
     [run] = children(store, outcome)
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -53,13 +53,13 @@ def test_a_study_of_pretrained_networks(store, sample, weights, tmp_path):
     elsewhere = tmp_path / "elsewhere" / FILE
     elsewhere.parent.mkdir()
     elsewhere.write_bytes(weights.read_bytes())
-    plan = Plan(experiment, sample, {"weights": str(elsewhere)})
+    plan = StudySpec(experiment, sample, {"weights": str(elsewhere)})
     name = outcome.study.study_name
     assert tune_and_register(plan, trials=1, model_name="m", name=name).version == outcome.version
     elsewhere.write_bytes(b"another")
     elsewhere = elsewhere.rename(tmp_path / FILE)
-    plan = Plan(experiment, sample, {"weights": str(elsewhere)})
-    with pytest.raises(Mistake, match=f"was begun with fixed .*{FILE}:{sha256[:8]}"):
+    plan = StudySpec(experiment, sample, {"weights": str(elsewhere)})
+    with pytest.raises(UserError, match=f"was begun with fixed .*{FILE}:{sha256[:8]}"):
         tune_and_register(plan, trials=1, model_name="m", name=name)
 
 
@@ -82,7 +82,7 @@ def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample, ca
 def test_what_an_experiment_queues_is_tried_first(store, sample):
     twice = {"dropout": 0.25, "unfreeze_depth": 1, "learning_rate": 0.002}
     queueing = Experiment("tiny", BASE, TINY.suggest, queue=[twice, twice], prune=False)
-    plan = Plan(queueing, sample, {"unfreeze_depth": "0"})
+    plan = StudySpec(queueing, sample, {"unfreeze_depth": "0"})
 
     def run() -> optuna.Study:
         return tune_and_register(plan, trials=3, model_name="pneumonia-sample", name="queue").study
@@ -114,20 +114,20 @@ def test_blurred_images_choose_the_trial_where_asked_to(store, sample):
             *EPOCH,
             "epoch/val_blurred_auc",
         }
-        model = model_files.load(trial.user_attrs["model_uri"])
-        logits = predict_logits(model.keras_model, perturbed(val, BLURRED).images)
+        model = model_files.load_model(trial.user_attrs["model_uri"])
+        logits = predict_logits(model.keras_model, perturb_split(val, BLUR_ONLY).images)
         assert roc_auc_score(val.labels, logits) == pytest.approx(trial.value, abs=1e-6)
     page = text(outcome.study.user_attrs["run_id"], "study/study.html")
     assert "blurred validation AUC" in page
-    with pytest.raises(Mistake, match="begun with objective val_blurred_auc: got val_auc"):
+    with pytest.raises(UserError, match="begun with objective val_blurred_auc: got val_auc"):
         run_study(sample, name="elsewhere")
 
 
 def test_the_threshold_is_that_of_perturbed_images(study, client, sample):
     trial = study.study.best_trial
     val = sample.decode(BASE.image_size, 0).split("val")
-    model = model_files.load(trial.user_attrs["model_uri"])
-    logits = predict_logits(model.keras_model, perturbed(val, EACH).images)
+    model = model_files.load_model(trial.user_attrs["model_uri"])
+    logits = predict_logits(model.keras_model, perturb_split(val, ALL_PERTURBATIONS).images)
     expected = youden_threshold(val.labels, expit(logits / model.settings["temperature"]))
     assert model.settings["threshold"] == pytest.approx(expected, abs=1e-6)
     stored = client.get_run(trial.user_attrs["run_id"]).data.metrics["val_threshold"]
@@ -135,12 +135,14 @@ def test_the_threshold_is_that_of_perturbed_images(study, client, sample):
 
 
 def test_a_queue_of_what_is_not_suggested_is_refused(sample):
-    plan = Plan(Experiment("odd", BASE, TINY.suggest, queue=[{"dropuot": 0.1}]), sample, {})
-    with pytest.raises(Mistake, match="QUEUE in experiments/odd.py .* dropout, .*: got 'dropuot'"):
+    plan = StudySpec(Experiment("odd", BASE, TINY.suggest, queue=[{"dropuot": 0.1}]), sample, {})
+    with pytest.raises(
+        UserError, match="QUEUE in experiments/odd.py .* dropout, .*: got 'dropuot'"
+    ):
         plan.asked()
 
 
 def test_a_baseline_outside_the_search_space_is_refused(store, sample):
     wide = Experiment("wide", BASE.override({"dense_widths": "32-32-32"}), TINY.suggest)
-    with pytest.raises(Mistake, match="experiments/wide.py must be able to give BASE.*dense_w"):
-        tune_and_register(Plan(wide, sample, {}), trials=1, model_name="pneumonia-sample")
+    with pytest.raises(UserError, match="experiments/wide.py must be able to give BASE.*dense_w"):
+        tune_and_register(StudySpec(wide, sample, {}), trials=1, model_name="pneumonia-sample")

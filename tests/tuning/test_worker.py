@@ -6,24 +6,24 @@ import pytest
 
 from pneumo.experiment import Experiment
 from pneumo.runtime import signals
-from pneumo.runtime.errors import StudyStopped
-from pneumo.tuning.spec import Plan
+from pneumo.runtime.errors import StudyFailedError
+from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import open_storage
-from pneumo.tuning.study import Goal, begin
-from pneumo.tuning.worker import search_trials
+from pneumo.tuning.study import StudyLimits, create_study
+from pneumo.tuning.worker import run_trials
 from tests.support.studies import BASE, EPOCH, TINY, children, files, tags, text
 
 pytestmark = pytest.mark.slow
 
 
 def test_who_has_heard_an_interrupt_begins_no_trial(store, sample, monkeypatch):
-    plan = Plan(TINY, sample, {})
+    plan = StudySpec(TINY, sample, {})
     with mlflow.start_run() as parent:
-        study = begin(open_storage(), "night", plan, parent.info.run_id)
-        Goal(1).set(study)
+        study = create_study(open_storage(), "night", plan, parent.info.run_id)
+        StudyLimits(1).set(study)
         monkeypatch.setattr(signals._State, "asked", True)
         with pytest.raises(KeyboardInterrupt):
-            search_trials(study, plan)
+            run_trials(study, plan)
     assert [trial.state.name for trial in study.trials] == ["WAITING"]
 
 
@@ -43,9 +43,9 @@ def searched(suggest, sample, trials, pruner=None) -> tuple[optuna.Study, str]:
             pruner=pruner or optuna.pruners.NopPruner(),
         )
         study.set_user_attr("run_id", run.info.run_id)
-        Goal(trials).set(study)
-        plan = Plan(Experiment("tiny", BASE, suggest), sample, {})
-        search_trials(study, plan)
+        StudyLimits(trials).set(study)
+        plan = StudySpec(Experiment("tiny", BASE, suggest), sample, {})
+        run_trials(study, plan)
     return study, run.info.run_id
 
 
@@ -84,7 +84,7 @@ def test_three_failures_alike_stop_a_study(store, sample):
     def suggest(trial, base):
         return base.model_copy(update={"dense_widths": (-1,)})
 
-    with pytest.raises(StudyStopped, match=r"3 trials in a row failed alike \(ValueError: "):
+    with pytest.raises(StudyFailedError, match=r"3 trials in a row failed alike \(ValueError: "):
         searched(suggest, sample, 2)
     runs = store.search_runs(["0"], "tags.`optuna.state` = 'FAIL'")
     assert [run.info.status for run in runs] == ["FAILED"] * 3

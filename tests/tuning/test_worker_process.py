@@ -6,9 +6,9 @@ from threading import Timer
 
 import pytest
 
-from pneumo.runtime.errors import Mistake
+from pneumo.runtime.errors import UserError
 from pneumo.tuning.launchers import worker_process
-from pneumo.tuning.launchers.worker_process import Worker, WorkerDied, run_worker
+from pneumo.tuning.launchers.worker_process import Worker, WorkerDiedError, run_worker
 
 TRACE = "Timeout (0:00:01)!\nThread 0x1:\n  File x, line 1 in fit\n"
 
@@ -21,7 +21,7 @@ def command(tmp_path, monkeypatch):
         (tmp_path / "pneumo").mkdir()
         (tmp_path / "pneumo" / "__main__.py").write_text(f"import os, sys, time\n{code}\n")
 
-    monkeypatch.setattr(worker_process, "PROJECT", tmp_path)
+    monkeypatch.setattr(worker_process, "PROJECT_ROOT", tmp_path)
     return make
 
 
@@ -76,9 +76,9 @@ def test_the_input_of_a_worker_ends_with_the_process_that_started_it(command):
 @pytest.mark.parametrize(
     ("code", "error", "message"),
     [
-        ("print('pneumo: no such data'); sys.exit(2)", Mistake, "no such data"),
-        ("sys.exit('pneumo: it stopped')", WorkerDied, "it stopped"),
-        ("os.kill(os.getpid(), 9)", WorkerDied, "exit code -9"),
+        ("print('pneumo: no such data'); sys.exit(2)", UserError, "no such data"),
+        ("sys.exit('pneumo: it stopped')", WorkerDiedError, "it stopped"),
+        ("os.kill(os.getpid(), 9)", WorkerDiedError, "exit code -9"),
     ],
 )
 def test_how_a_worker_ends(command, code, error, message):

@@ -17,17 +17,22 @@ import mlflow
 import optuna
 
 from pneumo.runtime import signals
-from pneumo.runtime.console import say
-from pneumo.runtime.errors import Mistake, StudyStopped
-from pneumo.tuning.launchers.local import threads, worker_arguments
-from pneumo.tuning.launchers.worker_process import PATIENCE, PROJECT, WorkerDied, run_worker
+from pneumo.runtime.console import echo
+from pneumo.runtime.errors import StudyFailedError, UserError
+from pneumo.tuning.launchers.local import thread_limit_environment, worker_arguments
+from pneumo.tuning.launchers.worker_process import (
+    PROJECT_ROOT,
+    TERMINATE_TIMEOUT,
+    WorkerDiedError,
+    run_worker,
+)
 from pneumo.tuning.progress import StudyProgress
-from pneumo.tuning.spec import Plan
-from pneumo.tuning.study import FAILURES_IN_A_ROW, Goal, require_no_repeated_failure
+from pneumo.tuning.spec import StudySpec
+from pneumo.tuning.study import MAX_CONSECUTIVE_FAILURES, StudyLimits, require_no_repeated_failure
 
 # The variables that say where the stores are, and what opens them, or how their names begin: of
 # Optuna, of MLflow's client, and of the artifact stores that it reaches without its server
-STORES = (
+STORE_VARIABLES = (
     *("PNEUMO_STORAGE", "REQUESTS_CA_BUNDLE"),
     *("MLFLOW_TRACKING_", "MLFLOW_HTTP_", "MLFLOW_REGISTRY_URI", "MLFLOW_WORKSPACE"),
     *("MLFLOW_S3_", "MLFLOW_BOTO_", "AWS_", "AZURE_", "MLFLOW_GCS_", "GOOGLE_"),
@@ -36,12 +41,12 @@ STORES = (
 )
 
 
-def require() -> None:
-    """Raises `Mistake` where a study cannot be given to a cluster."""
+def check_prerequisites() -> None:
+    """Raises `UserError` where a study cannot be given to a cluster."""
     try:
         import ray  # noqa: F401
     except ImportError:
-        raise Mistake(
+        raise UserError(
             "launcher=ray needs Ray, which is an extra: free its line in conda.yaml of the #, here "
             "and on the cluster, or leave launcher as it is"
         ) from None
@@ -50,32 +55,32 @@ def require() -> None:
         ("MLFLOW_TRACKING_URI", mlflow.get_tracking_uri(), "http"),
     ):
         if not uri.startswith(wanted):
-            raise Mistake(
+            raise UserError(
                 f"launcher=ray needs {name} at a server that the whole cluster can reach, "
                 f"{wanted}://…: got {uri.rpartition('@')[2] or 'none'}"
             )
 
 
-def launch(study: optuna.Study, plan: Plan, workers: int, progress: StudyProgress) -> None:
+def launch(study: optuna.Study, plan: StudySpec, workers: int, progress: StudyProgress) -> None:
     """Search a study in several tasks of the cluster until its goal is reached.
 
     Each has the resources that the experiment asks for, and starts the command `worker` on its
     node. A worker that dies loses the trial that it was at, and Ray starts it again, a few times.
 
     Raises:
-        Mistake: There is no cluster, or a worker found a user error.
-        StudyStopped: Three trials in a row failed of the same cause, or all workers died.
+        UserError: There is no cluster, or a worker found a user error.
+        StudyFailedError: Three trials in a row failed of the same cause, or all workers died.
     """
     import ray
 
     resources = plan.experiment.resources
     cores = max(1, int(resources.get("num_cpus", 1)))
-    environment = {**threads(cores), **store_variables()}
-    with _connected():
+    environment = {**thread_limit_environment(cores), **store_variables()}
+    with _ray_session():
         task = ray.remote(run_worker).options(
             name=f"pneumo {study.study_name}",
-            max_retries=FAILURES_IN_A_ROW,
-            retry_exceptions=[WorkerDied],
+            max_retries=MAX_CONSECUTIVE_FAILURES,
+            retry_exceptions=[WorkerDiedError],
             **resources,
         )
         arguments = worker_arguments(study, plan)
@@ -86,44 +91,44 @@ def launch(study: optuna.Study, plan: Plan, workers: int, progress: StudyProgres
                 _forget_ended(running, study)
         finally:
             _end(list(running))
-    if not Goal.of(study).reached(study):
-        raise StudyStopped(
+    if not StudyLimits.of(study).reached(study):
+        raise StudyFailedError(
             "all workers have died, whenever Ray started them again: look at what they said"
         )
 
 
 def store_variables() -> dict[str, str]:
     """The variables of this process's environment by which tasks reach the same stores."""
-    found = {name: value for name, value in os.environ.items() if name.startswith(STORES)}
+    found = {name: value for name, value in os.environ.items() if name.startswith(STORE_VARIABLES)}
     return {**found, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
 
 
 @contextmanager
-def _connected() -> Iterator[None]:
+def _ray_session() -> Iterator[None]:
     """The cluster, whose nodes get this project's code and nothing else that lies beside it."""
     import ray
 
     with tempfile.TemporaryDirectory() as folder:
         for name in ("pneumo", "experiments"):
             without = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(PROJECT / name, Path(folder) / name, ignore=without)
+            shutil.copytree(PROJECT_ROOT / name, Path(folder) / name, ignore=without)
         address = os.environ.get("RAY_ADDRESS") or "auto"
         try:
-            _reach(address)
+            _probe(address)
             ray.init(address, runtime_env={"working_dir": folder}, logging_level="ERROR")
         except (OSError, ValueError):
-            raise Mistake(
+            raise UserError(
                 f"launcher=ray needs a cluster that runs, and there is none at '{address}': start "
                 "one (ray start --head), or set RAY_ADDRESS"
             ) from None
-        signals.install()  # Ray has taken SIGTERM for itself
+        signals.install_handlers()  # Ray has taken SIGTERM for itself
         try:
             yield
         finally:
             ray.shutdown()
 
 
-def _reach(address: str) -> None:
+def _probe(address: str) -> None:
     """Raises `OSError` or `ValueError` where nothing answers: Ray itself tries for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host:
@@ -133,22 +138,22 @@ def _reach(address: str) -> None:
 def _forget_ended(running: dict[Any, int], study: optuna.Study) -> None:
     """Take tasks that have ended out of those that run, and say which of their workers died.
 
-    Raise `Mistake` or `StudyStopped` if that is why one has ended.
+    Raise `UserError` or `StudyFailedError` if that is why one has ended.
     """
     import ray
 
-    ended, _ = ray.wait(list(running), timeout=signals.WAKE)
-    signals.check()
+    ended, _ = ray.wait(list(running), timeout=signals.POLL_SECONDS)
+    signals.raise_if_interrupted()
     for task in ended:
         number = running.pop(task)
         try:
             ray.get(task)
         except ray.exceptions.RayError as error:
-            if isinstance(cause := getattr(error, "cause", None), Mistake):
+            if isinstance(cause := getattr(error, "cause", None), UserError):
                 raise cause from None
             require_no_repeated_failure(study)
             reason = str(error).strip().splitlines()[-1]
-            say(f"worker {number} has died ({type(error).__name__}: {reason})")
+            echo(f"worker {number} has died ({type(error).__name__}: {reason})")
 
 
 def _end(tasks: list[Any]) -> None:
@@ -159,7 +164,7 @@ def _end(tasks: list[Any]) -> None:
         return
     for task in tasks:
         ray.cancel(task)
-    say(f"waiting for {len(tasks)} workers to end their trials, {PATIENCE} s at most")
-    _, slow = ray.wait(tasks, num_returns=len(tasks), timeout=PATIENCE)
+    echo(f"waiting for {len(tasks)} workers to end their trials, {TERMINATE_TIMEOUT} s at most")
+    _, slow = ray.wait(tasks, num_returns=len(tasks), timeout=TERMINATE_TIMEOUT)
     for task in slow:
         ray.cancel(task, force=True)

@@ -11,12 +11,12 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from pneumo.runtime.console import say
-from pneumo.runtime.errors import PREFIX, USER_ERROR, Mistake
+from pneumo.runtime.console import echo
+from pneumo.runtime.errors import ERROR_PREFIX, EXIT_USER_ERROR, UserError
 from pneumo.runtime.process import ProcessId
 
-PATIENCE = 30  # seconds that an interrupted worker has to end its trial
-PROJECT = Path(__file__).parents[3]
+TERMINATE_TIMEOUT = 30  # seconds that an interrupted worker has to end its trial
+PROJECT_ROOT = Path(__file__).parents[3]
 TIMED_OUT = "Timeout ("  # how what `faulthandler` writes begins
 
 
@@ -52,7 +52,7 @@ class Worker:
         self.number, self.reason, self.trace = number, "", ""
         # Not from the current folder, where a file may have the name of a module
         command = [sys.executable, "-P", "-m", "pneumo", "worker", *arguments]
-        path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+        path = os.pathsep.join(filter(None, (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))))
         own = {name: it for name, it in os.environ.items() if name != "MLFLOW_RUN_ID"}
         self._process = subprocess.Popen(
             command,
@@ -72,10 +72,10 @@ class Worker:
             for line in output:
                 if self.trace or line.startswith(TIMED_OUT):
                     self.trace += line
-                elif line.startswith(PREFIX):
-                    self.reason = line.removeprefix(PREFIX).rstrip("\n")
+                elif line.startswith(ERROR_PREFIX):
+                    self.reason = line.removeprefix(ERROR_PREFIX).rstrip("\n")
                 else:
-                    say(line.rstrip("\n"))
+                    echo(line.rstrip("\n"))
         ended.put(self)
 
     def terminate(self) -> None:
@@ -94,7 +94,7 @@ class Worker:
         return code
 
 
-class WorkerDied(Exception):
+class WorkerDiedError(Exception):
     """A worker has ended in another way than it should."""
 
 
@@ -107,8 +107,8 @@ def run_worker(number: int, arguments: list[str], environment: Mapping[str, str]
         environment: See `Worker`.
 
     Raises:
-        Mistake: The worker found a user error.
-        WorkerDied: It ended in another way than it should.
+        UserError: The worker found a user error.
+        WorkerDiedError: It ended in another way than it should.
     """
     ended: SimpleQueue[Worker] = SimpleQueue()
     worker = Worker(number, arguments, environment, ended)
@@ -119,12 +119,12 @@ def run_worker(number: int, arguments: list[str], environment: Mapping[str, str]
         code = worker.wait()
     except KeyboardInterrupt:
         worker.terminate()
-        worker.wait(PATIENCE)
+        worker.wait(TERMINATE_TIMEOUT)
         raise
-    if code == USER_ERROR:
-        raise Mistake(worker.reason)
+    if code == EXIT_USER_ERROR:
+        raise UserError(worker.reason)
     if code:
-        raise WorkerDied(worker.trace or worker.reason or f"exit code {code}")
+        raise WorkerDiedError(worker.trace or worker.reason or f"exit code {code}")
 
 
 def next_ended(ended: SimpleQueue[Worker]) -> Worker | None:

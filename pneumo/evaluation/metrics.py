@@ -36,7 +36,7 @@ class Evaluation:
 
     predictions: pd.DataFrame
     metrics: dict[str, float]
-    confusion_counts: dict[str, int]
+    confusion: dict[str, int]
 
 
 def evaluate_predictions(

@@ -34,7 +34,7 @@ RARE = "most processes do not need it"
 WAITING = {
     "commands.evaluate: pneumo.evaluation.heat_maps": TENSORFLOW,
     "commands.evaluate: pneumo.evaluation.preprocessing_skew": TENSORFLOW,
-    "commands.evaluate: pneumo.inference": TENSORFLOW,
+    "commands.evaluate: pneumo.inference.logits": TENSORFLOW,
     "commands.predict: pneumo.evaluation.heat_maps": TENSORFLOW,
     "commands.train: pneumo.tuning.trial": TENSORFLOW,
     "commands.tune: pneumo.tuning.worker": TENSORFLOW,

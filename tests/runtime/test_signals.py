@@ -126,11 +126,11 @@ def test_a_process_ends_with_its_input():
     code = (
         "import signal, sys, time\n"
         "from pneumo.runtime import signals\n"
-        "signals.install()\n"
-        "signals.end_with_input()\n"
+        "signals.install_handlers()\n"
+        "signals.terminate_with_stdin()\n"
         "print('ready', flush=True)\n"
         "try:\n"
-        "    while True: signals.check(); time.sleep(0.1)\n"
+        "    while True: signals.raise_if_interrupted(); time.sleep(0.1)\n"
         "except KeyboardInterrupt: sys.exit(7)\n"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -150,14 +150,14 @@ def test_leaving(asked):
     code = (
         "import os, signal, threading, time\n"
         "from pneumo.runtime import signals\n"
-        "signals.install()\n"
+        "signals.install_handlers()\n"
         "threading.Thread(target=lambda: (time.sleep(2), print('computed'))).start()\n"
         "try:\n"
         f"    os.kill(os.getpid(), signal.SIGINT) if {asked} else None\n"
-        "    signals.check()\n"
+        "    signals.raise_if_interrupted()\n"
         "except KeyboardInterrupt: pass\n"
         "print('clean')\n"
-        "signals.leave(3)\n"
+        "signals.exit_process(3)\n"
     )
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 3

@@ -73,8 +73,8 @@ def test_gpu_memory_grows_unless_it_is_told_not_to(tmp_path):
 
 NATIVE = """
 import os, signal
-from pneumo.runtime.tensorflow_import import quiet_if_well
-with quiet_if_well(lambda: {well}):
+from pneumo.runtime.tensorflow_import import stderr_on_failure_only
+with stderr_on_failure_only(lambda: {well}):
     os.write(2, b"a line\\nand more")
     {then}
 os.write(2, b"after it")

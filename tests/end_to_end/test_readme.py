@@ -1,4 +1,4 @@
-"""Every command and every example of the README, given for real."""
+"""Every command and every example of all README files, run for real."""
 
 import os
 import re
@@ -24,19 +24,43 @@ from tests.support.paths import ROOT
 from tests.support.services import git_daemon, mlflow_ui
 from tests.support.stores import store_in
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
-COMMANDS = [
-    *(
-        line
-        for language, block in BLOCKS
-        for line in block.splitlines()
-        if not language and not line.startswith("{")  # an answer
-    ),
-    # Those of the tables of results
-    *re.findall(r"^\| `(mlflow run .*?)` \|", README, re.M),
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("*/**/README.md"))]
+TEXTS = {file: file.read_text() for file in DOCUMENTS}
+BLOCKS = [
+    block
+    for text in TEXTS.values()
+    for block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
 ]
-EXPERIMENT, DIMENSION, _, SOURCE, NOTEBOOK = (it for language, it in BLOCKS if language == "python")
+COMMANDS = list(
+    dict.fromkeys(
+        [
+            *(
+                line
+                for language, block in BLOCKS
+                for line in block.splitlines()
+                if not language and re.match("mlflow|pip|base64", line)
+            ),
+            # Those of the tables of results
+            *(
+                command
+                for text in TEXTS.values()
+                for command in re.findall(r"^\| `(mlflow run .*?)` \|", text, re.M)
+            ),
+        ]
+    )
+)
+
+
+def example(start: str) -> str:
+    """Return the one example in Python whose first line begins like that."""
+    [found] = [
+        block for language, block in BLOCKS if language == "python" and block.startswith(start)
+    ]
+    return found
+
+
+EXPERIMENT, DIMENSION = example('"""Does dropout'), example("    return base.override")
+SOURCE, NOTEBOOK = example('"clinic"'), example("from pneumo.data")
 
 # Where those are given that need more than this: file, and what is to be found there
 ELSEWHERE = {
@@ -108,9 +132,27 @@ def test_every_command_is_given_somewhere():
 
 
 def test_every_picture_is_there():
-    shown = set(re.findall(r"^!\[.+\]\((.*\.png)\)$", README, re.M))
+    shown = set(re.findall(r"^!\[.+\]\((.*\.png)\)$", TEXTS[ROOT / "README.md"], re.M))
     kept = (ROOT / ".github" / "pictures").iterdir()
     assert shown == {str(picture.relative_to(ROOT)) for picture in kept}
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_link_leads_somewhere(file):
+    for address in re.findall(r"\]\((?!https?://)([^)\s]+)\)", TEXTS[file]):
+        path, _, heading = address.partition("#")
+        target = (file.parent / path).resolve() if path else file
+        assert target.exists(), address
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.M)
+            anchors = {re.sub(r"[^\w -]", "", it.lower()).replace(" ", "-") for it in headings}
+            assert heading in anchors, address
+
+
+def test_the_readme_is_short():
+    text = TEXTS[ROOT / "README.md"]
+    assert len(text.splitlines()) <= 250
+    assert len(text.split()) <= 1800
 
 
 @pytest.mark.slow
@@ -188,7 +230,7 @@ def test_the_experiment_and_the_dimension_that_it_shows(place, tmp_path, monkeyp
 
 
 def test_the_data_set_that_it_shows():
-    [(name, source)] = eval(f"{{{SOURCE}}}", {"Source": RemoteDataset}).items()
+    [(name, source)] = eval(f"{{{SOURCE}}}", {"RemoteDataset": RemoteDataset}).items()
     assert (name, source.images) == ("clinic", {"train": 5232, "test": 624})
     assert len(SOURCE.splitlines()) < 10
 

@@ -78,7 +78,7 @@ BASE = RunConfig(
     augment_strength=0.25,
     unfreeze_depth=4,
     learning_rate=3e-3,
-    fine_tuning_factor=0.03,
+    fine_tune_lr_factor=0.03,
     epochs=5,
     patience=5,
 )
@@ -101,7 +101,7 @@ def _setting(number: int) -> dict[str, float]:
     }
 
 
-QUEUE = [_setting(number) for number in range(SETTINGS) for _ in range(SEEDS)]
+ENQUEUED_TRIALS = [_setting(number) for number in range(SETTINGS) for _ in range(SEEDS)]
 
 
 def suggest(trial: Trial, base: RunConfig) -> RunConfig:

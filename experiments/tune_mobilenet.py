@@ -25,7 +25,7 @@ BASE = RunConfig(
     augment_strength=0.25,
     unfreeze_depth=4,
     learning_rate=3e-3,
-    fine_tuning_factor=0.03,
+    fine_tune_lr_factor=0.03,
     epochs=8,
 )
 

@@ -14,7 +14,7 @@ EXPERIMENTS_DIR = Path(__file__).parent.parent / "experiments"
 # What a file may hold, by the field of `Experiment` that it gives
 OPTIONAL_ATTRIBUTES = {
     "resources": "RESOURCES",
-    "queue": "QUEUE",
+    "enqueued_trials": "ENQUEUED_TRIALS",
     "prune": "PRUNE",
 }
 
@@ -23,18 +23,22 @@ OPTIONAL_ATTRIBUTES = {
 class Experiment:
     """An experiment's base config, and its search space if it has one.
 
-    `suggest(trial, base)` gives the config of an Optuna trial. `resources`: what one of its trials
-    takes of a Ray cluster, as `num_cpus` and `num_gpus`. `queue`: what a study tries first, after
-    the baseline, as suggestions' names and values, one trial each; the same ones again are tried
-    with another seed. `prune`: whether bad trials end early; a question about all of them needs
-    them whole. `question`: what it asks, the first line of its note.
+    Attributes:
+        name: Name of its file.
+        base: Config of one run, and the baseline of a study.
+        suggest: Called with an Optuna trial and the base; returns the config of the trial.
+        resources: What a trial takes of a Ray cluster, as `num_cpus` and `num_gpus`.
+        enqueued_trials: Hyperparameters that a study tries first, after the baseline. Repeated
+            ones are tried with another seed.
+        prune: Whether bad trials end early.
+        question: What it asks: the first line of its docstring.
     """
 
     name: str
     base: RunConfig
     suggest: Callable[[Any, RunConfig], RunConfig] | None
     resources: Mapping[str, float] = field(default_factory=lambda: {"num_cpus": 1})
-    queue: Sequence[Mapping[str, Any]] = ()
+    enqueued_trials: Sequence[Mapping[str, Any]] = ()
     prune: bool = True
     question: str = ""
 

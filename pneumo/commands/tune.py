@@ -21,7 +21,7 @@ from pneumo.runtime.machine import require_gpus
 from pneumo.runtime.tensorflow_import import import_tensorflow
 from pneumo.tracking import evaluations, model_files, models, registry, runs, session, study_runs
 from pneumo.tracking.tags import PARENT, STUDY
-from pneumo.training.config import OBJECTIVE_LABELS
+from pneumo.training.config import OBJECTIVE_LABELS, rename_fields
 from pneumo.training.pretrained import prepare_to_fit
 from pneumo.tuning import attributes, selection
 from pneumo.tuning.launchers import local, ray
@@ -253,7 +253,7 @@ def print_study(outcome: StudyResult) -> None:
         if trial.state == TrialState.WAITING:  # it has neither values nor a score
             continue
         score = None if trial.state == TrialState.FAIL else final_score(trial)
-        config = attributes.CONFIG.get(trial, {})
+        config = rename_fields(attributes.CONFIG.get(trial, {}))
         rows.append(
             (
                 f"{trial.number}{' best' if trial.number == best else ''}",

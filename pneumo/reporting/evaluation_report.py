@@ -19,6 +19,7 @@ from pneumo.reporting.html_report import render_template
 from pneumo.reporting.style import to_png
 from pneumo.tracking import models, results, study_runs, tags
 from pneumo.tracking.tags import EXPERIMENT, STUDY, TRIAL_NUMBER
+from pneumo.training.config import rename_fields
 
 # What the page calls the metrics, in its order
 METRIC_TITLES = {
@@ -213,8 +214,8 @@ def _subgroup_rows(subgroups: Mapping[str, Mapping[str, float]]) -> Iterator[tup
 
 
 def _selection(trial: Run) -> str:
-    tags, params = trial.data.tags, trial.data.params
-    members = params.get("members", "1")
+    tags, params = trial.data.tags, rename_fields(trial.data.params)
+    members = params.get("ensemble_size", "1")
     rule = THRESHOLD_RULES[params.get("threshold_rule", "youden")]
     chosen = (
         f"Within its run, the epoch with the greatest {params['objective']}"

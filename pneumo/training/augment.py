@@ -38,7 +38,9 @@ class AugmentationConfig(NamedTuple):
     @classmethod
     def of(cls, config: RunConfig) -> "AugmentationConfig":
         """That of a run."""
-        return cls(config.augment_strength, config.crop, config.mirror == "on")
+        return cls(
+            config.augment_strength, config.max_crop_fraction, config.horizontal_flip == "on"
+        )
 
 
 def sample_factors(count: int, *seed: int) -> np.ndarray:

@@ -64,6 +64,29 @@ def _file_name_and_hash(path: str) -> str:
         return f"{Path(path).name}:{hashlib.file_digest(file, 'sha256').hexdigest()[:8]}"
 
 
+def _on_off(value: Any) -> Any:
+    return {"true": "on", "false": "off"}.get(str(value).lower(), str(value).lower())
+
+
+OnOff = Annotated[Literal["off", "on"], BeforeValidator(_on_off)]
+
+# Fields by the names that earlier versions stored them under
+RENAMED_FIELDS = {
+    "crop": ("max_crop_fraction",),
+    "mirror": ("horizontal_flip", "flip_tta"),
+    "schedule": ("lr_schedule",),
+    "fine_tuning_factor": ("fine_tune_lr_factor",),
+    "members": ("ensemble_size",),
+}
+
+
+def rename_fields(values: Mapping[str, str]) -> dict[str, str]:
+    """Return stored values of fields under the names that the fields have today."""
+    return {
+        new: value for name, value in values.items() for new in RENAMED_FIELDS.get(name, (name,))
+    }
+
+
 # What messages call the objectives
 OBJECTIVE_LABELS = {"val_auc": "val AUC", "val_blurred_auc": "blurred val AUC"}
 
@@ -108,23 +131,28 @@ class RunConfig(BaseModel):
     augment_strength: float = Field(
         0.5, ge=0, le=1, description="strength of the augmentation, 0 (none) to 1"
     )
-    crop: float = Field(
+    max_crop_fraction: float = Field(
         0.0,
         ge=0,
         le=0.9,
-        description="share of the side that random crops of training images, with sides of up to "
-        "4 to 3, leave out at most, 0 to 0.9",
+        description="random crops of training images: maximum fraction of the side removed, 0 to "
+        "0.9 (aspect ratio up to 4:3)",
     )
-    mirror: Literal["off", "on"] = Field(
+    horizontal_flip: OnOff = Field(
+        "off", description="on (half of the training images are flipped) or off"
+    )
+    flip_tta: OnOff = Field(
         "off",
-        description="on (half of the training images are mirrored, and a model gives the mean of "
-        "an image and its mirror image) or off",
+        description="test-time augmentation: on (the mean over an image and its flipped image) or "
+        "off",
     )
     unfreeze_depth: int = Field(
         2, ge=0, description="blocks of the backbone that train, from its top; 0 is the head alone"
     )
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's step, above 0, up to 1")
-    schedule: Literal["constant", "cosine"] = Field(
+    learning_rate: float = Field(
+        1e-3, gt=0, le=1, description="Adam's learning rate, above 0, up to 1"
+    )
+    lr_schedule: Literal["constant", "cosine"] = Field(
         "constant",
         description="learning_rate within a phase: constant, or cosine (rises for a tenth of it "
         "and falls to 0 at its end)",
@@ -132,7 +160,7 @@ class RunConfig(BaseModel):
     head_epochs: int = Field(
         1, ge=0, le=1000, description="epochs of the head alone before pretrained blocks train too"
     )
-    fine_tuning_factor: float = Field(
+    fine_tune_lr_factor: float = Field(
         0.1, gt=0, le=1, description="learning_rate of pretrained blocks: a factor above 0, up to 1"
     )
     batch_size: int = Field(32, ge=1, le=1024, description="images per step, 1 to 1024")
@@ -140,7 +168,7 @@ class RunConfig(BaseModel):
     patience: int = Field(
         3, ge=1, le=1000, description="epochs without a better objective before stopping, 1 to 1000"
     )
-    members: int = Field(
+    ensemble_size: int = Field(
         1, ge=1, le=20, description="number of networks whose logits one model averages, 1 to 20"
     )
     seed: int = Field(
@@ -156,7 +184,7 @@ class RunConfig(BaseModel):
         description="the threshold on perturbed validation images: youden (most sensitivity + "
         "specificity), or midpoint (midway between the mean logits of the classes)",
     )
-    feature_cache: Literal["on", "off"] = Field(
+    feature_cache: OnOff = Field(
         "on",
         description="on (the frozen blocks run once and what they give is kept) or off (they run "
         "in every epoch, each with a new variation)",

@@ -83,7 +83,7 @@ def phases(config: RunConfig) -> list[Phase]:
     if config.weights == "none" or depth == 0:
         return [Phase(depth, rate, config.epochs)]
     head = Phase(0, rate, min(config.head_epochs, config.epochs - 1))
-    whole = Phase(depth, rate * config.fine_tuning_factor, config.epochs)
+    whole = Phase(depth, rate * config.fine_tune_lr_factor, config.epochs)
     return [head, whole] if head.until else [whole]
 
 
@@ -109,7 +109,7 @@ def train(
     ]
     said = zip(*(member.logits for member in members), strict=True)
     val, scored, changed = (np.mean(logits, axis=0) for logits in said)
-    model = build_ensemble([member.model for member in members], config.mirror == "on")
+    model = build_ensemble([member.model for member in members], config.flip_tta == "on")
     score = float(roc_auc_score(images.split("val").labels, scored))
     return TrainingResult(
         model, tuple(member.best_epoch for member in members), score, val, changed
@@ -118,7 +118,7 @@ def train(
 
 def _member_seeds(config: RunConfig) -> list[int]:
     """The config's own, and others that follow from it."""
-    others = (derive_seed(config.seed, number) for number in range(1, config.members))
+    others = (derive_seed(config.seed, number) for number in range(1, config.ensemble_size))
     return [config.seed, *others]
 
 
@@ -147,7 +147,7 @@ def _fit_member(
         ]
         best = max(ended, key=lambda phase: phase.score)  # the first of equals
         model.set_weights(best.weights)
-        if config.mirror == "on":
+        if config.flip_tta == "on":
             said = _mirrored_logits(config, model, images.split("val"))
         else:
             changed = predict_logits(best.part, best.source.perturbed(perturb.ALL_PERTURBATIONS))
@@ -242,7 +242,7 @@ def _fit_phase(
     part = network.TrainablePart(model, source.depth, fixed_statistics=config.weights != "none")
     feed = BatchFeeder(source, config)
     steps = (phase.until - len(history)) * feed.steps
-    cosine = config.schedule == "cosine"
+    cosine = config.lr_schedule == "cosine"
     compile_model(part, _cosine(phase.learning_rate, steps) if cosine else phase.learning_rate)
     stopping = keras.callbacks.EarlyStopping(
         config.objective, mode="max", patience=config.patience, restore_best_weights=True

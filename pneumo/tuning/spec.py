@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial
 from pneumo.data.dataset import Dataset
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.runtime.errors import UserError
-from pneumo.training.config import RunConfig, derive_seed
+from pneumo.training.config import RunConfig, derive_seed, rename_fields
 
 DISTRIBUTIONS = {
     "suggest_float": FloatDistribution,
@@ -186,7 +186,8 @@ class StudySpec:
     def of(cls, study: optuna.Study, dataset: Dataset, weights: str = "") -> "StudySpec":
         """What a study was begun with. `weights`: where its file of weights lies here, if any."""
         facts = study.user_attrs
-        fixed = {**facts["fixed"], **{name: str(facts[name]) for name in STUDY_FIELDS}}
+        fixed = rename_fields(facts["fixed"])
+        fixed |= {name: str(facts[name]) for name in STUDY_FIELDS}
         if weights:
             fixed["weights"] = weights
         elif ":" in fixed.get("weights", ""):
@@ -260,13 +261,13 @@ class StudySpec:
         What is queued without a value has the baseline's; a fixed field leaves that, too. Raises
         `UserError` as `baseline`, and for a name that is not suggested.
         """
-        baseline, queue = self.baseline(), self.experiment.queue
+        baseline, queue = self.baseline(), self.experiment.enqueued_trials
         whole = PartiallyFixedTrial(self.base, ())
         self.experiment.suggest(whole, self.base)
         for name in {name for values in queue for name in values} - whole.baseline.keys():
             raise UserError(
-                f"QUEUE in experiments/{self.experiment.name}.py must hold what its suggest "
-                f"suggests, {', '.join(whole.baseline)}: got '{name}'"
+                f"ENQUEUED_TRIALS in experiments/{self.experiment.name}.py must hold what its "
+                f"suggest suggests, {', '.join(whole.baseline)}: got '{name}'"
             )
         return [
             baseline,

@@ -24,6 +24,7 @@ from pneumo.runtime.console import echo
 from pneumo.runtime.errors import StudyFailedError, UserError
 from pneumo.runtime.process import ProcessId
 from pneumo.tracking import model_files, results, runs, session, study_runs, tags
+from pneumo.training.config import rename_fields
 from pneumo.tuning import attributes
 from pneumo.tuning.spec import MEDIAN_PRUNER_OPTIONS, TPE_OPTIONS, StudySpec
 from pneumo.tuning.storage import (
@@ -45,7 +46,10 @@ def load_study(storage: optuna.storages.RDBStorage, name: str, plan: StudySpec) 
     """The study of that name, if it asks what `plan` asks and its run is in this store."""
     study = _existing(storage, name, plan)
     for fact, value in plan.facts().items():
-        _require_same(name, fact, study.user_attrs.get(fact), value)
+        begun_with = study.user_attrs.get(fact)
+        if isinstance(begun_with, dict):
+            begun_with = rename_fields(begun_with)
+        _require_same(name, fact, begun_with, value)
     _require_same_search_space(study, plan)
     if not runs.run_exists(attributes.RUN_ID.of(study)):
         raise UserError(

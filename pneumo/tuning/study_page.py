@@ -13,6 +13,7 @@ from pneumo.reporting.study_report import RUNNING, StudyReport, StudySummary, Tr
 from pneumo.runtime.console import echo
 from pneumo.runtime.errors import format_error
 from pneumo.tracking import study_runs
+from pneumo.training.config import rename_fields
 from pneumo.tuning import attributes, selection
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.study import StudyLimits, count_finished_trials, final_score, how_to_continue
@@ -70,7 +71,7 @@ def summarize(study: optuna.Study, plan: StudySpec, state: str) -> StudySummary:
         dataset=plan.dataset,
         base=plan.base,
         experiment_base=plan.experiment.base.as_text(),
-        fixed=attributes.FIXED.of(study),
+        fixed=rename_fields(attributes.FIXED.of(study)),
         searched=plan.searched(),
         n_trials=StudyLimits.of(study).trials,
         n_done=count_finished_trials(study),
@@ -94,7 +95,7 @@ def _summarize_trial(trial: FrozenTrial) -> TrialSummary:
         run_id=attributes.RUN_ID.get(trial, ""),
         name=attributes.NAME.get(trial, ""),
         score=final_score(trial) if scored else None,
-        config=attributes.CONFIG.get(trial, {}),
+        config=rename_fields(attributes.CONFIG.get(trial, {})),
         epochs=trial.last_step or 0,
         seconds=_seconds(trial),
         error=attributes.ERROR.get(trial, ""),

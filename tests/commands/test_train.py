@@ -34,7 +34,8 @@ def test_train(store):
 
 @pytest.mark.slow
 def test_what_is_registered_is_the_mean_of_all_members_and_their_mirror_images(store, sample):
-    flags = "--members 2 --mirror on --threshold_rule midpoint --epochs 2 --image_size 32"
+    flags = "--ensemble_size 2 --horizontal_flip on --flip_tta on --threshold_rule midpoint"
+    flags += " --epochs 2 --image_size 32"
     code, output, errors = run("train", *flags.split(), "--model_name", "mine")
     assert (code, errors) == (0, "")
     [trial] = store.search_runs(["0"], "tags.`pneumo.kind` = 'trial'")

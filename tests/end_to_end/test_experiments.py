@@ -57,7 +57,7 @@ def test_each_trains(name, sample):
     from pneumo.training.train import train
 
     # ImageNet's weights are not everywhere; test_train has what they change
-    small = {"epochs": 1, "weights": "none", "image_size": 64, "members": 1}
+    small = {"epochs": 1, "weights": "none", "image_size": 64, "ensemble_size": 1}
     config = load_experiment(name).base.override(small)
     images = sample.decode(config.image_size, 0)
     result = train(config, images)

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_page_of_a_run_without_study(store, sample, monkeypatch):
-    fields = "--epochs 1 --members 2 --threshold_rule midpoint"
+    fields = "--epochs 1 --ensemble_size 2 --threshold_rule midpoint"
     code, output, errors = run("train", "--model_name", "mine", *fields.split())
     assert code == 0, errors
     code, output, errors = run("evaluate", "--model", "models:/mine/1", "--data", "sample")

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from pneumo.runtime.errors import UserError
-from pneumo.training.config import RunConfig
+from pneumo.training.config import RENAMED_FIELDS, RunConfig, rename_fields
 
 
 def test_text_and_back():
@@ -53,7 +53,7 @@ def test_is_frozen():
         ("alpha", "0"),
         ("resize", "stretch"),
         ("head_epochs", "-1"),
-        ("fine_tuning_factor", "2"),
+        ("fine_tune_lr_factor", "2"),
         ("max_unreadable", "2"),
     ],
 )
@@ -105,3 +105,30 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
 def test_weights_of_another_type_are_refused(value):
     with pytest.raises(UserError, match="weights must be none "):
         RunConfig().override({"weights": value})
+
+
+def test_stored_fields_get_the_names_of_today():
+    stored = {"mirror": "on", "crop": "0.4", "members": "2", "schedule": "cosine", "dropout": "0.5"}
+    renamed = rename_fields({**stored, "fine_tuning_factor": "0.1"})
+    assert renamed == {
+        "horizontal_flip": "on",
+        "flip_tta": "on",
+        "max_crop_fraction": "0.4",
+        "ensemble_size": "2",
+        "lr_schedule": "cosine",
+        "dropout": "0.5",
+        "fine_tune_lr_factor": "0.1",
+    }
+    assert RunConfig().override(renamed).ensemble_size == 2
+    assert {name for names in RENAMED_FIELDS.values() for name in names} <= set(
+        RunConfig.model_fields
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("on", "on"), ("true", "on"), ("OFF", "off"), ("False", "off")]
+)
+def test_switches_are_on_and_off_or_true_and_false(text, value):
+    for field in ("horizontal_flip", "flip_tta", "feature_cache"):
+        config = RunConfig().override({field: text})
+        assert config.as_text()[field] == value

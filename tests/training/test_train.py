@@ -94,10 +94,15 @@ def test_blurred_images_may_choose_the_epoch(images):
 
 
 def test_members_are_fitted_one_by_one_and_averaged(images, tmp_path):
-    fields = {"members": 2, "learning_rate": 0.01, "epochs": 3, "objective": "val_blurred_auc"}
+    fields = {
+        "ensemble_size": 2,
+        "learning_rate": 0.01,
+        "epochs": 3,
+        "objective": "val_blurred_auc",
+    }
     result, told = fit(images, **fields)
     seeds = [CONFIG.seed, derive_seed(CONFIG.seed, 1)]
-    alone = [fit(images, **fields | {"members": 1, "seed": seed}) for seed in seeds]
+    alone = [fit(images, **fields | {"ensemble_size": 1, "seed": seed}) for seed in seeds]
     assert result.best_epochs == tuple(it.best_epochs[0] for it, _ in alone)
     assert told == list(enumerate((metrics for _, its in alone for _, metrics in its), start=1))
     assert [epoch for epoch, _ in told] == [1, 2, 3, 4, 5, 6]
@@ -114,7 +119,9 @@ def test_members_are_fitted_one_by_one_and_averaged(images, tmp_path):
 
 
 def test_a_mirrored_model_is_judged_as_it_is_used(images, tmp_path):
-    result, told = fit(images, mirror="on", learning_rate=0.01, objective="val_blurred_auc")
+    result, told = fit(
+        images, horizontal_flip="on", flip_tta="on", learning_rate=0.01, objective="val_blurred_auc"
+    )
     result.model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     val = images.split("val")
@@ -141,8 +148,8 @@ def test_a_cosine_ends_each_phase_at_rest(images, weights, monkeypatch):
             rates.append(float(self.model.optimizer.learning_rate))
 
     monkeypatch.setattr(keras.callbacks, "EarlyStopping", Noting)
-    config = small(weights, epochs=4, head_epochs=2, learning_rate=0.01, fine_tuning_factor=0.1)
-    train(config.override({"schedule": "cosine"}), images)
+    config = small(weights, epochs=4, head_epochs=2, learning_rate=0.01, fine_tune_lr_factor=0.1)
+    train(config.override({"lr_schedule": "cosine"}), images)
     assert rates[1::2] == pytest.approx([0, 0], abs=1e-7)
     assert 0.005 < rates[0] < 0.006
     assert rates[2] == pytest.approx(rates[0] / 10)
@@ -192,7 +199,7 @@ def test_depth_decides_which_weights_move(images):
         ({"head_epochs": 9}, [Phase(0, 0.01, 5), Phase(3, 0.001, 6)]),
         ({"head_epochs": 0}, [Phase(3, 0.001, 6)]),
         ({"epochs": 1}, [Phase(3, 0.001, 1)]),
-        ({"fine_tuning_factor": 0.5}, [Phase(0, 0.01, 1), Phase(3, 0.005, 6)]),
+        ({"fine_tune_lr_factor": 0.5}, [Phase(0, 0.01, 1), Phase(3, 0.005, 6)]),
         ({"unfreeze_depth": 0}, [Phase(0, 0.01, 6)]),
         ({"weights": "none"}, [Phase(3, 0.01, 6)]),
     ],
@@ -241,7 +248,7 @@ def test_from_scratch_the_statistics_of_the_open_blocks_move(images):
 
 def test_the_best_epoch_may_lie_in_the_first_phase(images, weights):
     epochs = []
-    config = small(weights, epochs=4, head_epochs=3, learning_rate=0.01, fine_tuning_factor=1)
+    config = small(weights, epochs=4, head_epochs=3, learning_rate=0.01, fine_tune_lr_factor=1)
     result = train(config, images, [lambda _, metrics: epochs.append(metrics["val_auc"])])
     assert result.best_epochs == (1 + int(np.argmax(epochs)),)
     assert result.best_epochs[0] <= 3

@@ -81,7 +81,7 @@ def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample, ca
 
 def test_what_an_experiment_queues_is_tried_first(store, sample):
     twice = {"dropout": 0.25, "unfreeze_depth": 1, "learning_rate": 0.002}
-    queueing = Experiment("tiny", BASE, TINY.suggest, queue=[twice, twice], prune=False)
+    queueing = Experiment("tiny", BASE, TINY.suggest, enqueued_trials=[twice, twice], prune=False)
     plan = StudySpec(queueing, sample, {"unfreeze_depth": "0"})
 
     def run() -> optuna.Study:
@@ -135,9 +135,11 @@ def test_the_threshold_is_that_of_perturbed_images(study, client, sample):
 
 
 def test_a_queue_of_what_is_not_suggested_is_refused(sample):
-    plan = StudySpec(Experiment("odd", BASE, TINY.suggest, queue=[{"dropuot": 0.1}]), sample, {})
+    plan = StudySpec(
+        Experiment("odd", BASE, TINY.suggest, enqueued_trials=[{"dropuot": 0.1}]), sample, {}
+    )
     with pytest.raises(
-        UserError, match="QUEUE in experiments/odd.py .* dropout, .*: got 'dropuot'"
+        UserError, match="ENQUEUED_TRIALS in experiments/odd.py .* dropout, .*: got 'dropuot'"
     ):
         plan.asked()
 

@@ -36,7 +36,8 @@ Then this experiment, seed 0, in versions of which the last stayed:
    160      16   0.4  2 members                                0.9937  0.986, accuracy 94.2 %
 
 And -e tune -P experiment=best -P trials=8 -P epochs=6 -P image_size=96 -P ensemble_size=1, the
-search space below, in 7 minutes: the best has no crops, 0.9968 on validation, on test 0.968 and 88.1 %.
+search space below, in 7 minutes: the best has no crops, 0.9968 on validation, on test 0.968 and
+88.1 %.
 
 So validation ranks the wrong way round: it rewards what a model reads off the border and the ratio.
 The looks at test decided for crops, and for ratios, with which came fewer epochs; among the crops

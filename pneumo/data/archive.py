@@ -1,4 +1,4 @@
-"""Safe import of a `.zip` or `.tar.gz`."""
+"""Safe unpacking of `.zip` and `.tar.gz` archives."""
 
 import hashlib
 import stat
@@ -15,49 +15,45 @@ from pneumo.runtime.cache_entries import evict_least_recently_used
 from pneumo.runtime.errors import UserError, is_printable_text, quoted
 
 ARCHIVE_SUFFIXES = (".zip", ".tar.gz", ".tgz")
-NESTED_SUFFIXES = (
-    *ARCHIVE_SUFFIXES,
-    ".tar",
-    ".7z",
-    ".rar",
-    ".gz",
-)  # of what may be in one instead of images
+# Of files that an archive may contain instead of images
+NESTED_SUFFIXES = (*ARCHIVE_SUFFIXES, ".tar", ".7z", ".rar", ".gz")
 
-# What is larger is a bomb: images hardly shrink
+# A larger archive is a zip bomb, because images hardly shrink
 MIN_BOMB_BYTES = 2**28  # bytes that any archive may have when unpacked
-MAX_COMPRESSION_RATIO = 100  # how many times its own size it may have then
+MAX_COMPRESSION_RATIO = 100  # unpacked size / archive size of larger ones
 MAX_FILES = 1_000_000
 
 CHUNK = 2**20  # bytes
-ENCRYPTED = 0x1  # the bit in a zip's flags
+ENCRYPTED = 0x1  # bit in the flags of a zip member
 
-# name inside the archive, and what opens it
+# Name in the archive, and a function that opens the member
 Member = tuple[str, Callable[[], IO[bytes]]]
 
 
 def name_of(sha256: str) -> str:
-    """Return the name in the cache of the archive with that hash, once it is unpacked."""
+    """Return the name in the cache of an unpacked archive, from the archive's SHA-256."""
     return f"archives/{sha256}"
 
 
 def unpack(archive: Path) -> Path:
-    """The folder that holds the archive's files, unpacked once and keyed by its content.
+    """Unpack an archive into the cache, once per content, and return the folder.
 
-    Raises `UserError` if the file is no readable archive, holds anything but plain files below its
-    own top, each under a name of its own on every disk, or is a bomb; nothing of such an archive
-    stays on disk.
+    Raises:
+        UserError: The file is not a readable archive, or it is a zip bomb. Or it contains anything
+            but plain files below its own top, each with a name that is unique on every disk.
+            Nothing of such an archive stays on disk.
     """
     with archive.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     try:
-        # Its files need no checksums: the index reads and hashes all of them at each start, and
-        # what is decoded from them is named by their hashes
+        # The files need no checksums: the index reads and hashes all of them at each start, and
+        # the cache keys of decoded pixels contain these hashes
         return cache.get_or_build(
             name_of(digest), lambda folder: _extract(archive, folder), verify=False
         )
     except UserError:
         raise
-    except Exception as error:  # a parser fed with strangers' files raises nearly anything
+    except Exception as error:  # untrusted files make a parser raise nearly anything
         raise UserError(
             f"{archive} could not be unpacked ({_reason(error)}); get the archive again, or "
             "unpack it yourself and give the folder"
@@ -65,7 +61,7 @@ def unpack(archive: Path) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    """Its first line, without the place in the cache that an error of the system names."""
+    """Return the first line of an error, without the cache path that a system error names."""
     said = getattr(error, "strerror", None) or str(error).partition("\n")[0].rstrip(":")
     return said or type(error).__name__
 
@@ -73,7 +69,7 @@ def _reason(error: Exception) -> str:
 def _extract(archive: Path, folder: Path) -> None:
     evict_least_recently_used(archive.stat().st_size)  # images hardly shrink
     members = _zip(archive) if archive.suffix.lower() == ".zip" else _tar(archive)
-    names: dict[str, str] = {}  # as a disk that knows no capitals sees them
+    names: dict[str, str] = {}  # case-folded name → name, for disks that ignore case
     left = max(MIN_BOMB_BYTES, MAX_COMPRESSION_RATIO * archive.stat().st_size)
     for name, opened in members:
         path = _safe(name, archive)
@@ -90,7 +86,7 @@ def _extract(archive: Path, folder: Path) -> None:
 
 
 def _copy(source: IO[bytes], file: IO[bytes], most: int, archive: Path) -> int:
-    """Copies a member of at most so many bytes; returns how many it has."""
+    """Copy a member of at most `most` bytes, and return its size in bytes."""
     done = 0
     while chunk := source.read(CHUNK):
         done += len(chunk)

@@ -1,4 +1,4 @@
-"""From what the user named to images that are ready to train on."""
+"""Data sets: from the name that the user passes to images that are ready for training."""
 
 import hashlib
 import os
@@ -25,11 +25,13 @@ ACCEPTED_SOURCES = ", ".join([SAMPLE, *REMOTE_DATASETS, "a folder, a .zip or a .
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one part of a data set, in the order of their paths.
+    """Images of one split of a data set, in the order of their paths.
 
-    `rows` are the columns of `index.COLUMNS`, one row per readable image; `positions` are
-    their places in `pixels`, the memory map of all images (uint8, shape (n, size, size)).
-    `decode_key` says how files became pixels.
+    Attributes:
+        rows: Columns `index.COLUMNS`, one row per readable image.
+        pixels: Memory map of all images of the data set: uint8, shape (n, size, size).
+        positions: Position of each row in `pixels`: int64, shape (rows,).
+        made_by: How files became pixels: see `pixels.decode_key` and `perturb.made_by`.
     """
 
     rows: pd.DataFrame
@@ -39,28 +41,32 @@ class Split:
 
     @property
     def digest(self) -> str:
-        """64 hex digits that name these pixels in this order, wherever their files lie."""
+        """64 hex digits that identify these pixels in this order, wherever their files are."""
         return pixels_digest(self.rows, self.made_by)
 
     @property
     def images(self) -> np.ndarray:
-        """A copy of the pixels: uint8, shape (rows, size, size, 1)."""
+        """Copy of the pixels: uint8, shape (rows, size, size, 1)."""
         return self.pixels[self.positions][..., np.newaxis]
 
     @property
     def labels(self) -> np.ndarray:
-        """0 normal, 1 pneumonia: int64, shape (rows,)."""
+        """Labels, 0 normal and 1 pneumonia: int64, shape (rows,)."""
         return self.rows["label"].to_numpy()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set, indexed and split, whose pixels are decoded when first asked for.
+    """A data set, indexed and split, whose pixels are decoded on demand.
 
-    `source` is what the user gave, a path made absolute, and `name` that without its folders;
-    `digest` names its content;
-    `root` is the folder that was given or unpacked; `base`, in it, the one that the rows' paths
-    start from.
+    Attributes:
+        source: What the user passed; a path is absolute.
+        name: `source` without its folders.
+        digest: 16 hex digits that identify the content.
+        synthetic: Whether it is the synthetic sample.
+        root: The folder that the user passed, or of the unpacked archive.
+        base: The folder in `root` from which the rows' paths start.
+        rows: Columns `index.COLUMNS`, one row per image, with the splits train, val and test.
     """
 
     source: str
@@ -73,12 +79,12 @@ class Dataset:
 
     @property
     def unknown_patients(self) -> int:
-        """Images whose file name tells no patient."""
+        """Number of images whose file name contains no patient."""
         return int(index.has_unknown_patient(self.rows).sum())
 
     @property
     def licence(self) -> str:
-        """Whose data it is and what may be done with it, where that is known."""
+        """Owner and licence of the data, if known."""
         if self.synthetic:
             return "made by pneumo; they show nobody"
         if self.name in REMOTE_DATASETS:
@@ -87,10 +93,10 @@ class Dataset:
 
     @property
     def census(self) -> dict[str, int]:
-        """What became of the files, from all that were found to those that differ.
+        """Numbers of files by kind, from all that were found to identical ones.
 
-        As `index.count_files` tells it; `duplicates`: images whose file is the same as an earlier
-        one's, byte for byte.
+        They are those of `index.count_files`, and `duplicates`: images whose file is identical to
+        an earlier one, byte for byte.
         """
         copies = int(self.rows["sha256"].duplicated().sum())
         return {**index.count_files(self.root), "duplicates": copies}
@@ -98,16 +104,24 @@ class Dataset:
     def images_digest(self, split: str) -> str:
         """Return 16 hex digits that identify the image files of a split, '' if it has none.
 
-        Paths, labels, patients and the other splits make no difference.
+        Paths, labels, patients and the other splits have no influence.
         """
         files = self.rows["sha256"][self.rows["split"] == split]
         return _digest_of(files) if len(files) else ""
 
     def decode(self, size: int, max_unreadable: float, resize: str = "squash") -> "DecodedDataset":
-        """The images at `size` × `size` pixels, from the cache where they are there.
+        """Decode the images at one size, or load them from the cache.
 
-        `resize`: see `decode.decode`. Raises `UserError` where more than the share
-        `max_unreadable` cannot be read.
+        Args:
+            size: Side of the square images in pixels.
+            max_unreadable: Fraction of the images that may be unreadable, 0 to 1.
+            resize: See `decode.decode`.
+
+        Returns:
+            The decoded images.
+
+        Raises:
+            UserError: More images are unreadable than allowed, or the disk cannot read a file.
         """
         made_by = pixels.decode_key(size, resize)
         decoded, unreadable = pixels.load_pixels(self.base, self.rows, size, resize)
@@ -118,7 +132,14 @@ class Dataset:
 
 @dataclass(frozen=True)
 class DecodedDataset:
-    """A data set at one size. `unreadable` gives path → reason of what had to be left out."""
+    """A data set whose images are decoded at one size.
+
+    Attributes:
+        dataset: The data set.
+        pixels: Memory map of all images: uint8, shape (rows of the data set, size, size).
+        unreadable: Path → reason, for the images that could not be decoded.
+        made_by: How files became pixels: see `pixels.decode_key`.
+    """
 
     dataset: Dataset
     pixels: np.ndarray
@@ -126,7 +147,7 @@ class DecodedDataset:
     made_by: str
 
     def require_readable(self, share: float) -> None:
-        """Raises `UserError` where more than this share of the images cannot be read."""
+        """Raise `UserError` if more than the fraction `share` of the images is unreadable."""
         count, total = len(self.unreadable), len(self.dataset.rows)
         if count > share * total:
             path, why = next(iter(self.unreadable.items()))
@@ -137,9 +158,10 @@ class DecodedDataset:
             )
 
     def split(self, name: str) -> Split:
-        """The readable images of `train`, `val` or `test`.
+        """Return the readable images of `train`, `val` or `test`.
 
-        Raises `UserError` where there are none of a class.
+        Raises:
+            UserError: A class has no readable image in the split.
         """
         rows = self.dataset.rows
         chosen = self._readable & (rows["split"] == name).to_numpy()
@@ -159,7 +181,7 @@ class DecodedDataset:
         return rows.loc[used, ["split", "patient", "sha256"]]
 
     def counts(self) -> pd.DataFrame:
-        """Readable images and their patients: columns split, class, images, patients."""
+        """Count readable images and their patients: columns split, class, images, patients."""
         groups = self.dataset.rows[self._readable].groupby(["split", "label"])["patient"]
         counts = groups.agg(images="size", patients="nunique").reset_index()
         names = [index.CLASSES[label] for label in counts.pop("label")]
@@ -167,7 +189,7 @@ class DecodedDataset:
         return counts
 
     def summary(self) -> str:
-        """The data in one line."""
+        """Return a summary of the data in one line."""
         images = self.counts().groupby("split", sort=False)["images"].sum()
         parts = [f"{split} {count}" for split, count in images.items()]
         return (
@@ -187,17 +209,26 @@ def _digest_of(files: Iterable[str]) -> str:
 
 
 def published_splits(split: str) -> tuple[str]:
-    """Return the parts of a data set, as it is published, that hold a split."""
-    return ("test",) if split == "test" else ("train",)  # validation is cut from train
+    """Return the splits of a data set, as it is published, that contain a split."""
+    return ("test",) if split == "test" else ("train",)  # validation is split from train
 
 
 def open_dataset(
     data: str, needs: tuple[str, ...] = ("train",), in_conflict: bool = False
 ) -> Dataset:
-    """Open a data set: `sample`, one of `REMOTE_DATASETS`, a folder, a `.zip` or a `.tar.gz`.
+    """Open a data set, index it and split it.
 
-    Raises `UserError` where there is none, where a split in `needs` is not there, where a split
-    lacks a class, or, unless it may be `in_conflict`, where images contradict each other.
+    Args:
+        data: `sample`, one of `REMOTE_DATASETS`, or the path of a folder, a `.zip` or a `.tar.gz`.
+        needs: Splits that the data set must have, as it is published: `train`, `test`.
+        in_conflict: Whether images may contradict each other: see `raise_on_conflicts`.
+
+    Returns:
+        The data set; its images are not decoded yet.
+
+    Raises:
+        UserError: There is no such data set, a needed split is missing, a split lacks a class, or
+            images contradict each other.
     """
     name, root = _resolve(data)
     with _name_source_in_errors(root, data):
@@ -226,7 +257,7 @@ def _resolve(data: str) -> tuple[str, Path]:
     if data in REMOTE_DATASETS:
         return data, fetch(data)
     path = Path(os.path.expanduser(data))
-    if os.path.isdir(path):  # which, unlike Path.is_dir, takes any text
+    if os.path.isdir(path):  # unlike Path.is_dir, it takes any text
         return path.resolve().name, path
     if not os.path.isfile(path):
         raise UserError(
@@ -240,7 +271,7 @@ def _resolve(data: str) -> tuple[str, Path]:
 
 @contextmanager
 def _name_source_in_errors(root: Path, data: str) -> Iterator[None]:
-    """What was unpacked is called by its archive: nobody knows the cache's folders."""
+    """Replace the cache folder of an unpacked archive in messages by the archive's name."""
     try:
         yield
     except UserError as mistake:

@@ -18,10 +18,14 @@ from pneumo.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class RemoteDataset:
-    """Where a data set comes from, and how it is known to be that one.
+    """A published data set, and the values that its download is verified with.
 
-    `images`: how many each part of its official split holds; `licence`: whose data it is and
-    what may be done with it.
+    Attributes:
+        url: Address of the archive.
+        file_name: Name of the archive.
+        sha256: SHA-256 of the archive.
+        images: Published split → number of images.
+        licence: Owner and licence of the data.
     """
 
     url: str
@@ -43,17 +47,20 @@ REMOTE_DATASETS = {
 }
 
 CHUNK = 2**20  # bytes
-MAX_ATTEMPTS = 4  # connections in a row that bring nothing
-INITIAL_BACKOFF = 1.0  # seconds before the second of them; doubled for each further one
-READ_TIMEOUT = 60  # seconds without a byte after which a connection is given up
-MAX_BYTES = 2**32  # bytes: no data set here is larger, and a server may send without end
+MAX_ATTEMPTS = 4  # consecutive connections without a byte
+INITIAL_BACKOFF = 1.0  # seconds before the second attempt; doubled for each further one
+READ_TIMEOUT = 60  # seconds without a byte, after which a connection is closed
+MAX_BYTES = 2**32  # no data set here is larger, and a server might send without end
 
 
 def fetch(name: str) -> Path:
     """Download and unpack a data set in `REMOTE_DATASETS` once, and return its folder.
 
-    What a broken connection has brought is kept, and the next one goes on from there, also in
-    another process. Raises `UserError`, with a way round it, where the file cannot be had.
+    The bytes of a broken connection are kept. The next connection resumes after them, even in
+    another process.
+
+    Raises:
+        UserError: The file cannot be downloaded; the message describes a workaround.
     """
     source = REMOTE_DATASETS[name]
     unpacked = cache_path(archive.name_of(source.sha256))
@@ -69,7 +76,15 @@ def fetch(name: str) -> Path:
 
 
 def check_image_counts(rows: pd.DataFrame, source: RemoteDataset) -> None:
-    """Raises `UserError` if an index, not yet cut for validation, has not the source's images."""
+    """Raise `UserError` if an index does not have the published numbers of images.
+
+    Args:
+        rows: The index before its validation split.
+        source: The data set that it must be.
+
+    Raises:
+        UserError: The numbers differ.
+    """
     found = rows["split"].value_counts().to_dict()
     if found != source.images:
         raise UserError(f"{source.file_name} must hold {source.images} images: got {found}")
@@ -80,7 +95,7 @@ def _download(source: RemoteDataset, file: Path) -> None:
     try:
         _download_with_retries(source, part)
     except UserError:
-        part.unlink(missing_ok=True)  # nothing can be built on it
+        part.unlink(missing_ok=True)  # a later attempt cannot resume from it
         raise
     except requests.HTTPError as error:
         raise _failure(source, f"the server answered {error.response.status_code}") from None
@@ -89,7 +104,7 @@ def _download(source: RemoteDataset, file: Path) -> None:
     with part.open("rb") as received:
         sha256 = hashlib.file_digest(received, "sha256").hexdigest()
     if sha256 != source.sha256:
-        part.unlink()  # nothing can be built on it
+        part.unlink()  # a later attempt cannot resume from it
         raise _failure(source, f"what came has another sha256, {sha256}")
     part.rename(file)
 
@@ -104,7 +119,7 @@ def _failure(source: RemoteDataset, reason: str) -> UserError:
 
 
 def _download_with_retries(source: RemoteDataset, part: Path) -> None:
-    """Fills `part`, over as many connections as it takes while each brings something."""
+    """Fill `part`, over as many connections as needed while each of them brings bytes."""
     failures = 0
     while True:
         before = _size(part)
@@ -135,7 +150,7 @@ def _download_once(source: RemoteDataset, part: Path, done: int) -> None:
 
 
 def _require_same_scheme(source: RemoteDataset, answer: requests.Response) -> None:
-    """A server must not lead from https to what anybody on the way can change."""
+    """Raise `UserError` if a redirect leaves https: others could change what it sends."""
     wanted = urlsplit(source.url).scheme
     for step in (*answer.history, answer):
         if urlsplit(step.url).scheme != wanted:

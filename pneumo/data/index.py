@@ -1,4 +1,4 @@
-"""One row per image."""
+"""Index of a data set: one row per image."""
 
 import hashlib
 import re
@@ -14,26 +14,34 @@ from pneumo.runtime.errors import UserError, is_printable_text, quoted
 
 CLASSES = ("NORMAL", "PNEUMONIA")  # a label is a position in this tuple
 
-# Which part of the official split a folder belongs to: Kaggle's 16 `val` images were
-# taken out of train, and too few to validate on.
+# Folder → official split. Kaggle's 16 `val` images come from train, and are too few for
+# validation.
 SPLIT_OF_FOLDER = {"train": "train", "val": "train", "test": "test"}
 
 COLUMNS = ["path", "label", "subtype", "patient", "split", "sha256"]
 
-# Four name counters that restart independently: the name is part of the patient's key.
+# Each of four name prefixes numbers its patients independently, so the prefix is part of the key.
 PATIENT_PATTERN = re.compile(r"person\d+_(?P<kind>bacteria|virus)|(?P<series>(NORMAL2-)?IM)-\d+")
 
 
 def build_index(root: Path) -> pd.DataFrame:
-    """The images below `root`, one row each, sorted by path.
+    """Index the images below a folder.
 
-    `root` is any folder above `{train,val,test}/{NORMAL,PNEUMONIA}`. Columns: `path`
-    (from the folder that holds the splits, with `/`), `label` (0 normal, 1 pneumonia),
-    `subtype` (`bacteria`, `virus`, `IM`, `NORMAL2-IM`; '' where the name does not tell),
-    `patient` (from `patients.csv` where that names the image, else from the file name),
-    `split` (`train` or `test`, as published), `sha256` of the file. Raises `UserError` where
-    there is no image, a folder beside those, a name that is no text, a file that the disk does not
-    give, or a `patients.csv` that does not fit the images.
+    Args:
+        root: Any folder above `{train,val,test}/{NORMAL,PNEUMONIA}`.
+
+    Returns:
+        One row per image, sorted by path, with the columns `COLUMNS`:
+            path: From the folder that contains the splits, with `/`.
+            label: 0 normal, 1 pneumonia.
+            subtype: `bacteria`, `virus`, `IM` or `NORMAL2-IM`; '' if the name contains none.
+            patient: From `patients.csv` if it lists the image, else from the file name.
+            split: `train` or `test`, as published.
+            sha256: Of the file.
+
+    Raises:
+        UserError: There is no image, or an unknown folder. Or a name is not printable text, the
+            disk cannot read a file, or `patients.csv` does not match the images.
     """
     base = find_split_root(root)
     _require_known_folders(base)
@@ -52,7 +60,7 @@ def build_index(root: Path) -> pd.DataFrame:
 
 
 def _listed_patients(base: Path, paths: list[str]) -> dict[str, str]:
-    """Path → patient, as the data set's own `patients.csv` says it; empty without one."""
+    """Return path → patient from the data set's own `patients.csv`; empty without one."""
     file = base / "patients.csv"
     if not file.is_file():
         return {}
@@ -83,7 +91,7 @@ def _listed_patients(base: Path, paths: list[str]) -> dict[str, str]:
 def read_table(file: Path) -> pd.DataFrame:
     """Read a CSV table in UTF-8, every value as text.
 
-    The patients '007', '07' and '7' stay three, and 'NA', 'nan' and '' stay what they are.
+    The patients '007', '07' and '7' stay distinct, and 'NA', 'nan' and '' stay text.
 
     Raises:
         ValueError: The file is not such a table.
@@ -92,12 +100,15 @@ def read_table(file: Path) -> pd.DataFrame:
 
 
 def find_split_root(root: Path) -> Path:
-    """The folder that holds the split folders: `root` or the shallowest one below it.
+    """Return the folder that contains the split folders: `root` or the shallowest one below it.
 
-    Kaggle's archive holds a second full copy one level deeper, hence the shallowest.
+    Kaggle's archive contains a second full copy one level deeper, hence the shallowest.
+
+    Raises:
+        UserError: There is no such folder.
     """
     at_top = [root / folder / name for folder in SPLIT_OF_FOLDER for name in CLASSES]
-    below = (folder for name in CLASSES for folder in root.rglob(name))  # which follows no links
+    below = (folder for name in CLASSES for folder in root.rglob(name))  # rglob follows no links
     bases = {
         folder.parents[1]
         for folder in (*at_top, *below)
@@ -113,7 +124,7 @@ def find_split_root(root: Path) -> Path:
 
 
 def _folders(root: Path, most: int = 6) -> str:
-    """The folders in a folder and in those, as a message names them."""
+    """Return the folders in a folder, and in those, as text for a message."""
     found = [it for pattern in ("*", "*/*") for it in root.glob(pattern) if it.is_dir()]
     names = sorted(it.relative_to(root).as_posix() for it in found if not is_junk(it, root))
     more = [f"{len(names) - most} more"] if len(names) > most else []
@@ -144,7 +155,7 @@ def require_text(paths: Collection[str]) -> None:
 
 
 def digest(rows: pd.DataFrame) -> str:
-    """16 hex digits that name the content of an index: its paths, labels, patients and files."""
+    """Return 16 hex digits that identify an index's paths, labels, patients, splits and files."""
     text = rows[["path", "label", "patient", "split", "sha256"]].to_csv(
         index=False, lineterminator="\n"
     )
@@ -152,18 +163,22 @@ def digest(rows: pd.DataFrame) -> str:
 
 
 def has_unknown_patient(rows: pd.DataFrame) -> pd.Series:
-    """Whether an image's name tells no patient, and so counts as one of its own: bool."""
+    """Return whether each image's name contains no patient: bool, one per row.
+
+    Such an image counts as a patient of its own.
+    """
     names = rows["path"].str.rpartition("/")[2]
-    return (rows["patient"] == names) & ~names.str.match(
-        PATIENT_PATTERN
-    )  # a name may be all patient
+    # A file name may consist of the patient's key alone
+    return (rows["patient"] == names) & ~names.str.match(PATIENT_PATTERN)
 
 
 def count_files(root: Path) -> dict[str, int]:
-    """What lies below `root`: all files `found` but the cache's, and what they are.
+    """Count the files below `root` by kind, without the cache's own ones.
 
-    `junk`: hidden ones and those of `__MACOSX`; `elsewhere`: in none of the data set's class
-    folders, as a second copy one level deeper or a list of patients; `images`: the rest.
+    Returns:
+        `found`: all files. `junk`: hidden ones and those of `__MACOSX`. `elsewhere`: those outside
+        the class folders, such as a second copy one level deeper or a list of patients. `images`:
+        the rest.
     """
     files = [file for file in root.rglob("*") if file.is_file() and not is_own(file)]
     junk = sum(is_junk(file, root) for file in files)
@@ -181,7 +196,12 @@ def _files(base: Path) -> Iterator[Path]:
 
 
 def is_junk(path: Path, root: Path) -> bool:
-    """Return whether a path below `root` is hidden, or of those that macOS adds to archives."""
+    """Return whether a path is hidden, or belongs to what macOS adds to archives.
+
+    Args:
+        path: A path below `root`.
+        root: Folder above the path; hidden folders above `root` do not count.
+    """
     parts = path.relative_to(root).parts
     return "__MACOSX" in parts or any(part.startswith(".") for part in parts)
 

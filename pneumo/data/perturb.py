@@ -1,7 +1,7 @@
-"""Images as another machine or another archive might have given them: fixed, slight changes.
+"""Fixed, slight changes of images, such as other machines or other archives cause.
 
-What a model makes of validation images that are changed like this says more about images from
-elsewhere than what it makes of those as they are: see `experiments/criterion.py`.
+Metrics on validation images that are changed like this predict metrics on images from elsewhere
+better than those on unchanged images do: see `experiments/criterion.py`.
 """
 
 import hashlib
@@ -21,9 +21,8 @@ from pneumo.runtime import cache
 
 PIXELS_FILE = "pixels.npy"
 
-PERTURBATION_VERSION = (
-    1  # raised with every change of what `perturb_split` gives: old caches are then not used
-)
+# Raised with every change of what `perturb_split` returns, so that old caches are not used
+PERTURBATION_VERSION = 1
 
 Operation = Callable[[Image.Image, float], Image.Image]
 PerturbationSpecs = tuple[tuple[str, float], ...]  # names and amounts, as `perturb` takes them
@@ -71,21 +70,21 @@ def _crop(image: Image.Image, amount: float) -> Image.Image:
     return image.resize(image.size, Image.Resampling.BILINEAR, box=box)
 
 
-# Each operation with its slightest and its strongest use; those that go both ways from ineffective
-# have one on either side
+# Each operation with its least and its greatest amount. If an operation works in two directions,
+# the two amounts are on both sides of the one that changes nothing
 PERTURBATIONS: dict[str, tuple[Operation, float, float]] = {
-    "blur": (_blur, 0.005, 0.01),  # standard deviation, of the side
-    "sharpen": (_sharpen, 0.5, 1.5),  # share of the unsharp mask, of 1/64 of the side
+    "blur": (_blur, 0.005, 0.01),  # standard deviation, as a fraction of the side
+    "sharpen": (_sharpen, 0.5, 1.5),  # weight of the unsharp mask, whose radius is 1/64 of the side
     "gamma": (_gamma, 0.67, 1.5),  # exponent: below 1 lighter, above 1 darker
     "contrast": (_contrast, 0.7, 1.3),  # factor of the distance from the image's mean
-    "noise": (_noise, 4.0, 8.0),  # standard deviation, of 255 grey levels
-    "resample": (_resample, 0.7, 0.5),  # side of the small image between, of the side
-    "jpeg": (_jpeg, 50, 20),  # quality
-    "crop": (_crop, 0.03, 0.08),  # margin that goes on each side, of the side
+    "noise": (_noise, 4.0, 8.0),  # standard deviation, in gray levels of 0 to 255
+    "resample": (_resample, 0.7, 0.5),  # side of the intermediate image, as a fraction of the side
+    "jpeg": (_jpeg, 50, 20),  # quality of the JPEG file
+    "crop": (_crop, 0.03, 0.08),  # margin removed on each side, as a fraction of the side
 }
 
 
-# What is done to the images of a split, in turn: all there is, or what makes them smooth
+# Perturbations that the images of a split get in turn: all of them, or the strongest blur alone
 ALL_PERTURBATIONS = tuple(
     (name, amount) for name, (_, *ends) in PERTURBATIONS.items() for amount in ends
 )
@@ -93,22 +92,40 @@ BLUR_ONLY = (("blur", PERTURBATIONS["blur"][2]),)
 
 
 def perturb(image: np.ndarray, name: str, amount: float) -> np.ndarray:
-    """An image, changed by the operation of that name; the same each time.
+    """Apply one perturbation to an image; the result is always the same.
 
-    `image`: uint8, shape (size, size), as is what returns; `amount`: see `PERTURBATIONS`.
+    Args:
+        image: uint8 array of shape (size, size).
+        name: Key of `PERTURBATIONS`.
+        amount: Strength of the perturbation, in the unit noted in `PERTURBATIONS`.
+
+    Returns:
+        uint8 array of shape (size, size).
     """
     return np.asarray(PERTURBATIONS[name][0](Image.fromarray(image), amount))
 
 
 def made_by(split: Split, ends: PerturbationSpecs) -> str:
-    """Return `Split.made_by` of the images that `perturb_split` returns, without computing them."""
+    """Return `Split.made_by` of what `perturb_split` returns, without computing it.
+
+    Args:
+        split: The split before the perturbation.
+        ends: Perturbations, as `perturb_split` takes them.
+    """
     return f"{split.made_by} perturbed {PERTURBATION_VERSION} {ends}"
 
 
 def perturb_split(split: Split, ends: PerturbationSpecs) -> Split:
-    """The images of a split, each changed by one of `ends`, which take turns.
+    """Perturb each image of a split by one of several perturbations in turn.
 
-    Kept in the cache: all runs on the same data and at the same size need the same ones.
+    The result is cached, because all runs on the same data and at the same size need it.
+
+    Args:
+        split: The split.
+        ends: Names and amounts; image i gets number i modulo their count.
+
+    Returns:
+        The split with perturbed pixels.
     """
     described = made_by(split, ends)
     key = hashlib.sha256(f"{split.digest} {described}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Every image decoded once, into a memory-mapped array of grey pixels."""
+"""Decoded images in the cache: each is decoded once, into a memory-mapped array of gray pixels."""
 
 import errno
 import hashlib
@@ -18,24 +18,44 @@ from pneumo.runtime.errors import UserError
 
 
 def decode_key(size: int, resize: str) -> str:
-    """What, beside the files, decides the pixels."""
+    """Return everything except the files that decides the pixels.
+
+    Args:
+        size: Side of the square images in pixels.
+        resize: See `decode.decode`.
+    """
     return f"{DECODER_VERSION} {size} {resize}"
 
 
 def pixels_digest(rows: pd.DataFrame, made_by: str) -> str:
-    """64 hex digits that name the pixels of an index's images, in its order."""
+    """Return 64 hex digits that identify the pixels of an index's images, in its order.
+
+    Args:
+        rows: The index, of which the column sha256 counts.
+        made_by: How files become pixels: see `decode_key`.
+    """
     return hashlib.sha256("\n".join([made_by, *rows["sha256"]]).encode()).hexdigest()
 
 
 def load_pixels(
     base: Path, rows: pd.DataFrame, size: int, resize: str
 ) -> tuple[np.ndarray, dict[str, str]]:
-    """The pixels of an index's images, and why some are missing.
+    """Decode an index's images, or load their pixels from the cache.
 
-    Returns a read-only memory map, uint8, shape (rows, size, size), in the order of `rows`,
-    and path → reason for the unreadable files, whose places in the map hold nothing. Kept
-    in the cache under the files' content, the size and `resize`, wherever the files lie. Raises
-    `UserError` where the disk does not give a file.
+    The cache key is made of the files' content, `size` and `resize`, not of the files' paths.
+
+    Args:
+        base: Folder from which the paths start.
+        rows: The index.
+        size: Side of the square images in pixels.
+        resize: See `decode.decode`.
+
+    Returns:
+        A read-only memory map, uint8, shape (rows, size, size), in the order of `rows`. And path →
+        reason for the unreadable files, whose places in the map have no meaning.
+
+    Raises:
+        UserError: The disk cannot read a file.
     """
     key = pixels_digest(rows, decode_key(size, resize))
     files = [base / path for path in rows["path"]]
@@ -54,7 +74,7 @@ def _fill(folder: Path, files: list[Path], size: int, resize: str) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         file.flush()
         start = file.tell()
-        file.truncate(start + math.prod(shape))  # images that cannot be read keep their places
+        file.truncate(start + math.prod(shape))  # unreadable images keep their places
 
         def decoded(file: Path) -> np.ndarray | str:
             try:
@@ -73,10 +93,14 @@ def _fill(folder: Path, files: list[Path], size: int, resize: str) -> None:
 
 
 def read_file(file: Path) -> bytes:
-    """A file's bytes. Raises `UserError` where the disk does not give them."""
+    """Return a file's bytes.
+
+    Raises:
+        UserError: The disk cannot read the file.
+    """
     try:
         return file.read_bytes()
-    except OSError as error:  # no fault of the image: what is kept of it must not say so
+    except OSError as error:  # not a fault of the image, so it must not be cached as unreadable
         if error.errno == errno.ENOENT and cache.is_in_cache(file):
             raise cache.cache_deleted_error() from None
         raise UserError(

@@ -1,7 +1,7 @@
-"""Synthetic chest radiographs, so that everything runs before any real data is there.
+"""Synthetic chest radiographs, so that everything runs before real data is available.
 
-They look like X-rays from afar and carry a sign of pneumonia that must be learned, with
-overlap between the classes. They teach nothing about patients.
+They roughly look like X-rays and carry a sign of pneumonia that must be learned, with overlap
+between the classes. They contain no information about patients.
 """
 
 import io
@@ -16,7 +16,7 @@ from pneumo.runtime import cache
 VERSION = 1  # raised with every change of the images
 SIDE = 96  # pixels
 
-# split → patients of each kind: the name counters of the real data set
+# split → number of patients for each name prefix of the real data set
 PATIENTS = {
     "train": {"IM": 60, "NORMAL2-IM": 40, "bacteria": 90, "virus": 60},
     "test": {"IM": 20, "NORMAL2-IM": 20, "bacteria": 30, "virus": 20},
@@ -24,13 +24,13 @@ PATIENTS = {
 
 
 def make_sample() -> Path:
-    """The folder of the sample: 546 PNG files of 340 patients, the same bytes every time."""
-    # No checksums, for the same reason as an archive's files
+    """Return the folder of the sample: 546 PNG files of 340 patients, always the same bytes."""
+    # The files need no checksums, for the reason in `archive.unpack`
     return cache.get_or_build(f"sample-{VERSION}", _write, verify=False)
 
 
 def example_file() -> bytes:
-    """A PNG file of one synthetic radiograph with pneumonia: an input nobody's privacy is in."""
+    """Return a PNG file of a synthetic radiograph with pneumonia, an input without private data."""
     return _png(_radiograph(np.random.default_rng(0), "bacteria"))
 
 
@@ -38,7 +38,7 @@ def _write(folder: Path) -> None:
     rng = np.random.default_rng(20180222)
     for split, kinds in PATIENTS.items():
         for kind, patients in kinds.items():
-            first = 101 if split == "train" else 1  # no patient is in both
+            first = 101 if split == "train" else 1  # no patient is in both splits
             for name in _names(rng, kind, range(first, first + patients)):
                 file = folder / split / ("NORMAL" if "IM" in kind else "PNEUMONIA") / name
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def _write(folder: Path) -> None:
 
 
 def _names(rng: np.random.Generator, kind: str, patients: range) -> Iterator[str]:
-    """File names as in the real data set: one to three images a patient."""
+    """Yield file names as in the real data set: one to three images per patient."""
     image = 1
     for number in patients:
         for view in range(1, 1 + int(rng.choice([1, 2, 3], p=[0.55, 0.3, 0.15]))):
@@ -58,7 +58,7 @@ def _names(rng: np.random.Generator, kind: str, patients: range) -> Iterator[str
 
 
 def _radiograph(rng: np.random.Generator, kind: str) -> np.ndarray:
-    """One image, uint8, shape (SIDE, SIDE): bright bone and tissue, dark lungs."""
+    """Draw one image, uint8, shape (SIDE, SIDE): bright bone and tissue, dark lungs."""
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     x = x * rng.uniform(0.9, 1.15) + rng.uniform(-0.08, 0.08)
     y = y * rng.uniform(0.9, 1.15) + rng.uniform(-0.08, 0.08)
@@ -76,9 +76,9 @@ def _radiograph(rng: np.random.Generator, kind: str) -> np.ndarray:
 def _opacities(
     rng: np.random.Generator, x: np.ndarray, y: np.ndarray, kind: str
 ) -> np.ndarray | float:
-    """What clouds the lungs: one dense focus (bacteria), many faint ones on both sides (virus).
+    """Draw opacities of the lungs: one dense focus (bacteria) or many faint ones (virus).
 
-    Normal lungs have faint patches too, and some disease is fainter than those.
+    Normal lungs have faint patches too, and some pneumonia is fainter than those.
     """
     count, strength, radius = {
         "bacteria": (1, rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.4)),
@@ -100,7 +100,7 @@ def _blob(
     height: float,
     sharpness: int = 2,
 ) -> np.ndarray:
-    """A hill of height 1 at (x0, y0); the greater the sharpness, the steeper its rim."""
+    """Draw a hill of height 1 at (x0, y0); a greater sharpness makes its rim steeper."""
     return np.exp(-(np.hypot((x - x0) / width, (y - y0) / height) ** sharpness))
 
 

@@ -1,4 +1,4 @@
-"""Validation, cut from train by patient; no image and no patient is on both sides."""
+"""Validation split by patient; no image and no patient is in more than one split."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from pneumo.data.pixels import read_file
 from pneumo.inference.decode import UnreadableImageError, decode
 from pneumo.runtime.errors import UserError, quoted
 
-# The column of an index that the places of one file must agree in, and what else is said
+# Column in which all copies of a file must agree → texts for the message if they do not
 CONFLICT_RULES = {
     "label": ("under both labels", "one of the labels is wrong"),
     "split": ("in train and in test", "what is tested would have been trained on"),
@@ -19,14 +19,16 @@ CONFLICT_RULES = {
 
 
 def raise_on_conflicts(base: Path, rows: pd.DataFrame) -> None:
-    """Raise `UserError` if an index has such images or patients.
+    """Raise `UserError` if an image has two labels, or an image or patient is in two splits.
 
-    Only images that can be read count. Their files are read and decoded only if the index shows a
-    contradiction.
+    Only readable images count. Their files are decoded only if the index shows a contradiction.
 
     Args:
         base: The folder from which the paths of the index start.
-        rows: The index, not yet cut for validation.
+        rows: The index before its validation split.
+
+    Raises:
+        UserError: There is such an image or patient.
     """
     for column, (where, why) in CONFLICT_RULES.items():
         if pairs := list(_conflicting_pairs(base, rows, column)):
@@ -48,11 +50,11 @@ def raise_on_conflicts(base: Path, rows: pd.DataFrame) -> None:
 
 
 def _conflicting_pairs(base: Path, rows: pd.DataFrame, column: str) -> Iterator[tuple[str, str]]:
-    """Of each image whose places differ in `column`: the first two that do."""
+    """Yield the first two paths of each readable image whose copies differ in `column`."""
     values = rows.groupby("sha256")[column].transform("nunique")
     for _, places in rows[values > 1].groupby("sha256", sort=False):
         first, second = places.drop_duplicates(column)["path"]
-        if _is_image(base / first):  # else it is one of the unreadable files
+        if _is_image(base / first):  # otherwise it counts as unreadable
             yield first, second
 
 
@@ -74,7 +76,7 @@ def _of_shared_patients(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _patients_on_both_sides(base: Path, rows: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
-    """Yield each patient in train and in test, with the first image of each that can be read."""
+    """Yield each patient in train and in test, with the first readable image in each."""
     for patient, images in _of_shared_patients(rows).groupby("patient"):
         first_images = [
             _first_image(base, images["path"][images["split"] == split])
@@ -105,12 +107,14 @@ VALIDATION_FRACTION = 0.2
 
 
 def split_validation(rows: pd.DataFrame) -> pd.DataFrame:
-    """A copy of an index in which 20 % of the training patients of each class are `val`.
+    """Return a copy of an index in which 20 % of the training patients of each class are `val`.
 
-    Test stays as it was published. Who is cut depends on the patients' names alone, never
-    on a seed: all runs on the same data share one split and can be compared. A patient with
-    images of both classes counts as pneumonia; patients who share a file, byte for byte, count as
-    one. Raises `UserError` if a class has one patient.
+    Test stays as published. The choice depends on the patients' names alone, never on a seed. So
+    all runs on the same data share one split and are comparable. A patient with images of both
+    classes counts as pneumonia. Patients who share a file, byte for byte, count as one.
+
+    Raises:
+        UserError: A class has fewer than two patients in train.
     """
     train = rows[rows["split"] == "train"]
     train = train.assign(patient=_patient_groups(train))
@@ -129,7 +133,10 @@ def split_validation(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _patient_groups(rows: pd.DataFrame) -> pd.Series:
-    """Of each row the first name of its patient and of those who are tied to that by a file."""
+    """Return the patient group of each row: patients who share a file are in the same group.
+
+    A group is named after its alphabetically first patient.
+    """
     names = rows["patient"]
     while True:
         tied = names.groupby(rows["sha256"]).transform("min")

@@ -1,4 +1,4 @@
-"""A copy of a data set that has some of its test images only."""
+"""A copy of a data set with a selection of its test images."""
 
 import shutil
 from collections.abc import Collection
@@ -17,18 +17,18 @@ from pneumo.runtime.errors import UserError, quoted
 def write_subset(dataset: Dataset, listed: Path, out: Path) -> None:
     """Copy all training images of a data set, and those of its test images that a file lists.
 
-    Files are copied and not linked, so that a later change of one changes neither the original nor
-    the cache. The folder appears when it is complete, or not at all.
+    Files are copied and not linked, so that a later change of the copy changes neither the original
+    nor the cache. The folder appears when it is complete, or not at all.
 
     Args:
         dataset: The data set.
-        listed: A text file in UTF-8 with one path a line, as in the data set: `test/CLASS/FILE`.
-        out: The folder to write: new or empty, in a folder that exists.
+        listed: Text file in UTF-8 with one path per line, as in the data set: `test/CLASS/FILE`.
+        out: Folder to write: new or empty, in a folder that exists.
 
     Raises:
-        UserError: A line names no test image of the data set, a class has no test image left, the
-            data set is synthetic (its copy would pass for real images), a file cannot be read, or
-            `out` is taken or cannot be written.
+        UserError: A line names no test image of the data set, or a class has no test image left.
+            The data set is synthetic, so that its copy would pass for real images. A file cannot be
+            read. Or `out` is not free or cannot be written.
     """
     if dataset.synthetic:
         raise UserError(
@@ -40,7 +40,7 @@ def write_subset(dataset: Dataset, listed: Path, out: Path) -> None:
     try:
         _require_free(out)
         _copy(dataset.base, rows["path"].tolist(), draft)
-        draft.rename(out)  # replaces an empty folder, and raises if it is empty no longer
+        draft.rename(out)  # replaces an empty folder, and raises if it is no longer empty
     except OSError as error:
         raise UserError(
             f"out must be a folder that can be written: got '{quoted(out)}' ({error.strerror}); "
@@ -91,7 +91,7 @@ def _require_free(out: Path) -> None:
 
 
 def _copy(base: Path, paths: Collection[str], folder: Path) -> None:
-    """Copy images, and the lines of `patients.csv` that are about them."""
+    """Copy images, and the lines of `patients.csv` about them."""
     for path in track(paths, len(paths), "Copying"):
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Bootstrap of patients: differences between models on the same images, and bands of curves.
+"""Cluster bootstrap over patients: differences between models, and confidence bands of curves.
 
-Images of one patient are alike. Drawn one by one they would make every interval too narrow, so
-patients are drawn, each with all of its images. Intervals of single metrics, and of differences of
-sensitivity, are those of `intervals`: they hold near 1 as well.
+Images of one patient are alike. Resampled one by one they would make every interval too narrow, so
+patients are resampled, each with all of its images. Intervals of single metrics, and of differences
+of sensitivity, are computed in `intervals`: they are valid near 1 as well.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,10 +13,10 @@ import pandas as pd
 
 from pneumo.evaluation.intervals import paired_difference_interval
 
-N_RESAMPLES = 1000  # leave about 0.2 points of error in a 95 % bound
+N_RESAMPLES = 1000  # leaves about 0.2 points of error in a 95 % bound
 CI_PERCENTILES = (2.5, 97.5)  # percentiles that enclose 95 %
-CURVE_GRID = np.linspace(0, 1, 101)  # where curves of different draws are compared
-BLOCK_SIZE = 20  # samples that are computed at once: about 40 MB for 26,000 images
+CURVE_GRID = np.linspace(0, 1, 101)  # x values at which curves are evaluated
+BLOCK_SIZE = 20  # samples computed at once: about 40 MB for 26,000 images
 
 
 def resample_patients(
@@ -25,6 +25,11 @@ def resample_patients(
     """Draw samples of as many patients as there are, with replacement.
 
     A sample that lacks one of the classes has no AUC and is left out.
+
+    Args:
+        predictions: Columns patient and label (0 or 1).
+        draws: Number of samples.
+        seed: Seed of the samples.
 
     Returns:
         How often each image is in each sample: int32 array of shape (samples, images).
@@ -44,12 +49,14 @@ def resample_patients(
 def bootstrap_auc(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
     """Compute the area under the ROC curve of each sample.
 
-    It is the share of pairs of a positive and a negative image of which the positive one has the
-    higher probability; equal probabilities count one half. One sort serves all samples.
+    A pair of a positive and a negative image is in order if the positive one has the higher
+    probability. The area is the fraction of pairs in order; equal probabilities count one half. One
+    sort serves all samples.
 
     Args:
-        predictions: Columns label and probability.
-        drawn: As `resample_patients` returns it, with both classes in each sample.
+        predictions: Columns label (0 or 1) and probability.
+        drawn: Integers of shape (samples, images), as `resample_patients` returns them, with both
+            classes in each sample.
 
     Returns:
         float64 array of shape (samples,).
@@ -62,8 +69,8 @@ def bootstrap_auc(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
     ]
 
     def of_block(block: np.ndarray) -> np.ndarray:
-        of_image = block.T.astype(np.int64)  # of each image all samples next to each other
-        n_lower = np.zeros((len(negative) + 1, len(block)), np.int64)  # negatives below each place
+        of_image = block.T.astype(np.int64)  # samples of an image adjacent in memory
+        n_lower = np.zeros((len(negative) + 1, len(block)), np.int64)  # negatives below each rank
         np.cumsum(of_image[negative], axis=0, out=n_lower[1:])
         of_positive = of_image[positive]
         twice = sum(np.einsum("is,is->s", of_positive, n_lower[place]) for place in places)
@@ -73,10 +80,17 @@ def bootstrap_auc(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
 
 
 def roc_band(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
-    """Return the 95 % band of sensitivity at each false positive rate in `CURVE_GRID`.
+    """Compute the 95 % confidence band of sensitivity at each false positive rate in `CURVE_GRID`.
 
-    Its bounds are percentiles of the samples, point by point: float64 array of shape (2, points).
-    Unlike an interval of `intervals` it has no width where no sample has an error.
+    Its bounds are percentiles of the samples, point by point. Unlike an interval of `intervals` it
+    has no width if no sample has an error.
+
+    Args:
+        predictions: Columns label (0 or 1) and probability.
+        drawn: As in `bootstrap_auc`.
+
+    Returns:
+        Lower and upper bounds: float64 array of shape (2, points).
     """
 
     def of_block(block: np.ndarray) -> np.ndarray:
@@ -89,7 +103,15 @@ def roc_band(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
 
 
 def precision_band(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
-    """Return the 95 % band of precision at each sensitivity in `CURVE_GRID`, as in `roc_band`."""
+    """Compute the 95 % confidence band of precision at each sensitivity in `CURVE_GRID`.
+
+    Args:
+        predictions: Columns label (0 or 1) and probability.
+        drawn: As in `bootstrap_auc`.
+
+    Returns:
+        Lower and upper bounds, as in `roc_band`: float64 array of shape (2, points).
+    """
 
     def of_block(block: np.ndarray) -> np.ndarray:
         positive, negative = _counts_above(predictions, block)
@@ -103,7 +125,7 @@ def precision_band(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
 
 
 def _in_blocks(function: Callable[[np.ndarray], np.ndarray], drawn: np.ndarray) -> np.ndarray:
-    """Apply a function to some samples at a time: those of all would need gigabytes."""
+    """Apply a function to blocks of samples, because all samples at once would need gigabytes."""
     return np.concatenate(
         [function(drawn[start : start + BLOCK_SIZE]) for start in range(0, len(drawn), BLOCK_SIZE)]
     )
@@ -124,17 +146,18 @@ def _counts_above(predictions: pd.DataFrame, drawn: np.ndarray) -> tuple[np.ndar
 
 @dataclass(frozen=True)
 class Comparison:
-    """The differences of a second model from a first one on the same images.
+    """Differences of a second model from a first one on the same images.
 
     Attributes:
         auc_difference: AUC of the second minus AUC of the first.
-        low: Lower bound of its 95 % interval, from samples of patients that both models share.
+        low: Lower bound of its 95 % confidence interval, from samples of patients that both models
+            share.
         high: Upper bound.
-        first_only: Number of images that the first model alone classifies correctly.
-        second_only: Number of images that the second model alone classifies correctly.
+        first_only: Number of images that only the first model classifies correctly.
+        second_only: Number of images that only the second model classifies correctly.
         sensitivity_difference: Sensitivity of the second minus that of the first, each at its own
             threshold.
-        sensitivity_low: Lower bound of its 95 % interval, as `paired_difference_interval`.
+        sensitivity_low: Lower bound of its 95 % interval: see `paired_difference_interval`.
         sensitivity_high: Upper bound.
     """
 
@@ -149,7 +172,12 @@ class Comparison:
 
 
 def is_paired(first: pd.DataFrame, second: pd.DataFrame) -> bool:
-    """Return whether two tables of predictions are for the same images, patients and labels."""
+    """Return whether two tables of predictions are for the same images, patients and labels.
+
+    Args:
+        first: Columns path, patient and label, in any order of the rows.
+        second: The same columns.
+    """
     columns = ["path", "patient", "label"]
     first, second = (it[columns].sort_values("path", ignore_index=True) for it in (first, second))
     return first.equals(second)
@@ -162,9 +190,22 @@ def compare_models(
     draws: int = N_RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
-    """Two models' predictions for the same images, in any order, each at its own threshold.
+    """Compare two models' predictions for the same images, each at its own threshold.
 
-    Raises `ValueError` where the images, their labels or patients are not the same.
+    Args:
+        first: Predictions of the first model: columns path, patient, label (0 or 1) and
+            probability, in any order of the rows.
+        second: Predictions of the second model.
+        thresholds: Threshold of the first and of the second model; probability ≥ threshold is
+            positive.
+        draws: Number of samples of patients.
+        seed: Seed of the samples.
+
+    Returns:
+        The differences, second − first.
+
+    Raises:
+        ValueError: The predictions are not for the same images, labels and patients.
     """
     first, second = _align(first, first), _align(second, first)
     drawn = resample_patients(first, draws, seed)
@@ -195,12 +236,13 @@ def compare_models(
 
 @dataclass(frozen=True)
 class Improvement:
-    """The improvement of the best of several trials over the baseline, in AUC.
+    """Improvement of the best of several trials over the baseline, in AUC.
 
     Attributes:
         difference: AUC of the best trial minus AUC of the baseline.
-        low: One-sided lower confidence bound of the true difference, at `LEVELS[1]` percent.
-        trials: Number of trials among which the choice is accounted for.
+        low: One-sided lower confidence bound of the true difference, at `CI_PERCENTILES[1]`
+            percent.
+        trials: Number of trials from which the best one was chosen.
     """
 
     difference: float
@@ -215,23 +257,23 @@ def bound_improvement(
     draws: int = N_RESAMPLES,
     seed: int = 0,
 ) -> Improvement:
-    """Bound the improvement of the best of several trials, accounting for the choice of the best.
+    """Bound the improvement of the best of several trials, corrected for the choice of the best.
 
-    With d_j the AUC of trial j minus that of the baseline, and d*_j the same in a sample of
-    patients, the bound is d_best minus the 97.5 % quantile, over samples, of the maximum over
+    Let d_j be the AUC of trial j minus that of the baseline, and d*_j the same in a sample of
+    patients. The bound is d_best minus the 97.5 % quantile, over samples, of the maximum over
     trials of d*_j − d_j. All models are scored on the same samples. This is the "reality check"
     of White (Econometrica 2000) in the form of a confidence bound, the first step of Romano and
-    Wolf (Econometrica 2005). The interval of `compare_models` is that of one comparison that was
+    Wolf (Econometrica 2005). The interval of `compare_models` is valid for one comparison that was
     planned before the data were seen. For the best of many trials it is too optimistic.
 
-    The bounds d_j minus that quantile hold for all trials at once. So the one of `best` also holds
-    if `best` was chosen by another score than AUC.
+    The bounds d_j minus that quantile are valid for all trials at once. So the bound of `best` is
+    also valid if `best` was chosen by another score than AUC.
 
     Args:
         baseline: Predictions of the baseline, columns as in `compare_models`.
         best: Predictions of the trial that was chosen.
-        others: Predictions of the trials that could have been chosen instead, without the
-            baseline. They are read one at a time, so that no more than one is in memory.
+        others: Predictions of the other trials that could have been chosen, without the baseline.
+            They are read one at a time, so that no more than one is in memory.
         draws: Number of samples of patients.
         seed: Seed of the samples.
 
@@ -242,7 +284,7 @@ def bound_improvement(
         ValueError: Two of the predictions are not for the same images, labels and patients.
     """
     baseline = _align(baseline, baseline)
-    once = np.ones((1, len(baseline)), int)  # the images as they are, before the samples
+    once = np.ones((1, len(baseline)), int)  # the original images, before the samples
     drawn = np.vstack([once, resample_patients(baseline, draws, seed)])
     of_baseline = bootstrap_auc(baseline, drawn)
 

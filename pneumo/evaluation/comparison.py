@@ -1,4 +1,4 @@
-"""Two models on the same images, and the gate that a candidate must pass to become champion."""
+"""Comparison of two models on the same images, and the gate for a candidate to become champion."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from pneumo.evaluation.bootstrap import Comparison
 from pneumo.evaluation.intervals import CI_SUFFIXES, metric_intervals
 from pneumo.evaluation.metrics import metric_title
 
-# What a champion must reach on the images of the decision, whoever it follows
+# Limits for every champion on the images of the decision, whichever model it replaces
 MIN_METRICS = {"sensitivity": 0.90, "specificity": 0.60}
 MAX_METRICS = {"ece": 0.15}  # expected calibration error
 
 
-# The models that a candidate is compared with, by the prefix of their figures
+# Models that a candidate is compared with, by the prefix of their metrics
 REFERENCES = {"": "champion", "best_": "best champion so far"}
 
 
@@ -25,7 +25,7 @@ class ScoredPredictions:
 
     Attributes:
         predictions: Columns as in `metrics.Evaluation`.
-        threshold: Positive is probability ≥ threshold.
+        threshold: Probability ≥ threshold is positive.
     """
 
     predictions: pd.DataFrame
@@ -37,11 +37,11 @@ class ScoredPredictions:
         return metrics.compute_metrics(labels.to_numpy(), probabilities.to_numpy(), self.threshold)
 
     def metrics_with_intervals(self) -> dict[str, float]:
-        """Return the metrics, and the 95 % confidence intervals of those that have some."""
+        """Return the metrics, and 95 % confidence intervals of the headline metrics."""
         return self.metrics() | metric_intervals(self.predictions, self.threshold)
 
     def compare_with(self, reference: "ScoredPredictions") -> Comparison:
-        """Return the differences from a reference, as `bootstrap.compare_models`: self − reference.
+        """Return the differences self − reference, as `bootstrap.compare_models` computes them.
 
         Raises:
             ValueError: The predictions are not for the same images.
@@ -52,10 +52,10 @@ class ScoredPredictions:
 
 @dataclass(frozen=True)
 class EvaluatedModel(ScoredPredictions):
-    """A model as a stored evaluation shows it, at its own threshold.
+    """Model with the predictions of a stored evaluation, at its own threshold.
 
     Attributes:
-        title: What a person calls it.
+        title: Name of the model for users.
         synthetic: Whether it was trained on synthetic images.
     """
 
@@ -65,7 +65,14 @@ class EvaluatedModel(ScoredPredictions):
 
 @dataclass(frozen=True)
 class Margins:
-    """Non-inferiority margins: by how much less a candidate may have, 0 to 1."""
+    """Non-inferiority margins, 0 to 1.
+
+    A candidate's metric may be smaller than the reference's by less than the margin.
+
+    Attributes:
+        auc: Margin of AUC.
+        sensitivity: Margin of sensitivity.
+    """
 
     auc: float
     sensitivity: float
@@ -73,13 +80,13 @@ class Margins:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a candidate becomes champion: it does if there are no `reasons` against it.
+    """Decision about a candidate, which becomes champion if there are no `reasons` against it.
 
     Attributes:
-        reasons: Reasons for a refusal.
+        reasons: Reasons for a rejection.
         figures: `candidate_…` and `champion_…` as `EvaluatedModel.metrics`, and the differences
             between the two; the same with the prefix `best_` for the best champion so far.
-        champion_vacant: Why the decision was made without the champion, or ''.
+        champion_vacant: Reason why the decision was made without the champion, or ''.
     """
 
     reasons: list[str]
@@ -88,7 +95,7 @@ class Decision:
 
     @property
     def promoted(self) -> bool:
-        """Whether the gate is passed."""
+        """Whether the candidate passes the gate."""
         return not self.reasons
 
 
@@ -100,20 +107,21 @@ def gate(
 ) -> Decision:
     """Decide whether a candidate may become champion.
 
-    The candidate must reach `MIN_METRICS` and `MAX_METRICS`, and be non-inferior to each reference:
-    the lower bounds of the 95 % intervals of the differences in AUC and in sensitivity, paired and
-    by patient as in `bootstrap.compare_models`, must lie above the negative margins. Without
-    references the floors alone decide.
+    The candidate must be within `MIN_METRICS` and `MAX_METRICS`, and non-inferior to each
+    reference. For that, the lower bounds of the 95 % confidence intervals of the differences in AUC
+    and in sensitivity must exceed the negative margins. The intervals are paired and by patient, as
+    in `bootstrap.compare_models`. Without references only the limits apply.
 
     Args:
         candidate: The candidate with its predictions.
         references: The champion and the best champion so far, by their keys in `REFERENCES`, with
             predictions for the same images.
-        synthetic_images: Whether the images are synthetic; these move no model of real ones.
+        synthetic_images: Whether the images are synthetic; these cannot promote or replace a model
+            of real images.
         margins: Non-inferiority margins.
 
     Returns:
-        The decision, with its figures and the reasons for a refusal.
+        The decision, with its metrics and the reasons for a rejection.
 
     Raises:
         ValueError: The predictions are not for the same images.
@@ -134,7 +142,12 @@ def gate(
 
 
 def demo_after_real(candidate: str, champion: str) -> str:
-    """Return the reason against a model of synthetic images that follows one of real images."""
+    """Return the reason against a model of synthetic images that would follow one of real images.
+
+    Args:
+        candidate: Title of the model of synthetic images.
+        champion: Title of the model of real images.
+    """
     return f"{candidate} was trained on synthetic images, {champion} on real ones"
 
 
@@ -155,7 +168,7 @@ def _compared(candidate: EvaluatedModel, champion: EvaluatedModel) -> dict[str, 
 
 
 def _inferior(compared: Mapping[str, float], champion: str, margins: Margins) -> Iterator[str]:
-    """Yield a reason for each metric that may be too much smaller than the champion's."""
+    """Yield a reason for each metric whose non-inferiority to the champion is not shown."""
     for name, margin in (("auc", margins.auc), ("sensitivity", margins.sensitivity)):
         low = compared[f"{name}_difference_low"]
         if not low > -margin:
@@ -166,7 +179,7 @@ def _inferior(compared: Mapping[str, float], champion: str, margins: Margins) ->
 
 
 def describe_difference(name: str, figures: Mapping[str, float], prefix: str = "") -> str:
-    """Return in words a difference from a reference and its interval.
+    """Return a difference from a reference and its 95 % confidence interval as text.
 
     Args:
         name: `auc` or `sensitivity`.
@@ -179,7 +192,7 @@ def describe_difference(name: str, figures: Mapping[str, float], prefix: str = "
 
 def _below_the_floors(metrics: Mapping[str, float]) -> Iterator[str]:
     for name, floor in MIN_METRICS.items():
-        if not metrics[name] >= floor:  # NaN is below as well
+        if not metrics[name] >= floor:  # NaN fails as well
             yield f"{name} is {metrics[name]:.3f}, and {floor:.2f} is the least"
     for name, ceiling in MAX_METRICS.items():
         if not metrics[name] <= ceiling:
@@ -189,8 +202,12 @@ def _below_the_floors(metrics: Mapping[str, float]) -> Iterator[str]:
 def best_champion(champions: Mapping[int, EvaluatedModel], preferred: tuple[int, ...]) -> int:
     """Return the number of the champion with the greatest AUC, 0 if there is none.
 
-    Of equal ones the one with the greatest sensitivity counts, so that a threshold that rises with
-    each promotion is noticed, then those that are `preferred`.
+    Sensitivity breaks ties, so that a threshold that rises with each promotion is noticed. After
+    that `preferred` champions win.
+
+    Args:
+        champions: Version number → model.
+        preferred: Version numbers.
     """
 
     def rank(number: int) -> tuple[float, float, bool]:

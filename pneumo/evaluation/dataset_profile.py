@@ -1,4 +1,4 @@
-"""What is in a data set, in numbers: before anyone trains on it."""
+"""Profile of a data set: properties of its files and statistics, computed before training."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,13 +18,12 @@ from pneumo.evaluation.intervals import metric_intervals
 from pneumo.inference.batches import map_batches, map_in_threads
 from pneumo.inference.decode import open_image
 
-PROFILE_SIZE = (
-    224  # of the square at which intensity and sharpness are measured, so that they compare
-)
+# Side in pixels at which intensity and sharpness are measured, so that they are comparable
+PROFILE_SIZE = 224
 SPLITS = ("train", "val", "test")
 N_FOLDS = 5
 
-# What a file tells before anyone looks at a lung
+# Properties of a file that are known without a look at the lungs
 METADATA_TITLES = {
     "pixels": "size in pixels (width × height)",
     "aspect": "aspect ratio (width / height)",
@@ -33,27 +32,29 @@ METADATA_TITLES = {
     "sharpness": "sharpness",
 }
 
-GRAYSCALE_MODES = (
-    "1",
-    "L",
-    "I",
-    "F",
-    "I;16",
-    "I;16L",
-    "I;16B",
-    "LA",
-    "La",
-)  # Pillow's modes without colour
+# Pillow's modes without color
+GRAYSCALE_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "LA", "La")
 
 
 def profile_files(images: DecodedDataset) -> pd.DataFrame:
-    """A row for each file in a class folder: the index's columns, and what the file is like.
+    """Describe each file in a class folder.
 
-    `class`; `bytes`; `width`, `height`, and `colour` (`grey`, or Pillow's name, as `RGB`) as the
-    file's header has them, `pixels` and `aspect` of these; `mean`, 0 black to 255 white, and
-    `sharpness`, the variance of the Laplacian (Pech-Pacheco et al., ICPR 2000), of `images`;
-    `unknown`: its name tells no patient; `error`: why it cannot be read, else ''. What an
-    unreadable file does not tell is NaN, and its colour ''.
+    Args:
+        images: The data set, decoded at `PROFILE_SIZE`.
+
+    Returns:
+        One row per file, with the columns of the index and:
+            class: Name of the class.
+            bytes: Size of the file.
+            width, height: Size in pixels, from the file's header.
+            colour: `grey`, or Pillow's name of the mode, as `RGB`.
+            pixels: Width times height.
+            aspect: Width / height.
+            mean: Mean of the pixels of `images`, 0 black to 255 white.
+            sharpness: Variance of their Laplacian (Pech-Pacheco et al., ICPR 2000).
+            unknown: Whether the file name contains no patient.
+            error: Reason why the file is unreadable, else ''.
+        For an unreadable file `colour` is '', and what depends on the image is NaN.
     """
     rows, base = images.dataset.rows, images.dataset.base
     headers = list(map_in_threads(_header, [base / path for path in rows["path"]]))
@@ -75,45 +76,46 @@ def profile_files(images: DecodedDataset) -> pd.DataFrame:
 
 
 def _header(file: Path) -> tuple[int, int, int, str]:
-    """Bytes, width, height and colour; nothing of these but the first where it is no image."""
+    """Return bytes, width, height and color; 0, 0 and '' for the last three if unreadable."""
     size = file.stat().st_size
     try:
         with open_image(file) as image:
             return size, *image.size, "grey" if image.mode in GRAYSCALE_MODES else image.mode
-    except Exception:  # the decoder has its reason already, as `DecodedDataset.unreadable`
+    except Exception:  # `DecodedDataset.unreadable` has the reason
         return size, 0, 0, ""
 
 
 def _pixel_statistics(pixels: np.ndarray) -> np.ndarray:
-    """Mean and sharpness of each image: float64, shape (images, 2)."""
+    """Compute mean and sharpness of each image: float64, shape (images, 2)."""
     return np.array([(it.mean(), laplace(it.astype(np.float32)).var()) for it in pixels])
 
 
 def readable_files(files: pd.DataFrame) -> pd.DataFrame:
-    """The files that are images."""
+    """Return the rows of readable images."""
     return files[files["error"] == ""]
 
 
 def color_images(files: pd.DataFrame) -> pd.DataFrame:
-    """The images that are stored with colours, be they grey to the eye."""
+    """Return the rows of images that are stored in color, even if they look gray."""
     return files[~files["colour"].isin(["", "grey"])]
 
 
 def count_images(files: pd.DataFrame) -> pd.DataFrame:
-    """Images and patients: columns split, class, subtype ('' unknown), images, patients."""
+    """Count images and patients: columns split, class, subtype ('' unknown), images, patients."""
     groups = readable_files(files).groupby(["split", "class", "subtype"], observed=True)["patient"]
     return groups.agg(images="size", patients="nunique").reset_index()
 
 
 def images_per_patient(files: pd.DataFrame) -> pd.Series:
-    """How many images each patient has: int, index (split, patient)."""
+    """Count the images of each patient: int, index (split, patient)."""
     return readable_files(files).groupby(["split", "patient"], observed=True).size()
 
 
 def find_duplicates(files: pd.DataFrame) -> pd.DataFrame:
-    """The images that are the same file, byte for byte, as another one.
+    """Find the images whose file is identical to another one, byte for byte.
 
-    Columns group (from 1 up), path, split, class, patient; sorted by group and path.
+    Returns:
+        Columns group (from 1), path, split, class, patient; sorted by group and path.
     """
     groups = readable_files(files).groupby("sha256")["path"]
     found = readable_files(files)[groups.transform("size") > 1].sort_values("path")
@@ -123,7 +125,11 @@ def find_duplicates(files: pd.DataFrame) -> pd.DataFrame:
 
 
 def count_duplicates(found: pd.DataFrame) -> dict[str, int]:
-    """Count the `groups` and `files` of `find_duplicates`, and groups `across_splits`, …"""
+    """Count the groups and files that `find_duplicates` returns.
+
+    Returns:
+        `groups`, `files`, and the groups `across_splits`, `across_classes`, `across_patients`.
+    """
     groups = found.groupby("group")
     across = {
         f"across_{name}": int((groups[column].nunique() > 1).sum())
@@ -133,7 +139,7 @@ def count_duplicates(found: pd.DataFrame) -> dict[str, int]:
 
 
 def constant_columns(files: pd.DataFrame) -> dict[str, Any]:
-    """Return those of `METADATA_TITLES` and `colour` that all images share, with their value."""
+    """Return the value of each of `METADATA_TITLES` and `colour` that all images share."""
     images = readable_files(files)
     return {
         name: images[name].tolist()[0]
@@ -143,20 +149,37 @@ def constant_columns(files: pd.DataFrame) -> dict[str, Any]:
 
 
 def value_ranges(files: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return minimum, median and maximum of each group: index `by`, columns (name, statistic)."""
+    """Compute minimum, median and maximum of `METADATA_TITLES` in each group.
+
+    Args:
+        files: Table of `profile_files`.
+        by: Columns to group by.
+
+    Returns:
+        Index `by`, columns (name, statistic).
+    """
     groups = readable_files(files).groupby(by, observed=True)
     return groups[list(METADATA_TITLES)].agg(["min", "median", "max"])
 
 
 def measure_metadata_leakage(files: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """How far the metadata alone tell what they should not: the AUC of a classifier of them.
+    """Measure how well file metadata alone predict the label and the split.
 
-    `label`: pneumonia from normal among the training images, or, without any, among those of test;
-    `split`: test from training images, of all and of each class, where there are both. Each with
-    `auc` and its 95 % interval by patient, from predictions for patients that the classifier has
-    not seen (gradient-boosted trees, five folds), and, below its name, the AUC of each of
-    `METADATA_TITLES` alone: above 0.5 where it is greater in pneumonia, or in test. Nothing is said
-    where one side has fewer patients than folds.
+    A classifier (gradient-boosted trees) predicts patients that it has not seen, in
+    cross-validation with `N_FOLDS` folds of patients.
+
+    Args:
+        files: Table of `profile_files`.
+
+    Returns:
+        Target → values. The targets are:
+            label: Pneumonia or normal, of the images outside test, or of test if it is alone.
+            split: Test or other images, which needs both.
+            split_normal, split_pneumonia: The same within a class.
+        The values are `auc` of the classifier, its 95 % confidence interval by patient (`auc_low`,
+        `auc_high`), and the AUC of each of `METADATA_TITLES` alone. That is above 0.5 if the value
+        is greater in pneumonia, or in test. A target is left out if one of its sides has fewer
+        patients than `N_FOLDS`.
     """
     images = readable_files(files)
     of_test = images["split"] == "test"
@@ -174,7 +197,7 @@ def measure_metadata_leakage(files: pd.DataFrame) -> dict[str, dict[str, float]]
 def _cross_validated_auc(images: pd.DataFrame, target: np.ndarray) -> dict[str, float]:
     values = images[list(METADATA_TITLES)].to_numpy()
     probabilities = cross_val_predict(
-        # Small trees, and few, since five numbers say no more; the classes alike
+        # Few and small trees suffice for five features; both classes weigh the same
         HistGradientBoostingClassifier(
             max_iter=30, max_leaf_nodes=8, class_weight="balanced", random_state=0
         ),
@@ -196,7 +219,7 @@ def _cross_validated_auc(images: pd.DataFrame, target: np.ndarray) -> dict[str, 
 
 
 def file_issues(files: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """The files that are not as the others, path and what they are."""
+    """Yield path and description of each file that differs from what is expected."""
     for row in files.itertuples():
         if row.error:
             yield row.path, f"unreadable: {row.error}"
@@ -208,7 +231,7 @@ def file_issues(files: pd.DataFrame) -> Iterator[tuple[str, str]]:
 
 
 def compute_statistics(files: pd.DataFrame) -> dict[str, Any]:
-    """All numbers that are told of a data set, from `dataset_profile.profile_files`."""
+    """Compute all statistics of a data set from the table of `profile_files`."""
     images, sizes = readable_files(files), images_per_patient(files)
     classes = images.groupby(["split", "class"], observed=True)["patient"]
     return {
@@ -231,7 +254,7 @@ def compute_statistics(files: pd.DataFrame) -> dict[str, Any]:
 
 
 def to_metrics(numbers: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers as MLflow's metrics, which data sets can be compared by."""
+    """Return the statistics as MLflow metrics, by which data sets can be compared."""
     plain = ("images", "patients", "several_images", "most_images", "unreadable")
     return {
         **{name: numbers[name] for name in (*plain, "unknown_patients")},

@@ -1,4 +1,4 @@
-"""Where an image speaks for pneumonia, as a model sees it."""
+"""Heat maps of the evidence for pneumonia that a model sees in an image."""
 
 import keras
 import numpy as np
@@ -9,22 +9,23 @@ from pneumo.inference.batches import BATCH_SIZE
 from pneumo.inference.logits import ensemble_members, uses_flip_tta
 from pneumo.runtime import signals
 
-# Cells of a side at most, about as many as the last maps of MobileNet have. What single places of
-# larger ones say is mostly noise: by 24 x 24 of an untrained `cnn` one opacity of three was missed
+# Maximum cells per side, about as many as the last maps of MobileNet have. Single cells of larger
+# maps are mostly noise: with 24 x 24 cells of an untrained `cnn`, one of three opacities was missed
 MAX_MAP_SIDE = 8
 
 
 class HiResCam:
-    """Computes how much each place of an image counts for pneumonia to a model, by HiResCAM.
+    """Heat maps of how much each place of an image contributes to pneumonia, by HiResCAM.
 
-    The last feature maps, before anything pools them, are multiplied by the gradients of the logit
-    element by element, and summed over channels (Draelos and Carin, arXiv:2011.08891, 2020).
-    Grad-CAM (Selvaraju et al., ICCV 2017) averages the gradients over places first. Behind a global
-    average that is the same; behind the `cnn`, whose head knows where each feature was, it would
-    highlight other places.
+    The last feature maps before any pooling are multiplied by the gradients of the logit, element
+    by element, and summed over channels (Draelos and Carin, arXiv:2011.08891, 2020). Grad-CAM
+    (Selvaraju et al., ICCV 2017) averages the gradients over places first. Before a global average
+    both are the same. The head of the `cnn` distinguishes places, and there Grad-CAM would
+    highlight other ones.
 
     Args:
-        model: As `network.build_model` returns it, whatever blocks of it train.
+        model: Model as `network.build_model` or `build_ensemble` returns it, with any depth of
+            trainable blocks.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -32,10 +33,14 @@ class HiResCam:
         self._mirrored = uses_flip_tta(model)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """The heat maps: float32, shape (n, size, size), 0 to 1 where an image speaks the most.
+        """Compute the heat maps of images.
 
-        `images`: uint8, shape (n, size, size, 1). All of a map is 0 where nothing speaks for
-        pneumonia.
+        Args:
+            images: uint8 array of shape (n, size, size, 1).
+
+        Returns:
+            float32 array of shape (n, size, size), 0 to 1 at the strongest evidence for pneumonia.
+            A map is 0 throughout if there is none.
         """
         found = [np.zeros((0, *images.shape[1:3]), np.float32)]
         for start in range(0, len(images), BATCH_SIZE):
@@ -58,7 +63,7 @@ class HiResCam:
 
 
 def _split_at_last_maps(model: keras.Model) -> tuple[keras.Model, keras.Model]:
-    """The parts of a model below and above the last maps that nothing has pooled."""
+    """Split a model at the last feature maps before any pooling: below and above."""
     network = model.get_layer("backbone")
     maps = next(
         layer.output
@@ -70,7 +75,7 @@ def _split_at_last_maps(model: keras.Model) -> tuple[keras.Model, keras.Model]:
 
 
 def _contributions(images: np.ndarray, below: keras.Model, above: keras.Model) -> tf.Tensor:
-    """What each place adds to the logits: float32, shape (n, side, side, 1)."""
+    """Compute what each place adds to the logits: float32, shape (n, side, side, 1)."""
     maps = below(images, training=False)
     with tf.GradientTape() as tape:
         tape.watch(maps)

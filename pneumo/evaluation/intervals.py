@@ -1,9 +1,9 @@
 """95 % confidence intervals of proportions and of AUC if patients have several images.
 
-Images of one patient are alike, and hardly any image is wrong: intervals for independent images
-would be too narrow, and so are percentiles of a bootstrap (with all images right they have no
-width). The methods here are in closed form. `tests.benchmarks.coverage` measures how often they
-cover the true value.
+Images of one patient are alike, and hardly any image is classified incorrectly. Intervals for
+independent images would be too narrow. So are percentiles of a bootstrap, which have no width if
+all images are correct. The methods here are in closed form. `tests.benchmarks.coverage` measures
+how often they cover the true value.
 """
 
 import math
@@ -15,26 +15,27 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 from scipy.stats import beta, norm, t
 
-CI_SUFFIXES = ("", "_low", "_high")  # of the names of a value and its 95 % interval
+CI_SUFFIXES = ("", "_low", "_high")  # of a value and the bounds of its 95 % interval
 TAIL_PROBABILITY = 0.025  # probability on each side of an interval
 
-# Intraclass correlations between the images of a patient, in being right or in their scores. The
-# estimate from few wrong images varies much, and often it is too small. An exact interval is wide
-# enough with a small least value; where no image is wrong, or for AUC, a usual value is assumed.
+# Intraclass correlations (ICC) between the images of a patient, of being classified correctly or of
+# scores. The estimate from few incorrect images varies much and is often too small. An exact
+# interval is wide enough with a small minimum. If no image is incorrect, or for AUC, a usual value
+# is assumed.
 LEAST_ICC = 0.05
 USUAL_ICC = 0.2
 
 
 def metric_intervals(predictions: pd.DataFrame, threshold: float) -> dict[str, float]:
-    """Return the 95 % confidence intervals of the metrics in `metrics.HEADLINE_METRICS`.
+    """Compute the 95 % confidence intervals of the metrics in `metrics.HEADLINE_METRICS`.
 
     Args:
         predictions: Columns patient, label (0 or 1, both among them) and probability.
-        threshold: Positive is probability ≥ threshold.
+        threshold: Probability ≥ threshold is positive.
 
     Returns:
-        `auc_low`, `auc_high`, and the same of `sensitivity`, `specificity` and `accuracy`; each
-        from 0 to 1, and around the value itself.
+        `auc_low`, `auc_high`, and the same of `sensitivity`, `specificity` and `accuracy`. Each is
+        from 0 to 1, and the value itself is between its bounds.
     """
     labels, probabilities = (predictions[name].to_numpy() for name in ("label", "probability"))
     patients = pd.factorize(predictions["patient"])[0]
@@ -56,11 +57,12 @@ def metric_intervals(predictions: pd.DataFrame, threshold: float) -> dict[str, f
 def proportion_interval(hits: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bound the proportion of hits among images, from the counts of each patient.
 
-    The interval is that of Clopper and Pearson (Biometrika 1934) for as many independent images as
-    give the same variance, adjusted by the degrees of freedom that patients leave (Korn and
-    Graubard, Survey Methodology 1998, 24:193). The design effect is that of the ratio estimator,
-    and at least 1 + (mean number of images, weighted by images, − 1) · ICC, with `LEAST_ICC`. If
-    all images are hits or none is, the data show no variance, and `USUAL_ICC` takes its place.
+    The interval is that of Clopper and Pearson (Biometrika 1934) for the number of independent
+    images with the same variance. It is adjusted by the degrees of freedom that patients leave
+    (Korn and Graubard, Survey Methodology 1998, 24:193). The design effect is that of the ratio
+    estimator, and at least 1 + (mean number of images, weighted by images, − 1) · ICC, with
+    `LEAST_ICC`. If all images are hits or none is, the data show no variance, and `USUAL_ICC` takes
+    its place.
 
     Args:
         hits: Integers of shape (..., patients).
@@ -98,12 +100,12 @@ def paired_difference_interval(
 
     Args:
         first: Hits of the first model for each patient, integers of shape (patients,).
-        second: Hits of the second model.
-        images: Images of each patient.
+        second: Hits of the second model, of the same shape.
+        images: Images of each patient, of the same shape.
 
     Returns:
         Lower and upper bound, from −1 to 1. The correlation counts as 0 if a model has the same
-        share of hits in all patients.
+        fraction of hits in all patients.
     """
     values, ends, deviations = [], [], []
     for hits in (first, second):
@@ -131,8 +133,8 @@ def auc_interval(
     design effect at `USUAL_ICC`.
 
     Near 1 few pairs are out of order, and the variance is underestimated; at 1 it is 0. So the
-    lower bound is never above the one for perfectly separated classes, see `_bound_if_separated`.
-    The same holds for the upper bound near 0.
+    lower bound is never above the one for perfectly separated classes: see `_bound_if_separated`.
+    The same is true of the upper bound near 0.
 
     Args:
         labels: Integers of shape (images,), 0 or 1, both among them.
@@ -148,7 +150,7 @@ def auc_interval(
     counts = [np.count_nonzero(it) for it in images]
     if min(counts) < 2:
         return 0.0, 1.0
-    # Of each image the share of the other class that is on the right side of it
+    # For each image, the fraction of the other class that is ranked correctly against it
     shares = [1 - _share_below(scores[1], scores[0]), _share_below(scores[0], scores[1])]
     value = shares[1].mean()
     effects = [_design_effect(it, USUAL_ICC) for it in images]
@@ -171,7 +173,7 @@ def auc_interval(
 
 
 def _share_below(scores: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """Return the share of `scores` below each value of `of`; equal ones count one half."""
+    """Return the fraction of `scores` below each value of `of`; equal ones count one half."""
     scores = np.sort(scores)
     twice = np.searchsorted(scores, of, "left") + np.searchsorted(scores, of, "right")
     return twice / (2 * len(scores))
@@ -180,9 +182,9 @@ def _share_below(scores: np.ndarray, of: np.ndarray) -> np.ndarray:
 def _bound_if_separated(negatives: float, positives: float) -> float:
     """Return the lower bound of an AUC of 1, from effective numbers of images of both classes.
 
-    It is the AUC from which 1 is `norm.ppf(1 - TAIL)` standard deviations away, with the variance
-    that Hanley and McNeil (Radiology 1982) give for that AUC, which unlike an estimate from
-    separated classes is not 0 (Newcombe, Statistics in Medicine 2006, 25:559, method 5).
+    It is the AUC from which 1 is `norm.ppf(1 - TAIL_PROBABILITY)` standard deviations away. The
+    variance is that of Hanley and McNeil (Radiology 1982) for this AUC. Unlike an estimate from
+    separated classes it is not 0 (Newcombe, Statistics in Medicine 2006, 25:559, method 5).
     """
     others = (negatives + positives) / 2 - 1
 
@@ -196,7 +198,7 @@ def _bound_if_separated(negatives: float, positives: float) -> float:
 
 
 def _design_effect(images: np.ndarray, icc: np.ndarray | float) -> np.ndarray:
-    """Return by how much a correlation between a patient's images increases a variance."""
+    """Return the factor by which a correlation of a patient's images increases a variance."""
     return 1 + ((images**2).sum(-1) / images.sum(-1) - 1) * icc
 
 
@@ -205,7 +207,12 @@ def _student(degrees: np.ndarray | int) -> np.ndarray:
 
 
 def format_with_interval(values: Mapping[str, float], name: str) -> str:
-    """A value and, where `values` has `name_low` and `name_high`, its interval."""
+    """Return a value as text, with its interval if there is one.
+
+    Args:
+        values: Name → value; `name_low` and `name_high` are the interval.
+        name: Name of the value.
+    """
     value, *bounds = (
         format_number(values[f"{name}{end}"]) for end in CI_SUFFIXES if f"{name}{end}" in values
     )
@@ -213,5 +220,5 @@ def format_with_interval(values: Mapping[str, float], name: str) -> str:
 
 
 def format_number(value: float) -> str:
-    """Three digits; a dash for what is no number."""
+    """Return a number with three decimals, or a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.3f}"

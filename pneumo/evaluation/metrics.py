@@ -1,4 +1,4 @@
-"""How good a set of predictions is: numbers alone, from labels and probabilities."""
+"""Metrics of predictions, from labels and probabilities alone."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,25 +13,25 @@ from pneumo.data.dataset import Split
 from pneumo.data.index import CLASSES
 from pneumo.evaluation.intervals import CI_SUFFIXES, metric_intervals
 
-REFERENCE_SENSITIVITY = 0.95  # at which specificities are compared, whatever the threshold
-TEMPERATURE_BOUNDS = (
-    0.1,
-    10.0,
-)  # a temperature beyond says that validation is too small to fit one
-HEADLINE_METRICS = ("auc", "sensitivity", "specificity", "accuracy")  # those with intervals
+REFERENCE_SENSITIVITY = 0.95  # specificities are compared at it, whatever the threshold
+# A temperature beyond these means that validation is too small to fit one
+TEMPERATURE_BOUNDS = (0.1, 10.0)
+HEADLINE_METRICS = ("auc", "sensitivity", "specificity", "accuracy")  # these have intervals
 
 
 def metric_title(name: str) -> str:
-    """Return what a sentence calls a metric in `HEADLINE_METRICS`."""
+    """Return the name in a sentence of a metric in `HEADLINE_METRICS`."""
     return "AUC" if name == "auc" else name
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model on one split.
+    """Evaluation of one model on one split.
 
-    `predictions`: columns path, patient, subtype, label, probability, one row per image;
-    `metrics`: name → value, the threshold among them; `confusion_counts`: tn, fp, fn, tp.
+    Attributes:
+        predictions: Columns path, patient, subtype, label, probability, one row per image.
+        metrics: Name → value, the threshold among them.
+        confusion_counts: Counts tn, fp, fn, tp.
     """
 
     predictions: pd.DataFrame
@@ -42,10 +42,16 @@ class Evaluation:
 def evaluate_predictions(
     split: Split, probabilities: np.ndarray, threshold: float, intervals: bool = False
 ) -> Evaluation:
-    """The predictions for `split` and all that follows from them at `threshold`.
+    """Compute the metrics of predictions for a split.
 
-    `probabilities`: float, shape (rows,), in the order of the rows; `intervals` adds 95 %
-    intervals by patient.
+    Args:
+        split: The split.
+        probabilities: Floats of shape (rows,), in the order of the split's rows, 0 to 1.
+        threshold: Probability ≥ threshold is positive.
+        intervals: Whether to add 95 % confidence intervals by patient.
+
+    Returns:
+        The predictions with their metrics.
     """
     predictions = split.rows[["path", "patient", "subtype", "label"]].assign(
         probability=probabilities
@@ -59,7 +65,16 @@ def evaluate_predictions(
 def confusion_counts(
     labels: np.ndarray, probabilities: np.ndarray, threshold: float
 ) -> dict[str, int]:
-    """Counts of true and false negatives and positives; positive is probability ≥ threshold."""
+    """Count true and false negatives and positives.
+
+    Args:
+        labels: Integers of shape (images,), 0 or 1.
+        probabilities: Floats of shape (images,), 0 to 1.
+        threshold: Probability ≥ threshold is positive.
+
+    Returns:
+        The counts tn, fp, fn, tp.
+    """
     table = metrics.confusion_matrix(labels, probabilities >= threshold, labels=[0, 1])
     return dict(zip(("tn", "fp", "fn", "tp"), map(int, table.ravel()), strict=True))
 
@@ -67,7 +82,16 @@ def confusion_counts(
 def compute_metrics(
     labels: np.ndarray, probabilities: np.ndarray, threshold: float
 ) -> dict[str, float]:
-    """Return the metrics of one split by name, without intervals. A rate of no images is NaN."""
+    """Compute the metrics of one split, without intervals.
+
+    Args:
+        labels: Integers of shape (images,), 0 or 1, both among them.
+        probabilities: Floats of shape (images,), 0 to 1.
+        threshold: Probability ≥ threshold is positive.
+
+    Returns:
+        Name → value. A rate whose denominator is 0 is NaN.
+    """
     counts = confusion_counts(labels, probabilities, threshold)
     tn, fp, fn, tp = (counts[key] for key in ("tn", "fp", "fn", "tp"))
     sensitivity, specificity = _rate(tp, tp + fn), _rate(tn, tn + fp)
@@ -96,10 +120,15 @@ def _rate(part: int, whole: int) -> float:
 def expected_calibration_error(
     labels: np.ndarray, probabilities: np.ndarray, bins: int = 10
 ) -> float:
-    """How far probabilities are from frequencies, on average over images: 0 to 1, 0 is best.
+    """Compute the expected calibration error (ECE), 0 to 1, of which 0 is best.
 
-    Over `bins` equal intervals of the probability, the mean of |frequency of pneumonia −
-    mean probability|, weighted by the share of images (Naeini et al., AAAI 2015).
+    It is the mean of |frequency of pneumonia − mean probability| over equal intervals of the
+    probability, weighted by the fraction of images in each (Naeini et al., AAAI 2015).
+
+    Args:
+        labels: Integers of shape (images,), 0 or 1.
+        probabilities: Floats of shape (images,), 0 to 1.
+        bins: Number of intervals.
     """
     bin_of = np.minimum((probabilities * bins).astype(int), bins - 1)
     gaps = np.bincount(bin_of, weights=labels - probabilities, minlength=bins)
@@ -109,7 +138,7 @@ def expected_calibration_error(
 def youden_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the threshold with the greatest sensitivity + specificity (Youden, Cancer 1950).
 
-    It lies in the middle of its plateau, see `_operating_points`. Of several equally good plateaus
+    It is in the middle of its plateau: see `_operating_points`. Of several equally good plateaus
     the highest counts.
 
     Args:
@@ -121,11 +150,15 @@ def youden_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def midpoint_threshold(labels: np.ndarray, logits: np.ndarray) -> float:
-    """The probability midway between the classes: of the mean of their mean logits.
+    """Return the probability that is midway between the mean logits of both classes.
 
-    That is where Youden's would be if the logits of both were normal and equally spread (Fisher,
-    1936). It depends on all images, not on the few where the classes meet, so it is not moved to
-    the middle of a plateau between two of them.
+    Youden's threshold would be there if the logits of both classes were normal with equal spread
+    (Fisher, 1936). This one depends on all images, not only on the few between the classes. So it
+    is not moved to the middle of a plateau.
+
+    Args:
+        labels: int array of shape (images,), 0 or 1, both among them.
+        logits: float array of shape (images,).
     """
     return float(expit((logits[labels == 0].mean() + logits[labels == 1].mean()) / 2))
 
@@ -133,10 +166,15 @@ def midpoint_threshold(labels: np.ndarray, logits: np.ndarray) -> float:
 def threshold_at_sensitivity(
     sensitivity: float, labels: np.ndarray, probabilities: np.ndarray
 ) -> float:
-    """Return the threshold of the greatest specificity with at least that sensitivity, 0 to 1.
+    """Return the threshold with the greatest specificity that reaches a sensitivity.
 
-    It lies in the middle of the highest plateau that finds enough of the positive images, see
+    It is in the middle of the highest plateau that finds enough of the positive images: see
     `_operating_points`.
+
+    Args:
+        sensitivity: Least sensitivity, 0 to 1.
+        labels: int array of shape (images,), 0 or 1, both among them.
+        probabilities: float array of shape (images,), 0 to 1.
     """
     _, found, thresholds = _operating_points(labels, probabilities)
     return float(thresholds[np.argmax(found >= sensitivity)])
@@ -145,7 +183,13 @@ def threshold_at_sensitivity(
 def specificity_at_sensitivity(
     sensitivity: float, labels: np.ndarray, probabilities: np.ndarray
 ) -> float:
-    """Return the greatest specificity of all thresholds with at least that sensitivity."""
+    """Return the greatest specificity among all thresholds that reach a sensitivity.
+
+    Args:
+        sensitivity: Least sensitivity, 0 to 1.
+        labels: int array of shape (images,), 0 or 1, both among them.
+        probabilities: float array of shape (images,), 0 to 1.
+    """
     false_positives, found, _ = _operating_points(labels, probabilities)
     return float(1 - false_positives[found >= sensitivity].min())
 
@@ -153,34 +197,39 @@ def specificity_at_sensitivity(
 def _operating_points(
     labels: np.ndarray, probabilities: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what each distinct choice of a threshold gives, the highest threshold first.
+    """Return the rates at each distinct choice of a threshold, the highest threshold first.
 
     All thresholds above one probability and up to the next greater one call the same images
-    positive: they form a plateau. Its middle is the threshold that the scores of other images can
-    miss by the most on both sides; an end of the plateau would be the score of one image. The
-    lowest plateau, on which all images are positive, starts at 0, the least probability there is.
-    The threshold above all scores, which no model should have, is not among them.
+    positive: they form a plateau. Its middle is the threshold with the greatest distance to the
+    scores on both sides, by which scores of other images may differ. An end of the plateau would be
+    the score of one image. The lowest plateau, on which all images are positive, starts at 0, the
+    least possible probability. The threshold above all scores, which no model should have, is not
+    included.
 
-    The middle is computed in the dtype of the probabilities. Between two adjacent numbers of that
-    dtype there is none, and the upper of them is taken: positive is probability ≥ threshold.
+    The middle is computed in the dtype of the probabilities. Two adjacent numbers of that dtype
+    have no middle, and the upper one is taken: positive is probability ≥ threshold.
 
     Returns:
         False positive rate, sensitivity and threshold, each of shape (distinct probabilities,).
     """
-    # The first point of the curve is that of infinity
+    # The first point of the curve belongs to an infinite threshold
     false_positives, found, _ = metrics.roc_curve(labels, probabilities, drop_intermediate=False)
-    upper = np.unique(probabilities)[::-1]  # those of `roc_curve` are float64 in any case
+    upper = np.unique(probabilities)[::-1]  # the thresholds of `roc_curve` are always float64
     lower = np.append(upper[1:], upper.dtype.type(0))
     middle = lower + (upper - lower) / 2
     return false_positives[1:], found[1:], np.where(middle > lower, middle, upper)
 
 
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
-    """What to divide logits by so that their log loss is least (Guo et al., ICML 2017).
+    """Fit the divisor of the logits that minimizes their log loss (Guo et al., ICML 2017).
 
-    1 changes nothing, above 1 the model was too sure of itself. One positive number for all
-    images: their order stays. Between 0.1 and 10, the ends for classes that are told apart
-    perfectly or not at all.
+    1 changes nothing; above 1 the model was overconfident. It is one positive number for all
+    images, so their order stays. It is between 0.1 and 10, and at one of these bounds if the
+    classes are separated perfectly or not at all.
+
+    Args:
+        labels: int array of shape (images,), 0 or 1.
+        logits: float array of shape (images,).
     """
     margins = np.where(labels == 1, logits, -logits)
 
@@ -192,16 +241,29 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
 
 
 def calibration_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """How far probabilities can be taken at their word."""
+    """Compute log loss, Brier score and expected calibration error.
+
+    Args:
+        labels: Integers of shape (images,), 0 or 1, both among them.
+        probabilities: Floats of shape (images,), 0 to 1.
+
+    Returns:
+        `log_loss`, `brier`, `ece`.
+    """
     values = compute_metrics(labels, probabilities, 0.5)
     return {name: values[name] for name in ("log_loss", "brier", "ece")}
 
 
 def subgroup_metrics(predictions: pd.DataFrame, threshold: float) -> dict[str, dict[str, float]]:
-    """For each kind of image that the file names tell, as `PNEUMONIA/virus`: how it fares.
+    """Compute metrics of each subtype that file names contain, such as `PNEUMONIA/virus`.
 
-    `images`, `patients`, `sensitivity` or `specificity` within it, and `auc` against all of the
-    other class; each with its 95 % interval by patient.
+    Args:
+        predictions: Columns as in `Evaluation`.
+        threshold: Probability ≥ threshold is positive.
+
+    Returns:
+        Subgroup → `images`, `patients`, `sensitivity` or `specificity` within it, and `auc` against
+        all images of the other class. The metrics have 95 % confidence intervals by patient.
     """
     found = {}
     named = predictions[predictions["subtype"] != ""]
@@ -224,9 +286,13 @@ def subgroup_metrics(predictions: pd.DataFrame, threshold: float) -> dict[str, d
 def detailed_metrics(
     evaluation: Evaluation, logits: np.ndarray, temperature: float
 ) -> dict[str, Any]:
-    """All that is said of one model on one split beyond `Evaluation.metrics`.
+    """Compute all metrics of one model on one split beyond `Evaluation.metrics`.
 
-    `logits`: of its images, in its order, before the temperature.
+    Args:
+        evaluation: The evaluation.
+        logits: float array of shape (images,), in the order of the predictions, before the
+            temperature.
+        temperature: The model's temperature.
     """
     predictions, threshold = evaluation.predictions, evaluation.metrics["threshold"]
     labels = predictions["label"].to_numpy()

@@ -10,10 +10,10 @@ from pneumo.data.index import has_unknown_patient
 
 @dataclass(frozen=True)
 class Overlap:
-    """Images of a split that have had a part in making a model.
+    """Images of a split that were used to make a model.
 
-    Two images are the same if their files are, byte for byte. An image whose name contains
-    no patient shares none with any other image.
+    Two images are the same if their files are identical, byte for byte. An image whose name
+    contains no patient shares none with any other image.
 
     Attributes:
         total: Number of images of the split, unreadable ones included.
@@ -31,7 +31,7 @@ class Overlap:
 
     @property
     def external(self) -> bool:
-        """Whether neither the images nor their patients have had any part in making the model."""
+        """Whether none of the images, and none of their patients, was used to make the model."""
         return not (self.images or self.patients or self.own_test)
 
     def counts(self) -> dict[str, int]:

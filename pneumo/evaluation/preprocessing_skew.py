@@ -1,4 +1,4 @@
-"""Preprocessing skew on purpose: a model trained on pixels 0-255 is given pixels / 255."""
+"""Deliberate training-serving skew: a model trained on pixels 0–255 gets pixels / 255."""
 
 import keras
 import numpy as np
@@ -14,24 +14,24 @@ from pneumo.inference.pyfunc import PneumoniaModel
 
 
 def predict_with_skew(model: PneumoniaModel, images: np.ndarray) -> np.ndarray:
-    """Return the probabilities of pneumonia that a model gives for pixels / 255.
+    """Predict the probability of pneumonia from pixels / 255.
 
     Args:
-        model: The model, as it is stored.
-        images: uint8, shape (n, size, size, 1).
+        model: The model as it is stored.
+        images: uint8 array of shape (n, size, size, 1).
 
     Returns:
-        float64, shape (n,), 0 to 1.
+        float64 array of shape (n,), 0 to 1.
     """
-    # As `predict_proba`, but for its check of uint8 pixels, which would refuse these
+    # `predict_proba` does the same, but rejects pixels that are not uint8
     logits = predict_logits(with_float_input(model.keras_model), images.astype(np.float32) / 255)
     return to_probabilities(logits, model.settings["temperature"])
 
 
 def with_float_input(model: keras.Model) -> keras.Model:
-    """The same layers and weights behind a float input: it takes pixels of any range as they are.
+    """Copy a model, with its layers and weights, behind an input of float pixels of any range.
 
-    The model itself would refuse them, or, called past that, cast them to whole numbers.
+    The model itself would reject such pixels or, without its check, cast them to whole numbers.
     """
     twins = [_clone_with_float_input(member) for member in ensemble_members(model)]
     return build_ensemble(twins, uses_flip_tta(model))

@@ -1,4 +1,4 @@
-"""Whether a model needs the lungs: what it makes of images whose centre or border is black."""
+"""Occlusion test: whether a model needs the lungs, from images with a black center or border."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -8,11 +8,18 @@ import pandas as pd
 from pneumo.evaluation.comparison import ScoredPredictions
 from pneumo.evaluation.intervals import format_with_interval
 
-BORDER_FRACTION = 1 / 8  # of the side, along each: markers, collimation and shoulders, little lung
+BORDER_FRACTION = 1 / 8  # of the side: markers, collimation and shoulders, but little lung
 
 
 def occlude_regions(images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Copies of images, uint8, shape (n, size, size, 1), with their `centre` or `border` black."""
+    """Yield copies of images with their `centre` or their `border` black.
+
+    Args:
+        images: uint8 array of shape (n, size, size, 1).
+
+    Yields:
+        Name of the black region, and the copies: uint8, of the same shape.
+    """
     width = round(BORDER_FRACTION * images.shape[1])
     centre = np.zeros(images.shape[1:3], bool)
     centre[width:-width, width:-width] = True
@@ -27,11 +34,12 @@ def occlusion_auc(
 
     Args:
         predict: Returns a probability, or any other score, for each of some images.
-        images: uint8, shape (n, size, size, 1).
-        predictions: Of the whole images, in their order, columns as in `metrics.Evaluation`.
+        images: uint8 array of shape (n, size, size, 1).
+        predictions: Predictions for the unchanged images, in their order, columns as in
+            `metrics.Evaluation`.
 
     Returns:
-        For each of both the `auc` and the `difference` to that of the whole images, with 95 %
+        Black region → `auc`, and its `difference` from that of the unchanged images, with 95 %
         confidence intervals by patient.
     """
     return {
@@ -53,12 +61,12 @@ def _compare_with_whole(whole: pd.DataFrame, probabilities: np.ndarray) -> dict[
 
 
 def differs_from_chance(values: Mapping[str, float]) -> bool:
-    """Whether an AUC is surely another than that of chance."""
+    """Return whether the 95 % confidence interval of an AUC excludes 0.5."""
     return not values["auc_low"] <= 0.5 <= values["auc_high"]
 
 
 def describe_occlusion(found: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """A sentence on each of what `occlusion_auc` gives."""
+    """Describe the two results of `occlusion_auc` in words."""
     centre, border = found["centre"], found["border"]
     meaning = (
         "The border alone tells the classes apart. There is little lung in it: look for "

@@ -1,4 +1,4 @@
-"""Work on many images, shared out among the cores."""
+"""Work on many images in parallel threads."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,29 +10,29 @@ from joblib import cpu_count
 S = TypeVar("S")
 T = TypeVar("T")
 
-MAX_AHEAD = 4  # items per core that are taken before the caller asks for their results
+MAX_AHEAD = 4  # items per core that are taken before the caller takes their results
 
-BATCH_SIZE = 16  # images per step: what a network makes of them stays near the processor
+BATCH_SIZE = 16  # images per step, so few that activations stay in the processor's cache
 
 
 def map_in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
     """Yield what a function returns for each item, in the order of the items.
 
-    The function runs in as many threads as there are cores, for at most `MAX_AHEAD` items per core
-    before the caller asks for their results. As soon as the caller stops, by an exception, a signal
-    or the end of this generator, no further item starts. Items that are being processed are not
-    waited for, since a large image takes longer than Ctrl-C may take.
+    The function runs in as many threads as there are cores. At most `MAX_AHEAD` items per core are
+    taken before the caller takes their results. If the caller stops, by an exception, a signal or
+    the end of this generator, no further item starts. Items in progress are not waited for, because
+    a large image takes longer than Ctrl-C may take.
 
     Args:
-        function: Called with one item at a time. It must write nothing, because a call may go on
-            after the caller has stopped.
-        items: What it is called with.
+        function: Called with one item at a time. It must be thread-safe and write nothing, because
+            a call may continue after the caller has stopped.
+        items: Arguments of the calls.
 
     Yields:
         The result for each item.
 
     Raises:
-        Exception: What the function raises, at the place of that item in the order.
+        Exception: Whatever the function raises, in place of the item's result.
     """
     cores = cpu_count()
     threads = ThreadPoolExecutor(cores)
@@ -49,10 +49,17 @@ def map_in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T
 
 
 def map_batches(step: Callable[..., T], *rows: Sequence) -> Iterator[T]:
-    """What `step` gives for each `BATCH_SIZE` rows of sequences of the same length, in their order.
+    """Apply a function to batches of rows in threads, and return its results in order.
 
-    Several run at once, as in `map_in_threads`: the layers of small networks are too short for all
-    cores, one by one.
+    Several batches run at once, as in `map_in_threads`. The layers of small networks are too short
+    for a single batch to keep all cores busy.
+
+    Args:
+        step: Called with the same rows of each sequence, at most `BATCH_SIZE`.
+        *rows: Sequences of the same length.
+
+    Returns:
+        Iterator over the results, one per batch.
     """
 
     def batch(start: int) -> T:

@@ -1,4 +1,4 @@
-"""An image file to grey pixels: one decoder for the cache, for `predict` and for a served model."""
+"""Decoding of image files to gray pixels, the same for the cache, `predict` and served models."""
 
 import io
 import re
@@ -9,42 +9,45 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-DECODER_VERSION = (
-    3  # raised with every change of what `decode` returns: old caches are then not used
-)
+# Raised with every change of what `decode` returns, so that old caches are not used
+DECODER_VERSION = 3
 
-# Pillow knows more, such as EPS, which it has another program run for it
+# Pillow reads more formats, such as EPS, for which it starts another program
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
-MIN_SIDE = 8  # pixels of a side, below which nothing can be seen
+MIN_SIDE = 8  # pixels of a side; nothing can be seen in smaller images
 
-MIN_BITS_USED = 14  # of 16 that are used: detectors give 10 to 12, which would be all but black
+MIN_BITS_USED = 14  # of 16: a detector's 10 to 12 bits would be almost black
 
-PIL_WARNING_FILTER = (
-    "ignore",
-    None,
-    Warning,
-    re.compile(r"PIL\."),
-    0,
-)  # as `warnings.filters` has it
+# In the form of the entries of `warnings.filters`
+PIL_WARNING_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 class UnreadableImageError(ValueError):
-    """A file that is no image, or a broken one; the message says why."""
+    """An error for a file that is not an image or is broken; the message says why."""
 
 
 def decode(data: bytes, size: int, resize: str = "squash") -> np.ndarray:
-    """An image file's bytes as grey pixels: uint8, shape (size, size), 0 black to 255 white.
+    """Decode an image file to square gray pixels.
 
-    `resize`: `squash` fills the square, whatever the image's aspect ratio; `pad` keeps the ratio,
-    the image in the middle of black. Raises `UnreadableImageError`.
+    Args:
+        data: Bytes of the file.
+        size: Side of the square in pixels.
+        resize: `squash` fills the square, whatever the image's aspect ratio. `pad` keeps the ratio,
+            with the image in the middle of black.
+
+    Returns:
+        uint8 array of shape (size, size), 0 black to 255 white.
+
+    Raises:
+        UnreadableImageError: The file is not a readable image.
     """
     try:
         image = open_image(io.BytesIO(data))
         _check_supported(image)
-        if image.format == "PNG":  # whose checksums Pillow else passes over
+        if image.format == "PNG":  # Pillow does not verify its checksums otherwise
             open_image(io.BytesIO(data)).verify()
-        image.draft("L", (size, size))  # JPEG only: decodes fewer pixels, and grey at once
+        image.draft("L", (size, size))  # JPEG only: decodes fewer pixels, directly to gray
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits at 255
             image = Image.fromarray(_to_8_bit(np.asarray(image)))
@@ -58,17 +61,17 @@ def decode(data: bytes, size: int, resize: str = "squash") -> np.ndarray:
         raise UnreadableImageError(
             "it has more pixels than any radiograph; scale it down"
         ) from None
-    except Exception as error:  # a parser fed with strangers' files raises nearly anything
+    except Exception as error:  # untrusted files make a parser raise nearly anything
         raise UnreadableImageError(str(error) or type(error).__name__) from error
 
 
 def open_image(file: Path | BinaryIO) -> Image.Image:
-    """An image whose pixels are not decoded yet.
+    """Open an image without decoding its pixels.
 
-    From then on Pillow's warnings are not shown: what they are about is read nevertheless, or
-    refused with its reason.
+    From then on Pillow's warnings are hidden: the images that cause them are either read
+    nevertheless or rejected with a reason.
     """
-    if PIL_WARNING_FILTER not in warnings.filters:  # `warnings.catch_warnings` is not for threads
+    if PIL_WARNING_FILTER not in warnings.filters:  # `warnings.catch_warnings` is not thread-safe
         warnings.filterwarnings("ignore", module=PIL_WARNING_FILTER[3].pattern)
     return Image.open(file, formats=FORMATS)
 
@@ -77,17 +80,21 @@ def _check_supported(image: Image.Image) -> None:
     if min(image.size) < MIN_SIDE:
         width, height = image.size
         raise UnreadableImageError(f"{width} × {height} pixels, too few for a radiograph")
-    if image.mode in ("I", "F"):  # which Pillow would clip at 255
+    if image.mode in ("I", "F"):  # Pillow would clip these at 255
         raise UnreadableImageError(
             "32 bits a pixel, whose white is not known; save it with 8 or 16"
         )
     if image.format == "TIFF" and image.info.get("compression") != "raw":
-        # Pillow gives it to a library that writes to standard error what it thinks of it
+        # Pillow decodes it by a library that writes its own warnings to standard error
         raise UnreadableImageError("a compressed TIFF; save it uncompressed, or as PNG")
 
 
 def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
-    """16 bits as 8. Raises `UnreadableImageError` where white is not at their end."""
+    """Convert pixels of 16 bits to 8 bits.
+
+    Raises:
+        UnreadableImageError: The values use too few bits, so the value of white is unknown.
+    """
     bits = int(pixels.max()).bit_length()
     if bits < MIN_BITS_USED:
         raise UnreadableImageError(

@@ -1,4 +1,4 @@
-"""Pixels to logits and probabilities, and the average of several networks."""
+"""Logits and probabilities of images, and ensembles of several networks."""
 
 from collections.abc import Sequence
 
@@ -7,19 +7,22 @@ import numpy as np
 from keras import layers
 from scipy.special import expit
 
-MEMBER_PREFIX, FLIP_LAYER = (
-    "member_",
-    "mirror",
-)  # layers of a model that averages: the first, numbered
+# Names of layers in an ensemble: a member's is the prefix and a number from 1
+MEMBER_PREFIX, FLIP_LAYER = "member_", "mirror"
 
-INFERENCE_BATCH_SIZE = 64  # images per step of inference: with fewer, small parts take longer
+INFERENCE_BATCH_SIZE = 64  # images per step: with fewer, small parts take longer
 
 
 def build_ensemble(members: Sequence[keras.Model], mirror: bool = False) -> keras.Model:
-    """A model whose logit is the mean of its members'; of a single one, that member itself.
+    """Build a model whose logit is the mean of its members' logits.
 
-    `members`: as `build` gives them, of one input size. With `mirror` each is asked of the image
-    and of its mirror image.
+    Args:
+        members: Models as `build_model` returns them, of one input size.
+        mirror: Whether to use test-time augmentation: each member also gets the horizontally
+            flipped image, and its two logits are averaged.
+
+    Returns:
+        The ensemble. A single member without `mirror` is returned itself.
     """
     if len(members) == 1 and not mirror:
         return members[0]
@@ -38,22 +41,31 @@ def build_ensemble(members: Sequence[keras.Model], mirror: bool = False) -> kera
 
 
 def ensemble_members(model: keras.Model) -> list[keras.Model]:
-    """The members of a model that `build_ensemble` gives; of any other, itself."""
+    """Return the members of an ensemble; any other model is returned as its only member."""
     found = [layer for layer in model.layers if layer.name.startswith(MEMBER_PREFIX)]
     return found or [model]
 
 
 def uses_flip_tta(model: keras.Model) -> bool:
-    """Whether `build_ensemble` has made a model that asks of mirror images, too."""
+    """Return whether a model uses test-time augmentation with flipped images."""
     return any(layer.name == FLIP_LAYER for layer in model.layers)
 
 
 def predict_proba(model: keras.Model, images: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """The probability of pneumonia for each image: float64, shape (n,), 0 to 1.
+    """Predict the probability of pneumonia for each image.
 
-    `images`: uint8, shape (n, size, size, 1); `temperature`: as `metrics.fit_temperature` gives it,
-    1 changes nothing. Raises `TypeError` for any other dtype of images: Keras would cast pixels
-    that were divided by 255 to a black image without a word.
+    Args:
+        model: Model as `build_ensemble` returns it.
+        images: uint8 array of shape (n, size, size, 1).
+        temperature: Divisor of the logits, as `metrics.fit_temperature` returns it. 1 changes
+            nothing.
+
+    Returns:
+        float64 array of shape (n,), 0 to 1.
+
+    Raises:
+        TypeError: The images have another dtype. Keras would cast pixels that were divided by 255
+            to a black image without an error.
     """
     if images.dtype != np.uint8:
         raise TypeError(f"images must be uint8 pixels 0 to 255: got {images.dtype}")
@@ -61,18 +73,31 @@ def predict_proba(model: keras.Model, images: np.ndarray, temperature: float = 1
 
 
 def to_probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Return the probability of pneumonia for each logit, 0 to 1, shape and dtype as given."""
+    """Return the probability of pneumonia for each logit.
+
+    Args:
+        logits: Float array of any shape.
+        temperature: Divisor of the logits, above 0.
+
+    Returns:
+        Array of the same shape and dtype, 0 to 1.
+    """
     return expit(logits / temperature)
 
 
 def predict_logits(part: keras.Model, inputs: np.ndarray) -> np.ndarray:
-    """The logits of pneumonia: float64, shape (n,), above 0 where that is likelier than not.
+    """Predict the logit of pneumonia for each input.
 
-    `inputs`: what `part` takes, which is a model or `TrainablePart`.
+    Args:
+        part: A model or a `TrainablePart`.
+        inputs: What `part` takes, n of them.
+
+    Returns:
+        float64 array of shape (n,), above 0 if pneumonia is more likely than not.
     """
     found = []
-    # `predict` would make a pipeline at each call, which takes longer than a small part does
+    # `predict` would build a pipeline at each call, which takes longer than a small part itself
     for start in range(0, len(inputs), INFERENCE_BATCH_SIZE):
         found.append(part.predict_on_batch(inputs[start : start + INFERENCE_BATCH_SIZE])[:, 0])
-    # Their probabilities in float64 keep apart what float32 would round to 1
+    # float64 keeps probabilities distinct that float32 would round to 1
     return np.concatenate(found, dtype=np.float64)

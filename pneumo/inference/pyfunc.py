@@ -1,6 +1,6 @@
-"""The model that MLflow stores: image files in, probabilities out.
+"""The model that MLflow stores: it takes image files and returns probabilities.
 
-MLflow keeps this folder with each model and runs it in the place that serves the model ("models
+MLflow stores a copy of this folder with each model, and runs that copy to serve the model ("models
 from code": no pickle). So nothing here imports another part of pneumo, or a library that is not in
 `model_files.SERVING_REQUIREMENTS`.
 """
@@ -25,22 +25,28 @@ OUTPUT_COLUMNS = ["probability", "label", "threshold", "error"]
 
 
 class PneumoniaModel(mlflow.pyfunc.PythonModel):
-    """Answers `probability`, `label` (1 pneumonia, 0 normal) and `threshold` for each image.
+    """MLflow model that returns `probability`, `label` and `threshold` for each image file.
 
-    Where a file cannot be read, `error` says why and the others are None.
+    `label` is 1 for pneumonia and 0 for normal. If a file cannot be read, `error` gives the reason
+    and the other columns are None.
     """
 
     def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
-        """Loads the files that MLflow has stored as artifacts."""
+        """Load the files that MLflow has stored as artifacts."""
         self.load_from(*(Path(context.artifacts[name]) for name in ("keras", "settings")))
 
     def load_from(self, keras_file: Path, settings_file: Path) -> None:
-        """Loads the Keras file, of which nothing is run as code, and its `settings`.
+        """Load the Keras file, of which no code is executed, and the settings.
 
-        Those are `threshold` and `temperature`, from validation; `val_uncalibrated`, what
-        `metrics.calibration_metrics` gives there without the temperature; `resize`, see
-        `decode.decode`; `decoder`, the version of the decoder that the training images went
-        through. Models made before that was noted have no `decoder`.
+        The settings are:
+            threshold, temperature: Both from validation.
+            val_uncalibrated: `metrics.calibration_metrics` of validation without the temperature.
+            resize: See `decode.decode`.
+            decoder: Version of the decoder that decoded the training images. Old models lack it.
+
+        Args:
+            keras_file: The model in Keras' format.
+            settings_file: JSON object of the settings.
         """
         self.keras_model = keras.models.load_model(keras_file, compile=False, safe_mode=True)
         self.settings = json.loads(settings_file.read_text())
@@ -51,10 +57,10 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         return self.keras_model.input_shape[1]
 
     def decode(self, file: bytes) -> np.ndarray:
-        """Return an image as the network takes it: uint8, shape (size, size).
+        """Decode an image as the network takes it: uint8, shape (size, size).
 
         Raises:
-            UnreadableImageError: The bytes are no image that can be decoded.
+            UnreadableImageError: The bytes are not a readable image.
         """
         return decode(file, self.image_size, self.settings["resize"])
 
@@ -64,9 +70,18 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """`model_input`: one image file a row, in column `image`; see `to_file_bytes`."""
+        """Predict one row per image file.
+
+        Args:
+            context: Not used.
+            model_input: Column `image` with one file per row: see `to_file_bytes`.
+            params: Not used.
+
+        Returns:
+            Columns `OUTPUT_COLUMNS`, with the index of `model_input`.
+        """
         answers = map_batches(self._answers, model_input["image"].tolist())
-        # As numbers, what is None would be NaN, which JSON has no word for
+        # A numeric column would turn None into NaN, which JSON does not have
         return pd.DataFrame(
             [row for batch in answers for row in batch],
             columns=OUTPUT_COLUMNS,
@@ -99,19 +114,24 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
 
 
 def to_file_bytes(value: Any) -> bytes:
-    """An image file as its bytes, or as their base64, in bytes or text.
+    """Return the bytes of an image file, which may come encoded.
 
-    Of a request in JSON, MLflow decodes base64 itself in the shapes `dataframe_split` and
-    `dataframe_records`, and hands it over as it came in `inputs` and `instances`. No image file is
-    ASCII throughout, so the two cannot be mistaken. Raises `UnreadableImageError` for anything
-    else.
+    MLflow itself decodes base64 in JSON requests of the forms `dataframe_split` and
+    `dataframe_records`, but not in `inputs` and `instances`. No image file is pure ASCII, so bytes
+    and their base64 cannot be confused.
+
+    Args:
+        value: The bytes of a file, or their base64 as bytes or text.
+
+    Raises:
+        UnreadableImageError: The value is neither bytes nor text.
     """
-    if isinstance(value, str):  # which may hold what UTF-8 has no bytes for
+    if isinstance(value, str):  # text may contain surrogates, which UTF-8 cannot encode
         value = value.encode(errors="replace")
     if not isinstance(value, bytes):
         raise UnreadableImageError(f"no image file, but {type(value).__name__}")
     if value.isascii():
-        with suppress(binascii.Error):  # then it is no image either, as the decoder will say
+        with suppress(binascii.Error):  # not base64; the decoder will reject it
             return base64.b64decode(b"".join(value.split()), validate=True)
     return value
 

@@ -1,4 +1,4 @@
-"""What is made once and kept: folders that appear whole or not at all."""
+"""Disk cache of folders that are built once and appear complete or not at all."""
 
 import errno
 import functools
@@ -26,25 +26,28 @@ from pneumo.runtime.checksums import is_intact, seal, sync
 from pneumo.runtime.console import echo
 from pneumo.runtime.errors import UserError
 
-SILENT_WAIT_SECONDS = 1.0  # seconds that a wait for another process may take before a line says so
-DISK_FULL_ERRNOS = errno.ENOSPC, errno.EDQUOT  # what a disk says that has no more room
+SILENT_WAIT_SECONDS = 1.0  # a longer wait for another process prints a line
+DISK_FULL_ERRNOS = errno.ENOSPC, errno.EDQUOT  # of a full disk and of an exhausted quota
 
 
 def get_or_build(name: str, build: Callable[[Path], None], verify: bool = True) -> Path:
-    """Return the folder `name` of the cache, built by `build(folder)` if it is not there yet.
+    """Return the folder `name` of the cache, and build it if it does not exist.
 
-    It is built next to its place and renamed, so that a killed or failed build leaves nothing that
-    is later used. Of several processes that ask for the same folder at once, one builds and the
-    others wait. No process removes the folder before this one ends, or gives it to `release`.
+    The folder is built next to its final path and then renamed, so a killed or failed build leaves
+    nothing that is used later. If several processes need the same folder, one builds it and the
+    others wait. No process removes the folder until this one ends or passes it to `release`.
 
     Args:
         name: Path of the folder in the cache.
-        build: Fills the empty folder that it is called with.
-        verify: Whether the files have checksums, by which a damaged folder is found and built
+        build: Called with an empty folder, which it fills.
+        verify: Whether the files get checksums, so that a damaged folder is detected and built
             again. They are verified once per boot: see `checksums.is_intact`.
 
+    Returns:
+        The complete folder, held by this process.
+
     Raises:
-        UserError: The disk is full, or the cache was deleted meanwhile.
+        UserError: The disk is full, or the cache was deleted during the build.
     """
     folder = cache_path(name)
     _tidy(cache_path(""))
@@ -53,18 +56,18 @@ def get_or_build(name: str, build: Callable[[Path], None], verify: bool = True) 
     with lock(name) as held:
         if not _is_whole(folder, verify):
             _build(folder, build, verify)
-        # Who waits for it will find the folder whole
+        # Waiting processes will find the complete folder, so nothing needs the lock file now
         Path(held.lock_file).unlink(missing_ok=True)
     return folder
 
 
-@functools.cache  # once for each cache that a process uses
+@functools.cache  # once per cache and process
 def _tidy(_: Path) -> None:
     remove_leftovers()
 
 
 def _is_whole(folder: Path, verify: bool) -> bool:
-    # Another process may remove the folder until it is held, but not between the two questions
+    # Hold the folder before the check, since until then another process may remove it
     if hold(folder) and (not verify or is_intact(folder)):
         return True
     release(folder)
@@ -74,9 +77,9 @@ def _is_whole(folder: Path, verify: bool) -> bool:
 def _build(folder: Path, build: Callable[[Path], None], verify: bool) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # damaged, or made by an older version
     draft = make_draft(folder)
-    mark = (
-        draft / f"{OWN_PREFIX}{uuid4().hex}"
-    )  # a build may make its folder again, without its files
+    # Sentinel: if it is gone, the draft was deleted during the build. `build` may have created the
+    # folder again, but without the earlier files
+    mark = draft / f"{OWN_PREFIX}{uuid4().hex}"
     try:
         mark.touch()
         build(draft)
@@ -97,12 +100,12 @@ def _build(folder: Path, build: Callable[[Path], None], verify: bool) -> None:
 
 
 def is_in_cache(path: str | Path | None) -> bool:
-    """Whether something lies in the cache."""
+    """Return whether a path is in the cache; None is not."""
     return path is not None and Path(path).is_relative_to(cache_path(""))
 
 
 def cache_deleted_error() -> UserError:
-    """What to say where something that was in the cache has gone."""
+    """Build the error for a file that disappeared from the cache while it was in use."""
     return UserError(
         f"the cache at {cache_path('')} was deleted while it was in use; give the same command "
         "again"
@@ -118,11 +121,17 @@ def _disk_full_error(folder: Path, error: OSError) -> UserError:
 
 
 def require_space(folder: Path, size: int) -> None:
-    """Make room for a file of `size` bytes in `folder`, which is in the cache.
+    """Make room for a file of `size` bytes in `folder`.
 
-    Room is made within the budget, see `evict_least_recently_used`. Raises `OSError` if the disk
-    still has less free space than that. This is found before the work is done, and before the file
-    takes what other programs need.
+    Entries are evicted within the budget: see `evict_least_recently_used`. The check comes before
+    the work is done, and before the file takes space that other programs need.
+
+    Args:
+        folder: Folder in the cache that will contain the file.
+        size: Bytes of the file.
+
+    Raises:
+        OSError: The disk still has fewer than `size` bytes free.
     """
     evict_least_recently_used(size)
     if shutil.disk_usage(folder).free < size:
@@ -130,17 +139,20 @@ def require_space(folder: Path, size: int) -> None:
 
 
 def write_at(file: BinaryIO, data: bytes, offset: int) -> None:
-    """Write at a place in a file; several threads may do so at the same time.
+    """Write bytes at a position in a file; several threads may do so at the same time.
 
-    A full disk is an `OSError` here. A write to a memory map would kill the process with SIGBUS,
-    unless the space was allocated before, for which macOS has no function.
+    A full disk raises `OSError` here. A write to a memory map would kill the process with SIGBUS
+    instead. Only allocated space prevents that, and macOS has no function to allocate it.
 
     Args:
-        file: Open for writing, with nothing left in its own buffer.
-        data: What is written, all of it.
+        file: Open for writing, with an empty buffer.
+        data: Bytes to write; all of them are written.
         offset: Bytes from the start of the file.
+
+    Raises:
+        OSError: The disk is full.
     """
-    while data:  # the last bytes that fit on a disk are written without an error
+    while data:  # a disk that is almost full writes only some of the bytes, without an error
         written = os.pwrite(file.fileno(), data, offset)
         data, offset = data[written:], offset + written
 
@@ -150,11 +162,15 @@ def lock(name: str, timeout: float = -1) -> Iterator[FileLock]:
     """Hold a lock between the processes that share the cache.
 
     Args:
-        name: What is locked.
-        timeout: Seconds to wait for it. Below 0 the wait has no end, and a line says that it waits.
+        name: Name of what is locked.
+        timeout: Seconds to wait for the lock. If negative, the wait has no limit, and a line is
+            printed after `SILENT_WAIT_SECONDS`.
+
+    Yields:
+        The acquired lock.
 
     Raises:
-        filelock.Timeout: Another process still holds the lock.
+        filelock.Timeout: Another process still holds the lock after `timeout` seconds.
     """
     file = cache_path("locks") / f"{name.replace('/', '-')}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)

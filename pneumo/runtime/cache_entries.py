@@ -1,9 +1,9 @@
-"""The entries of the cache: which ones a process uses, their size, and the disk budget.
+"""Entries of the cache: which ones are in use, their sizes, and the disk budget.
 
-An entry is a folder that is made and removed as a whole: the pixels of a data set at one size, the
-features of one view at one cut, an unpacked archive, and so on. A process that uses an entry holds
-a shared lock on a file in it. The kernel releases the lock with the process, also after kill -9, so
-an entry whose exclusive lock can be had is used by nobody.
+An entry is a folder that is created and removed as a whole. It contains the pixels of a data set at
+one size, the features of one view at one cut, an unpacked archive, and so on. A process that uses
+an entry holds a shared lock on a file in it. The kernel releases the lock when the process ends,
+even after kill -9. So an entry is unused if its exclusive lock can be acquired.
 """
 
 import fcntl
@@ -21,50 +21,52 @@ from pneumo.runtime.errors import UserError
 GIB = 2**30
 DEFAULT_GIB = "20"
 
-# Files in an entry that are no part of its content. The index of a data set ignores hidden files
+# Files in an entry that are not part of its content. The index of a data set ignores them, since
+# they are hidden
 OWN_PREFIX = ".pneumo-"
 IN_USE = f"{OWN_PREFIX}in-use"
-DOWNLOADED = f"{OWN_PREFIX}downloaded"  # marks what only a download brings back
+DOWNLOADED = f"{OWN_PREFIX}downloaded"  # marks an entry that only a download can restore
 
 GROUPS = ("archives", "features", "perturbed", "pixels")  # folders of entries
-RUNS = "features"  # the group that also has entries of a single run, removed at its end
-DOWNLOADS = "downloads"  # an entry that is no part of a group; so is the sample
+RUNS = "features"  # the group that also contains the entries of single runs
+DOWNLOADS = "downloads"  # an entry outside the groups, like the sample
 
-# A user may set PNEUMO_CACHE to a folder with other files: only what is surely ours is removed
+# PNEUMO_CACHE may be a folder with the user's own files, so only names of these forms are removed
 KEY = re.compile(r"[0-9a-f]{64}")
 RUN = re.compile(r"run-[0-9a-f]{32}")
 LONE = re.compile(rf"{DOWNLOADS}|sample-\d+")
 DRAFT = re.compile(r"\..+\.[0-9a-f]{32}\.draft")
 
-_held: dict[Path, int] = {}  # the descriptors of this process's shared locks
+_held: dict[Path, int] = {}  # entry → descriptor of this process's shared lock
 _holding = threading.Lock()
 
 
 def cache_path(name: str) -> Path:
-    """Return where `name` is in the cache: `PNEUMO_CACHE`, by default `~/.cache/pneumo`."""
+    """Return the path of `name` in the cache: `PNEUMO_CACHE`, by default `~/.cache/pneumo`."""
     return Path(os.environ.get("PNEUMO_CACHE") or "~/.cache/pneumo").expanduser() / name
 
 
 def is_own(file: Path) -> bool:
-    """Return whether a file in an entry is the cache's, and no part of the entry's content."""
+    """Return whether a file in an entry belongs to the cache, not to the entry's content."""
     return file.name.startswith(OWN_PREFIX)
 
 
 def hold(entry: Path) -> bool:
     """Mark an entry as used by this process, until `release` or the end of the process.
 
-    Waits for a process that is removing it. Look at its files only after this: before, another
-    process may remove them at any time. Its time of last use becomes the present.
+    The call waits for a process that is removing the entry. Read the entry's files only after this
+    call, because before it another process may remove them at any time. The entry's time of last
+    use becomes the present.
 
     Returns:
-        Whether the entry is there.
+        Whether the entry exists.
     """
     with _holding:
         for gone in [it for it, lock in _held.items() if not _is_current(lock, it)]:
             os.close(_held.pop(gone))
         if entry not in _held:
             descriptor = _open(entry)
-            if descriptor is None:  # on a read-only disk, where nobody can remove it either
+            if descriptor is None:  # a read-only disk, from which no process can remove it
                 return entry.is_dir()
             with suppress(OSError):  # some network disks have no locks
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -78,27 +80,32 @@ def hold(entry: Path) -> bool:
 
 
 def release(entry: Path) -> None:
-    """Undo `hold`; nothing happens if the process does not hold the entry."""
+    """Undo `hold`; do nothing if this process does not hold the entry."""
     with _holding:
         if entry in _held:
             os.close(_held.pop(entry))
 
 
 def make_held(folder: Path) -> Path:
-    """Make a folder if it is not there, and hold it."""
+    """Create a folder if it does not exist, and hold it."""
     folder.mkdir(parents=True, exist_ok=True)
-    while not hold(folder):  # another process has found it before it was held, and removed it
+    while not hold(folder):  # another process removed it before it was held
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def make_draft(folder: Path) -> Path:
-    """Make an empty folder next to `folder`, held by this process; `publish` renames it."""
+    """Create an empty folder next to `folder`, held by this process; `publish` renames it."""
     return make_held(folder.with_name(f".{folder.name}.{uuid4().hex}.draft"))
 
 
 def publish(draft: Path, folder: Path) -> None:
-    """Rename a draft to its place, where this process holds it without a gap."""
+    """Rename a draft to its final path; this process holds it without a gap.
+
+    Args:
+        draft: Folder that `make_draft` returned.
+        folder: Final path of the entry.
+    """
     draft.rename(folder)
     with _holding:
         if draft in _held:
@@ -107,7 +114,11 @@ def publish(draft: Path, folder: Path) -> None:
 
 @contextmanager
 def run_folder() -> Iterator[str]:
-    """Make a folder in the cache for a single run, removed at its end; gives its name."""
+    """Create a folder in the cache for a single run, and remove it at the end of the block.
+
+    Yields:
+        Name of the folder in the cache.
+    """
     folder = make_held(cache_path(RUNS) / f"run-{uuid4().hex}")
     try:
         yield f"{RUNS}/{folder.name}"
@@ -117,15 +128,15 @@ def run_folder() -> Iterator[str]:
 
 
 def _open(entry: Path) -> int | None:
-    """Open the file that is locked; None if it is not there and cannot be made."""
+    """Open the lock file of an entry; return None if it is missing and cannot be created."""
     for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
         with suppress(OSError):
-            return os.open(entry / IN_USE, flags, 0o666)  # others who share the cache lock it, too
+            return os.open(entry / IN_USE, flags, 0o666)  # other users of the cache lock it, too
     return None
 
 
 def _is_current(descriptor: int, entry: Path) -> bool:
-    """Return whether an open file is the one that stands for the entry, not a removed one."""
+    """Return whether an open lock file is the entry's present one, not a removed one."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(entry / IN_USE))
     except OSError:
@@ -134,8 +145,8 @@ def _is_current(descriptor: int, entry: Path) -> bool:
 
 @contextmanager
 def _unused(entry: Path) -> Iterator[bool]:
-    """Give whether no process uses an entry; until the end of the block none can begin to."""
-    # Some network disks would grant a process both locks, and drop the other with this one
+    """Yield whether no process uses an entry; until the end of the block none can start to."""
+    # Some network disks grant one process both locks. Closing this one would release the shared one
     descriptor = None if entry in _held else _open(entry)
     if descriptor is None:
         yield False
@@ -152,7 +163,10 @@ def _unused(entry: Path) -> Iterator[bool]:
 
 
 def _remove(entry: Path) -> bool:
-    """Remove an entry unless a process uses it; it disappears at once, never file by file."""
+    """Remove an entry unless a process uses it; return whether it is gone.
+
+    The entry is renamed first, so that it disappears at once and not file by file.
+    """
     with _unused(entry) as unused:
         if unused:
             remains = entry.with_name(f".{entry.name}.{uuid4().hex}.draft")
@@ -163,7 +177,7 @@ def _remove(entry: Path) -> bool:
 
 
 def remove_leftovers() -> None:
-    """Remove what killed processes have left: half-built entries and the folders of their runs."""
+    """Remove what killed processes left: half-built entries and folders of single runs."""
     for group in ("", *GROUPS):
         for folder in _folders(cache_path(group)):
             in_runs = group == RUNS and RUN.fullmatch(folder.name)
@@ -179,7 +193,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _sizes() -> dict[Path, int]:
-    """Return the bytes of each entry, in the order in which they make room."""
+    """Return the bytes of each entry, in the order of eviction."""
     entries = [it for it in _folders(cache_path("")) if LONE.fullmatch(it.name)]
     entries = [it for it in entries if (it / IN_USE).exists()]
     for group in GROUPS:
@@ -187,7 +201,7 @@ def _sizes() -> dict[Path, int]:
     entries += [it for it in _folders(cache_path(RUNS)) if RUN.fullmatch(it.name)]
     found = []
     for entry in entries:
-        with suppress(FileNotFoundError):  # another process may make room, too
+        with suppress(FileNotFoundError):  # another process may have evicted it
             dear = entry.name == DOWNLOADS or (entry / DOWNLOADED).exists()
             found.append((dear, entry.stat().st_mtime_ns, entry, _size(entry)))
     return {entry: size for *_, entry, size in sorted(found)}
@@ -195,7 +209,7 @@ def _sizes() -> dict[Path, int]:
 
 def _size(entry: Path) -> int:
     size = 0
-    for folder, _, files in os.walk(entry):  # passes over folders that have gone
+    for folder, _, files in os.walk(entry):  # skips folders that were removed
         for file in files:
             with suppress(FileNotFoundError):
                 size += os.lstat(Path(folder, file)).st_size
@@ -203,10 +217,13 @@ def _size(entry: Path) -> int:
 
 
 def limit() -> int:
-    """Return the bytes that the cache may take: `PNEUMO_CACHE_GIB`, in GiB, by default 20.
+    """Return the maximum size of the cache in bytes.
 
-    If it is not set, `PNEUMO_FEATURES` counts, its older name. Raises `UserError` for anything but
-    a whole number of 0 or more.
+    `PNEUMO_CACHE_GIB` sets it in GiB, by default 20. If it is not set, its older name
+    `PNEUMO_FEATURES` counts.
+
+    Raises:
+        UserError: The value is not a whole number of 0 or more.
     """
     name = "PNEUMO_CACHE_GIB" if os.environ.get("PNEUMO_CACHE_GIB") else "PNEUMO_FEATURES"
     text = os.environ.get(name) or DEFAULT_GIB
@@ -216,15 +233,15 @@ def limit() -> int:
 
 
 def _allowed(used: int) -> int:
-    """Return the bytes that all entries may take: within the limit, half of the free disk stays."""
+    """Return the bytes that all entries may use: up to the limit, and half of the free disk."""
     cache_path("").mkdir(parents=True, exist_ok=True)
     return min(limit(), used + shutil.disk_usage(cache_path("")).free // 2)
 
 
 def available_bytes(names: Collection[str]) -> int:
-    """Return the bytes that the entries `names` may take, which are made already or not.
+    """Return the bytes that the entries `names` may use, whether they exist already or not.
 
-    Those are all bytes that are allowed, less what processes use of other entries.
+    These are all allowed bytes, less those of other entries that processes use.
     """
     sizes, mine = _sizes(), {cache_path(name) for name in names}
     others = 0
@@ -235,10 +252,10 @@ def available_bytes(names: Collection[str]) -> int:
 
 
 def evict_least_recently_used(needed: int) -> None:
-    """Remove the least recently used entries until `needed` more bytes are within the budget.
+    """Remove the least recently used (LRU) entries until `needed` more bytes are within the budget.
 
-    Entries that a process uses stay, and downloads are the last to go. If that does not suffice,
-    the budget is exceeded: who calls this cannot do without what it makes.
+    Entries in use stay, and downloads are removed last. If that does not suffice, the budget is
+    exceeded, because the caller cannot do without the new entry.
     """
     remove_leftovers()
     sizes = _sizes()

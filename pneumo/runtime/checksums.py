@@ -1,8 +1,8 @@
 """Checksums of the files in a folder of the cache.
 
-A disk that has lost its power, or is failing, may keep a file's name and size and lose its bytes.
-So a folder keeps the checksums of its files, and its first use after a boot verifies them. A marker
-in the folder then saves later uses from reading all files again.
+After a power failure, or on a failing disk, a file may keep its name and size but lose its bytes.
+So a folder stores the checksums of its files, and its first use after a boot verifies them. A
+marker in the folder then saves later uses from reading all files again.
 """
 
 import errno
@@ -19,17 +19,17 @@ from pneumo.runtime.cache_entries import OWN_PREFIX, is_own
 from pneumo.runtime.process import ProcessId
 
 CHECKSUMS = f"{OWN_PREFIX}checksums.json"  # path of a file → its size in bytes and its CRC-32
-VERIFIED = f"{OWN_PREFIX}verified.json"  # the marker: what `_state` returned when all was verified
+VERIFIED = f"{OWN_PREFIX}verified.json"  # the marker: `_state` at the time of the verification
 
 CHUNK = 2**22  # bytes
 
-_verified: dict[Path, dict[str, Any]] = {}  # as in the markers, what this process has verified
+_verified: dict[Path, dict[str, Any]] = {}  # folder → `_state` that this process has verified
 
 
 def seal(folder: Path) -> None:
-    """Write the checksums of a folder's files, and all of it to the disk.
+    """Write the checksums of a folder's files, and flush all of it to the disk.
 
-    After that `is_intact` is true, and no loss of power can change it.
+    After that `is_intact` returns True, even after a power failure.
 
     Raises:
         OSError: The disk is full or fails, or the folder was removed.
@@ -45,10 +45,10 @@ def seal(folder: Path) -> None:
 def is_intact(folder: Path) -> bool:
     """Return whether a folder's files have the checksums that `seal` wrote.
 
-    They are read if the marker is missing, or says another boot, size or time of modification than
-    there is now, and after that not again before the next boot. Where the cache is read-only there
-    is no new marker, and on systems without an id of the boot none is valid: there each process
-    reads them once. A folder without readable checksums is not intact.
+    The files are read if the marker is missing, or if its boot, sizes or modification times differ
+    from the present ones. After that they are not read again before the next boot. On a read-only
+    disk no marker can be written, and without a boot id none is valid: there each process reads the
+    files once. A folder without readable checksums is not intact.
     """
     try:
         state = _state(folder)
@@ -58,32 +58,32 @@ def is_intact(folder: Path) -> bool:
             if _read(folder / CHECKSUMS) != _checksums(folder):
                 return False
             _mark(folder, state)
-    except OSError:  # somebody removes it, or the disk does not return its bytes
+    except OSError:  # another process removes it, or the disk cannot read it
         return False
     _verified[folder] = state
     return True
 
 
 def sync(path: Path) -> None:
-    """Have the system write a file, or the names in a folder, to the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # as some network disks answer for folders
+        if error.errno != errno.EINVAL:  # some network disks raise it for folders
             raise
     finally:
         os.close(descriptor)
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the files that a build has made, those in subfolders too."""
+    """Return the files that a build has made, including those in subfolders."""
     found = (it for it in folder.rglob("*") if not is_own(it))
     return sorted(it for it in found if it.is_file())
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    """Return what changes when a file does, unless the machine has failed meanwhile."""
+    """Return the values that change if a file changes, unless the machine has failed meanwhile."""
     states = {it.relative_to(folder).as_posix(): it.stat() for it in _files(folder)}
     files = {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
     return {"boot_id": ProcessId.current().boot_id, "files": files}
@@ -105,7 +105,7 @@ def _checksum(file: Path) -> list[int]:
 
 
 def _read(file: Path) -> Any:
-    """Return what a JSON file holds, None if it is missing or broken."""
+    """Return the content of a JSON file, or None if it is missing or broken."""
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What people see in the terminal: a display and tables there, plain lines in a log."""
+"""Console output: lines and tables, and a live display if the output is a terminal."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -12,27 +12,45 @@ from pneumo.runtime import signals
 
 T = TypeVar("T")
 
-_LOG_WIDTH = 160  # columns of a table in a log
+_LOG_WIDTH = 160  # characters per line of a table in a log
 console = Console(width=None if Console().is_terminal else _LOG_WIDTH, highlight=False)
 
 
 def echo(line: str) -> None:
-    """One line, never wrapped, with no markup in it."""
+    """Print one line, without wrapping and without markup."""
     console.print(line, markup=False, soft_wrap=True)
 
 
 def print_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
-    """One line for an epoch of a run that is not part of a study."""
+    """Print one line about an epoch of a run that is not part of a study.
+
+    Args:
+        epoch: Number of the epoch, from 1.
+        metrics: Name → value.
+    """
     echo(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
 
 def supports_live_display() -> bool:
-    """Whether lines can be drawn again where they are, as on most terminals."""
+    """Return whether lines can be redrawn in place, as on most terminals."""
     return console.is_terminal and not console.is_dumb_terminal
 
 
 def track(items: Iterable[T], total: int, what: str, unit: str = "images") -> Iterator[T]:
-    """`items`, with a progress bar on a terminal and one line before them elsewhere."""
+    """Yield `items`, with a progress bar on a terminal or one line before them elsewhere.
+
+    Args:
+        items: Items to iterate over.
+        total: Number of items.
+        what: Title of the progress bar.
+        unit: Plural noun for the items.
+
+    Yields:
+        The items.
+
+    Raises:
+        KeyboardInterrupt: A signal has arrived: see `signals.raise_if_interrupted`.
+    """
     if not supports_live_display():
         echo(f"{what}: {total} {unit}")
     shown = {"console": console, "transient": True, "disable": not supports_live_display()}
@@ -42,9 +60,14 @@ def track(items: Iterable[T], total: int, what: str, unit: str = "images") -> It
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table with numbers and words as they are given.
+    """Print a table, with numbers and words as they are.
 
-    Where it is too wide the names of its columns are broken, and nothing of it is left out.
+    If the table is too wide, its column names are split into lines; no content is cut.
+
+    Args:
+        title: Title above the table.
+        columns: Names of the columns.
+        rows: Rows, with one value per column.
     """
     rows = list(rows)
     shown = _table(title, columns, rows)

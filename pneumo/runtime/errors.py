@@ -1,30 +1,26 @@
-"""The exceptions that end in a single line instead of a traceback, and what it may quote."""
+"""Exceptions that end in one line instead of a traceback, and what that line may quote."""
 
 import re
 import unicodedata
 
 EXIT_USER_ERROR = 2  # exit code
-ERROR_PREFIX = "pneumo: "  # of the line on standard error that says why a command failed
+ERROR_PREFIX = "pneumo: "  # starts the line on standard error that explains a failure
 
 MAX_MESSAGE_LENGTH = 1_500  # characters of a message
-MAX_QUOTE_LENGTH = 120  # characters of what a message quotes
+MAX_QUOTE_LENGTH = 120  # characters of a quoted value
 
-UNPRINTABLE_CATEGORIES = (
-    "Cc",
-    "Cs",
-    "Zl",
-    "Zp",
-)  # Unicode's names for control characters, surrogates, line ends
+# Unicode's categories of control characters, surrogates and line ends
+UNPRINTABLE_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
 
 URL_PASSWORD = re.compile(r"(?<=://)([^\s:@/\"'<>]*):[^\s@\"'<>]*@")
 QUERY_PASSWORD = re.compile(r"(?i)((?:password|passwd|pwd)=)[^&\s\"'<>]+")
 
 
 class UserError(Exception):
-    """Something only the user can put right; the command ends with exit code 2.
+    """An error that only the user can fix; the command ends with exit code 2.
 
-    The message is one line: the rule, what was received, what to do next. Whatever a stranger's
-    name or value in it holds, it is printable, of bounded length and without passwords.
+    The message is one line: the rule, what was received, what to do next. It is printable, of
+    bounded length and without passwords, whatever untrusted names and values it quotes.
     """
 
     def __str__(self) -> str:
@@ -33,24 +29,25 @@ class UserError(Exception):
 
 
 class StudyFailedError(RuntimeError):
-    """A study without a result, for a reason that the message gives in one line."""
+    """An error that leaves a study without a result; the message is one line."""
 
 
 def redact_passwords(text: str) -> str:
-    """`text` with those hidden that stand in addresses.
+    """Return `text` with the passwords in addresses hidden.
 
-    As `postgresql://USER:PASSWORD@HOST`, and as `postgresql://HOST/DATABASE?password=PASSWORD`.
+    Both forms count: `postgresql://USER:PASSWORD@HOST` and
+    `postgresql://HOST/DATABASE?password=PASSWORD`.
     """
     return QUERY_PASSWORD.sub(r"\1***", URL_PASSWORD.sub(r"\1:***@", text))
 
 
 def format_error(error: Exception) -> str:
-    """What an exception says, to be kept or shown."""
+    """Return an exception's type and message, without passwords."""
     return redact_passwords(f"{type(error).__name__}: {error}")
 
 
 def describe_failure(error: Exception) -> str:
-    """Return one line that says why a command failed, to be stored with its run."""
+    """Return one line that explains why a command failed, to be stored with its run."""
     return (
         str(error)
         if isinstance(error, UserError)
@@ -59,13 +56,20 @@ def describe_failure(error: Exception) -> str:
 
 
 def quoted(value: object, most: int = MAX_QUOTE_LENGTH) -> str:
-    """`value` as a message can quote it: what is not printable escaped, the middle cut out."""
+    """Return `value` as text that a message can quote.
+
+    Unprintable characters are escaped, and an ellipsis replaces the middle of a long text.
+
+    Args:
+        value: Any value.
+        most: Maximum length of the text in characters.
+    """
     text = "".join(map(_printable, str(value)))
     return text if len(text) <= most else f"{text[: most - 41]}…{text[-40:]}"
 
 
 def is_printable_text(value: str) -> bool:
-    """Whether `value` is text that can be printed in one line and stored anywhere as UTF-8."""
+    """Return whether `value` can be printed in one line and stored as UTF-8."""
     return not any(unicodedata.category(it) in UNPRINTABLE_CATEGORIES for it in value)
 
 

@@ -7,10 +7,10 @@ from pneumo.runtime.errors import UserError
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them.
+    """Return the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them.
 
-    Without that variable they are those that NVIDIA's driver lists (NVML). It needs no `/proc`,
-    which WSL2 does not fill, and unlike TensorFlow it takes none of their memory.
+    Without that variable, NVIDIA's driver (NVML) lists them. NVML does not need `/proc`, which WSL2
+    does not fill, and unlike TensorFlow it takes no GPU memory.
     """
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None:
@@ -31,8 +31,11 @@ def require_gpus(workers: int, workers_per_gpu: int) -> None:
     """Raise `UserError` if workers would share a GPU and the user has not allowed it.
 
     Args:
-        workers: Processes of this command that search at the same time.
-        workers_per_gpu: How many of them may share one GPU. Without GPUs any number may work.
+        workers: Worker processes of this command that run at the same time.
+        workers_per_gpu: Workers that may share one GPU. Without GPUs any number of workers may run.
+
+    Raises:
+        UserError: There are more workers than the GPUs may have.
     """
     found = visible_gpus()
     if found and workers > len(found) * workers_per_gpu:

@@ -1,4 +1,4 @@
-"""Identity of a process, by which another process finds out whether it still runs."""
+"""Identity of a process, by which another process checks whether it still runs."""
 
 import json
 import os
@@ -8,16 +8,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Self
 
-ENDED_STATES = ("Z", "X")  # in /proc/PID/stat: a zombie, which only waits for its parent, and dead
+ENDED_STATES = ("Z", "X")  # in /proc/PID/stat: zombie (not yet reaped by its parent), dead
 
 
 class ProcessId(NamedTuple):
-    """Identity of a process that neither a reboot nor a reused process id can take over.
+    """Identity of a process that neither a reboot nor a reused process id can duplicate.
 
     Attributes:
         host: Name of the machine or container. It may change while the process runs.
         boot_id: Random id of this boot of the machine, '' on systems without one.
-        pid_namespace: Linux namespace that `pid` counts in, '' on systems without namespaces.
+        pid_namespace: Linux namespace that `pid` belongs to, '' on systems without namespaces.
         pid: Process id.
         start_time: Clock ticks between boot and the start of the process, or, on systems
             without /proc, seconds since 1970. '' if there was no such process.
@@ -43,7 +43,7 @@ class ProcessId(NamedTuple):
     def from_values(cls, values: Sequence) -> Self:
         """Return the identity that JSON or Optuna has stored as a list.
 
-        Lists of an unknown length give an identity that no process has.
+        A list of an unknown length returns an identity that no process has.
         """
         return cls(*values) if len(values) == len(cls._fields) else cls("")
 
@@ -54,7 +54,7 @@ class ProcessId(NamedTuple):
     def is_running(self) -> bool:
         """Return whether the process runs on this machine, in this container.
 
-        The host name does not count: a laptop changes it with the network.
+        The host name is not compared, because a laptop changes it with the network.
         """
         here = _boot_id(), _pid_namespace()
         if not self.start_time or (self.boot_id, self.pid_namespace) != here:
@@ -65,7 +65,7 @@ class ProcessId(NamedTuple):
     def machine(self) -> tuple[str, str, str]:
         """Host, boot and namespace.
 
-        The host alone does not do: two containers may have the same name.
+        The host alone is not enough, because two containers may have the same name.
         """
         return self[:3]
 
@@ -86,17 +86,17 @@ def _pid_namespace() -> str:
 
 
 def _start_time(pid: int) -> str:
-    """Return when a process started, or '' if there is none or it has ended.
+    """Return when a process started, or '' if it does not exist or has ended.
 
-    psutil adds the time of boot to clock ticks on Linux. NTP moves that time, so the ticks are
-    read directly where there are any.
+    On Linux, psutil adds the time of boot to the clock ticks. NTP changes that time, so the ticks
+    are read directly if the system has /proc.
     """
     try:
-        # The name of the program, in parentheses, may itself hold spaces and parentheses
+        # The name of the program, in parentheses, may itself contain spaces and parentheses
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if state in ENDED_STATES else fields[18]
     except OSError:  # the process has ended, or the system has no /proc
-        import psutil  # takes longer to import than all that stands here
+        import psutil  # imported only here, because the import is slow
 
     try:
         process = psutil.Process(pid)

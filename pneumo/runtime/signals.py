@@ -1,10 +1,10 @@
-"""Ctrl-C and SIGTERM, heard where nothing is broken by it.
+"""Handling of Ctrl-C (SIGINT) and SIGTERM at points of the code that an interrupt cannot break.
 
-An exception out of a signal handler comes up wherever the main thread is: amid what it says to a
-database it leaves that locked, and in a destructor or in a function that TensorFlow traces it can
-be lost. A signal is therefore kept for the next `raise_if_interrupted`, and training, of which a
-compiled function lets nothing in for half a minute, has a thread of its own, for which the main one
-waits.
+An exception raised in a signal handler can interrupt the main thread anywhere. Inside a database
+transaction it leaves the database locked. Inside a destructor, or in a function that TensorFlow
+traces, it can be lost. So a signal is stored until the next `raise_if_interrupted`. A compiled
+function can delay a signal by half a minute. So training runs in a thread of its own, for which
+the main thread waits.
 """
 
 import gc
@@ -21,18 +21,18 @@ T = TypeVar("T")
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
 
-# After the terminal's own signal `mlflow run` sends another, which must not break into the
-# clean-up that the first has started.
+# `mlflow run` sends another signal after the terminal's own one. It must not interrupt the clean-up
+# that the first one has started.
 DEBOUNCE_SECONDS = 10
-MAX_DELAY_SECONDS = 3  # after which a signal is raised wherever the main thread is
-POLL_SECONDS = 0.5  # between two looks for a signal while the main thread waits
+MAX_DELAY_SECONDS = 3  # after which a signal interrupts the main thread anywhere
+POLL_SECONDS = 0.5  # between two checks for a signal while the main thread waits
 
 
 class _State:
-    """A process has one set of signal handlers, and so one state."""
+    """State of the signal handlers, of which a process has one set."""
 
-    asked = False  # a signal has come
-    deaf_until = 0.0  # on the monotonic clock
+    asked = False  # whether a signal has arrived
+    deaf_until = 0.0  # on the monotonic clock; signals before it are ignored
 
 
 def install_handlers() -> None:
@@ -51,7 +51,7 @@ def _on_signal(*_: object) -> None:
     if time.monotonic() < _State.deaf_until:
         return
     _State.deaf_until = time.monotonic() + DEBOUNCE_SECONDS
-    if _State.asked:  # who asks again is not to wait
+    if _State.asked:  # a second signal interrupts at once
         raise KeyboardInterrupt
     _State.asked = True
     signal.alarm(MAX_DELAY_SECONDS)
@@ -62,16 +62,19 @@ def _on_alarm(*_: object) -> None:
 
 
 def raise_if_interrupted() -> None:
-    """Raises `KeyboardInterrupt` if a signal has come, again where that was lost before."""
+    """Raise `KeyboardInterrupt` if a signal has arrived.
+
+    Every later call raises it again, in case an earlier exception was lost.
+    """
     if _State.asked:
         signal.alarm(0)
         raise KeyboardInterrupt
 
 
 def terminate_with_stdin() -> None:
-    """Have this process get SIGTERM at the end of its standard input.
+    """Send SIGTERM to this process at the end of its standard input.
 
-    That is a pipe from the process that started it, and ends with that one, however it does.
+    Standard input is a pipe from the parent process, and is closed when the parent ends in any way.
     """
 
     def wait_for_end() -> None:
@@ -83,20 +86,20 @@ def terminate_with_stdin() -> None:
 
 
 def run_in_thread(work: Callable[[], T], meanwhile: Callable[[], None] = lambda: None) -> T:
-    """Run work in a thread of its own, and wait for it in this one, which handles signals.
+    """Run `work` in a thread, and wait for it in the calling thread, which handles signals.
 
-    A signal does not wait for the work, which goes on until it ends or the process does.
+    A signal does not wait for the work. The work continues until it or the process ends.
 
     Args:
         work: Called once, in the other thread.
-        meanwhile: Called in this thread every `POLL_SECONDS` seconds.
+        meanwhile: Called in the calling thread every `POLL_SECONDS` seconds.
 
     Returns:
-        What the work returns.
+        What `work` returns.
 
     Raises:
-        KeyboardInterrupt: A signal has come.
-        Exception: Whatever the work or `meanwhile` raises.
+        KeyboardInterrupt: A signal has arrived.
+        Exception: Whatever `work` or `meanwhile` raises.
     """
     executor = ThreadPoolExecutor(max_workers=1)
     try:
@@ -110,10 +113,10 @@ def run_in_thread(work: Callable[[], T], meanwhile: Callable[[], None] = lambda:
 
 
 def exit_process(code: int) -> NoReturn:
-    """Ends the process; after a signal without waiting for a thread that still computes."""
+    """End the process; after a signal, do not wait for threads that still compute."""
     if _State.asked:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    gc.freeze()  # else Python's last collection would go through all modules, to find nothing
+    gc.freeze()  # spares Python a last collection of all modules, which frees nothing
     sys.exit(code)

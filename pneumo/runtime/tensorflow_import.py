@@ -1,4 +1,4 @@
-"""Import TensorFlow without its greetings, and as fast as it can be."""
+"""Fast import of TensorFlow without its start-up messages."""
 
 import gc
 import os
@@ -16,11 +16,11 @@ from pneumo.runtime.machine import visible_gpus
 
 @contextmanager
 def stderr_on_failure_only(well: Callable[[], bool]) -> Iterator[None]:
-    """Hide what is written to standard error, unless the block fails.
+    """Hide what the block writes to standard error, unless the block fails.
 
-    TensorFlow writes lines about the processor before its own log level applies. Everything
-    written is shown if the block raises an `Exception`, if the process dies in it, as TensorFlow's
-    check of the processor ends it, or if `well()` is false after it.
+    TensorFlow writes lines about the processor before its own log level applies. Everything written
+    is shown if the block raises an `Exception` or `well()` is false after it. It is also shown if
+    the process dies in the block: TensorFlow aborts on a processor that it does not support.
     """
     kept, shown = os.dup(2), False
     with tempfile.TemporaryFile() as said, _copied_if_process_dies(said):
@@ -39,7 +39,7 @@ def stderr_on_failure_only(well: Callable[[], bool]) -> Iterator[None]:
                 os.write(2, said.read())
 
 
-# The program of a process that outlives this one: the first read returns when this one has ended
+# Program of the process that outlives this one: its first read returns when this one has ended
 _COPY_AT_END = """
 import os, sys
 os.read(0, 1)
@@ -52,14 +52,14 @@ while text := os.read(file, 65536):
 
 @contextmanager
 def _copied_if_process_dies(file: BinaryIO) -> Iterator[None]:
-    """Have another process copy a file to standard error if this process dies in the block.
+    """Let another process copy a file to standard error if this process dies in the block.
 
-    Nothing in this process could do that after an abort. The other process starts while this one
-    goes on, and adds 1 to 5 ms to a command.
+    After an abort this process could not do that. The other process starts in the background, and
+    adds 1 to 5 ms to a command.
     """
     read_end, write_end = os.pipe()
     command = [sys.executable, "-IS", "-c", _COPY_AT_END, str(file.fileno())]
-    # In a session of its own the other process gets no signal that is meant for this one
+    # In a session of its own, the other process gets no signal that is meant for this one
     process = subprocess.Popen(
         command, stdin=read_end, pass_fds=[file.fileno()], start_new_session=True
     )
@@ -74,12 +74,13 @@ def _copied_if_process_dies(file: BinaryIO) -> Iterator[None]:
 
 @contextmanager
 def gc_frozen_import(module: str) -> Iterator[None]:
-    """For the first import of a large module: no collection, now or later, goes through it.
+    """Disable garbage collection during the first import of a large module.
 
-    Those of TensorFlow take 2.6 s from start to end instead of 3.9 s on two cores: time python -c
-    "import tensorflow", and with gc.disable() before it and gc.freeze() after it.
+    Later collections ignore the module's objects, too (`gc.freeze`). On two cores, a process that
+    imports TensorFlow takes 2.6 s from start to end instead of 3.9 s. The measured command is
+    time python -c "import tensorflow", and with gc.disable() before it and gc.freeze() after it.
     """
-    if module in sys.modules:  # what is garbage by now must not stay
+    if module in sys.modules:  # garbage that exists by now must not be frozen
         yield
         return
     gc.disable()
@@ -91,14 +92,14 @@ def gc_frozen_import(module: str) -> Iterator[None]:
 
 
 def import_tensorflow() -> None:
-    """Import TensorFlow without its greetings, with as many threads as there are cores for it.
+    """Import TensorFlow without its start-up messages, with one thread per available core.
 
-    The greetings are shown if a GPU is there and TensorFlow does not find it: they say why. Of a
-    GPU's memory TensorFlow takes what it needs, not all at once, so that processes can share it.
+    The messages are shown if TensorFlow does not find an existing GPU, because they explain why.
+    TensorFlow allocates GPU memory as needed, so that several processes can share a GPU.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    for pool in ("INTRA", "INTER"):  # its own count is that of the machine, not of a container
+    for pool in ("INTRA", "INTER"):  # TensorFlow counts the machine's cores, not the container's
         os.environ.setdefault(f"TF_NUM_{pool}OP_THREADS", str(cpu_count()))
 
     def finds_what_is_asked_for() -> bool:
@@ -107,5 +108,5 @@ def import_tensorflow() -> None:
 
     with stderr_on_failure_only(finds_what_is_asked_for), gc_frozen_import("tensorflow"):
         import tensorflow
-    # Every model compiles its own functions, which TensorFlow takes for a mistake
+    # Every model compiles its own functions, about which TensorFlow would warn
     tensorflow.get_logger().setLevel("ERROR")

@@ -1,6 +1,6 @@
-"""Random variations of the training images: one composed affine, one photometric step.
+"""Random augmentation of the training images: one composed affine, one photometric step.
 
-They belong to the input pipeline and to training alone: no model contains them.
+It belongs to the input pipeline and to training alone: no model contains it.
 """
 
 import math
@@ -11,25 +11,30 @@ import tensorflow as tf
 
 from pneumo.training.config import RunConfig
 
-# What strength 1 means; a strength s scales each range by s.
-MAX_ZOOM = 0.2  # ± share of the side
+# Ranges at strength 1; a strength s scales each of them by s.
+MAX_ZOOM = 0.2  # ± fraction of the side
 MAX_ROTATION = math.radians(36)  # ± radians
-MAX_CONTRAST = 0.4  # ± share of the distance from the image's mean
+MAX_CONTRAST = 0.4  # ± fraction of the distance from the image's mean
 
-# What a crop's sides are to each other, at most. Where images were squashed, how much tells classes
-# apart: normal and sick children were X-rayed in other formats
+# Maximum aspect ratio of a crop. Normal and pneumonia images have different aspect ratios, so the
+# amount by which an image was squashed reveals its class. Random ratios hide that
 MAX_ASPECT_RATIO = 4 / 3
 
-# What varies an image: zoom, rotation, contrast; a crop's size, place and ratio; mirroring
+# Random factors per image: zoom, rotation, contrast; a crop's size, x, y and aspect ratio; flip
 N_FACTORS = 8
 
-AUGMENTATION_VERSION = (
-    1  # raised with every change of what `augment` returns: stored features then expire
-)
+# Raised with every change of what `augment` returns, so that old cached features are not used
+AUGMENTATION_VERSION = 1
 
 
 class AugmentationConfig(NamedTuple):
-    """How training images vary, as `RunConfig` has it; by default not at all."""
+    """Settings of the augmentation, by default none.
+
+    Attributes:
+        strength: Strength of zoom, rotation and contrast, 0 to 1.
+        crop: Fraction of the side that a random crop removes at most, 0 to 0.9.
+        mirror: Whether half of the images are flipped horizontally.
+    """
 
     strength: float = 0.0
     crop: float = 0.0
@@ -37,36 +42,48 @@ class AugmentationConfig(NamedTuple):
 
     @classmethod
     def of(cls, config: RunConfig) -> "AugmentationConfig":
-        """That of a run."""
+        """Return the settings of a run."""
         return cls(
             config.augment_strength, config.max_crop_fraction, config.horizontal_flip == "on"
         )
 
 
 def sample_factors(count: int, *seed: int) -> np.ndarray:
-    """What `augment` needs to vary `count` images: float32, shape (count, CHANCES), -1 to 1.
+    """Draw the random factors that `augment` applies to each image.
 
-    `seed`: whole numbers from 0 up; the same ones give the same variations.
+    Args:
+        count: Number of images.
+        *seed: Non-negative integers. Equal seeds give equal factors.
+
+    Returns:
+        float32 array of shape (count, N_FACTORS), -1 to 1. The columns are zoom, rotation,
+        contrast, crop size, crop x, crop y, aspect ratio, flip.
     """
     chance = np.random.default_rng(seed)
-    # Apart, so that a seed gives what it gave where the README's results come from
+    # Drawn separately, because the published results depend on this order of random numbers
     strength, others = (chance.uniform(-1, 1, (count, it)) for it in (3, N_FACTORS - 3))
     return np.hstack([strength, others]).astype(np.float32)
 
 
 def augment(images: tf.Tensor, variation: AugmentationConfig, chance: tf.Tensor) -> tf.Tensor:
-    """Each image moved, perhaps mirrored, and changed in contrast, as its row of `chance` says.
+    """Move, perhaps flip, and change the contrast of each image by its random factors.
 
-    `images`: uint8, shape (batch, H, W, 1); no variation is exactly the identity; `chance`:
-    float32, shape (batch, CHANCES), -1 to 1. What comes into view at the borders is the image
-    reflected. Returns uint8, of the same shape.
+    What comes into view at the borders is the reflected image.
+
+    Args:
+        images: uint8, shape (batch, H, W, 1).
+        variation: Settings; the default ones return the images exactly as they are.
+        chance: float32, shape (batch, N_FACTORS), -1 to 1: see `sample_factors`.
+
+    Returns:
+        uint8 tensor of the same shape.
     """
     if not any(variation):
         return images
     zoom, rotation, contrast, size, x, y, ratio, side = tf.unstack(chance, axis=1)
     strength, crop, mirror = variation
     height, width = images.shape[1:3]
-    window = 1 - crop * (size + 1) / 2  # side of what is left
+    window = 1 - crop * (size + 1) / 2  # side of the crop, as a fraction
     room = (1 - window) / 2
     stretch = tf.exp(math.log(MAX_ASPECT_RATIO) / 2 * ratio) if crop else 1.0
     moved = tf.raw_ops.ImageProjectiveTransformV3(
@@ -97,9 +114,10 @@ def _affine(
     side: tf.Tensor,
     size: tuple[int, int],
 ) -> tf.Tensor:
-    """The eight numbers of each projective transform: what is seen in the middle lies at (x, y).
+    """Return the eight numbers of each projective transform, with (x, y) in the middle of the view.
 
-    `scales`: across and down; `side`: -1 mirrors left and right, 1 does not.
+    `scales`: horizontal and vertical; `side`: -1 flips horizontally, 1 does not; `size`: height and
+    width. The result has shape (batch, 8).
     """
     cos, sin = tf.cos(angle), tf.sin(angle)
     width, height = side * scales[0], scales[1]

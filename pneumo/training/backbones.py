@@ -1,7 +1,7 @@
-"""The table of backbones.
+"""Table of backbones.
 
-TensorFlow is imported where a network is built and not before: a wrong name or depth is refused
-without waiting for it.
+TensorFlow is imported only when a network is built, so that a wrong name or depth is rejected
+without waiting for the import.
 """
 
 from dataclasses import dataclass
@@ -13,15 +13,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network that turns pixels into features, and what must be known of it.
+    """A network that turns pixels into features, and its properties.
 
-    `application`: its name in `keras.applications`, which also has its ImageNet weights; None
-    for the CNN of this project, which has none. `block_end`: pattern of the layer that ends a
-    block; it counts where the graph is one tensor wide there, and what follows the last end
-    belongs to the top block. `blocks`: how many that gives. `scale`, `offset`: its own
-    preprocessing, for all channels or for each of the three: grey pixels 0–255 times `scale`
-    plus `offset`; what a network preprocesses itself needs neither. `scalable`: whether its
-    channels can be multiplied by `alpha`.
+    Attributes:
+        application: Name in `keras.applications`, which also has its ImageNet weights; None for the
+            CNN of this project, which has none.
+        block_end: Pattern of the name of the layer that ends a block. It counts only if the graph
+            is one tensor wide there. What follows the last end belongs to the top block.
+        blocks: Number of blocks that this gives.
+        scale: Factor of gray pixels 0–255 in its own preprocessing, for all channels or for each of
+            the three. A network that preprocesses itself needs neither scale nor offset.
+        offset: Added to the scaled pixels, for all channels or for each of the three.
+        scalable: Whether `alpha` can multiply its channels.
     """
 
     application: str | None
@@ -32,7 +35,13 @@ class Backbone:
     scalable: bool = False
 
     def network(self, alpha: float, weights: str | None = None, **options: Any) -> "keras.Model":
-        """The application itself, without its top; `options`: further ones of Keras."""
+        """Build the application without its top.
+
+        Args:
+            alpha: Multiplier of the channels, ignored unless `scalable`.
+            weights: As in `keras.applications`; None for random ones.
+            **options: Further arguments of the application.
+        """
         from keras import applications
 
         if self.scalable:

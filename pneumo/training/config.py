@@ -1,4 +1,4 @@
-"""Every knob of one Keras run."""
+"""Configuration of one Keras run, with every hyperparameter."""
 
 import hashlib
 import os
@@ -37,7 +37,7 @@ def _widths_to_text(widths: tuple[int, ...]) -> str:
     return "-".join(map(str, widths)) or "none"
 
 
-# A width of 0 is no layer, so that a search can have a fixed number of dimensions.
+# A width of 0 means no layer, so that a search can have a fixed number of dimensions.
 DenseWidths = Annotated[
     tuple[Annotated[int, Field(ge=0, le=4096)], ...],
     BeforeValidator(_widths_from_text),
@@ -47,13 +47,13 @@ DenseWidths = Annotated[
 
 
 def _weights(value: str | Path) -> str:
-    """`none` or `imagenet` in any case, or else the path of a file that is there."""
+    """Return `none` or `imagenet` in lower case, or else the path of an existing file."""
     if not isinstance(value, str | os.PathLike):
         raise ValueError
     if str(value).lower() in ("none", "imagenet"):
         return str(value).lower()
     path = os.path.expanduser(value)
-    if not os.path.isfile(path):  # which, unlike Path.is_file, takes any text
+    if not os.path.isfile(path):  # unlike Path.is_file, it takes any text
         raise ValueError
     return path
 
@@ -87,20 +87,20 @@ def rename_fields(values: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-# What messages call the objectives
+# Objective → its name in messages
 OBJECTIVE_LABELS = {"val_auc": "val AUC", "val_blurred_auc": "blurred val AUC"}
 
 
 def objective_title(objective: str) -> str:
-    """What a page calls an objective."""
+    """Return the name of an objective on a page."""
     return OBJECTIVE_LABELS[objective].replace("val", "validation")
 
 
 class RunConfig(BaseModel):
-    """One Keras run, complete: the same config, data and machine give the same metrics.
+    """Complete configuration of one Keras run.
 
-    Frozen and typed; unknown keys and values out of range are refused. The descriptions
-    are what `--help` and the error messages say.
+    The same config, data and machine give the same metrics. It is frozen and typed; unknown keys
+    and values out of range are rejected. `--help` and the error messages print the descriptions.
     """
 
     model_config = ConfigDict(
@@ -214,9 +214,16 @@ class RunConfig(BaseModel):
             raise ValueError(f"{field} must be {rule} with backbone {self.backbone}: got {got}")
 
     def override(self, values: Mapping[str, Any]) -> "RunConfig":
-        """A copy with `values`, as text or typed, in place of its own.
+        """Return a copy with other values.
 
-        Raises `UserError` for an unknown field, a wrong type or a value out of range.
+        Args:
+            values: Field → value, as text or typed.
+
+        Returns:
+            The validated copy.
+
+        Raises:
+            UserError: A field is unknown, or a value has a wrong type or is out of range.
         """
         try:
             return type(self)(**{**self.model_dump(), **values})
@@ -224,10 +231,10 @@ class RunConfig(BaseModel):
             raise UserError(_format_validation_error(error, values)) from None
 
     def as_text(self) -> dict[str, str]:
-        """Every field as MLflow shows it, and as a flag takes it back.
+        """Return every field as text, as MLflow shows it and a flag accepts it.
 
-        Save the path of a file of weights: of that, the file's name and the first 8 hex digits
-        of its sha256 are shown.
+        Only the path of a weights file is replaced, by the file's name and the first 8 hex digits
+        of its sha256.
         """
         text = {name: str(value) for name, value in self.model_dump().items()}
         if self.weights not in ("none", "imagenet"):
@@ -236,8 +243,13 @@ class RunConfig(BaseModel):
 
 
 def derive_seed(seed: int, number: int) -> int:
-    """Seed `number` from `seed`, of 32 bits: unlike those of other numbers and other seeds."""
-    import numpy as np  # only now: --help need not wait for it
+    """Derive a seed of 32 bits, independent of those for other seeds and numbers.
+
+    Args:
+        seed: Non-negative integer.
+        number: Non-negative integer.
+    """
+    import numpy as np  # imported here so that --help does not wait for it
 
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 

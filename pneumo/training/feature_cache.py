@@ -1,8 +1,8 @@
-"""What the frozen part of a network gives, computed once and shared by all trials.
+"""Disk cache of the activations of frozen blocks, computed once and shared by all trials.
 
-The blocks that do not train give the same for the same image in every epoch of every trial, and
-cost nearly all of its time. So their output is kept on disk: of each image as it is, and of a
-fixed number of its variations at each strength of the augmentation.
+Frozen blocks return the same for the same image in every epoch of every trial, and take nearly all
+of a trial's time. So the cache stores their output for each unaugmented image, and for a fixed
+number of its variations at each strength of the augmentation.
 
 Cuts near the pixels are not worth it: their features are large and little computation precedes
 them. See `FeatureCache.pays`.
@@ -37,23 +37,28 @@ from pneumo.training.backbones import BACKBONES
 from pneumo.training.config import RunConfig
 from pneumo.training.network import blocks, cut_tensors, submodel_between
 
-# Versions of an image that the epochs take in turn: as it is, which is how validation and patients'
-# images come and what all strengths share, and varied
+# Views of an image that epochs use in turn: unaugmented, then augmented. Validation and inference
+# use the unaugmented one, which is the same for all strengths
 N_VIEWS = 2
 
-CACHE_DIR = RUNS  # of the cache
-ARRAY_FILE, METADATA_FILE = "features.npy", "facts.json"  # of each folder in it
+CACHE_DIR = RUNS  # in the cache
+ARRAY_FILE, METADATA_FILE = "features.npy", "facts.json"  # in each folder there
 
-# Multiply-adds that take as long as reading a byte back. In the first blocks, with large maps of
-# few channels, a laptop's two cores do about 1,500 million a second; a busy disk reads 100 MB
+# Multiply-adds that take as long as reading one byte. In the first blocks, which have large maps of
+# few channels, a laptop's two cores do about 1,500 million per second. A busy disk reads 100 MB in
+# that time
 WORTH_A_BYTE = 15
 
 
 @dataclass(frozen=True)
 class View:
-    """A split in one version, the same for all runs: as it is, or varied.
+    """A split in one version, the same for all runs: unaugmented or augmented.
 
-    `number` tells those that vary alike apart; 0 is the images as they are.
+    Attributes:
+        split: The split.
+        variation: Settings of the augmentation.
+        number: Seed of the random factors, which distinguishes views with equal settings; 0 for the
+            unaugmented images.
     """
 
     split: Split
@@ -62,7 +67,7 @@ class View:
 
     @property
     def chances(self) -> np.ndarray:
-        """How each image is varied, as `augment.sample_factors` gives it; 0 is not at all."""
+        """Random factors: see `sample_factors`; all 0 without augmentation."""
         count = len(self.split.labels)
         if not any(self.variation):
             return np.zeros((count, N_FACTORS), np.float32)
@@ -70,24 +75,39 @@ class View:
 
 
 def view_for_epoch(split: Split, epoch: int, variation: AugmentationConfig) -> View:
-    """What an epoch, from 0, trains on where features are shared."""
+    """Return the view on which an epoch trains if features are shared.
+
+    Args:
+        split: The training images.
+        epoch: Number of the epoch, from 0.
+        variation: Settings of the augmentation.
+    """
     number = epoch % N_VIEWS
     return View(split, variation, number) if number and any(variation) else View(split)
 
 
 class FeatureExtractor:
-    """A backbone that computes features; none of its blocks ever trains."""
+    """A backbone that computes features; none of its blocks is ever trained.
+
+    Args:
+        network: Backbone as `network.build_backbone` returns it.
+        name: Its key in `BACKBONES`.
+
+    Attributes:
+        cuts: Tensors at which the backbone can be cut, by the number of blocks above them.
+        pixels: Depth of the cut below all blocks.
+    """
 
     def __init__(self, network: keras.Model, name: str) -> None:
         self._network, self._name = network, name
         self._blocks = blocks(network, name)
         self.cuts = cut_tensors(network, name)
-        self.pixels = len(self._blocks)  # the depth of the cut below all blocks
+        self.pixels = len(self._blocks)  # depth of the cut below all blocks
         self._digests: dict[int, str] = {}
         self._functions: dict[tuple[int, int, AugmentationConfig], Callable[..., tf.Tensor]] = {}
 
     def digest(self, depth: int) -> str:
-        """64 hex digits that name the weights below a cut."""
+        """Return 64 hex digits that identify the weights below the cut at `depth`."""
         if depth not in self._digests:
             digest = hashlib.sha256()
             for block in self._blocks[: len(self._blocks) - depth]:
@@ -98,27 +118,37 @@ class FeatureExtractor:
         return self._digests[depth]
 
     def multiply_adds(self, depth: int) -> int:
-        """Return the multiply-adds of one image from the pixels to a cut.
+        """Return the multiply-adds of one image from the pixels to the cut at `depth`.
 
-        Counts convolutions and dense layers, which do nearly all: each weight of a kernel is used
-        once at each place of the output.
+        Only convolutions and dense layers count, which do nearly all of them. Each weight of a
+        kernel is used once at each place of the output.
         """
         below = self._blocks[: len(self._blocks) - depth]
         layers = [layer for block in below for layer in block if hasattr(layer, "kernel")]
         return sum(math.prod((*it.kernel.shape, *it.output.shape[1:-1])) for it in layers)
 
     def feature_bytes(self, depth: int) -> int:
-        """Return the bytes of one image's features at a cut."""
+        """Return the bytes of one image's features at the cut at `depth`."""
         return 4 * math.prod(self.cuts[depth].shape[1:])
 
     def compiled(
         self, lower: int, upper: int, variation: AugmentationConfig
     ) -> Callable[..., tf.Tensor]:
-        """Augmentation and the blocks between two cuts, as in inference, compiled.
+        """Compile augmentation and the blocks between two cuts, in inference mode.
 
-        With weights as constants TensorFlow would fold batch normalisation into convolutions,
-        which is faster; but the rounding that this changes grows in fine-tuning until it shows in
-        the probabilities. As it is, training with and without the store differs by rounding alone.
+        With weights as constants, TensorFlow would fold batch normalization into convolutions. That
+        is faster, but it changes the rounding, and in fine-tuning the difference grows until it is
+        visible in the probabilities. Without it, training with and without the cache differs by
+        rounding alone.
+
+        Args:
+            lower: Depth of the cut of the inputs.
+            upper: Depth of the cut of the outputs, less than `lower`.
+            variation: Settings of the augmentation; the default ones unless the inputs are pixels.
+
+        Returns:
+            Function of the inputs, shape (batch, …), and the random factors, float32, shape (batch,
+            N_FACTORS). It returns the features, float32, shape (batch, …).
         """
         if (lower, upper, variation) not in self._functions:
             part = submodel_between(self._network, self._name, lower, upper)
@@ -133,7 +163,7 @@ class FeatureExtractor:
         return self._functions[lower, upper, variation]
 
 
-@functools.lru_cache(maxsize=1)  # all trials of a study share the network and what is compiled
+@functools.lru_cache(maxsize=1)  # all trials of a study share the network and its functions
 def _pretrained(backbone: str, alpha: float, weights: str, size: int) -> FeatureExtractor:
     config = RunConfig(
         backbone=backbone, alpha=alpha, weights=weights, image_size=size, unfreeze_depth=0
@@ -142,11 +172,15 @@ def _pretrained(backbone: str, alpha: float, weights: str, size: int) -> Feature
 
 
 class FeatureCache:
-    """The stored output of frozen blocks, at any cut of the backbone.
+    """Disk cache of the output of frozen blocks, at any cut of the backbone.
 
-    `deepest`: the most blocks that this run or a later one of its study will train. What is
-    computed from pixels is kept at that cut too, or at the deepest one above it that `pays`, so
-    that all other cuts start from there.
+    Args:
+        frozen: The backbone.
+        config: Config of the run.
+        deepest: Greatest `unfreeze_depth` of this run and the later ones of its study. What is
+            computed from pixels is also stored at that cut, or at the deepest one above it that
+            `pays`. All other cuts start from there.
+        folder: Folder in the cache.
     """
 
     def __init__(
@@ -166,9 +200,14 @@ class FeatureCache:
         return self._frozen.multiply_adds(depth) >= WORTH_A_BYTE * self._frozen.feature_bytes(depth)
 
     def of(self, view: View, depth: int) -> np.ndarray:
-        """What the blocks below the `depth` topmost ones give for each image of a view.
+        """Return the features of each image of a view, and compute them if they are not stored.
 
-        A read-only memory map, float32, shape (images, …), in the order of the split.
+        Args:
+            view: The view.
+            depth: Number of blocks above the cut.
+
+        Returns:
+            A read-only memory map, float32, shape (images, …), in the order of the split.
         """
         name = self.name(view, depth)
         folder = cache.get_or_build(name, lambda draft: self._compute(view, depth, draft))
@@ -176,7 +215,15 @@ class FeatureCache:
         return np.load(folder / ARRAY_FILE, mmap_mode="r")
 
     def sizes(self, views: Iterable[View], depths: Iterable[int]) -> dict[str, int]:
-        """Return name in the cache → bytes of all that `of` stores for these views and cuts."""
+        """Return the bytes of all entries that `of` stores for some views and cuts.
+
+        Args:
+            views: The views.
+            depths: Depths of the cuts.
+
+        Returns:
+            Name in the cache → bytes.
+        """
         depths = {*depths, self._deepest}
         return {
             self.name(view, depth): len(view.split.labels) * self._frozen.feature_bytes(depth)
@@ -185,12 +232,17 @@ class FeatureCache:
         }
 
     def release(self) -> None:
-        """Let what this run has used make room for what other runs need."""
+        """Allow the eviction of all entries that this run has used."""
         for folder in self._used:
             release(folder)
 
     def key(self, view: View, depth: int) -> dict[str, str | int | float]:
-        """All that decides what is stored, and nothing else."""
+        """Return everything that decides what is stored, and nothing else.
+
+        Args:
+            view: The view.
+            depth: Number of blocks above the cut.
+        """
         return {
             "data": view.split.digest,
             "size": self._config.image_size,
@@ -204,12 +256,17 @@ class FeatureCache:
         }
 
     def name(self, view: View, depth: int) -> str:
-        """The folder of the cache where it is stored."""
+        """Return the name of an entry in the cache.
+
+        Args:
+            view: The view.
+            depth: Number of blocks above the cut.
+        """
         text = json.dumps(self.key(view, depth))
         return f"{self._folder}/{hashlib.sha256(text.encode()).hexdigest()}"
 
     def _compute(self, view: View, depth: int, draft: Path) -> None:
-        """Write what one cut gives, and the key that it is stored under."""
+        """Write the features of one cut, and the key that they are stored under."""
         if depth < self._deepest:
             self.of(view, self._deepest)
         count = len(view.split.labels)
@@ -223,16 +280,15 @@ class FeatureCache:
         (draft / METADATA_FILE).write_text(json.dumps(self.key(view, depth), indent=1))
 
     def _outputs(self, view: View, depth: int) -> Iterator[np.ndarray]:
-        """Batches of what a cut gives, from the nearest stored one below it, or from pixels."""
+        """Return batches of features, from the nearest stored cut below or from pixels."""
         chance, lower = view.chances, self._nearest(view, depth)
         if lower == self._frozen.pixels:
             inputs, positions = view.split.pixels[..., np.newaxis], view.split.positions
             compute = self._frozen.compiled(lower, depth, view.variation)
         else:
             inputs, positions = self.of(view, lower), np.arange(len(chance))
-            compute = self._frozen.compiled(
-                lower, depth, AugmentationConfig()
-            )  # it is in there already
+            # Stored features already contain the augmentation
+            compute = self._frozen.compiled(lower, depth, AugmentationConfig())
 
         def step(positions: np.ndarray, chance: np.ndarray) -> np.ndarray:
             return compute(inputs[positions], chance).numpy()
@@ -240,7 +296,7 @@ class FeatureCache:
         return map_batches(step, positions, chance)
 
     def _nearest(self, view: View, depth: int) -> int:
-        """The nearest cut below `depth` that is stored, else that of the pixels."""
+        """Return the nearest stored cut below `depth`, or else that of the pixels."""
         lower = range(depth + 1, self._frozen.pixels)
         stored = (it for it in lower if cache_path(self.name(view, it)).is_dir())
         return next(stored, self._frozen.pixels)
@@ -248,7 +304,17 @@ class FeatureCache:
 
 @contextmanager
 def open_feature_cache(config: RunConfig, deepest: int) -> Iterator[FeatureCache]:
-    """The features of a run. Those of random weights, which no other run has, go with it."""
+    """Open the feature cache of a run, and release its entries at the end of the block.
+
+    With random weights no other run has the same features, so they are deleted at the end.
+
+    Args:
+        config: Config of the run.
+        deepest: See `FeatureCache`.
+
+    Yields:
+        The cache.
+    """
     with ExitStack() as stack:
         if config.weights == "none":
             folder = stack.enter_context(run_folder())

@@ -1,4 +1,4 @@
-"""What a model trains on, in another order every epoch."""
+"""Input pipeline of training: batches in another order every epoch."""
 
 import math
 from typing import Protocol
@@ -16,10 +16,13 @@ from pneumo.training.feature_cache import FeatureCache, View, view_for_epoch
 
 
 class InputSource(Protocol):
-    """Where the inputs of a fit come from.
+    """Source of the inputs of a fit.
 
-    `depth`: the cut of the model where they go in, by the blocks above it; `fitting`: the images
-    that they are of; `val`, `val_labels`: validation, as it looks at that cut.
+    Attributes:
+        depth: Cut of the model at which the inputs enter, as the number of blocks above it.
+        fitting: Training images.
+        val: Inputs of the validation images at that cut, one row per image.
+        val_labels: Labels of the validation images, 0 or 1: int64, shape (images,).
     """
 
     depth: int
@@ -28,20 +31,23 @@ class InputSource(Protocol):
     val_labels: np.ndarray
 
     def perturbed(self, ends: PerturbationSpecs) -> np.ndarray:
-        """Return `val` of the images that `perturb.perturb_split` changes."""
+        """Return `val` for the images that `perturb.perturb_split` returns."""
 
     def begin(self, epoch: int) -> None:
-        """Makes the variation of an epoch, from 0, the one that `batch` gives."""
+        """Start an epoch, from 0: `batch` returns its variation of the images from then on."""
 
     def batch(self, at: tf.Tensor) -> tf.Tensor:
-        """The inputs of some images, by their places in `fitting`."""
+        """Return the inputs of some images, by their int64 positions in `fitting`, shape (n,)."""
 
 
 class PixelSource:
-    """Images varied as they are needed: uint8, shape (n, size, size, 1).
+    """Source of images that are augmented on demand: uint8, shape (n, size, size, 1).
 
-    `shared`: they take turns in the views that would be stored; otherwise every epoch has
-    variations of its own.
+    Args:
+        images: The decoded data set.
+        config: Config of the run.
+        shared: Whether epochs take turns in the views that would be stored. Otherwise every epoch
+            has variations of its own.
     """
 
     def __init__(self, images: DecodedDataset, config: RunConfig, shared: bool) -> None:
@@ -53,20 +59,20 @@ class PixelSource:
         self._chances = np.zeros((0, N_FACTORS), np.float32)
 
     def perturbed(self, ends: PerturbationSpecs) -> np.ndarray:
-        """As `InputSource.perturbed`."""
+        """Implement `InputSource.perturbed`."""
         return perturb_split(self._val, ends).images
 
     def begin(self, epoch: int) -> None:
-        """As `InputSource.begin`."""
+        """Implement `InputSource.begin`."""
         if self._shared:
             view = view_for_epoch(self.fitting, epoch, self._variation)
             self._chances = view.chances
         else:
-            seed = (self._seed, epoch, 1)  # without the 1 it would be that of the order
+            seed = (self._seed, epoch, 1)  # the 1 distinguishes it from the seed of the order
             self._chances = sample_factors(len(self.fitting.labels), *seed)
 
     def batch(self, at: tf.Tensor) -> tf.Tensor:
-        """As `InputSource.batch`."""
+        """Implement `InputSource.batch`."""
         pixels, chance = tf.numpy_function(self._read, [at], [tf.uint8, tf.float32])
         pixels = tf.ensure_shape(pixels, (None, *self.val.shape[1:]))
         return augment(pixels, self._variation, tf.ensure_shape(chance, (None, N_FACTORS)))
@@ -77,7 +83,14 @@ class PixelSource:
 
 
 class CachedFeatureSource:
-    """What the frozen blocks below a cut give, from the disk: float32, shape (n, …)."""
+    """Source of cached features of the frozen blocks below a cut: float32, shape (n, …).
+
+    Args:
+        images: The decoded data set.
+        config: Config of the run.
+        features: The cache.
+        depth: Number of blocks above the cut.
+    """
 
     def __init__(
         self, images: DecodedDataset, config: RunConfig, features: FeatureCache, depth: int
@@ -89,37 +102,45 @@ class CachedFeatureSource:
         self._now = self.val
 
     def perturbed(self, ends: PerturbationSpecs) -> np.ndarray:
-        """As `InputSource.perturbed`."""
+        """Implement `InputSource.perturbed`."""
         return self._features.of(View(perturb_split(self._val, ends)), self.depth)
 
     def begin(self, epoch: int) -> None:
-        """As `InputSource.begin`; computes the view if this is the first epoch that needs it."""
+        """Implement `InputSource.begin`; the first epoch that needs a view computes it."""
         view = view_for_epoch(self.fitting, epoch, self._variation)
         self._now = self._features.of(view, self.depth)
 
     def batch(self, at: tf.Tensor) -> tf.Tensor:
-        """As `InputSource.batch`."""
+        """Implement `InputSource.batch`."""
         given = tf.numpy_function(lambda at: self._now[at], [at], tf.float32)
         return tf.ensure_shape(given, (None, *self.val.shape[1:]))
 
 
 class BatchFeeder(keras.callbacks.Callback):
-    """The batches of a fit; as its callback it learns which epoch they are for."""
+    """Batches of a fit, and the callback that prepares them for each epoch.
+
+    Args:
+        source: Source of the inputs.
+        config: Config of the run.
+
+    Attributes:
+        steps: Batches per epoch.
+    """
 
     def __init__(self, source: InputSource, config: RunConfig) -> None:
         super().__init__()
         self._source, self._config = source, config
         self._order = np.arange(len(source.fitting.labels))
-        self.steps = math.ceil(len(self._order) / config.batch_size)  # of an epoch
+        self.steps = math.ceil(len(self._order) / config.batch_size)  # per epoch
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """As `keras.callbacks.Callback.on_epoch_begin`."""
+        """Start the epoch in the source, and draw its order of the images."""
         self._source.begin(epoch)
         chance = np.random.default_rng([self._config.seed, epoch])
         self._order = chance.permutation(len(self._order))
 
     def batches(self) -> tf.data.Dataset:
-        """Batches of (inputs, labels), each image once an epoch."""
+        """Return batches of (inputs, labels), each image once per epoch."""
         size, labels = self._config.batch_size, self._source.fitting.labels
 
         def read(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,4 +1,4 @@
-"""From a config to a Keras model: backbone, dense head, and which blocks train."""
+"""Keras models from a config: backbone, dense head, and the blocks that train."""
 
 import re
 
@@ -11,11 +11,16 @@ from pneumo.training.pretrained import load_pretrained_weights
 
 
 def build_model(config: RunConfig) -> keras.Model:
-    """The model that `config` describes, not yet compiled, its frozen blocks frozen.
+    """Build the model that `config` describes, not compiled, with its frozen blocks frozen.
 
-    Takes uint8 pixels 0–255, shape (batch, size, size, 1); gives one logit, float32, shape
-    (batch, 1), above 0 for pneumonia. Its random weights follow from the config's seed, which
-    becomes that of all of Keras. Raises `UserError` for weights that `pretrained` refuses.
+    The random weights depend on the config's seed, which becomes Keras' global seed.
+
+    Returns:
+        Model from uint8 pixels 0–255, shape (batch, size, size, 1), to one logit, float32, shape
+        (batch, 1), above 0 for pneumonia.
+
+    Raises:
+        UserError: `load_pretrained_weights` rejects the weights.
     """
     network = build_backbone(config)
     pixels = keras.Input((config.image_size, config.image_size, 1), dtype="uint8", name="pixels")
@@ -26,11 +31,12 @@ def build_model(config: RunConfig) -> keras.Model:
 
 
 def build_backbone(config: RunConfig) -> keras.Model:
-    """Build a backbone with its preprocessing and its weights; seeds as `build_model` does.
+    """Build a backbone with its preprocessing and its weights; seed as `build_model` does.
 
-    Takes uint8 pixels 0–255, shape (batch, size, size, 1); gives features, shape (batch, n).
+    Returns:
+        Model from uint8 pixels 0–255, shape (batch, size, size, 1), to features, shape (batch, n).
     """
-    weights = load_pretrained_weights(config)  # before the seed, since it draws random numbers
+    weights = load_pretrained_weights(config)  # before the seed: it draws random numbers
     keras.utils.set_random_seed(config.seed)
     facts = BACKBONES[config.backbone]
     pixels = keras.Input((config.image_size, config.image_size, 1), dtype="uint8")
@@ -48,7 +54,7 @@ def build_backbone(config: RunConfig) -> keras.Model:
 
 
 def _cnn(pixels: keras.KerasTensor) -> keras.KerasTensor:
-    """The small CNN of the published project, on one grey channel instead of three."""
+    """Build the small CNN of the published project, on one gray channel instead of three."""
     x = layers.Conv2D(16, 3, strides=2, padding="same", activation="relu", name="conv_1")(pixels)
     x = layers.MaxPooling2D(2, strides=2, name="block_1_out")(x)
     x = layers.Conv2D(16, 3, strides=2, padding="same", activation="relu", name="conv_2")(x)
@@ -57,7 +63,7 @@ def _cnn(pixels: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def _head(features: int, config: RunConfig) -> keras.Model:
-    """Dense layers, each followed by dropout; without any, dropout on the features."""
+    """Build dense layers, each followed by dropout; without any, dropout on the features."""
     head = keras.Sequential([keras.Input((features,))], name="head")
     for width in config.dense_widths:
         head.add(layers.Dense(width, activation="relu"))
@@ -69,13 +75,15 @@ def _head(features: int, config: RunConfig) -> keras.Model:
 
 
 class TrainablePart(keras.Model):
-    """The part of a model above a cut, as it is trained; its layers are the model's own.
+    """Part of a model above a cut, as it is trained; it shares the model's layers.
 
-    `depth`: as in `submodel_between`, what goes in is what the cut there gives. With
-    `fixed_statistics` the backbone runs as it does in inference, and only the head as it does in
-    training: so the statistics of batch normalisation never move. A `training=False` in the model's
-    own graph would not do: Keras 3 passes the `training=True` of `fit` on to every layer of a
-    graph.
+    Args:
+        model: Model as `build_model` returns it.
+        depth: Cut of the inputs, as in `submodel_between`.
+        fixed_statistics: Whether the backbone runs in inference mode, and only the head in training
+            mode, so that batch normalization statistics never change. `training=False` in the
+            model's own graph would not suffice: Keras 3 passes the `training=True` of `fit` on to
+            every layer of a graph.
     """
 
     def __init__(self, model: keras.Model, depth: int, fixed_statistics: bool) -> None:
@@ -86,34 +94,54 @@ class TrainablePart(keras.Model):
         self._fixed = fixed_statistics
 
     def call(self, inputs: keras.KerasTensor, training: bool | None = None) -> keras.KerasTensor:
-        """As `keras.Model.call`."""
+        """Return the logits: float32, shape (batch, 1)."""
         if self.open_blocks is not None:
             inputs = self.open_blocks(inputs, training=False if self._fixed else training)
         return self.head(inputs, training=training)
 
 
 def submodel_between(network: keras.Model, name: str, lower: int, upper: int) -> keras.Model:
-    """The part of backbone `name` between two cuts; its layers are the network's own.
+    """Return the part of a backbone between two cuts; it shares the backbone's layers.
 
-    A cut is named by the blocks above it: 0 is past the whole backbone, all blocks are the
-    pixels. `lower` must be the greater.
+    The number of blocks above a cut names it. 0 is the output of the backbone, and the number of
+    all blocks is the pixels.
+
+    Args:
+        network: Backbone as `build_backbone` returns it.
+        name: Its key in `BACKBONES`.
+        lower: Cut of the inputs.
+        upper: Cut of the outputs, less than `lower`.
     """
     tensors = cut_tensors(network, name)
     return keras.Model(tensors[lower], tensors[upper])
 
 
 def cut_tensors(network: keras.Model, name: str) -> list[keras.KerasTensor]:
-    """What backbone `name` gives where it can be cut, by how many blocks are above that."""
+    """Return the tensors at which a backbone can be cut.
+
+    Args:
+        network: Backbone as `build_backbone` returns it.
+        name: Its key in `BACKBONES`.
+
+    Returns:
+        One tensor per number of blocks above it: the first is the output, the last the pixels.
+    """
     ends = [block[-1].output for block in reversed(blocks(network, name))]
     return [*ends, network.input]
 
 
 def blocks(network: keras.Model, name: str) -> list[list[keras.Layer]]:
-    """The layers of each block of backbone `name`, from the input up.
+    """Return the layers of each block of a backbone, from the input up.
 
-    What follows the last block's end belongs to that block. An end counts only where the graph
-    is one tensor wide, so that it can be cut there. Raises `ValueError` where that gives another
-    number of blocks than the table states.
+    What follows the last block's end belongs to that block. An end counts only if the graph is one
+    tensor wide, so that it can be cut there.
+
+    Args:
+        network: Backbone as `build_backbone` returns it.
+        name: Its key in `BACKBONES`.
+
+    Raises:
+        ValueError: The table states another number of blocks.
     """
     facts, narrow = BACKBONES[name], _single_tensor_layers(network)
     found: list[list[keras.Layer]] = [[]]
@@ -132,7 +160,7 @@ def blocks(network: keras.Model, name: str) -> list[list[keras.Layer]]:
 
 
 def _single_tensor_layers(network: keras.Model) -> set[str]:
-    """The layers past which nothing reaches that comes from before them."""
+    """Return the names of the layers at which the graph is one tensor wide."""
     made_at: dict[int, int] = {}
     needed_until = [0] * len(network.layers)
     for position, layer in enumerate(network.layers):
@@ -150,9 +178,13 @@ def _single_tensor_layers(network: keras.Model) -> set[str]:
 
 
 def unfreeze(model: keras.Model, depth: int) -> None:
-    """Lets the `depth` topmost blocks of a model's backbone train and no other; 0: the head alone.
+    """Make the topmost blocks of a model's backbone trainable, and no others.
 
-    `model`: as `build_model` gives it. Takes effect with the next `compile`.
+    The change takes effect with the next `compile`.
+
+    Args:
+        model: Model as `build_model` returns it.
+        depth: Number of blocks that train; 0 trains the head alone.
     """
     all_blocks = blocks(model.get_layer("backbone"), model.name)
     for position, block in enumerate(all_blocks):

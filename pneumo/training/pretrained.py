@@ -1,4 +1,4 @@
-"""Weights that somebody else has trained: ImageNet's by way of Keras, or those of a file."""
+"""Pretrained weights: ImageNet's from Keras, or those of a file."""
 
 import os
 import re
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import keras
 
 
-# A size at which Keras has ImageNet's weights of every network; their shapes do not depend on it
+# Keras has ImageNet's weights of every network for this size; their shapes do not depend on it
 SHAPE = (224, 224, 3)
 
 # A layer's name and the shapes of its weights
@@ -30,11 +30,11 @@ LayerShapes = tuple[str, list[tuple[int, ...]]]
 
 
 def prepare_to_fit(config: RunConfig) -> None:
-    """Import TensorFlow, and find mistakes that need it before a run is made.
+    """Import TensorFlow, and detect errors that need it before a run is created.
 
     Raises:
-        UserError: The weights do not fit the backbone or cannot be had, or the environment gives
-            the cache no valid limit.
+        UserError: The weights do not fit the backbone or cannot be loaded, or the environment sets
+            an invalid limit of the cache.
     """
     import_tensorflow()
     load_pretrained_weights(config)
@@ -42,17 +42,21 @@ def prepare_to_fit(config: RunConfig) -> None:
 
 
 def load_pretrained_weights(config: RunConfig) -> list[np.ndarray] | None:
-    """The pretrained weights that `config` asks for, in Keras' order; None for `none`.
+    """Load the pretrained weights of a config.
 
-    Raises `UserError` for a file that does not fit the backbone, and for ImageNet's weights where
-    there are none or they cannot be downloaded.
+    Returns:
+        The weights in Keras' order; None for `none`.
+
+    Raises:
+        UserError: A file does not fit the backbone, or ImageNet's weights do not exist or cannot be
+            downloaded.
     """
     if config.weights == "none":
         return None
     return _load(config.backbone, config.alpha, config.weights)
 
 
-@lru_cache(maxsize=1)  # the trials of a study share them
+@lru_cache(maxsize=1)  # all trials of a study share the weights
 def _load(name: str, alpha: float, weights: str) -> list[np.ndarray]:
     facts = BACKBONES[name]
     if weights == "imagenet":
@@ -64,7 +68,7 @@ def _load(name: str, alpha: float, weights: str) -> list[np.ndarray]:
         raise UserError(f"{weights} does not fit {name}{width}: {difference}")
     try:
         network.load_weights(weights)
-    except Exception as error:  # a parser fed with strangers' files raises nearly anything
+    except Exception as error:  # untrusted files make a parser raise nearly anything
         raise UserError(
             f"{weights} cannot be read to its end as weights of {name} ({error}); get it again"
         ) from None
@@ -73,10 +77,10 @@ def _load(name: str, alpha: float, weights: str) -> list[np.ndarray]:
 
 @contextmanager
 def _explained_download(name: str) -> Iterator[None]:
-    """Makes a `UserError` of what Keras raises where it cannot get ImageNet's weights."""
+    """Turn the exceptions of Keras about ImageNet's weights into a `UserError`."""
     try:
         yield
-    except Exception as error:  # for a failed download Keras has no class of its own
+    except Exception as error:  # Keras has no exception class for a failed download
         url = re.search(r"URL fetch failure on (\S+):", str(error))
         if url is None:
             raise UserError(f"weights=imagenet cannot be had for {name}: {error}") from None
@@ -89,11 +93,11 @@ def _explained_download(name: str) -> Iterator[None]:
 
 
 def _first_difference(network: "keras.Model", file: Path) -> str | None:
-    """Where a weights file in the layout of Keras Applications stops fitting, in words."""
+    """Describe where a file in Keras Applications' layout stops fitting, if it does."""
     expected = [(it.name, [tuple(w.shape) for w in it.weights]) for it in network.layers]
     try:
         found = _stored_layers(file)
-    except Exception:  # a parser fed with strangers' files raises nearly anything
+    except Exception:  # untrusted files make a parser raise nearly anything
         return (
             "it is no HDF5 file in the layout of Keras Applications, whose names end in no_top.h5 "
             "or notop.h5; get such a file"
@@ -111,7 +115,7 @@ def _text(name: bytes | str) -> str:
 
 
 def _stored_layers(file: Path) -> list[LayerShapes]:
-    """The layers with weights in a file; a whole model holds them one level deeper."""
+    """Return the layers with weights in a file; a whole model has them one level deeper."""
     with h5py.File(file) as stored:
         group = stored if "layer_names" in stored.attrs else stored["model_weights"]
         names = [_text(it) for it in group.attrs["layer_names"]]
@@ -123,7 +127,11 @@ def _stored_layers(file: Path) -> list[LayerShapes]:
 
 
 def _own(group: h5py.Group, path: str) -> tuple[int, ...]:
-    """The shape of weights. Raises `ValueError` where HDF5 would take them from another file."""
+    """Return the shape of weights.
+
+    Raises:
+        ValueError: HDF5 would read them from another file.
+    """
     for part in PurePosixPath(path).parts:
         if isinstance(group.get(part, getlink=True), h5py.ExternalLink):
             raise ValueError

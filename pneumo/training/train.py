@@ -1,4 +1,4 @@
-"""One fit of one model. Knows neither MLflow nor Optuna."""
+"""One fit of one model, independent of MLflow and Optuna."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,30 +30,33 @@ from pneumo.training.input_pipeline import (
 )
 
 # Called after each epoch with its number, from 1 and through all members, and the metrics `loss`,
-# `auc`, `val_loss`, `val_auc` and the objective; an exception that it raises ends the training and
+# `auc`, `val_loss`, `val_auc` and the objective. An exception that it raises ends the training and
 # reaches the caller.
 EpochCallback = Callable[[int, Mapping[str, float]], None]
 
-# After each epoch: the logits of validation as it is, and as the objective scores it
+# For each epoch, the logits of validation: unchanged, and as the objective scores them
 LogitHistory = list[tuple[np.ndarray, np.ndarray]]
 
-# Small trained parts take no longer than Python between two steps
+# A step of a small trained part takes no longer than Python between two steps
 STEPS_PER_EXECUTION = 8
 
-GradsAndVars = Iterable[tuple[tf.Tensor, keras.Variable]]  # gradients and what they are of
+GradsAndVars = Iterable[tuple[tf.Tensor, keras.Variable]]  # gradients and their variables
 
 
 class TrainingDivergedError(ArithmeticError):
-    """The loss is no number any more."""
+    """An error for a loss or a logit that is NaN or infinite."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
     """A trained model, each of its members with the weights of its best epoch, the first of equals.
 
-    `best_epochs`: of each member, from 1; `score`: of the model by the objective; `val_logits`,
-    `perturbed_logits`: what it says of the validation images in their order, as they are and as all
-    of `perturb.ALL_PERTURBATIONS` change them in turn, float64.
+    Attributes:
+        model: The model.
+        best_epochs: Best epoch of each member, from 1.
+        score: Objective of the model.
+        val_logits: Logits of the validation images in their order: float64, shape (images,).
+        perturbed_logits: The same if `perturb.ALL_PERTURBATIONS` change the images in turn.
     """
 
     model: keras.Model
@@ -65,7 +68,13 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a fit: the depth that trains, at which rate, up to which epoch of the whole."""
+    """Part of a fit.
+
+    Attributes:
+        unfreeze_depth: Number of blocks that train.
+        learning_rate: Learning rate, or its maximum in a schedule.
+        until: Last epoch at most, counted from 1 over the whole fit.
+    """
 
     unfreeze_depth: int
     learning_rate: float
@@ -73,11 +82,11 @@ class Phase:
 
 
 def phases(config: RunConfig) -> list[Phase]:
-    """What trains when. Pretrained blocks wait until the head makes sense, then go more slowly.
+    """Return the phases of a fit. Pretrained blocks are frozen first, then fine-tuned more slowly.
 
-    The gradients of a random head would undo what they have learned. The last phase has one
-    epoch at least: with `epochs` 1, or `head_epochs` 0, it is the only one. Random weights and
-    depth 0 have a single phase, at the full rate.
+    The gradients of a random head would undo what the blocks have learned. The last phase has at
+    least one epoch: with `epochs` 1, or `head_epochs` 0, it is the only one. Random weights and
+    depth 0 have a single phase, at the full learning rate.
     """
     depth, rate = config.unfreeze_depth, config.learning_rate
     if config.weights == "none" or depth == 0:
@@ -93,14 +102,25 @@ def train(
     callbacks: Sequence[EpochCallback] = (),
     deepest: int = 0,
 ) -> TrainingResult:
-    """Fits the model of `config` on `train`, and keeps the weights that do best on `val`.
+    """Fit the model of a config on `train`, and keep the weights that are best on `val`.
 
-    Several members are fitted one after the other, each from its own seed; epochs are counted
-    through all of them. A phase ends after `patience` epochs without a better objective. The
-    classes weigh the same, whatever their share: probabilities are those of a world with as many
-    normal as sick.
-    `deepest`: the greatest `unfreeze_depth` among the runs that share stored features with this
-    one. Raises `TrainingDivergedError` when the loss is not finite, and whatever a callback raises.
+    Members are fitted one after the other, each from its own seed; epochs are counted through all
+    of them. Early stopping ends a phase after `patience` epochs without a better objective. Both
+    classes weigh the same, whatever their fractions, so the probabilities assume a prevalence of
+    50 %.
+
+    Args:
+        config: Config of the run.
+        images: The decoded data set.
+        callbacks: Called after each epoch.
+        deepest: Greatest `unfreeze_depth` of the runs that share cached features with this one.
+
+    Returns:
+        The trained model with its logits of validation.
+
+    Raises:
+        TrainingDivergedError: The loss or a logit is not finite.
+        Exception: Whatever a callback raises.
     """
     report = _EpochEnd(callbacks)
     members = [
@@ -117,16 +137,20 @@ def train(
 
 
 def _member_seeds(config: RunConfig) -> list[int]:
-    """The config's own, and others that follow from it."""
+    """Return the config's own seed, and others derived from it."""
     others = (derive_seed(config.seed, number) for number in range(1, config.ensemble_size))
     return [config.seed, *others]
 
 
 @dataclass(frozen=True)
 class _MemberResult:
-    """A fitted member: its best epoch, from 1, and the logits of those weights, float64.
+    """A fitted member.
 
-    `logits`: of validation as it is, as the objective scores it, and as in `perturbed_logits`.
+    Attributes:
+        model: The member with the weights of its best epoch.
+        best_epoch: Best epoch, from 1.
+        logits: Logits of validation with these weights, float64, shape (images,): unchanged, as the
+            objective scores them, and as `TrainingResult.perturbed_logits`.
     """
 
     model: keras.Model
@@ -137,7 +161,7 @@ class _MemberResult:
 def _fit_member(
     config: RunConfig, images: DecodedDataset, deepest: int, report: keras.callbacks.Callback
 ) -> _MemberResult:
-    keras.utils.clear_session()  # what a previous model left behind would stay in memory
+    keras.utils.clear_session()  # the state of a previous model would stay in memory
     history: LogitHistory = []
     with _input_sources(config, images, deepest) as source_of:
         model = network.build_model(config)
@@ -158,7 +182,7 @@ def _fit_member(
 def _mirrored_logits(
     config: RunConfig, member: keras.Model, val: Split
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `_MemberResult.logits`, each the mean of an image and its mirror image."""
+    """Return `_MemberResult.logits`, each the mean of an image and its flipped image."""
     mirrored = build_ensemble([member], mirror=True)
     as_is = scored = predict_logits(mirrored, val.images)
     if config.objective == "val_blurred_auc":
@@ -171,9 +195,11 @@ def _mirrored_logits(
 def _input_sources(
     config: RunConfig, images: DecodedDataset, deepest: int
 ) -> Iterator[Callable[[Phase], InputSource]]:
-    """Yield what a phase is fitted on: stored features if they pay and the disk has room for them.
+    """Yield a function from a phase to its source: cached features if they pay and fit the disk.
 
-    Otherwise it is fitted on pixels, varied alike, with the same result but for rounding.
+    Otherwise the source is pixels. If features could be cached, the pixels are augmented like them,
+    and the result is the same except for rounding. If the cache is off, or if all blocks train,
+    every epoch has variations of its own.
     """
     if config.feature_cache == "off" or config.unfreeze_depth == BACKBONES[config.backbone].blocks:
         yield lambda _: PixelSource(images, config, shared=False)
@@ -201,7 +227,7 @@ def _features_fit_budget(
     )
     views = [feature_cache.view_for_epoch(fitting, epoch, variation) for epoch in epochs]
     views.append(feature_cache.View(val))
-    for ends in (perturb.ALL_PERTURBATIONS, perturb.BLUR_ONLY):  # which not every run needs
+    for ends in (perturb.ALL_PERTURBATIONS, perturb.BLUR_ONLY):  # not every run needs both
         views.append(feature_cache.View(replace(val, made_by=perturb.made_by(val, ends))))
     sizes = store.sizes(views, depths)
     needed, allowed = sum(sizes.values()), available_bytes(sizes)
@@ -217,9 +243,14 @@ def _features_fit_budget(
 
 @dataclass(frozen=True)
 class _PhaseResult:
-    """A phase that has ended: its best epoch, from 0, with that one's weights of the model.
+    """A phase that has ended.
 
-    `part`, `source`: what was fitted, and on what.
+    Attributes:
+        score: Objective of its best epoch.
+        epoch: Best epoch, from 0.
+        weights: Weights of the whole model at that epoch.
+        part: The part that was fitted.
+        source: Source of its inputs.
     """
 
     score: float
@@ -238,7 +269,7 @@ def _fit_phase(
     report: keras.callbacks.Callback,
 ) -> _PhaseResult:
     network.unfreeze(model, phase.unfreeze_depth)
-    # The statistics of random weights are those of nothing: MobileNet would not learn with them
+    # Statistics of random weights carry no information: MobileNet does not learn if they are fixed
     part = network.TrainablePart(model, source.depth, fixed_statistics=config.weights != "none")
     feed = BatchFeeder(source, config)
     steps = (phase.until - len(history)) * feed.steps
@@ -252,35 +283,40 @@ def _fit_phase(
         initial_epoch=len(history),
         epochs=phase.until,
         class_weight=class_weights(source.fitting.labels),
-        # Each needs what the ones before it do
+        # Each callback needs what the ones before it do
         callbacks=[feed, _Validation(source, config.objective, history), report, stopping],
-        shuffle=False,  # `BatchFeeder` does it
+        shuffle=False,  # `BatchFeeder` shuffles
         verbose=0,
     )
     return _PhaseResult(stopping.best, stopping.best_epoch, model.get_weights(), part, source)
 
 
 def _cosine(rate: float, steps: int) -> CosineDecay:
-    """Up to `rate` in a tenth of the steps, and down to 0 in the others.
+    """Return a schedule that rises to `rate` in a tenth of the steps, and falls to 0 in the others.
 
-    Adam's first steps are as long as its rate, whatever the gradients: at the full rate they would
-    undo what pretrained blocks have learned.
+    Adam's first steps are as long as its learning rate, whatever the gradients. At the full rate
+    they would undo what pretrained blocks have learned.
     """
     rising = steps // 10
     return CosineDecay(0.0, steps - rising, warmup_target=rate, warmup_steps=rising)
 
 
 class OneDeviceAdam(keras.optimizers.Adam):
-    """Adam for a model without replicas; as Keras' own otherwise."""
+    """Adam for a model without replicas, otherwise identical to Keras' own."""
 
     def _all_reduce_sum_gradients(self, grads_and_vars: GradsAndVars) -> GradsAndVars:
-        # Keras sums over the replicas of the model, be there only one, by a function whose gradient
-        # TensorFlow registers for good: the graph of each step would stay in memory with it
+        # Keras sums over the replicas of the model, even a single one, by a function whose gradient
+        # TensorFlow registers permanently. The graph of each step would stay in memory with it
         return grads_and_vars
 
 
 def compile_model(model: keras.Model, learning_rate: float | LearningRateSchedule) -> None:
-    """Makes a model that gives one logit ready for `fit`."""
+    """Compile a model that returns one logit.
+
+    Args:
+        model: The model.
+        learning_rate: Learning rate of Adam, or its schedule.
+    """
     model.compile(
         optimizer=OneDeviceAdam(learning_rate),
         loss=keras.losses.BinaryCrossentropy(from_logits=True),
@@ -288,21 +324,28 @@ def compile_model(model: keras.Model, learning_rate: float | LearningRateSchedul
         jit_compile=False,  # XLA makes convolutions several times slower on a CPU
         steps_per_execution=STEPS_PER_EXECUTION,
     )
-    # Else Adam makes its variables inside the compiled step, which TensorFlow then never frees
+    # Otherwise Adam creates its variables inside the compiled step, and TensorFlow never frees them
     model.optimizer.build(model.trainable_variables)
 
 
 def class_weights(labels: np.ndarray) -> dict[int, float]:
-    """The weight of an image of each class, such that both classes weigh the same, mean 1."""
+    """Return the weight of an image of each class, with which both classes weigh the same.
+
+    Args:
+        labels: Integers of shape (images,), 0 or 1, both among them.
+
+    Returns:
+        Label → weight; the mean over images is 1.
+    """
     counts = np.bincount(labels, minlength=2)
     return {label: len(labels) / (2 * count) for label, count in enumerate(counts)}
 
 
 class _Validation(keras.callbacks.Callback):
-    """Adds exact `val_loss`, `val_auc` and the objective to an epoch's metrics; keeps the logits.
+    """Callback that adds exact `val_loss`, `val_auc` and the objective to an epoch's metrics.
 
-    As in the training loss, both classes weigh the same in `val_loss`. Keras' own AUC approximates
-    with 200 thresholds, too coarse where models score 0.99.
+    It also keeps the logits. As in the training loss, both classes weigh the same in `val_loss`.
+    Keras' own AUC approximates with 200 thresholds, which is too coarse if models score 0.99.
     """
 
     def __init__(self, source: InputSource, objective: str, history: LogitHistory) -> None:
@@ -326,7 +369,7 @@ class _Validation(keras.callbacks.Callback):
 
 
 class _EpochEnd(keras.callbacks.Callback):
-    """Calls functions after each epoch, counted from 1 through all fits that it is given to."""
+    """Callback that calls functions after each epoch, counted from 1 through all fits."""
 
     def __init__(self, functions: Sequence[EpochCallback]) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ def predict(options: PredictOptions) -> int:
         f"{counts['unreadable']} unreadable: {out}"
     )
     if options.explain:
-        echo(f"what speaks for pneumonia in each: {heat_map_folder(out)}")
+        echo(f"heat maps: {heat_map_folder(out)}")
     return 0
 
 
@@ -132,9 +132,9 @@ def _completed_paths(out: Path, stored: LoadedModel) -> set[str]:
             f"'{out}' holds some of {', '.join(sorted(others))}; give another out"
         )
     if cut_off:
-        mended = out.with_name(f"{out.name}.part")
-        _write(mended, [HEADER, *whole])
-        mended.rename(out)  # at once: what is there is never lost
+        repaired = out.with_name(f"{out.name}.part")
+        _write(repaired, [HEADER, *whole])
+        repaired.rename(out)  # at once: what is there is never lost
     return {path for path, *_ in whole}
 
 

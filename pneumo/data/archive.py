@@ -62,8 +62,8 @@ def unpack(archive: Path) -> Path:
 
 def _reason(error: Exception) -> str:
     """Return the first line of an error, without the cache path that a system error names."""
-    said = getattr(error, "strerror", None) or str(error).partition("\n")[0].rstrip(":")
-    return said or type(error).__name__
+    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0].rstrip(":")
+    return reason or type(error).__name__
 
 
 def _extract(archive: Path, folder: Path) -> None:

@@ -89,7 +89,7 @@ class Dataset:
             return "made by pneumo; they show nobody"
         if self.name in REMOTE_DATASETS:
             return REMOTE_DATASETS[self.name].licence
-        return "not known here: ask whoever gave the data"
+        return "not known here: ask the provider of the data"
 
     @property
     def census(self) -> dict[str, int]:
@@ -154,7 +154,7 @@ class DecodedDataset:
             raise UserError(
                 f"{count} of {total} images cannot be read, more than the share "
                 f"max_unreadable={share}; the first is {path} ({quoted(why)}): "
-                "mend or remove them (explore lists them all), or allow more"
+                "fix or remove them (explore lists them all), or allow more"
             )
 
     def split(self, name: str) -> Split:
@@ -169,7 +169,7 @@ class DecodedDataset:
             if not (chosen & (rows["label"] == label)).any():
                 raise UserError(
                     f"{name} must hold images of {class_name} that can be read, and has none "
-                    f"({len(self.unreadable)} cannot be read); mend or replace them"
+                    f"({len(self.unreadable)} cannot be read); fix or replace them"
                 )
         positions = np.flatnonzero(chosen)
         return Split(rows[chosen].reset_index(drop=True), self.pixels, positions, self.made_by)

@@ -74,15 +74,15 @@ def _listed_patients(base: Path, paths: list[str]) -> dict[str, str]:
     if missing := {"path", "patient"} - set(table):
         raise UserError(
             f"{file} must be a CSV with columns path and patient, and has no {min(missing)}: "
-            f"its first line is '{quoted(','.join(table))}'; mend that"
+            f"its first line is '{quoted(','.join(table))}'; fix that"
         )
     rows = list(zip(table["path"], table["patient"], strict=True))
     listed = dict(rows)
     if len(listed) < len(rows) or not all(listed.values()):
-        raise UserError(f"{file} must name each image once, with a patient; mend it")
-    if strangers := sorted(listed.keys() - set(paths)):
+        raise UserError(f"{file} must name each image once, with a patient; fix it")
+    if unknown_paths := sorted(listed.keys() - set(paths)):
         raise UserError(
-            f"{file} names '{quoted(strangers[0])}', which is no image here; "
+            f"{file} names '{quoted(unknown_paths[0])}', which is no image here; "
             f"paths start at its own folder, as {paths[0]}"
         )
     return listed

@@ -69,8 +69,8 @@ def profile_files(images: DecodedDataset) -> pd.DataFrame:
     )
     files["pixels"] = files["width"] * files["height"]
     files["aspect"] = files["width"] / files["height"]
-    told = ["width", "height", "pixels", "aspect", "mean", "sharpness"]
-    files[told] = files[told].astype(float).where(files["error"] == "")
+    numeric = ["width", "height", "pixels", "aspect", "mean", "sharpness"]
+    files[numeric] = files[numeric].astype(float).where(files["error"] == "")
     files["colour"] = files["colour"].where(files["error"] == "", "")
     return files
 
@@ -183,13 +183,15 @@ def measure_metadata_leakage(files: pd.DataFrame) -> dict[str, dict[str, float]]
     """
     images = readable_files(files)
     of_test = images["split"] == "test"
-    told = {"label": (images if of_test.all() else images[~of_test], "label")}
+    targets = {"label": (images if of_test.all() else images[~of_test], "label")}
     images = images.assign(test=of_test.astype(int))
-    told["split"] = images, "test"
-    told |= {f"split_{name.lower()}": (images[images["class"] == name], "test") for name in CLASSES}
+    targets["split"] = images, "test"
+    targets |= {
+        f"split_{name.lower()}": (images[images["class"] == name], "test") for name in CLASSES
+    }
     return {
         name: _cross_validated_auc(some, some[target].to_numpy())
-        for name, (some, target) in told.items()
+        for name, (some, target) in targets.items()
         if some.groupby(target)["patient"].nunique().reindex([0, 1], fill_value=0).min() >= N_FOLDS
     }
 

@@ -49,16 +49,16 @@ class HiResCam:
         return np.concatenate(found)
 
     def _maps(self, images: np.ndarray) -> np.ndarray:
-        spoken = self._spoken(images)
+        summed = self._total(images)
         if self._mirrored:
-            spoken += self._spoken(images[:, :, ::-1])[:, :, ::-1]
-        cells = [min(side, MAX_MAP_SIDE) for side in spoken.shape[1:3]]
-        heat = tf.nn.relu(tf.image.resize(spoken, cells, "area"))
+            summed += self._total(images[:, :, ::-1])[:, :, ::-1]
+        cells = [min(side, MAX_MAP_SIDE) for side in summed.shape[1:3]]
+        heat = tf.nn.relu(tf.image.resize(summed, cells, "area"))
         heat = tf.image.resize(heat, images.shape[1:3])[..., 0].numpy()
         most = heat.max(axis=(1, 2), keepdims=True)
         return np.divide(heat, most, out=np.zeros_like(heat), where=most > 0)
 
-    def _spoken(self, images: np.ndarray) -> tf.Tensor:
+    def _total(self, images: np.ndarray) -> tf.Tensor:
         return tf.add_n([_contributions(images, *member) for member in self._members])
 
 

@@ -31,7 +31,7 @@ class Evaluation:
     Attributes:
         predictions: Columns path, patient, subtype, label, probability, one row per image.
         metrics: Name → value, the threshold among them.
-        confusion_counts: Counts tn, fp, fn, tp.
+        confusion: Counts tn, fp, fn, tp.
     """
 
     predictions: pd.DataFrame

@@ -33,13 +33,13 @@ def with_float_input(model: keras.Model) -> keras.Model:
 
     The model itself would reject such pixels or, without its check, cast them to whole numbers.
     """
-    twins = [_clone_with_float_input(member) for member in ensemble_members(model)]
-    return build_ensemble(twins, uses_flip_tta(model))
+    clones = [_clone_with_float_input(member) for member in ensemble_members(model)]
+    return build_ensemble(clones, uses_flip_tta(model))
 
 
 def _clone_with_float_input(member: keras.Model) -> keras.Model:
     network = member.get_layer("backbone")
     pixels = keras.Input(member.input_shape[1:], dtype="float32")
-    twin = keras.models.clone_model(network, input_tensors=pixels)
-    twin.set_weights(network.get_weights())
-    return keras.Model(pixels, member.get_layer("head")(twin.output))
+    clone = keras.models.clone_model(network, input_tensors=pixels)
+    clone.set_weights(network.get_weights())
+    return keras.Model(pixels, member.get_layer("head")(clone.output))

@@ -121,12 +121,12 @@ def _shares_of_pneumonia(classes: Mapping[str, Mapping[str, int]]) -> dict[str, 
     """The share of pneumonia, 0 to 1, in each published split that is there."""
     shares = {}
     for split, parts in (("train", ("train", "val")), ("test", ("test",))):
-        normal, sick = (
+        negatives, positives = (
             sum(classes.get(f"{it}_{name.lower()}", {"images": 0})["images"] for it in parts)
             for name in CLASSES
         )
-        if normal + sick:
-            shares[split] = sick / (normal + sick)
+        if negatives + positives:
+            shares[split] = positives / (negatives + positives)
     return shares
 
 
@@ -164,7 +164,7 @@ def render_page(
         findings: What `list_findings` yields.
         pictures: As `draw_figures` returns them.
     """
-    told, problems = numbers["give_away"], list(dataset_profile.file_issues(files))
+    leakage, problems = numbers["give_away"], list(dataset_profile.file_issues(files))
     return render_template(
         "explore.html",
         images,
@@ -180,10 +180,10 @@ def render_page(
         counts=dataset_profile.count_images(files).to_dict("records"),
         sizes=_ranges(files, ["class"], ("pixels", "aspect", "bytes")),
         looks=_ranges(files, ["split", "class"], ("mean", "sharpness")),
-        told=[TARGET_TITLES[name] for name in told],
-        together=[format_with_interval(it, "auc") for it in told.values()],
+        targets=[TARGET_TITLES[name] for name in leakage],
+        together=[format_with_interval(it, "auc") for it in leakage.values()],
         alone=[
-            (title, [_alone(it[name], name in numbers["constant"]) for it in told.values()])
+            (title, [_alone(it[name], name in numbers["constant"]) for it in leakage.values()])
             for name, title in dataset_profile.METADATA_TITLES.items()
         ],
         copies=copies[:MAX_LISTED].to_dict("records"),

@@ -51,8 +51,8 @@ CAPTIONS = {
     "confusion_matrix.png": "Counts, and shares of each row",
     "reliability.png": "Calibration, before and after temperature scaling",
     "learning_curves.png": "Training of the kept model",
-    "worst_errors.png": "The worst errors; below each, in colour, what speaks for pneumonia to the "
-    "model, by HiResCAM: brightest where it does most, each image by itself",
+    "worst_errors.png": "The worst errors, and below each its heat map (HiResCAM): brightest where "
+    "the image increases the logit the most",
 }
 
 

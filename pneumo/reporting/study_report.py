@@ -158,7 +158,7 @@ class StudyReport:
             headline=self._headline(),
             findings=it.winner["findings"] if it.winner else [],
             words=self._words(),
-            duel=self._comparison,
+            comparison=self._comparison,
             bound=self._bound(),
             level=bootstrap.CI_PERCENTILES[1],
             best=it.best,

@@ -32,7 +32,7 @@ class _State:
     """State of the signal handlers, of which a process has one set."""
 
     asked = False  # whether a signal has arrived
-    deaf_until = 0.0  # on the monotonic clock; signals before it are ignored
+    ignore_until = 0.0  # on the monotonic clock; signals before it are ignored
 
 
 def install_handlers() -> None:
@@ -41,16 +41,16 @@ def install_handlers() -> None:
     The next `raise_if_interrupted` raises it, or an alarm after `MAX_DELAY_SECONDS`.
     """
     signal.alarm(0)
-    _State.asked, _State.deaf_until = False, 0.0
+    _State.asked, _State.ignore_until = False, 0.0
     signal.signal(signal.SIGALRM, _on_alarm)
     for number in SIGNALS:
         signal.signal(number, _on_signal)
 
 
 def _on_signal(*_: object) -> None:
-    if time.monotonic() < _State.deaf_until:
+    if time.monotonic() < _State.ignore_until:
         return
-    _State.deaf_until = time.monotonic() + DEBOUNCE_SECONDS
+    _State.ignore_until = time.monotonic() + DEBOUNCE_SECONDS
     if _State.asked:  # a second signal interrupts at once
         raise KeyboardInterrupt
     _State.asked = True

@@ -23,8 +23,8 @@ def stderr_on_failure_only(well: Callable[[], bool]) -> Iterator[None]:
     the process dies in the block: TensorFlow aborts on a processor that it does not support.
     """
     kept, shown = os.dup(2), False
-    with tempfile.TemporaryFile() as said, _copied_if_process_dies(said):
-        os.dup2(said.fileno(), 2)
+    with tempfile.TemporaryFile() as output, _copied_if_process_dies(output):
+        os.dup2(output.fileno(), 2)
         try:
             yield
             shown = not well()
@@ -35,8 +35,8 @@ def stderr_on_failure_only(well: Callable[[], bool]) -> Iterator[None]:
             os.dup2(kept, 2)
             os.close(kept)
             if shown:
-                said.seek(0)
-                os.write(2, said.read())
+                output.seek(0)
+                os.write(2, output.read())
 
 
 # Program of the process that outlives this one: its first read returns when this one has ended

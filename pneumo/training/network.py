@@ -153,7 +153,7 @@ def blocks(network: keras.Model, name: str) -> list[list[keras.Layer]]:
     if len(found) != facts.blocks:
         raise ValueError(
             f"{name} must have {facts.blocks} blocks, as the table of backbones says: "
-            f"'{facts.block_end}' gives {len(found)}; mend the one or the other"
+            f"'{facts.block_end}' gives {len(found)}; fix the one or the other"
         )
     found[-1] += rest
     return found

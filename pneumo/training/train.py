@@ -127,8 +127,8 @@ def train(
         _fit_member(config.model_copy(update={"seed": seed}), images, deepest, report)
         for seed in _member_seeds(config)
     ]
-    said = zip(*(member.logits for member in members), strict=True)
-    val, scored, changed = (np.mean(logits, axis=0) for logits in said)
+    logits = zip(*(member.logits for member in members), strict=True)
+    val, scored, changed = (np.mean(of_members, axis=0) for of_members in logits)
     model = build_ensemble([member.model for member in members], config.flip_tta == "on")
     score = float(roc_auc_score(images.split("val").labels, scored))
     return TrainingResult(
@@ -172,11 +172,11 @@ def _fit_member(
         best = max(ended, key=lambda phase: phase.score)  # the first of equals
         model.set_weights(best.weights)
         if config.flip_tta == "on":
-            said = _mirrored_logits(config, model, images.split("val"))
+            logits = _mirrored_logits(config, model, images.split("val"))
         else:
             changed = predict_logits(best.part, best.source.perturbed(perturb.ALL_PERTURBATIONS))
-            said = (*history[best.epoch], changed)
-    return _MemberResult(model, best.epoch + 1, said)
+            logits = (*history[best.epoch], changed)
+    return _MemberResult(model, best.epoch + 1, logits)
 
 
 def _mirrored_logits(

@@ -352,7 +352,7 @@ def require_no_repeated_failure(study: optuna.Study) -> None:
     if error := repeated_failure(study):
         raise StudyFailedError(
             f"{MAX_CONSECUTIVE_FAILURES} trials in a row failed alike ({error}); "
-            "the traceback is with their runs in MLflow: mend the cause and start again"
+            "the traceback is with their runs in MLflow: fix the cause and start again"
         )
 
 

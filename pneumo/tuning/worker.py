@@ -57,7 +57,7 @@ def run_trials(
     failures = FailureCounter(lambda: work.ended)
     while True:
         try:
-            work.settle()
+            work.finish_own_trials()
             return work.search()
         except StudyFailedError:
             raise
@@ -100,7 +100,7 @@ class _TrialLoop:
         )
         require_no_repeated_failure(self._study)
 
-    def settle(self) -> None:
+    def finish_own_trials(self) -> None:
         """Ends what this process left running; what has its score already is complete."""
         for trial in running_trials(self._study):
             if tuple(attributes.PROCESS.get(trial, ())) == ProcessId.current():

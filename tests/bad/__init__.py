@@ -1,4 +1,4 @@
-"""Inputs from strangers' disks: how each is made, and what is to become of it."""
+"""Inputs that nobody has checked: how each is made, and what is to become of it."""
 
 import re
 from collections.abc import Callable

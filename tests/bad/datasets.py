@@ -215,7 +215,7 @@ CASES: list[Case] = [
     Case("broken since it was decoded", changed_since(b""), "1 of 52 images cannot be read"),
     Case("binary patients.csv", patients(bytes(range(256))), "patients.csv must be a CSV .*save"),
     Case("UTF-16 patients.csv", patients("path,patient\n".encode("utf-16")), "in UTF-8.*save it"),
-    Case("semicolons", patients(b"path;patient\na;b\n"), "its first line is 'path;patient'; mend"),
+    Case("semicolons", patients(b"path;patient\na;b\n"), "its first line is 'path;patient'; fix"),
     Case("ragged patients.csv", patients(b"path,patient\na,b\na,b,c\n"), "cannot be read.*line 3"),
     Case("patients.csv of Excel", patients(b"\xef\xbb\xbfpath,patient\r\n"), CLEAN, refused=False),
     Case("a path that is too long", named("x" * 4_000), "there is no 'x+…x+' here; check"),

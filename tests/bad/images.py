@@ -100,7 +100,7 @@ def holding(content: bytes, *flags: str) -> Callable[[Path], list[str]]:
 
 def refused(what: str) -> Case:
     content, why = UNREADABLE[what]
-    says = rf"1 of 53 images .* is train/NORMAL/IM-9999-0001.jpeg \(.*({why}).*\): mend or remove"
+    says = rf"1 of 53 images .* is train/NORMAL/IM-9999-0001.jpeg \(.*({why}).*\): fix or remove"
     return Case(what, holding(content), says)
 
 

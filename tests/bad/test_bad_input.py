@@ -1,4 +1,4 @@
-"""Each input from strangers' disks, given to the command that takes it."""
+"""Each input that nobody has checked, given to the command that takes it."""
 
 import mlflow
 import pytest

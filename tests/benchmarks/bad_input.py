@@ -1,4 +1,4 @@
-"""Inputs from strangers' disks, each given to a command of its own: what becomes of them.
+"""Inputs that nobody has checked, each given to a command of its own: what becomes of them.
 
     python -m tests.benchmarks.bad_input
 

@@ -144,7 +144,7 @@ def test_each_image_is_explained(study, few, capsys):
     code, output, errors = run("predict", *call, "--explain", "true")
     assert (code, errors) == (0, "")
     assert f"148 images were in {out} before" in output
-    assert f"what speaks for pneumonia in each: {folder}" in output
+    assert f"heat maps: {folder}" in output
     readable = [path for path, *_, error in rows(out)[1:] if not error]
     assert len(readable) == 146
     made = {str(it.relative_to(folder)) for it in folder.rglob("*") if it.is_file()}

@@ -50,7 +50,7 @@ def test_the_clean_up_is_left_in_peace_for_a_while(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         signals.raise_if_interrupted()
     send(signal.SIGTERM)
-    monkeypatch.setattr(signals._State, "deaf_until", 0.0)
+    monkeypatch.setattr(signals._State, "ignore_until", 0.0)
     with pytest.raises(KeyboardInterrupt):  # at once: a person insists
         send(signal.SIGTERM)
 

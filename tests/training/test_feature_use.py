@@ -50,8 +50,8 @@ def test_a_cut_that_does_not_pay_is_trained_from_pixels_with_the_same_result(
 
 def test_the_room_for_a_run_is_what_it_will_store(config, images, own_cache, monkeypatch):
     config = config.override({"unfreeze_depth": 1, "epochs": 2, "augment_strength": 0.5})
-    asked, room_for = [], "pneumo.training.train.room_for"
-    monkeypatch.setattr(room_for, lambda sizes: asked.append(sizes) or 10**12)
+    asked, target = [], "pneumo.training.train.available_bytes"
+    monkeypatch.setattr(target, lambda sizes: asked.append(sizes) or 10**12)
     train(config.override({"objective": "val_blurred_auc"}), images, deepest=2)
     [sizes] = asked
     folders = {it.relative_to(own_cache).as_posix(): it for it in own_cache.glob("features/*")}

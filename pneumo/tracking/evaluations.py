@@ -1,4 +1,4 @@
-"""Evaluations as runs: which model on which split, and how often test was looked at."""
+"""Evaluations as MLflow runs: which model on which split, and how often test images were used."""
 
 import json
 from collections import Counter
@@ -15,10 +15,20 @@ from pneumo.tracking.tags import EXTERNAL, MODEL, MODEL_ID, SPLIT
 
 @contextmanager
 def tag_evaluation(model: str, model_id: str, split: str, external: bool) -> Iterator[str]:
-    """The active run says which model it holds against which split; yields its id.
+    """Tag the active run as the evaluation of a model on a split.
 
-    It names MLflow's id of the model only from the end on, when all is logged: a study's run that
-    shows its former winner's evaluation until then is never taken for one of the next.
+    MLflow's id of the model is tagged only at the end of the block, when everything is logged. A
+    study's run may show the evaluation of an earlier winner until then. Without the id it is never
+    mistaken for the evaluation of the next winner.
+
+    Args:
+        model: Name and version of the model.
+        model_id: MLflow's id of the model.
+        split: Name of the split.
+        external: Whether the images are those of another data set.
+
+    Yields:
+        Id of the active run.
     """
     tags = {
         MODEL: model,
@@ -33,8 +43,8 @@ def tag_evaluation(model: str, model_id: str, split: str, external: bool) -> Ite
 def record_look(model_id: str, images_digest: str) -> None:
     """Record on the active run that a model is about to be evaluated on test images.
 
-    A study's run may evaluate a second winner, which replaces the tags and artifacts of the first:
-    both looks stay counted.
+    A study's run may evaluate a second winner, which replaces the tags and artifacts of the first.
+    Both looks remain counted.
 
     Args:
         model_id: MLflow's id of the model.
@@ -46,9 +56,10 @@ def record_look(model_id: str, images_digest: str) -> None:
 
 
 def count_looks(images_digest: str) -> Counter[str]:
-    """Count the evaluations on test images by MLflow's id of the model.
+    """Count the evaluations on test images, by MLflow's id of the model.
 
-    All experiments count, and deleted runs too: deleting a run does not undo a look at its results.
+    All experiments count. Deleted runs count too, because deleting a run does not undo a look at
+    its results.
     """
     client = mlflow.MlflowClient()
     experiments = client.search_experiments(ViewType.ALL, max_results=MAX_RESULTS)
@@ -66,12 +77,21 @@ def _looks_of(run: Run) -> Counter[str]:
 
 
 def evaluated_model(run: Run) -> str:
-    """MLflow's id of the model that a run has held against a split; '' where it has none."""
+    """Return MLflow's id of the model that a run has evaluated, or '' if it has evaluated none."""
     return run.data.tags.get(tags.MODEL_ID, "")
 
 
 def find_evaluation(model_id: str, data_digest: str, split: str) -> str | None:
-    """The latest run that has held a model against a split of some data, if there is one."""
+    """Find the latest run that has evaluated a model on a split of some data.
+
+    Args:
+        model_id: MLflow's id of the model.
+        data_digest: Digest of the data set.
+        split: Name of the split.
+
+    Returns:
+        Id of the run, or None if there is none.
+    """
     wanted = {
         tags.MODEL_ID: model_id,
         tags.DATA_DIGEST: data_digest,
@@ -88,5 +108,5 @@ def find_evaluation(model_id: str, data_digest: str, split: str) -> str | None:
 
 
 def evaluated_threshold(run_id: str, split: str) -> float:
-    """Return the threshold that an evaluation has used."""
+    """Return the threshold that the evaluation of a run on a split has used."""
     return mlflow.get_run(run_id).data.metrics[f"{split}_threshold"]

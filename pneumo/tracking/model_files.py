@@ -1,4 +1,4 @@
-"""The files of a model: stored, and opened with nothing of them run."""
+"""Files of a stored model, written and loaded without running any stored code."""
 
 import hashlib
 import importlib.util
@@ -28,42 +28,53 @@ if TYPE_CHECKING:
     from pneumo.inference.pyfunc import PneumoniaModel
 
 
-# The decoder's version when the settings of a model did not note it yet
+# Version of the decoder of models whose settings do not name one
 UNNOTED_DECODER_VERSION = 3
 
 
 def load_model(model_uri: str) -> "PneumoniaModel":
-    """The stored model, with its `keras_model` and `settings`. Raises `UserError` as `find`."""
+    """Load a stored model, with its `keras_model` and `settings`.
+
+    Raises:
+        UserError: The files are incomplete, invalid or not safe to load: see `load_files`.
+    """
     with downloaded_model(model_uri) as folder:
         return load_files(folder, model_uri)
 
 
 @contextmanager
 def downloaded_model(model_uri: str) -> Iterator[Path]:
-    """The files of a stored model, as a copy that nobody changes after it has been looked at."""
+    """Yield a private copy of a stored model's files, which no process changes after checks."""
     with tempfile.TemporaryDirectory(prefix="pneumo-") as folder:
         mlflow.artifacts.download_artifacts(model_uri, dst_path=folder)
         yield Path(folder)
 
 
 def load_files(folder: Path, model_uri: str) -> "PneumoniaModel":
-    """The model that lies in a folder, as this package runs it.
+    """Load the model in a folder as this package runs it.
 
-    MLflow would run what code and unpickle what pickles it finds there, and Python what bytecode:
-    here none of them is so much as read.
+    Unlike `mlflow.pyfunc.load_model`, this never reads the stored code, pickles or bytecode, so it
+    runs none of them.
+
+    Args:
+        folder: Folder with the files, as MLflow downloads them.
+        model_uri: URI of the model, for the error message.
+
+    Raises:
+        UserError: A file is missing, is not safe to load, or is not as pneumo makes it.
     """
     from pneumo.inference.pyfunc import PneumoniaModel
 
     files = {name: folder / "artifacts" / file for name, file in MODEL_FILES.items()}
     if missing := [file.name for file in files.values() if not file.is_file()]:
         raise _invalid_model_error(model_uri, f"it has no {missing[0]}")
-    if not zipfile.is_zipfile(files["keras"]):  # else Keras would say that there is no such file
+    if not zipfile.is_zipfile(files["keras"]):  # else Keras reports a missing file
         raise _invalid_model_error(model_uri, f"{files['keras'].name} is no file of Keras 3")
     model = PneumoniaModel()
     try:
         model.load_from(files["keras"], files["settings"])
         wrong = next(_model_problems(model), None)
-    except Exception as error:  # a parser fed with strangers' files raises nearly anything
+    except Exception as error:  # on untrusted files a parser raises nearly anything
         reason = str(error).strip().partition(". ")[0] or type(error).__name__
         raise _invalid_model_error(
             model_uri, f"its files cannot be loaded safely ({reason[:300]})"
@@ -74,8 +85,8 @@ def load_files(folder: Path, model_uri: str) -> "PneumoniaModel":
 
 
 def _model_problems(model: "PneumoniaModel") -> Iterator[str]:
-    """What of a model is not as pneumo makes it, in words."""
-    from pneumo.inference.logits import ensemble_members  # TensorFlow, which takes long, only now
+    """Yield a description of each deviation of a model from what pneumo makes."""
+    from pneumo.inference.logits import ensemble_members  # here, since TensorFlow is slow to import
 
     network, size = model.keras_model, model.image_size
     shapes = *network.input_shape, *network.output_shape
@@ -111,10 +122,10 @@ def _invalid_model_error(model_uri: str, why: str) -> UserError:
 
 
 def model_digest(folder: Path) -> str:
-    """16 hex digits that name the files of a stored model: weights, settings and code."""
+    """Return 16 hex digits that identify a stored model's files: weights, settings and code."""
     found = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
-        # MLflow adds its own note of the version to what it downloads
+        # MLflow adds a file about the version to what it downloads
         if file.is_file() and file.name != "registered_model_meta" and not _is_bytecode_cache(file):
             found.update(file.relative_to(folder).as_posix().encode() + b"\0")
             found.update(hashlib.sha256(file.read_bytes()).digest())
@@ -122,24 +133,24 @@ def model_digest(folder: Path) -> str:
 
 
 def _is_bytecode_cache(file: Path) -> bool:
-    """Whether it is bytecode as Python leaves it where a model has been served.
+    """Return whether a file is bytecode that Python writes when it serves a model.
 
-    That lies in `__pycache__`, its source beside that, whose age it names. Python would run any
-    other without a look at a source.
+    Such bytecode is in `__pycache__`, names the age of its source, and its source is next to that
+    folder. Python would run any other bytecode without checking a source.
     """
     if file.suffix != ".pyc" or file.parent.name != "__pycache__":
         return False
     try:
         source = Path(importlib.util.source_from_cache(str(file)))
-    except ValueError:  # it is not named as Python names them
+    except ValueError:  # its name is not one that Python uses
         return False
     with file.open("rb") as bytecode:
         kind = bytecode.read(8)[4:]
     return source.is_file() and kind == bytes(4)
 
 
-# The only part of the package that a stored model carries, and what that needs where it is served,
-# at the versions it was made with
+# A stored model contains this part of the package only. It requires these packages when it is
+# served, at the versions with which it was made
 INFERENCE = Path(__file__).parent.parent / "inference"
 SERVING_REQUIREMENTS = (
     "mlflow",
@@ -152,8 +163,8 @@ SERVING_REQUIREMENTS = (
     "joblib",
 )
 
-# The `__init__.py` of the copy. MLflow puts the copy first on the path: who loads a model before
-# importing pneumo where that is installed would else find nothing but the copy
+# The `__init__.py` of the copy. MLflow puts the copy first on the path. A process may load a model
+# before it imports an installed pneumo. Without this line it would find only the copy
 COPY_INIT = '__path__ = __import__("pkgutil").extend_path(__path__, __name__)\n'
 
 SIGNATURE = ModelSignature(
@@ -168,23 +179,29 @@ SIGNATURE = ModelSignature(
     ),
 )
 
-# What is stored of a model, below `artifacts/`
+# Files of a stored model below `artifacts/`
 MODEL_FILES = {"keras": "model.keras", "settings": "settings.json"}
 
 
 def log_model(
     run_id: str, model: "keras.Model", settings: Mapping[str, Any], example: bytes | None = None
 ) -> ModelInfo:
-    """Stores a model as `model` of a run, ended or not; says where.
+    """Store a model as `model` of a run, which may have ended.
 
-    `settings`: see `pyfunc.PneumoniaModel.load_from`. With an `example`, an image
-    file's bytes, MLflow loads the model again and runs it.
+    Args:
+        run_id: Id of the run.
+        model: The Keras model.
+        settings: See `pyfunc.PneumoniaModel.load_from`.
+        example: Bytes of an image file. With these MLflow loads the stored model and runs it.
+
+    Returns:
+        Where MLflow has stored the model.
     """
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / file for name, file in MODEL_FILES.items()}
         model.save(files["keras"])
         files["settings"].write_text(json.dumps(settings))
-        # The flavour's own log_model knows no run but the active one
+        # The flavor's own log_model works on the active run only
         return Model.log(
             artifact_path=None,
             flavor=mlflow.pyfunc,
@@ -202,7 +219,7 @@ def log_model(
 
 
 def _copy_inference(folder: Path) -> Path:
-    """Make a package `pneumo` that has `inference` alone, in a folder, and return its path."""
+    """Create a package `pneumo` with `inference` alone in a folder, and return its path."""
     package = folder / "pneumo"
     shutil.copytree(
         INFERENCE, package / INFERENCE.name, ignore=shutil.ignore_patterns("__pycache__")
@@ -212,7 +229,7 @@ def _copy_inference(folder: Path) -> Path:
 
 
 def delete_model(model_uri: str) -> None:
-    """Deletes a model at `models:/m-…` with its files; nothing where it is deleted already."""
+    """Delete a model at `models:/m-…` with its files; do nothing if it is deleted already."""
     client, model_id = mlflow.MlflowClient(), model_uri.removeprefix("models:/")
     try:
         model = client.get_logged_model(model_id)

@@ -1,4 +1,4 @@
-"""A model by its address in MLflow."""
+"""Models in MLflow, found by their URI."""
 
 import re
 from dataclasses import dataclass
@@ -27,8 +27,12 @@ MODEL_URI_PATTERN = re.compile(
 class LoadedModel:
     """A model in MLflow, loaded.
 
-    `trial`: the Keras run that made it; `model_id`: MLflow's own; `name` and `version`: in the
-    registry, '' and 0 where it is not registered; `model`: with its `keras_model` and `settings`.
+    Attributes:
+        trial: The Keras run that trained it.
+        model_id: MLflow's id of the model.
+        name: Name of the registered model, or '' if it is not registered.
+        version: Number of the version, or 0 if it is not registered.
+        model: The model, with its `keras_model` and `settings`.
     """
 
     trial: Run
@@ -39,31 +43,34 @@ class LoadedModel:
 
     @property
     def title(self) -> str:
-        """What a person calls it."""
+        """Return the model's name for people."""
         return f"{self.name} version {self.version}" if self.version else f"model {self.model_id}"
 
     @property
     def synthetic(self) -> bool:
-        """Whether it was trained on synthetic images."""
+        """Return whether the model was trained on synthetic images."""
         return self.trial.data.tags[tags.SYNTHETIC] == "true"
 
 
 class ModelTamperedError(UserError):
-    """The files of a version are not those that were registered, or are missing."""
+    """The error for a version whose files are missing or are not those that were registered."""
 
 
 class TrialRemovedError(UserError):
-    """The run that trained a model is no longer in the store."""
+    """The error for a model whose training run is no longer in the store."""
 
 
 def find_model(model_uri: str) -> LoadedModel:
-    """The model at `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/m-…`.
+    """Load the model at a URI.
+
+    Args:
+        model_uri: `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/m-…`.
 
     Raises:
         ModelTamperedError: The files of a version have changed since it was registered, or are
-            missing; nothing of them is loaded.
-        TrialRemovedError: The run that trained it has been removed by `mlflow gc`.
-        UserError: There is no such model, or it is another's, or it is broken.
+            missing. Nothing of them is loaded.
+        TrialRemovedError: The run that trained the model has been removed by `mlflow gc`.
+        UserError: The model does not exist, was not created by pneumo, or is invalid.
     """
     try:
         exact, version, model_id, run_id = _resolve_uri(model_uri)
@@ -86,7 +93,7 @@ def _uri_rule(model_uri: str) -> str:
 
 
 def _resolve_uri(model_uri: str) -> tuple[str, ModelVersion | None, str, str]:
-    """What an address names: by an exact one, its version if it has one, its id, its run's id."""
+    """Return a fixed URI, the version if the model has one, the model's id, and its run's id."""
     match, client = MODEL_URI_PATTERN.fullmatch(model_uri), mlflow.MlflowClient()
     if not match:
         raise UserError(f"{_uri_rule(model_uri)}; MLflow's page of a model shows its address")
@@ -95,7 +102,7 @@ def _resolve_uri(model_uri: str) -> tuple[str, ModelVersion | None, str, str]:
         return model_uri, None, found.model_id, found.source_run_id
     if match["number"]:
         version = client.get_model_version(match["name"], match["number"])
-    else:  # which may move meanwhile
+    else:  # an alias may move until the files are read
         version = client.get_model_version_by_alias(match["name"], match["alias"])
     if tags.MODEL_DIGEST not in version.tags:
         raise _foreign_model_error(model_uri)
@@ -104,7 +111,7 @@ def _resolve_uri(model_uri: str) -> tuple[str, ModelVersion | None, str, str]:
 
 
 def _source_run(run_id: str | None, model_uri: str) -> Run:
-    """The run that made a model, if it is one of pneumo's."""
+    """Return the run that trained a model; raise UserError if pneumo did not create it."""
     try:
         run = mlflow.get_run(run_id) if run_id else None
     except MlflowException as error:
@@ -122,9 +129,13 @@ def _source_run(run_id: str | None, model_uri: str) -> Run:
 def verify_registered_files(model_name: str, version: int) -> None:
     """Require that a version's files are those that were registered.
 
+    Args:
+        model_name: Name of the registered model.
+        version: Number of the version.
+
     Raises:
-        ModelTamperedError: They have changed, or are missing.
-        UserError: They cannot be read.
+        ModelTamperedError: The files have changed, or are missing.
+        UserError: The files cannot be read.
     """
     model_uri = f"models:/{model_name}/{version}"
     try:
@@ -157,5 +168,5 @@ def _require_unchanged(version: ModelVersion, folder: Path) -> None:
 
 
 def logged_model_id(version: ModelVersion) -> str:
-    """Return MLflow's id of the logged model that a version is made of."""
+    """Return MLflow's id of the logged model of a version."""
     return version.source.removeprefix("models:/")

@@ -1,4 +1,4 @@
-"""Registered versions: made, described, and their aliases moved."""
+"""Versions of registered models: creation, descriptions, tags and aliases."""
 
 import json
 from collections.abc import Iterator
@@ -39,12 +39,12 @@ TAGS_FROM_TRIAL = (*tags.PROVENANCE, tags.TRIAL_NUMBER)
 
 MODEL_DESCRIPTION = (
     "Pneumonia or not, on chest X-rays of children. For research; not a medical device.\n\n"
-    # As code: MLflow makes links to people on GitHub of names that begin with an @
+    # As code, because MLflow turns names with an @ into links to people on GitHub
     f"`@{CHALLENGER}` is the newest version; `@{CHAMPION}` the one to use, which `promote` chooses "
     f"on evidence; `@{PREVIOUS}` the champion before it."
 )
 
-# The metrics that a version's description tells, and what it calls them
+# Metrics in a version's description, and their titles
 DESCRIBED_METRICS = {"auc": "AUC", **{it: it for it in ("sensitivity", "specificity", "accuracy")}}
 
 
@@ -52,8 +52,8 @@ def log_test_evaluations(stored: LoadedModel, count: int) -> None:
     """Tag a model with the number of its evaluations on the test images of its own data.
 
     Args:
-        stored: The model; its version has the tag, or MLflow's model if it is not registered.
-        count: The number of evaluations.
+        stored: The model. Its version gets the tag, or MLflow's model if it is not registered.
+        count: Number of evaluations.
     """
     tags = {TEST_EVALUATIONS: str(count)}
     if stored.version:
@@ -63,14 +63,26 @@ def log_test_evaluations(stored: LoadedModel, count: int) -> None:
 
 
 def record_test_metrics(stored: LoadedModel, run_id: str, metrics: dict[str, float]) -> None:
-    """Notes on a version what a run has found on test of the data that the version is made of."""
+    """Store the test metrics of an evaluation run as tags of the model's version.
+
+    Args:
+        stored: The model, which must be registered.
+        run_id: Id of a run that has evaluated it on the test images of its own data.
+        metrics: Metrics of that evaluation: name → value.
+    """
     tags = {f"test_{name}": str(metrics[name]) for name in DESCRIBED_METRICS}
     set_version_tags(stored.name, stored.version, {EVALUATION_RUN: run_id, **tags})
     update_description(stored.name, stored.version)
 
 
 def set_version_tags(model_name: str, version: int, tags: dict[str, str]) -> None:
-    """Sets tags of a version."""
+    """Set tags of a version.
+
+    Args:
+        model_name: Name of the registered model.
+        version: Number of the version.
+        tags: Name → value.
+    """
     client = mlflow.MlflowClient()
     for key, value in tags.items():
         client.set_model_version_tag(model_name, str(version), key, value)
@@ -79,13 +91,13 @@ def set_version_tags(model_name: str, version: int, tags: dict[str, str]) -> Non
 def register(run_id: str, model: "PneumoniaModel", model_name: str) -> LoadedModel:
     """Make a trial's model the newest version of a registered model, and its `challenger`.
 
-    The model is logged once more on its trial's run, now with an input example. That takes
-    seconds, so models that are never registered are spared it.
+    The model is logged again on its trial's run, now with an input example. That takes seconds, so
+    it is done only for models that are registered.
 
     Args:
         run_id: Id of the trial's run.
         model: The trial's model.
-        model_name: Name of the registered model, which is created if there is none.
+        model_name: Name of the registered model, which is created if it does not exist.
     """
     info = model_files.log_model(run_id, model.keras_model, model.settings, example_file())
     with downloaded_model(info.model_uri) as folder:
@@ -97,8 +109,8 @@ def register(run_id: str, model: "PneumoniaModel", model_name: str) -> LoadedMod
 def register_once(run_id: str, model: "PneumoniaModel", model_name: str) -> LoadedModel:
     """Make a trial's model the `challenger`, in a new version only if it has none yet.
 
-    A model that has a version under another name is not logged again: both versions then share
-    its files, and its evaluations. See `register` for the arguments.
+    A model that has a version under another name is not logged again. Both versions then share its
+    files and its evaluations. See `register` for the arguments.
     """
     versions = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
     if named := [version for version in versions if version.name == model_name]:
@@ -139,7 +151,12 @@ def _add_version(model_name: str, trial: Run, model_id: str, files_digest: str) 
 
 
 def update_description(model_name: str, version: int) -> None:
-    """Writes what a person wants to know of a version, with links, from what is stored of it."""
+    """Write a version's description for people, with links, from what is stored about the version.
+
+    Args:
+        model_name: Name of the registered model.
+        version: Number of the version.
+    """
     client = mlflow.MlflowClient()
     it = client.get_model_version(model_name, str(version))
     lines = [
@@ -183,7 +200,7 @@ def _links(version: ModelVersion) -> Iterator[tuple[str, str]]:
         runs.find_run(tags[name]) if name in tags else None
         for name in (EVALUATION_RUN, PROMOTION_RUN)
     )
-    # The run of a study may by now be the evaluation of a later winner
+    # In the meantime the study's run may have become the evaluation of a later winner
     if run and version.source == f"models:/{evaluations.evaluated_model(run)}":
         yield "evidence", session.ui_path(run, "test/evidence.html")
     if decision:
@@ -191,9 +208,14 @@ def _links(version: ModelVersion) -> Iterator[tuple[str, str]]:
 
 
 def version_by_alias(model_name: str, alias: str) -> int:
-    """The version that has an alias; 0 where none has.
+    """Return the version that has an alias, or 0 if none has it.
 
-    Raises `UserError` where there is no model.
+    Args:
+        model_name: Name of the registered model.
+        alias: The alias, without an @.
+
+    Raises:
+        UserError: There is no registered model of that name.
     """
     return int(_registered(model_name).aliases.get(alias, 0))
 
@@ -209,7 +231,15 @@ def _registered(model_name: str) -> RegisteredModel:
 
 
 def require_version(model_name: str, version: str) -> int:
-    """`version`, if there is one. Raises `UserError` where there is none."""
+    """Return the number of a version that must exist.
+
+    Args:
+        model_name: Name of the registered model.
+        version: Number of the version, as text.
+
+    Raises:
+        UserError: There is no such registered model, or no such version of it.
+    """
     numbers = sorted(int(it.version) for it in _versions(_registered(model_name)))
     if version not in map(str, numbers):
         raise UserError(
@@ -226,8 +256,8 @@ def _versions(model: RegisteredModel) -> list[ModelVersion]:
 def champions(model_name: str) -> dict[int, ModelVersion]:
     """Return all versions that are or have been champion, by number.
 
-    Versions that became champion before `set_champion` began to tag them are known only while they
-    have an alias.
+    A version that became champion before `set_champion` tagged champions is known only while it has
+    an alias.
     """
     model = _registered(model_name)
     holders = {int(model.aliases[it]) for it in (CHAMPION, PREVIOUS) if it in model.aliases}
@@ -240,7 +270,11 @@ def champions(model_name: str) -> dict[int, ModelVersion]:
 
 
 def own_threshold(version: ModelVersion) -> float | None:
-    """Return the threshold of a version without its files, None if nothing in the store has it."""
+    """Return a version's threshold without reading its files.
+
+    Returns:
+        The threshold, or None if it is not in the store.
+    """
     if tags.THRESHOLD in version.tags:
         return float(version.tags[tags.THRESHOLD])
     trial = runs.find_run(version.run_id)
@@ -248,12 +282,18 @@ def own_threshold(version: ModelVersion) -> float | None:
 
 
 def set_champion(model_name: str, version: int, champion: int) -> int:
-    """Makes `version` the champion, and the present one `previous`, if that is still `champion`.
+    """Make a version the champion and the present one `previous`, if the champion has not changed.
 
-    `champion`: the version that `version` was found to be good enough to follow; 0 is none.
-    Returns the champion that it found: another one means that nothing was changed. MLflow cannot
-    compare and set an alias; between processes of one machine a lock makes up for it. All versions
-    that have or lose an alias by it are tagged as champions for `champions`.
+    MLflow cannot compare and set an alias in one step. A lock makes up for that between processes
+    of one machine. All versions that gain or lose an alias are tagged as champions for `champions`.
+
+    Args:
+        model_name: Name of the registered model.
+        version: The new champion.
+        champion: The champion that `version` was compared with, or 0 for none.
+
+    Returns:
+        The champion that this function found. If it is not `champion`, nothing was changed.
     """
     client = mlflow.MlflowClient()
     with cache.lock(f"promote {model_name}"):

@@ -1,4 +1,4 @@
-"""What a run holds: written, and read back."""
+"""Results of a run: written to MLflow, and read from it."""
 
 import json
 import tempfile
@@ -23,9 +23,16 @@ from pneumo.training.config import RunConfig
 
 
 def decode_and_log(dataset: Dataset, config: RunConfig) -> DecodedDataset:
-    """The images as `config` asks for them, told to the active run.
+    """Decode the images of a data set for a config, and log them to the active run.
 
-    What cannot be read is listed and counted there also if it is too much, and `UserError` raised.
+    Unreadable files are listed and counted there even if there are too many.
+
+    Args:
+        dataset: The data set.
+        config: Config with the size of the images and the limit of unreadable files.
+
+    Raises:
+        UserError: More files are unreadable than `config.max_unreadable` permits.
     """
     images = dataset.decode(config.image_size, max_unreadable=1, resize=config.resize)
     log_data(images)
@@ -39,21 +46,21 @@ def decode_and_log(dataset: Dataset, config: RunConfig) -> DecodedDataset:
 # Artifacts of a Keras run: its training and validation files, and the test files of its data set
 TRAINING_FILES, TEST_FILES = "data/files.csv", "data/test_files.csv"
 
-# The columns of predictions that are numbers; all others of the tables are text
+# Numeric columns of predictions. All other columns of the tables are text
 NUMERIC_COLUMNS = {"label": "int64", "probability": "float64"}
 
 INTEGRITY_ERROR_MARK = (
-    "/gkpj)"  # how SQLAlchemy's errors end where something is there that may be there once
+    "/gkpj)"  # end of SQLAlchemy's message for a violated unique constraint: a link to its docs
 )
 
-# The input contexts that MLflow's UI knows
+# Split → input context of MLflow's UI
 DATASET_CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
 
 
 def log_data(images: DecodedDataset) -> None:
-    """The data as inputs of the active run, one per split, with its counts per class as tags.
+    """Log the data as inputs of the active run, one per split, with counts per class as tags.
 
-    Files that could not be read are listed with their reasons in `data/unreadable.csv`.
+    Unreadable files are listed with their reasons in `data/unreadable.csv`.
     """
     dataset = images.dataset
     for split, counts in images.counts().groupby("split"):
@@ -71,9 +78,9 @@ def log_data(images: DecodedDataset) -> None:
 
 
 def log_files(images: DecodedDataset) -> None:
-    """Log which image files the active Keras run uses, so that they are known elsewhere.
+    """Log which image files the active Keras run uses, so that other machines can know them.
 
-    `data/files.csv` lists the training and validation images, `data/test_files.csv` all test
+    `data/files.csv` lists the training and validation images. `data/test_files.csv` lists all test
     images of the data set, if it has any.
     """
     rows = images.dataset.rows
@@ -85,7 +92,7 @@ def log_files(images: DecodedDataset) -> None:
 
 
 def read_files(run_id: str) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """Read the image files that a Keras run has used, every value as text.
+    """Read the list of image files that a Keras run has used, every value as text.
 
     Returns:
         Its training and validation files (columns split, patient, sha256) and the test files of
@@ -101,10 +108,18 @@ def read_files(run_id: str) -> tuple[pd.DataFrame, pd.DataFrame] | None:
 
 
 def known_files(trial: Run, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """Return what `read_files` does; for a run without its list, what the same data set tells."""
+    """Return the image files of a Keras run, from its list or else from the same data set.
+
+    Args:
+        trial: The Keras run.
+        dataset: The data set to use if the run has no list but was trained on the same data.
+
+    Returns:
+        What `read_files` returns, or None if the files are unknown.
+    """
     found = read_files(trial.info.run_id)
     if found is None and trial.data.tags[tags.DATA_DIGEST] == dataset.digest:
-        # The run is older than such lists or has lost its own
+        # The run is older than such lists, or has lost its list
         is_test = dataset.rows["split"] == "test"
         return dataset.rows[~is_test], dataset.rows[is_test]
     return found
@@ -124,14 +139,19 @@ def _log_input(described: MetaDataset, **how: Any) -> None:
     except MlflowException as error:
         if INTEGRITY_ERROR_MARK not in str(error):
             raise
-        # Another process has described the same data at that moment: now it is found
+        # Another process logged the same data at the same time, so MLflow finds it now
         mlflow.log_input(described, **how)
 
 
 def log_epoch(run_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
-    """Log an epoch's metrics under `epoch/`, in one call; `epoch` counts from 1.
+    """Log an epoch's metrics below `epoch/`, in one call.
 
-    The metric that is logged first is what MLflow's plots of several runs begin with.
+    MLflow's plots of several runs begin with the metric that is logged first, here `val_auc`.
+
+    Args:
+        run_id: Id of the run.
+        epoch: Number of the epoch, from 1.
+        metrics: Name → value, with `val_auc`.
     """
     metrics = {"val_auc": metrics["val_auc"], **metrics}
     named = {f"epoch/{name}": value for name, value in metrics.items()}
@@ -141,7 +161,14 @@ def log_epoch(run_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
 def log_evaluation(
     split: str, evaluation: Evaluation, files: Mapping[str, bytes] = MappingProxyType({})
 ) -> None:
-    """Metrics as `val_…` or `test_…`; predictions, counts and `files` below `val/` or `test/`."""
+    """Log an evaluation to the active run.
+
+    Args:
+        split: Name of the split, which prefixes the metrics (`val_…`, `test_…`) and names the
+            folder of the artifacts.
+        evaluation: The evaluation. Its predictions and counts are stored in the folder.
+        files: Further files in that folder: name → content.
+    """
     mlflow.log_metrics({f"{split}_{name}": value for name, value in evaluation.metrics.items()})
     files = {
         "predictions.csv": evaluation.predictions.to_csv(index=False).encode(),
@@ -152,13 +179,24 @@ def log_evaluation(
 
 
 def log_exploration(metrics: Mapping[str, float], files: Mapping[str, bytes]) -> None:
-    """What was found in a data set: metrics of the active run, and `files` below `explore/`."""
+    """Log the statistics of a data set to the active run.
+
+    Args:
+        metrics: Name → value.
+        files: Files below `explore/`: name → content.
+    """
     mlflow.log_metrics(dict(metrics))
     write_files("explore", files)
 
 
 def write_files(folder: str, files: Mapping[str, bytes], run_id: str | None = None) -> None:
-    """Store files in a folder among the artifacts of a run, by default the active one."""
+    """Store files in a folder among the artifacts of a run.
+
+    Args:
+        folder: Path of the folder among the artifacts.
+        files: Name → content.
+        run_id: Id of the run, by default the active one.
+    """
     with tempfile.TemporaryDirectory() as draft:
         for name, content in files.items():
             (Path(draft) / name).write_bytes(content)
@@ -166,12 +204,16 @@ def write_files(folder: str, files: Mapping[str, bytes], run_id: str | None = No
 
 
 def read_predictions(run_id: str, split: str) -> pd.DataFrame:
-    """The predictions of a run, names and numbers as they were: columns as in `Evaluation`."""
+    """Read the predictions of a run, with names and numbers as they were.
+
+    Returns:
+        Columns as in `Evaluation`.
+    """
     return _read_table(run_id, f"{split}/predictions.csv").astype(NUMERIC_COLUMNS)
 
 
 def read_metrics(run_id: str, split: str) -> dict[str, Any]:
-    """Return all that an evaluation has stored in `metrics.json` of a run."""
+    """Return the content of `metrics.json`, which an evaluation has stored in a run."""
     return mlflow.artifacts.load_dict(f"runs:/{run_id}/{split}/metrics.json")
 
 
@@ -182,12 +224,16 @@ def has_predictions(run_id: str, split: str) -> bool:
 
 
 def read_val_threshold(run_id: str) -> float:
-    """The threshold that a Keras run has chosen on validation."""
+    """Return the threshold that a Keras run has chosen on validation."""
     return mlflow.get_run(run_id).data.metrics["val_threshold"]
 
 
 def read_epochs(run_id: str) -> pd.DataFrame:
-    """The metrics of a Keras run after each epoch: columns as in `log_epoch`, index from 1."""
+    """Read the metrics of a Keras run after each epoch.
+
+    Returns:
+        Columns named as in `log_epoch`, index from 1.
+    """
     client = mlflow.MlflowClient()
     names = [name for name in client.get_run(run_id).data.metrics if name.startswith("epoch/")]
     columns = {
@@ -205,8 +251,8 @@ def log_decision(
     """Log a promotion to the active run.
 
     Args:
-        reasons: Reasons for a refusal; without any the candidate was promoted.
-        figures: Metrics of the decision.
+        reasons: Reasons for a rejection; if there are none, the candidate was promoted.
+        figures: Metrics of the decision: name → value.
         champion_vacant: Why the decision was made without the champion, or ''.
     """
     outcome = f"not promoted: {'; '.join(reasons)}" if reasons else "promoted"
@@ -220,5 +266,5 @@ def log_decision(
 
 
 def log_counts(counts: Mapping[str, int]) -> None:
-    """How many images there were, by what became of them, as metrics of the active run."""
+    """Log the numbers of images, by what became of them, as metrics of the active run."""
     mlflow.log_metrics(dict(counts))

@@ -1,4 +1,4 @@
-"""A run of MLflow: begun, tagged, and ended by what happened."""
+"""MLflow runs: how they start, their tags, and their status at the end."""
 
 import os
 import re
@@ -30,16 +30,21 @@ from pneumo.tracking.tags import (
 )
 from pneumo.training.config import RunConfig
 
-NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"  # MLflow's error code for what its store does not have
+NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"  # MLflow's error code for a missing entity
 
 
 def provenance_tags(experiment: str, dataset: Dataset) -> dict[str, str]:
-    """The tags that say which experiment a run belongs to, and which data it saw."""
+    """Return the tags for the experiment and the data of a run.
+
+    Args:
+        experiment: Name of the experiment.
+        dataset: The data that the run uses.
+    """
     return {tags.EXPERIMENT: experiment, **data_tags(dataset)}
 
 
 def data_tags(dataset: Dataset) -> dict[str, str]:
-    """The tags that say which data a run saw."""
+    """Return the tags for the data of a run."""
     tags = {
         DATA: dataset.name,
         DATA_DIGEST: dataset.digest,
@@ -52,12 +57,20 @@ def data_tags(dataset: Dataset) -> dict[str, str]:
 def command_run(
     kind: str, about: str, tags: Mapping[str, str], system_metrics: bool = False
 ) -> Iterator[str]:
-    """The command's own run, which `mlflow run` has made or else is made here; yields its id.
+    """Open the command's own run, which `mlflow run` has created or this function creates.
 
-    Within another one it is that one's child. FINISHED at its end, KILLED if a person interrupted
-    it, FAILED for any other exception, which leaves `traceback.txt` and goes on to the caller.
-    It is called by its kind and what it is `about`, where that is known yet. `system_metrics`:
-    MLflow also logs how busy the machine is.
+    Inside another run it becomes that run's child. It ends as FINISHED, as KILLED if a person
+    interrupts it, or as FAILED for any other exception. The exception is stored in `traceback.txt`
+    and propagates to the caller.
+
+    Args:
+        kind: Kind of the run, which begins its name.
+        about: Rest of its name, or '' if it is not known yet.
+        tags: Further tags.
+        system_metrics: Whether MLflow also logs how busy the machine is.
+
+    Yields:
+        Id of the run.
     """
     tags = {KIND: kind, **tags}
     run = mlflow.start_run(nested=True, tags=tags, log_system_metrics=system_metrics)
@@ -74,9 +87,13 @@ def command_run(
 
 
 def end_unused_run(kind: str, reason: str) -> None:
-    """End the run that `mlflow run` has made for a command that failed before it used that run.
+    """End the run that `mlflow run` has created for a command that failed before it used the run.
 
-    A server that does not answer is not waited for.
+    This function does not wait for a server that does not answer.
+
+    Args:
+        kind: Kind of the run.
+        reason: Why the command failed.
     """
     os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     configure_mlflow()
@@ -88,9 +105,10 @@ def end_unused_run(kind: str, reason: str) -> None:
 
 
 def _hide_token(run: Run) -> None:
-    """Takes from a run what lets somebody in where `mlflow run https://TOKEN@HOST/…` made it.
+    """Remove the token from a run that `mlflow run https://TOKEN@HOST/…` has created.
 
-    MLflow keeps that address as it was given; from that of a clone's remote it takes the token.
+    MLflow stores that address as it was typed. It removes the token only from the address of a
+    clone's remote.
     """
     source = run.data.tags.get(tags.SOURCE, "")
     public = re.sub(r"(https?://)[^/@]*@", r"\1", source)
@@ -99,7 +117,12 @@ def _hide_token(run: Run) -> None:
 
 
 def name_run(run: Run, name: str) -> None:
-    """Names a run, unless a person has done so: MLflow's own names are as `upset-wolf-12`."""
+    """Name a run, unless a person has named it: MLflow's own names are like `upset-wolf-12`.
+
+    Args:
+        run: The run.
+        name: Its new name.
+    """
     predicate, noun, *_ = [*run.info.run_name.split("-"), "", ""]
     made_up = name_utils._GENERATOR_PREDICATES, name_utils._GENERATOR_NOUNS
     if predicate in made_up[0] and noun in made_up[1]:
@@ -147,16 +170,27 @@ def trial_run(
     trial_number: int | None = None,
     pruned: type[Exception] | tuple[()] = (),
 ) -> Iterator[str]:
-    """A run of kind `trial`, child of `parent_id`, with the params of `config`; yields its id.
+    """Open a run of kind `trial`.
 
-    Ends as `command_run` does, but KILLED too by an exception of type `pruned`. With a
-    `trial_number` it is tagged as a study's trial, with its `optuna.state`.
+    It ends as `command_run` describes, and also as KILLED by an exception of type `pruned`.
+
+    Args:
+        parent_id: Id of the parent run.
+        name: Name of the run.
+        config: Config whose fields become the run's params.
+        tags: Further tags.
+        trial_number: Optuna's number of the trial if it is part of a study. The run then gets the
+            tags of a study's trial, with its `optuna.state`.
+        pruned: Type of the exception of a pruned trial.
+
+    Yields:
+        Id of the run.
     """
     tags = {**tags, KIND: "trial", **process_tags()}
     if trial_number is not None:
         tags[TRIAL_NUMBER] = str(trial_number)
-    # `start_run` would make a child of the active run alone, and in its experiment: a worker's own
-    # run is neither the study's nor need it be where that is
+    # `start_run` can only create a child of the active run, in that run's experiment. In a worker
+    # the active run is not the study's, and may be in another experiment
     run = mlflow.MlflowClient().create_run(
         mlflow.get_run(parent_id).info.experiment_id,
         tags=resolve_tags({**tags, PARENT: parent_id}),
@@ -172,12 +206,15 @@ def trial_run(
 def ended_by_exception(
     run: mlflow.ActiveRun, pruned: type[Exception] | tuple[()] = (), states: bool = False
 ) -> Iterator[str]:
-    """End a run as the block ends, see `command_run` and `trial_run`; yields its id.
+    """End a run with the status for how the block ends: see `command_run` and `trial_run`.
 
     Args:
         run: The active run.
-        pruned: Exceptions after which it ends as KILLED.
-        states: Whether it gets the tag `optuna.state`.
+        pruned: Exceptions after which the run ends as KILLED.
+        states: Whether the run gets the tag `optuna.state`.
+
+    Yields:
+        Id of the run.
     """
     try:
         yield run.info.run_id
@@ -188,7 +225,7 @@ def ended_by_exception(
             ended = ("KILLED", "PRUNED") if isinstance(error, pruned) else ("FAILED", "FAIL")
         try:
             _end_active_run(*ended, states, trace="FAILED" in ended)
-        except MlflowException as unanswered:  # not what ended the run; `settle` ends it later
+        except MlflowException as unanswered:  # `reconcile_trial_runs` ends it later
             echo(
                 f"the end of run {run.info.run_name} is not stored ({describe_failure(unanswered)})"
             )
@@ -204,15 +241,15 @@ def _end_active_run(status: str, state: str, states: bool, trace: bool = False) 
         if states:
             mlflow.set_tag(tags.STATE, state)
     finally:
-        mlflow.end_run(status)  # the run is no longer the active one, whatever the store says
+        mlflow.end_run(status)  # deactivates the run even if the store fails
 
 
 def commit_of(run: Run) -> str:
-    """Return the Git commit that a run's code came from, '' if it is not known."""
+    """Return the Git commit of a run's code, or '' if it is not known."""
     return run.data.tags.get(tags.SOURCE_COMMIT, "")
 
 
 def commit_tag(run: Run) -> dict[str, str]:
-    """The commit that a run's code came from, as a tag; nothing where that is not known."""
+    """Return the Git commit of a run's code as a tag, or no tag if it is not known."""
     found = commit_of(run)
     return {tags.GIT_COMMIT: found} if found else {}

@@ -1,4 +1,4 @@
-"""MLflow as all commands need it: where it is, how to get in, and the addresses of its pages."""
+"""MLflow's client: its configuration, its credentials, and the addresses of its pages."""
 
 import logging
 import os
@@ -19,30 +19,30 @@ from sqlalchemy import make_url
 from pneumo.runtime.console import echo
 from pneumo.runtime.errors import UserError, redact_passwords
 
-# Variables of MLflow's client: files of whom it trusts, and of what it shows a server that asks
+# Variables of MLflow's client: the file of authorities that it trusts, and its own certificate
 SERVER_CERTIFICATE = "MLFLOW_TRACKING_SERVER_CERT_PATH"
 CLIENT_CERTIFICATE = "MLFLOW_TRACKING_CLIENT_CERT_PATH"
 
 FIRST_TIMEOUT = 30  # seconds that a server may take to answer the first request
 
-# Whether `mlflow run` has started this process, and made the run that MLFLOW_RUN_ID then names
+# Whether `mlflow run` has started this process, and created the run that MLFLOW_RUN_ID names
 IS_PROJECT_RUN = MLFLOW_RUN_ID.name in os.environ
 
 
 def configure_mlflow() -> None:
-    """MLflow as all commands need it: patient, and silent of what a user can do nothing about."""
+    """Configure MLflow: retry requests for two minutes, and hide warnings users cannot act on."""
     # A server may be away for two minutes: 4 + 8 + 16 + 32 + 64 seconds between as many tries
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "6")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # we say it at the end
-    # Without git no commit is noted: MLflow says that at length, for each fact and each process
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # printed at the end
+    # Without git there is no commit. MLflow warns of that at length in each process
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").addFilter(_announce_wait)
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*input example was not provided")
-    # It comes with each request once MLFLOW_TRACKING_INSECURE_TLS says that nothing is verified
+    # It comes with each request if MLFLOW_TRACKING_INSECURE_TLS turns verification off
     warnings.filterwarnings("ignore", message="Unverified HTTPS request")
     _move_credentials_to_environment()
 
@@ -50,7 +50,7 @@ def configure_mlflow() -> None:
 def _announce_wait(record: logging.LogRecord) -> bool:
     """Print one line when MLflow's client begins to wait for its server, as a filter for logs.
 
-    urllib3 warns of each try. Its warnings name neither the server nor how long it is waited for.
+    urllib3 warns of each try. Its warnings name neither the server nor how long the client waits.
     """
     retries = record.args[0] if record.msg.startswith("Retrying ") else None
     if retries and len(retries.history) == 1:
@@ -59,9 +59,9 @@ def _announce_wait(record: logging.LogRecord) -> bool:
 
 
 def _move_credentials_to_environment() -> None:
-    """Moves it from the address of MLflow's server to where MLflow looks for one, too.
+    """Move the user and password in the address of MLflow's server to MLflow's variables.
 
-    The address is in MLflow's messages, in ours, and in links.
+    The address appears in MLflow's messages, in those of pneumo, and in links.
     """
     found = urlsplit(mlflow.get_tracking_uri())
     who, _, host = found.netloc.rpartition("@")
@@ -74,13 +74,13 @@ def _move_credentials_to_environment() -> None:
 
 
 def connect() -> None:
-    """Set MLflow up and send its server, if there is one, a first request.
+    """Configure MLflow and send a first request to its server, if there is one.
 
-    MLflow's client makes it, with the password, the token and the certificates of all others, but
-    once: a wrong address is not worth the two minutes for which they are tried again.
+    MLflow's client sends it, with the same password, token and certificates as all other requests.
+    The client does not retry, because a wrong address is not worth two minutes of retries.
 
     Raises:
-        UserError: The server does not answer, or does not know the user, or a certificate is not
+        UserError: The server does not answer or does not know the user, or a certificate is not
             trusted.
     """
     configure_mlflow()
@@ -104,9 +104,9 @@ def connect() -> None:
 
 
 def _unanswered(error: MlflowException) -> UserError:
-    """Say why a request got no answer, from what MLflow's client has made of it."""
+    """Return the error for a request without an answer, from the error of MLflow's client."""
     reason = error.__context__
-    if reason is None:  # no request was made: two variables contradict each other
+    if reason is None:  # no request was sent, because two variables conflict
         return UserError(str(error))
     inner: BaseException | None = reason
     while inner and not isinstance(inner, ssl.SSLError):
@@ -118,7 +118,7 @@ def _unanswered(error: MlflowException) -> UserError:
             f"to the file of its authority, {CLIENT_CERTIFICATE} to yours, or "
             "MLFLOW_TRACKING_INSECURE_TLS=true to check nothing"
         )
-    # Under TLS 1.3 a server may hang up on a client without a certificate, and not say why
+    # Under TLS 1.3 a server may hang up on a client without a certificate and send no reason
     advice = (
         f", or set {CLIENT_CERTIFICATE} if it asks for one"
         if "https:" in tracking_address()
@@ -131,33 +131,53 @@ def _unanswered(error: MlflowException) -> UserError:
 
 
 def format_option(name: str, value: str) -> str:
-    """Return a parameter as the command that started this process takes it."""
+    """Format a parameter as the command that started this process takes it.
+
+    Args:
+        name: Name of the parameter.
+        value: Its value.
+    """
     value = shlex.quote(value)
     return f"-P {name}={value}" if IS_PROJECT_RUN else f"--{name} {value}"
 
 
 def tracking_address() -> str:
-    """Where runs are kept, without its password."""
+    """Return the address of MLflow's store, without its password."""
     address = make_url(mlflow.get_tracking_uri()).render_as_string(hide_password=True)
     return redact_passwords(address)
 
 
 def ui_path(run: Run, file: str = "") -> str:
-    """The address within MLflow's UI of a run's page, or of a file among its artifacts."""
+    """Return the address of a run's page within MLflow's UI.
+
+    Args:
+        run: The run.
+        file: Path of a file among the artifacts, whose page it is then.
+    """
     place = f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     shown = f"/artifacts/{file}" if file else ""
-    # Without this MLflow shows what it has for language models
+    # Without this MLflow shows its pages for language models
     return f"#/{place}{shown}?workflowType=machine_learning"
 
 
 def ui_url(run: Run, file: str = "") -> str:
-    """The whole address, on MLflow's server or on the one that `mlflow ui` starts."""
+    """Return the full URL of a run's page, on MLflow's server or on the one of `mlflow ui`.
+
+    Args:
+        run: The run.
+        file: As in `ui_path`.
+    """
     where = tracking_address()
     return f"{where if where.startswith('http') else 'http://127.0.0.1:5000'}/{ui_path(run, file)}"
 
 
 def artifact_location(run_id: str, file: str) -> str:
-    """Where a file of a run is: on this machine, or else in MLflow's UI."""
+    """Return the path of a run's file on this machine, or else its URL in MLflow's UI.
+
+    Args:
+        run_id: Id of the run.
+        file: Path of the file among the artifacts.
+    """
     run = mlflow.get_run(run_id)
     place = urlsplit(run.info.artifact_uri)
     if place.scheme in ("", "file"):
@@ -166,7 +186,7 @@ def artifact_location(run_id: str, file: str) -> str:
 
 
 def view_hint(run_id: str) -> str:
-    """The address of a run in MLflow's UI, after the command that opens it on this store."""
+    """Return the URL of a run in MLflow's UI, after the command that opens it on this store."""
     where = tracking_address()
     server = "" if where.startswith("http") else f"mlflow ui --backend-store-uri {where}, then "
     return f"look at it: {server}{ui_url(mlflow.get_run(run_id))}"

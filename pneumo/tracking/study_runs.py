@@ -1,4 +1,4 @@
-"""The runs below a study's run, brought in line with Optuna after crashes."""
+"""Runs below a study's run, reconciled with Optuna after crashes."""
 
 import json
 from collections import Counter, defaultdict
@@ -14,22 +14,22 @@ from pneumo.tracking.results import write_files
 from pneumo.tracking.runs import ended_by_exception
 from pneumo.tracking.tags import KIND, PARENT, PROVENANCE, STATE, TRIAL_NUMBER
 
-# Optuna's states of trials that have ended, and how their runs end
+# Optuna's state of a finished trial → status of its run
 RUN_STATUS_BY_STATE = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
-MAX_RESULTS = 50_000  # runs that MLflow gives at once
+MAX_RESULTS = 50_000  # runs that MLflow returns per request
 
 
 @contextmanager
 def resume_run(run_id: str) -> Iterator[None]:
-    """A study's run of an earlier process as the active one; ends anew, as `command_run` does."""
+    """Make a study's run of an earlier process active; end it as `command_run` does."""
     run = mlflow.start_run(run_id=run_id, nested=True, log_system_metrics=True)
     with ended_by_exception(run):
         yield
 
 
 def find_study(name: str) -> str:
-    """Return the id of the run of a study, or '' if this store has none of that name."""
+    """Return the id of a study's run, or '' if this store has no study of that name."""
     found = mlflow.search_runs(
         search_all_experiments=True,
         filter_string=f"tags.`{tags.KIND}` = 'study' and tags.`{tags.STUDY}` = '{name}'",
@@ -46,11 +46,11 @@ def _process_of(run: Run) -> ProcessId:
 def reconcile_trial_runs(
     study_run_id: str, ended: Mapping[int, str], is_dead: Callable[[ProcessId], bool]
 ) -> None:
-    """Bring the runs below a study's run in line with Optuna.
+    """Reconcile the runs below a study's run with the states of Optuna's trials.
 
-    Of two runs of one trial, as a lost answer of the server makes them, the one with fewer params
-    is deleted. A failed trial without a run gets one. Runs of workers and of resumed studies whose
-    process is dead end as FAILED.
+    A request that MLflow's client repeats, because the answer got lost, may create two runs of one
+    trial. The run with fewer params is then deleted. A failed trial without a run gets one. Runs of
+    workers and of resumed studies end as FAILED if their process is dead.
 
     Args:
         study_run_id: Id of the study's run.
@@ -81,7 +81,7 @@ def _is_terminated(run: Run) -> bool:
 
 
 def _create_missing_run(study: Run, number: int) -> Run:
-    """The run of a trial that ended before it had one."""
+    """Create the run of a trial that ended before it had one."""
     tags = {name: it for name, it in study.data.tags.items() if name in PROVENANCE}
     tags |= {KIND: "trial", TRIAL_NUMBER: str(number)}
     tags |= {PARENT: study.info.run_id}
@@ -97,7 +97,14 @@ def _end_trial(run: Run, state: str) -> None:
 
 
 def fail_stale_trial(study_run_id: str, number: int) -> None:
-    """Ends a trial that is RUNNING for MLflow, and its machine's workers if it has no other one."""
+    """Fail the run of a stale trial that is still running in MLflow.
+
+    If no other trial runs on its machine, the runs of that machine's workers end as FAILED, too.
+
+    Args:
+        study_run_id: Id of the study's run.
+        number: Optuna's number of the trial.
+    """
     client = mlflow.MlflowClient()
     running = [run for run in _child_runs(client.get_run(study_run_id)) if not _is_terminated(run)]
     for trial in running:
@@ -113,7 +120,13 @@ def fail_stale_trial(study_run_id: str, number: int) -> None:
 
 
 def log_hang_traceback(study_run_id: str, number: int, trace: str) -> None:
-    """Where a trial hung, as `traceback.txt` of its run."""
+    """Log where a trial hung as `traceback.txt` of its run.
+
+    Args:
+        study_run_id: Id of the study's run.
+        number: Optuna's number of the trial.
+        trace: The traceback.
+    """
     client = mlflow.MlflowClient()
     for run in _child_runs(client.get_run(study_run_id)):
         if run.data.tags.get(tags.TRIAL_NUMBER) == str(number):
@@ -123,8 +136,8 @@ def log_hang_traceback(study_run_id: str, number: int, trace: str) -> None:
 def _child_runs(study: Run, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
     """Return the runs of a study's trials, workers and resumes.
 
-    A worker's run may lie in another MLflow experiment than the study's, as the command that
-    starts the worker chooses.
+    A worker's run may be in another MLflow experiment than the study's: the command that starts the
+    worker chooses it.
     """
     return mlflow.search_runs(
         search_all_experiments=True,
@@ -136,23 +149,26 @@ def _child_runs(study: Run, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
 
 
 def trial_runs(study_run_id: str) -> dict[int, Run]:
-    """The runs of a study's trials by their numbers."""
+    """Return the runs of a study's trials, by the trials' numbers."""
     below = _child_runs(mlflow.get_run(study_run_id))
     numbers = ((run.data.tags.get(tags.TRIAL_NUMBER), run) for run in below)
     return {int(number): run for number, run in numbers if number}
 
 
 def log_study(study_run_id: str, files: Mapping[str, bytes], description: str) -> None:
-    """What is known of a study: `files` below `study/` of its run, whose description it gets.
+    """Log the report on a study to its run.
 
-    `description`: Markdown.
+    Args:
+        study_run_id: Id of the study's run.
+        files: Files below `study/`: name → content.
+        description: Description of the run, in Markdown.
     """
     write_files("study", files, study_run_id)
     mlflow.MlflowClient().set_tag(study_run_id, tags.NOTE, description)
 
 
 def count_trial_states(trial: Run) -> dict[str, int]:
-    """Of the study that a trial belongs to: how many trials ended in each `optuna.state`."""
+    """Count the trials in each `optuna.state`, in the study that a trial belongs to."""
     parent = trial.data.tags[tags.PARENT]
     runs = mlflow.MlflowClient().search_runs(
         [trial.info.experiment_id],

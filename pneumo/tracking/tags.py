@@ -12,10 +12,10 @@ REASON = "pneumo.reason"  # why it failed, or why a candidate was not promoted
 GIT_COMMIT = "pneumo.git_commit"
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"  # description, in Markdown
-SOURCE = "mlflow.source.name"  # the file or the address that the run was made by
+SOURCE = "mlflow.source.name"  # the file or the address that started the run
 SOURCE_COMMIT = "mlflow.source.git.commit"
 
-# What a run of a study hands on to the runs of its trials, and a trial to its model's version
+# Tags that a study's run passes on to its trials' runs, and a trial to its model's version
 PROVENANCE = (EXPERIMENT, DATA, DATA_DIGEST, SYNTHETIC, PATIENTS, STUDY)
 
 # Of a run that a process works on
@@ -34,7 +34,7 @@ SPLIT = "pneumo.split"
 EXTERNAL = "pneumo.external"  # true for images of another data set
 SKEW = "pneumo.preprocessing_skew"  # what was done to the pixels
 IMAGES_DIGEST = "pneumo.images_digest"  # of the test images
-LOOKS = "pneumo.test_looks"  # JSON: number of looks at these by MLflow's id of the model
+LOOKS = "pneumo.test_looks"  # JSON: MLflow's id of the model → number of looks at these
 
 # Of a promotion
 CANDIDATE = "pneumo.candidate"
@@ -49,5 +49,5 @@ EVALUATION_RUN = "pneumo.evaluation_run"  # the last one on its own test images
 PROMOTION = "pneumo.promotion"  # the last decision about it, in words
 PROMOTION_RUN = "pneumo.promotion_run"
 WAS_CHAMPION = "pneumo.was_champion"  # true once it has become champion
-THRESHOLD = "pneumo.threshold"  # its own, noted when it is promoted
+THRESHOLD = "pneumo.threshold"  # its own, stored when it is promoted
 VERSIONS = "mlflow.modelVersions"  # of a logged model, for MLflow's page on it

@@ -1,4 +1,4 @@
-"""Figures of a data set."""
+"""Plots of a data set."""
 
 from collections.abc import Mapping
 
@@ -13,10 +13,12 @@ N_SAMPLES = 8  # images of each class and split
 
 
 def plot_samples(files: pd.DataFrame, pixels: np.ndarray, seed: int = 0) -> Figure:
-    """Some images of each class and split, drawn at random.
+    """Plot some images of each class and split, drawn at random.
 
-    `files`: columns split, class and path, its index the places in `pixels`, uint8, shape (n, size,
-    size).
+    Args:
+        files: Columns split, class and path; its index contains positions in `pixels`.
+        pixels: Images: uint8 array of shape (n, size, size).
+        seed: Seed of the random choice.
     """
     groups = list(files.groupby(["class", "split"], observed=True))
     with styled_figure(1.4 * N_SAMPLES, 1.75 * len(groups)) as figure:
@@ -31,7 +33,11 @@ def plot_samples(files: pd.DataFrame, pixels: np.ndarray, seed: int = 0) -> Figu
 
 
 def plot_images_per_patient(sizes: pd.Series) -> Figure:
-    """How many patients have how many images, by split: images of each, index (split, patient)."""
+    """Plot how many patients have how many images, by split.
+
+    Args:
+        sizes: Number of images of each patient, index (split, patient).
+    """
     with styled_figure(5, 3.6) as figure:
         axes = figure.add_subplot()
         for (split, counts), marker in zip(
@@ -47,7 +53,12 @@ def plot_images_per_patient(sizes: pd.Series) -> Figure:
 
 
 def plot_distributions(files: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
-    """How columns of `files` are spread within each `class`; `titles`: column → what it is."""
+    """Plot histograms of columns for each class.
+
+    Args:
+        files: Column class, and the columns to plot.
+        titles: Column → its title.
+    """
     with styled_figure(4.2 * len(titles), 3.4) as figure:
         for axes, (column, title) in zip(
             np.atleast_1d(figure.subplots(1, len(titles))), titles.items(), strict=True
@@ -71,7 +82,12 @@ def plot_distributions(files: pd.DataFrame, titles: Mapping[str, str]) -> Figure
 
 
 def plot_boxplots(files: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
-    """Boxes of columns of `files`, 5 to 95 %, for each `split` and `class`."""
+    """Plot box plots of columns for each split and class, with whiskers from 5 to 95 %.
+
+    Args:
+        files: Columns split and class, and the columns to plot.
+        titles: Column → its title.
+    """
     groups = list(files.groupby(["split", "class"], observed=True))
     with styled_figure(4.6 * len(titles), 3.6) as figure:
         for axes, (column, title) in zip(

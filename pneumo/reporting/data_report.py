@@ -1,4 +1,4 @@
-"""The report on a data set: findings, figures and a page for people."""
+"""Report on a data set: findings, plots and an HTML page."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,12 +13,12 @@ from pneumo.reporting import data_plots
 from pneumo.reporting.html_report import render_template
 from pneumo.reporting.style import to_png
 
-MAX_LISTED = 200  # files of a list that the page shows; all of them are in the CSVs
+MAX_LISTED = 200  # files of a list on the page; the CSVs contain all of them
 MAX_PREVALENCE_SHIFT = (
-    0.05  # difference of the share of pneumonia between train and test worth telling
+    0.05  # difference of prevalence between train and test that is worth a finding
 )
 
-# How the page writes the metadata
+# Format of each number on the page
 NUMBER_FORMATS = {
     "pixels": ",.0f",
     "aspect": ".2f",
@@ -27,7 +27,7 @@ NUMBER_FORMATS = {
     "sharpness": ".1f",
 }
 
-# What the classifiers of `dataset_profile.measure_metadata_leakage` tell apart
+# What the classifiers of `dataset_profile.measure_metadata_leakage` distinguish
 TARGET_TITLES = {
     "label": "PNEUMONIA from NORMAL",
     "split": "test from training images",
@@ -36,7 +36,11 @@ TARGET_TITLES = {
 
 
 def list_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
-    """What must not be missed, the gravest first."""
+    """Yield what a reader must know about a data set, the most severe first.
+
+    Args:
+        numbers: As `dataset_profile.compute_statistics` returns them.
+    """
     yield from _leaks(numbers)
     yield from _give_aways(numbers["give_away"])
     shares = _shares_of_pneumonia(numbers["classes"])
@@ -118,7 +122,7 @@ def _colours(numbers: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _shares_of_pneumonia(classes: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
-    """The share of pneumonia, 0 to 1, in each published split that is there."""
+    """Return the prevalence, 0 to 1, in each published split that has images."""
     shares = {}
     for split, parts in (("train", ("train", "val")), ("test", ("test",))):
         negatives, positives = (
@@ -131,7 +135,15 @@ def _shares_of_pneumonia(classes: Mapping[str, Mapping[str, int]]) -> dict[str, 
 
 
 def draw_figures(files: pd.DataFrame, images: DecodedDataset) -> dict[str, bytes]:
-    """Return the figures of a data set as PNG files; `files`: see `profile_files`."""
+    """Draw the plots of a data set.
+
+    Args:
+        files: As `dataset_profile.profile_files` returns them.
+        images: The images at the size at which they are compared.
+
+    Returns:
+        Name → PNG file.
+    """
     known = dataset_profile.readable_files(files)
     sizes = {name: dataset_profile.METADATA_TITLES[name] for name in ("pixels", "aspect", "bytes")}
     looks = {name: dataset_profile.METADATA_TITLES[name] for name in ("mean", "sharpness")}
@@ -154,14 +166,14 @@ def render_page(
     findings: list[str],
     pictures: Mapping[str, bytes],
 ) -> str:
-    """Return the HTML page on a data set.
+    """Render the HTML page on a data set.
 
     Args:
         images: The images at the size at which they are compared.
         files: As `dataset_profile.profile_files` returns them.
         copies: As `dataset_profile.find_duplicates` returns them.
         numbers: As `dataset_profile.compute_statistics` returns them.
-        findings: What `list_findings` yields.
+        findings: Sentences that `list_findings` yields.
         pictures: As `draw_figures` returns them.
     """
     leakage, problems = numbers["give_away"], list(dataset_profile.file_issues(files))
@@ -207,7 +219,7 @@ def _alone(auc: float, constant: bool) -> str:
 def _ranges(
     files: pd.DataFrame, by: list[str], names: tuple[str, ...]
 ) -> list[tuple[str, str, list[str]]]:
-    """What, of whom, and its least, median and greatest value."""
+    """Return for each column and group its title, its name, and minimum, median and maximum."""
     ranges, constant = (
         dataset_profile.value_ranges(files, by),
         dataset_profile.constant_columns(files),

@@ -1,4 +1,4 @@
-"""The report on one model and one split: findings, figures and a page for people."""
+"""Report on one model and one split: findings, plots and an HTML page."""
 
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date
@@ -21,7 +21,7 @@ from pneumo.tracking import models, results, study_runs, tags
 from pneumo.tracking.tags import EXPERIMENT, STUDY, TRIAL_NUMBER
 from pneumo.training.config import rename_fields
 
-# What the page calls the metrics, in its order
+# Titles of the metrics, in the order of the page
 METRIC_TITLES = {
     "auc": "area under the ROC curve (AUC)",
     "sensitivity": "sensitivity: pneumonia that is found",
@@ -39,7 +39,7 @@ METRIC_TITLES = {
     "threshold": "threshold",
 }
 
-# Number of looks by all models at the same test images that calls for a warning: the best of four
+# Number of looks by all models at the same test images from which the page warns. The best of four
 # equally good models is expected to look better than it is by one standard error
 MANY_LOOKS = 4
 
@@ -59,7 +59,15 @@ CAPTIONS = {
 def list_findings(
     numbers: Mapping[str, Any], images: DecodedDataset, trial: Run, split: str, seen: Overlap | None
 ) -> Iterator[str]:
-    """What a reader must not miss, the gravest first."""
+    """Yield what a reader must know about an evaluation, the most severe first.
+
+    Args:
+        numbers: As they are stored in `metrics.json`.
+        images: The data set of the split.
+        trial: The run that trained the model.
+        split: `test`, `val` or `train`.
+        seen: Overlap of the split with the model's images, or None if it is not known.
+    """
     if images.dataset.synthetic:
         yield "The images are synthetic: nothing here says anything about patients."
     elif trial.data.tags[tags.SYNTHETIC] == "true":
@@ -88,7 +96,12 @@ def list_findings(
 
 
 def metric_findings(numbers: Mapping[str, Any], split: str) -> Iterator[str]:
-    """Where the figures themselves say that something is wrong."""
+    """Yield a finding for each sign of an error in the metrics themselves.
+
+    Args:
+        numbers: As they are stored in `metrics.json`.
+        split: `test`, `val` or `train`.
+    """
     here, val = numbers["at_threshold"], numbers["validation"]
     if sorted((here["sensitivity"], here["specificity"])) == [0, 1]:
         called = "PNEUMONIA" if here["sensitivity"] else "NORMAL"
@@ -110,7 +123,7 @@ def metric_findings(numbers: Mapping[str, Any], split: str) -> Iterator[str]:
 
 
 def _degraded_metrics(here: Mapping[str, float], val: Mapping[str, float]) -> list[str]:
-    """Each headline figure that validation put above its interval, in words."""
+    """Describe each headline metric whose interval is below its value on validation."""
     return [
         f"{metric_title(name)} {format_with_interval(here, name)} after {val[name]:.3f}"
         for name in metrics.HEADLINE_METRICS
@@ -125,14 +138,17 @@ def draw_figures(
     epochs: pd.DataFrame,
     heat_maps: Callable[[np.ndarray], np.ndarray],
 ) -> dict[str, bytes]:
-    """Return the figures as PNG files.
+    """Draw the plots of an evaluation.
 
     Args:
-        evaluation: The model on a split.
-        pixels: Its images, uint8, shape (n, size, size, 1).
-        logits: Their logits before the temperature.
+        evaluation: The evaluation of the model on a split.
+        pixels: Images of the split: uint8 array of shape (n, size, size, 1).
+        logits: Their logits before temperature scaling.
         epochs: As `results.read_epochs` returns them.
         heat_maps: See `plots.plot_worst_errors`.
+
+    Returns:
+        Name → PNG file.
     """
     predictions, threshold = evaluation.predictions, evaluation.metrics["threshold"]
     labels, probabilities = (predictions[it].to_numpy() for it in ("label", "probability"))
@@ -154,13 +170,13 @@ def render_page(
     numbers: Mapping[str, Any],
     pictures: Mapping[str, bytes],
 ) -> str:
-    """Return the HTML page on a model and a split.
+    """Render the HTML page on a model and a split.
 
     Args:
         stored: The model.
         images: The data set of the split, as the model takes its images.
         split: `test`, `val` or `train`.
-        evaluation: The model on the split.
+        evaluation: The evaluation of the model on the split.
         numbers: As they are stored in `metrics.json`.
         pictures: As `draw_figures` returns them.
     """
@@ -190,7 +206,15 @@ def render_page(
 
 
 def metric_rows(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Name, validation, this split with its interval, this split at 0.5."""
+    """Yield a row of text for each metric.
+
+    Args:
+        numbers: As they are stored in `metrics.json`.
+
+    Yields:
+        Title, value on validation, value on this split with its interval, and the same at
+        threshold 0.5.
+    """
     for name, title in METRIC_TITLES.items():
         values = [numbers["at_threshold"], numbers["at_0.5"]]
         yield (
@@ -234,10 +258,13 @@ def _selection(trial: Run) -> str:
 
 
 def explain_overlap(overlap: Overlap | None) -> str:
-    """Return in words why a split does not test a model, '' if it does.
+    """Explain why a split does not test a model.
 
     Args:
-        overlap: As `find_overlap` returns it.
+        overlap: As `find_overlap` returns it, or None if the model's training images are unknown.
+
+    Returns:
+        The reason in words, or '' if the split tests the model.
     """
     if overlap is None:
         return (

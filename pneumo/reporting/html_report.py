@@ -1,4 +1,4 @@
-"""HTML pages that need nothing beside them: pictures are in them, and nothing is fetched."""
+"""Self-contained HTML pages: images are embedded, and nothing is loaded from elsewhere."""
 
 import base64
 from collections.abc import Mapping
@@ -20,10 +20,14 @@ TEMPLATES = Environment(
 def render_template(
     template: str, images: DecodedDataset, pictures: Mapping[str, bytes], **values: Any
 ) -> str:
-    """A page of `templates/` about a data set.
+    """Render a page of `templates/` about a data set.
 
-    `pictures`: name → PNG file, which the template places by `picture(name, caption)`; `values`:
-    what else it needs, `headline` (name → value) and `findings` (sentences) in any case.
+    Args:
+        template: File name of the template.
+        images: The data set.
+        pictures: Name → PNG file. The template places them with `picture(name, caption)`.
+        **values: Further values for the template; always `headline` (name → value) and `findings`
+            (sentences).
     """
 
     def picture(name: str, caption: str, wide: bool = False) -> Markup:
@@ -42,5 +46,5 @@ def render_template(
 
 
 def format_field(value: str) -> str:
-    """A field of a run, as text, with three digits of a fraction."""
+    """Format the text of a run's field, with three significant digits for a fraction."""
     return f"{float(value):.3g}" if "." in value else value

@@ -1,4 +1,4 @@
-"""Figures of how a model does."""
+"""Plots of a model's performance."""
 
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
@@ -22,13 +22,18 @@ from pneumo.reporting.style import (
     to_png,
 )
 
-N_BINS = 10  # of probabilities, in the reliability diagram
+N_BINS = 10  # bins of probabilities, in the reliability diagram
 N_WORST = 5  # errors of each kind in the gallery
-MAX_OPACITY = 0.6  # of the colour where an image speaks for pneumonia the most
+MAX_OPACITY = 0.6  # opacity of the color where the heat map is 1
 
 
 def plot_confusion_matrix(confusion: Mapping[str, int], title: str) -> Figure:
-    """The four counts, and each as a share of its row: shaded by that share, light to dark."""
+    """Plot the four counts, each with its fraction of the row, which also sets the shade.
+
+    Args:
+        confusion: Counts tn, fp, fn and tp.
+        title: Title of the plot.
+    """
     rows = [
         ("NORMAL", confusion["tn"], confusion["fp"]),
         ("PNEUMONIA", confusion["fn"], confusion["tp"]),
@@ -58,7 +63,15 @@ def plot_confusion_matrix(confusion: Mapping[str, int], title: str) -> Figure:
 
 
 def confusion_matrix_file(split: str, evaluation: Evaluation) -> dict[str, bytes]:
-    """Return the file `plot_confusion_matrix.png` of an evaluation, to be stored with it."""
+    """Draw `plot_confusion_matrix` of an evaluation, as a file to be stored with it.
+
+    Args:
+        split: Name of the split, for the title.
+        evaluation: The evaluation.
+
+    Returns:
+        File name → PNG file.
+    """
     title = (
         f"{split}: AUC {evaluation.metrics['auc']:.3f}, "
         f"threshold {evaluation.metrics['threshold']:.3f}"
@@ -67,7 +80,12 @@ def confusion_matrix_file(split: str, evaluation: Evaluation) -> dict[str, bytes
 
 
 def plot_roc(predictions: pd.DataFrame, threshold: float) -> Figure:
-    """The ROC curve with its 95 % band by patient, and where the threshold lies on it."""
+    """Plot the ROC curve with its 95 % band by patient, and the threshold's point on it.
+
+    Args:
+        predictions: Columns patient, label (0 or 1) and probability.
+        threshold: Probability from which an image is positive.
+    """
     labels, values = predictions["label"], predictions["probability"]
     false_positives, found, _ = metrics.roc_curve(labels, values)
     low, high = bootstrap.roc_band(predictions, bootstrap.resample_patients(predictions))
@@ -88,7 +106,12 @@ def plot_roc(predictions: pd.DataFrame, threshold: float) -> Figure:
 
 
 def plot_precision_recall(predictions: pd.DataFrame, threshold: float) -> Figure:
-    """Precision against sensitivity with its 95 % band by patient, and the threshold on it."""
+    """Plot precision against recall with its 95 % band by patient, and the threshold's point.
+
+    Args:
+        predictions: Columns patient, label (0 or 1) and probability.
+        threshold: Probability from which an image is positive.
+    """
     labels, values = predictions["label"], predictions["probability"]
     precision, found, _ = metrics.precision_recall_curve(labels, values)
     low, high = bootstrap.precision_band(predictions, bootstrap.resample_patients(predictions))
@@ -113,9 +136,12 @@ def plot_precision_recall(predictions: pd.DataFrame, threshold: float) -> Figure
 def plot_reliability(
     labels: np.ndarray, probabilities: np.ndarray, uncalibrated: np.ndarray
 ) -> Figure:
-    """How often pneumonia is there where the model says how likely it is; how many say so.
+    """Plot the fraction with pneumonia against the predicted probability, above a histogram.
 
-    `probabilities`: as the model gives them; `uncalibrated`: before the temperature.
+    Args:
+        labels: Integers 0 or 1, of shape (n,).
+        probabilities: Probabilities that the model returns, of shape (n,).
+        uncalibrated: Probabilities before temperature scaling, of shape (n,).
     """
     with styled_figure(5, 5.6) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -140,7 +166,7 @@ def plot_reliability(
 
 
 def _calibration_curve(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean probability and share of pneumonia in each tenth of the probabilities that has any."""
+    """Return mean probability and fraction of positives in each non-empty tenth."""
     bin_of = np.minimum((values * N_BINS).astype(int), N_BINS - 1)
     counts = np.bincount(bin_of, minlength=N_BINS)
     some = counts > 0
@@ -149,10 +175,13 @@ def _calibration_curve(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarr
 
 
 def plot_learning_curves(epochs: pd.DataFrame) -> Figure:
-    """Plot loss and AUC of each epoch: columns loss, auc, val_loss, val_auc, index epoch from 1.
+    """Plot loss and AUC of each epoch.
 
-    In both losses the classes weigh the same. Those of training are means over the batches of an
+    In both losses the classes have equal weight. Those of training are means over the batches of an
     epoch, with augmentation and dropout.
+
+    Args:
+        epochs: Columns loss, auc, val_loss and val_auc, index epoch from 1.
     """
     with styled_figure(9, 3.6) as figure:
         for axes, name, title in zip(
@@ -175,10 +204,13 @@ def plot_worst_errors(
     threshold: float,
     heat_maps: Callable[[np.ndarray], np.ndarray],
 ) -> Figure:
-    """The images that the model is wrong about and the surest of, of both kinds, with heat maps.
+    """Plot the errors of both kinds of which the model is most certain, with heat maps.
 
-    `images`: uint8, shape (rows, size, size, 1), in the order of `predictions`; `heat_maps`: an
-    `heat_maps.HiResCam` of one model, which is called with the images shown alone.
+    Args:
+        predictions: Columns path, label (0 or 1) and probability, index from 0.
+        images: uint8 array of shape (rows, size, size, 1), in the order of `predictions`.
+        threshold: Probability from which an image is positive.
+        heat_maps: A `heat_maps.HiResCam` of one model. It is called with the images shown alone.
     """
     values, labels = predictions["probability"], predictions["label"]
     missed = predictions[(labels == 1) & (values < threshold)].sort_values("probability")
@@ -211,9 +243,14 @@ def _short_title(row: Any) -> str:
 
 
 def overlay_heat_map(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """An image with its heat map upon it, dark red to bright yellow: uint8, shape (H, W, 3).
+    """Draw a heat map over an image, dark red to bright yellow.
 
-    `pixels`: uint8, shape (H, W); `heat`: 0 to 1, shape (H, W); where that is 0 nothing changes.
+    Args:
+        pixels: Gray image: uint8 array of shape (H, W).
+        heat: Numbers from 0 to 1, of shape (H, W). Where the heat is 0 the image does not change.
+
+    Returns:
+        uint8 array of shape (H, W, 3).
     """
     grey = np.repeat(pixels[..., np.newaxis] / 255, 3, axis=-1)
     colour = matplotlib.colormaps["inferno"](heat)[..., :3]

@@ -1,4 +1,4 @@
-"""Optuna's plots of a study, interactive, for its page."""
+"""Optuna's interactive plots of a study, for the study's page."""
 
 import warnings
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pneumo.reporting.style import BLUE, GREY, ORANGE
 LAYOUT = {
     "template": "plotly_white",
     "title": None,  # the page has headings
-    "width": None,  # that of the page
+    "width": None,  # the page's own width
     "colorway": [BLUE, ORANGE],
     "font": {"size": 13},
     "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
@@ -25,9 +25,14 @@ LAYOUT = {
 class StudyPlot:
     """A plot of `optuna.visualization`.
 
-    `scored`: whether it names the score; `complete`: the least number of complete trials that it
-    needs; `width`: pixels for each parameter that was searched, below which it scrolls; `height`:
-    pixels.
+    Attributes:
+        plot: Name of Optuna's function.
+        title: Title on the page.
+        caption: Explanation for readers.
+        scored: Whether the plot names the score.
+        complete: Minimum number of complete trials.
+        width: Pixels per searched hyperparameter; a narrower page scrolls.
+        height: Height in pixels.
     """
 
     plot: str
@@ -78,12 +83,20 @@ STUDY_PLOTS = {
 
 
 def plotly_script() -> Markup:
-    """What the interactive ones need on their page, once: some 5 MB of JavaScript."""
+    """Return the script that interactive plots need once per page, some 5 MB of JavaScript."""
     return Markup(get_plotlyjs())
 
 
 def render_plots(study: optuna.Study, objective: str) -> dict[str, Markup]:
-    """Name → HTML of each graph that there are trials enough for; `objective`: its title."""
+    """Render the plots for which a study has enough trials.
+
+    Args:
+        study: The study.
+        objective: Title of its objective.
+
+    Returns:
+        Name → HTML.
+    """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return {
         name: _render_plot(study, name, objective, {f"Trial{it.number}" for it in complete})

@@ -1,4 +1,4 @@
-"""The report on a study: what was asked, what was found, and what to do next."""
+"""Report on a study: its question, its results, and the next step."""
 
 import shlex
 from collections.abc import Iterator
@@ -22,19 +22,19 @@ from pneumo.training.config import RunConfig, objective_title
 
 PAGE = "study/study.html"  # among the artifacts of the study's run
 
-# How a study stands
+# State of a study
 RUNNING, STOPPED, DONE = "running", "stopped", "done"
 
 
 @dataclass(frozen=True)
 class TrialSummary:
-    """What the report says of a trial.
+    """A trial's part of the report.
 
     Attributes:
         number: Optuna's number of the trial.
         state: Optuna's name of its state, as `COMPLETE`.
-        run_id: Id of its run, '' if it has not stored one.
-        name: Name of its run, '' if it has none yet.
+        run_id: Id of its run, or '' if it has not stored one.
+        name: Name of its run, or '' if it has none yet.
         score: Objective, of a pruned or running trial the last one; None if it has none.
         config: Fields of `RunConfig` as text.
         epochs: Number of the last epoch with a score, or 0.
@@ -55,30 +55,30 @@ class TrialSummary:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """What the report says of a study at one moment.
+    """The content of the report on a study at one moment.
 
     Attributes:
         study: The study, for its plots.
         run_id: Id of its run.
         state: `RUNNING`, `STOPPED` or `DONE`.
         experiment: Name of its experiment.
-        question: What the experiment asks, or ''.
+        question: Question of the experiment, or ''.
         dataset: Its images.
         base: Config of the baseline.
         experiment_base: Fields of the experiment's base config as text.
         fixed: Values of the fields that are not searched, as text.
         searched: Names of the fields that are searched.
-        n_trials: Number of trials it is to have.
+        n_trials: Number of trials at which the study ends.
         n_done: Number of complete and pruned trials.
         trials: All of its trials, by number.
-        best: The best of the complete trials, if there is one.
-        baseline: The first complete trial with the baseline's values, if there is one.
-        improvement: Improvement of the best over the baseline, if it is known.
-        winner: The registered model with its metrics on test, once it is evaluated.
-        seconds: What its processes spent their time on, by what it was.
+        best: The best of the complete trials, or None if there is none.
+        baseline: The first complete trial with the baseline's values, or None if there is none.
+        improvement: Improvement of the best over the baseline, or None if it is not known.
+        winner: The registered model with its metrics on test, or None before its evaluation.
+        seconds: Activity → seconds that the study's processes spent on it.
         changed_ranges: Hyperparameter, first trial, and range before and from then on.
-        at_edge: Hyperparameters whose best value has no room on one side.
-        how_to_continue: In words, how to continue it.
+        at_edge: Hyperparameters whose best value is near an end of its range.
+        how_to_continue: How to resume the study, in words.
     """
 
     study: optuna.Study
@@ -106,11 +106,16 @@ class StudySummary:
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """The best trial beside the baseline on validation, each at its own threshold.
+    """A comparison of the best trial with the baseline on validation, each at its own threshold.
 
-    `rows`: name, of the baseline and of the best, each value with its 95 % interval by patient;
-    `auc`: of the best, likewise; `gain`: difference of AUC, best minus baseline. It has no
-    interval here: one of this comparison alone would not account for the choice of the best.
+    The gain has no interval here. An interval of this comparison alone would not account for the
+    choice of the best.
+
+    Attributes:
+        rows: Name of a metric, and its values of the baseline and of the best, each with its 95 %
+            interval by patient.
+        auc: AUC of the best, with its interval.
+        gain: Difference of AUC, best minus baseline.
     """
 
     rows: list[tuple[str, str, str]]
@@ -120,7 +125,7 @@ class BaselineComparison:
 
 @lru_cache(maxsize=1)
 def _compare(baseline: str, best: str) -> BaselineComparison:
-    """Of two runs, by their ids."""
+    """Compare two runs by their ids."""
     values = [
         ScoredPredictions(
             results.read_predictions(run_id, "val"), results.read_val_threshold(run_id)
@@ -136,7 +141,7 @@ def _compare(baseline: str, best: str) -> BaselineComparison:
 
 
 class StudyReport:
-    """The report on a study as a page, and its words alone."""
+    """The report on a study, as a page or as its text alone."""
 
     def __init__(self, summary: StudySummary) -> None:
         self._it = summary
@@ -145,7 +150,7 @@ class StudyReport:
             self._comparison = _compare(summary.baseline.run_id, summary.best.run_id)
 
     def page(self) -> str:
-        """Return the HTML page."""
+        """Render the HTML page."""
         it, base = self._it, self._it.base
         images = it.dataset.decode(base.image_size, base.max_unreadable, base.resize)
         return render_template(
@@ -175,7 +180,7 @@ class StudyReport:
         )
 
     def description(self) -> str:
-        """Return its words in Markdown, and the way to the page."""
+        """Return the report's text in Markdown, with a link to the page."""
         link = f"[The page of this study]({session.ui_path(mlflow.get_run(self._it.run_id), PAGE)})"
         words = [f"**{name}** {text}" for name, text in self._words().items()]
         return "\n\n".join([*words, link])
@@ -218,7 +223,7 @@ class StudyReport:
         return bool(self._comparison) and self._it.best.number == self._it.baseline.number
 
     def _difference(self) -> str:
-        """Say how the best compares with the baseline: better only if the bound is above 0."""
+        """Describe the best compared with the baseline: better only if the bound is above 0."""
         gain, improvement = self._comparison.gain, self._it.improvement
         if improvement and improvement.low > 0:
             return f"is {gain} above the baseline's: {self._bound()}"
@@ -295,13 +300,13 @@ class StudyReport:
         return f"{self._comparison.gain}{low}"
 
     def _repeat(self) -> str:
-        """The command that trains the best trial again."""
+        """Return the command that trains the best trial again, or '' if there is none."""
         it = self._it
         if not it.best:
             return ""
         base, config = it.experiment_base, it.best.config
         changed = {name: value for name, value in config.items() if base[name] != value}
-        if "weights" in changed:  # which the text names by their content
+        if "weights" in changed:  # their text has a file name and a digest, no path
             changed["weights"] = it.base.weights
         return _command("train", experiment=it.experiment, data=it.dataset.source, **changed)
 
@@ -323,8 +328,8 @@ class StudyReport:
 
 
 def _time_fractions(seconds: dict[str, float]) -> Iterator[tuple[str, str, str]]:
-    """Yield what processes spent time on, how long, and which fraction of their time."""
-    whole = sum(seconds.values()) or 1  # no trial has ended yet
+    """Yield each activity of the processes, its duration, and its fraction of their time."""
+    whole = sum(seconds.values()) or 1  # 0 before the first trial has ended
     for what, spent in seconds.items():
         yield what, str(timedelta(seconds=round(spent))), f"{spent / whole:.0%}"
 

@@ -11,24 +11,32 @@ class Owner(Protocol):
 
     @property
     def user_attrs(self) -> dict[str, Any]:
-        """As `optuna.Study.user_attrs`."""
+        """Return the attributes, as `optuna.Study.user_attrs` does."""
 
     def set_user_attr(self, key: str, value: Any) -> None:
-        """As `optuna.Study.set_user_attr`."""
+        """Store an attribute, as `optuna.Study.set_user_attr` does."""
 
 
 @dataclass(frozen=True)
 class Attribute(Generic[T]):
-    """A user attribute by its name in Optuna's storage, which keeps it as JSON."""
+    """A user attribute in Optuna's storage, which stores it as JSON.
+
+    Attributes:
+        name: Name of the attribute.
+    """
 
     name: str
 
     def of(self, owner: Owner) -> T:
-        """Return its value. Raise `KeyError` if it is not set."""
+        """Return the attribute's value.
+
+        Raises:
+            KeyError: The attribute is not set.
+        """
         return owner.user_attrs[self.name]
 
     def get(self, owner: Owner, default: T) -> T:
-        """Return its value, or `default` if it is not set."""
+        """Return the attribute's value, or `default` if it is not set."""
         return owner.user_attrs.get(self.name, default)
 
     def set(self, owner: Owner, value: T) -> None:
@@ -38,14 +46,14 @@ class Attribute(Generic[T]):
 
 RUN_ID: Attribute[str] = Attribute("run_id")  # of the MLflow run, of a study and of a trial
 
-# Of a study; `StudySpec.facts` has more, by which a study is compared with what a command asks for
-FIXED: Attribute[dict[str, str]] = Attribute("fixed")  # values by fields that are not searched
+# Of a study. `StudySpec.facts` has more, by which a study is compared with a command's parameters
+FIXED: Attribute[dict[str, str]] = Attribute("fixed")  # field that is not searched → value
 OBJECTIVE: Attribute[str] = Attribute("objective")
 SEARCH_SPACE: Attribute[dict[str, str]] = Attribute("search_space")  # distributions as JSON
 GOAL: Attribute[dict[str, Any]] = Attribute("goal")  # the fields of `StudyLimits`
 MODEL_NAME: Attribute[str] = Attribute("model_name")  # registered model of the winner
 WINNER: Attribute[dict[str, Any]] = Attribute("winner")  # trial, version, evaluation on test
-IMPROVEMENT: Attribute[dict[str, Any]] = Attribute("improvement")  # of the best over the baseline
+IMPROVEMENT: Attribute[dict[str, Any]] = Attribute("improvement")  # best over baseline
 
 # Of a trial
 PROCESS: Attribute[list] = Attribute("process")  # the `ProcessId` that runs it
@@ -53,4 +61,4 @@ CONFIG: Attribute[dict[str, str]] = Attribute("config")  # fields of `RunConfig`
 NAME: Attribute[str] = Attribute("name")  # of its run
 ERROR: Attribute[str] = Attribute("error")  # type and message of the exception that ended it
 MODEL_URI: Attribute[str] = Attribute("model_uri")
-SECONDS: Attribute[dict[str, float]] = Attribute("seconds")  # by its parts, see `trial.STAGES`
+SECONDS: Attribute[dict[str, float]] = Attribute("seconds")  # by stage, see `trial.STAGES`

@@ -21,14 +21,14 @@ from pneumo.tuning.storage import STORE_ERRORS
 from pneumo.tuning.study import FINISHED_STATES, StudyLimits, best_trial_of, final_score
 
 NO_BEST = ("best", "none yet", "")
-ENDED = "its process has ended"  # the error of a trial that could not store one
+ENDED = "its process has ended"  # error of a trial that could not store one
 
 
 class StudyProgress:
-    """Display of a study on a terminal, in one place; elsewhere a line for each trial that ends.
+    """A live display of a study on a terminal; elsewhere, a line for each trial that ends.
 
-    On a terminal only trials that fail get a line of their own. Trials of workers on other
-    machines appear, too.
+    On a terminal only failed trials get a line of their own. Trials of workers on other machines
+    appear, too.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class StudyProgress:
         study: optuna.Study,
         after_trials: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begin with the study as it is.
+        """Start with the present state of the study.
 
         Args:
-            study: A study that has its goal.
-            after_trials: Called by `update` if trials have ended since it was called before.
+            study: A study whose `StudyLimits` are set.
+            after_trials: Called by `update` if trials have ended since its previous call.
         """
         self._study, self._after_trials = study, after_trials
         self._objective = attributes.OBJECTIVE.of(study)
@@ -72,13 +72,13 @@ class StudyProgress:
     def __exit__(self, *_: object) -> None:
         self.update()
         self._trials = [trial for trial in self._trials if trial.state != TrialState.RUNNING]
-        self._bar.columns = self._bar.columns[:3]  # no time left
+        self._bar.columns = self._bar.columns[:3]  # without the time left
         self._live.stop()
 
     def update(self) -> None:
         """Read the study's trials, and report those that have ended.
 
-        A storage that does not answer is asked again the next time.
+        If the storage does not answer, the next call reads them.
         """
         with suppress(*STORE_ERRORS):
             self._trials = self._study.get_trials(deepcopy=False)
@@ -121,7 +121,7 @@ class StudyProgress:
 
 
 def _process_of(trial: FrozenTrial) -> str:
-    """Return which process runs a trial, if it is not this one."""
+    """Describe the process that runs a trial, or return '' if it is this one."""
     process = ProcessId.from_values(attributes.PROCESS.get(trial, ()))
     here = ProcessId.current()
     if not process.pid or process == here:
@@ -131,7 +131,7 @@ def _process_of(trial: FrozenTrial) -> str:
 
 
 def describe(trial: FrozenTrial) -> str:
-    """Return what a log says of a trial that has ended."""
+    """Return the line of the log about a trial that has ended."""
     if trial.state == TrialState.FAIL:
         return f"trial {trial.number:3d}  failed: {attributes.ERROR.get(trial, ENDED)}"
     state = "pruned" if trial.state == TrialState.PRUNED else ""

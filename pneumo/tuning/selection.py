@@ -1,6 +1,6 @@
-"""The improvement of a study's best trial over its baseline, and the trials it was chosen from.
+"""Improvement of a study's best trial over its baseline, and the trials to choose from.
 
-Nothing here needs TensorFlow.
+Nothing in this module needs TensorFlow.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,46 +22,65 @@ from pneumo.tuning.spec import StudySpec
 
 
 def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that can be the best: a pruned one has no predictions and cannot."""
+    """Return the trials that can be the best; a pruned trial has no predictions and cannot."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
 def find_baseline(complete: Sequence[FrozenTrial], plan: StudySpec) -> FrozenTrial | None:
-    """Return the first complete trial with the baseline's values, or None if there is none."""
+    """Return the first complete trial with the baseline's values.
+
+    Args:
+        complete: Complete trials by number.
+        plan: Search of the study.
+
+    Returns:
+        The trial, or None if there is none.
+    """
     asked = plan.baseline()
     return next((trial for trial in complete if trial.params == asked), None)
 
 
 def store_improvement(study: optuna.Study, plan: StudySpec) -> None:
-    """Bound the best trial's improvement over the baseline and store it with the study.
+    """Compute and store a bound of the best trial's improvement over the baseline.
 
     See `bootstrap.bound_improvement`. Nothing is computed if the stored bound is for the same
-    trials, if the baseline has no result, or if it is the best. A trial without readable
-    predictions is left out and not counted in `trials`. Without those of the best or of the
-    baseline a line says why there is no bound.
+    trials, if the baseline has no result, or if the baseline is the best. A trial without readable
+    predictions is left out and not counted in `trials`. If those of the best or of the baseline
+    are not readable, a line says why there is no bound.
+
+    Args:
+        study: A study with at least one complete trial.
+        plan: Search of the study.
     """
     complete = complete_trials(study)
     stored = read_improvement(study, complete)
     baseline, best = find_baseline(complete, plan), study.best_trial
     if not baseline or baseline.number == best.number:
         return
-    if stored and stored.trials == len(complete) - 1:  # none was left out
+    if stored and stored.trials == len(complete) - 1:  # no trial was left out
         return
     others = [it for it in complete if it.number not in (baseline.number, best.number)]
     try:
         found = bootstrap.bound_improvement(
             _predictions(baseline), _predictions(best), _readable(study, others)
         )
-    except Exception as error:  # whatever it is, the study has its winner
+    except Exception as error:  # the study has its winner in any case
         echo(f"the improvement over the baseline has no bound ({_reason(error)})")
         return
     attributes.IMPROVEMENT.set(study, asdict(found) | {"complete": len(complete)})
 
 
 def read_improvement(study: optuna.Study, complete: Sequence[FrozenTrial]) -> Improvement | None:
-    """Return the stored improvement, or None if it is not for all of the complete trials.
+    """Return the stored improvement.
 
     A study never loses a complete trial, so their number shows whether there are new ones.
+
+    Args:
+        study: The study.
+        complete: Its complete trials.
+
+    Returns:
+        The improvement, or None if it is not for all of the complete trials.
     """
     stored = dict(attributes.IMPROVEMENT.get(study, {}))
     return Improvement(**stored) if stored.pop("complete", None) == len(complete) else None
@@ -72,7 +91,7 @@ def _predictions(trial: FrozenTrial) -> pd.DataFrame:
 
 
 def _readable(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Iterator[pd.DataFrame]:
-    """Yield the predictions of each trial that still has some. Raise if MLflow is away."""
+    """Yield the predictions of each trial that still has some; raise if MLflow does not answer."""
     for trial in trials:
         signals.raise_if_interrupted()
         try:

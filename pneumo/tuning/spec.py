@@ -1,4 +1,4 @@
-"""What a study searches: the space, the fixed fields, the baseline, the sampler."""
+"""Specification of a study: search space, fixed fields, baseline, sampler and pruner."""
 
 import warnings
 from collections.abc import Collection, Mapping
@@ -28,15 +28,15 @@ DISTRIBUTIONS = {
     "suggest_categorical": CategoricalDistribution,
 }
 
-# Set here though some are Optuna's defaults, which have changed between its versions
+# Some are Optuna's defaults. They are set here because defaults have changed between versions
 TPE_OPTIONS = {"n_startup_trials": 8, "multivariate": True, "group": False, "constant_liar": True}
 
 
 class PerTrialSeededTPESampler(BaseSampler):
-    """TPE whose random numbers follow from the study's seed and the trial's number alone.
+    """TPE sampler whose random numbers depend only on the study's seed and the trial's number.
 
-    A seeded sampler would start again with every process: a resumed study would repeat its
-    first trials, and several workers would propose the same ones.
+    A sampler with one seed would start again in every process. A resumed study would then repeat
+    its first trials, and several workers would suggest the same ones.
     """
 
     def __init__(self, seed: int) -> None:
@@ -47,36 +47,36 @@ class PerTrialSeededTPESampler(BaseSampler):
         return TPESampler(seed=derive_seed(self._seed, number), **TPE_OPTIONS)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """As `optuna.samplers.BaseSampler.before_trial`."""
+        """Implement `optuna.samplers.BaseSampler.before_trial`."""
         self._tpe = self._fresh(trial.number)
         self._tpe.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
-        """As `optuna.samplers.BaseSampler.infer_relative_search_space`."""
+        """Implement `optuna.samplers.BaseSampler.infer_relative_search_space`."""
         return self._tpe.infer_relative_search_space(study, trial)
 
     def sample_relative(self, *args: Any) -> dict[str, Any]:
-        """As `optuna.samplers.BaseSampler.sample_relative`."""
+        """Implement `optuna.samplers.BaseSampler.sample_relative`."""
         return self._tpe.sample_relative(*args)
 
     def sample_independent(self, *args: Any) -> Any:
-        """As `optuna.samplers.BaseSampler.sample_independent`."""
+        """Implement `optuna.samplers.BaseSampler.sample_independent`."""
         return self._tpe.sample_independent(*args)
 
     def after_trial(self, *args: Any) -> None:
-        """As `optuna.samplers.BaseSampler.after_trial`."""
+        """Implement `optuna.samplers.BaseSampler.after_trial`."""
         self._tpe.after_trial(*args)
 
 
 class PartiallyFixedTrial:
     """A trial in which some fields are fixed: they keep the base's values and leave the search.
 
-    Without a `trial` nothing is searched: each suggestion is the base's own value, or the one that
-    is `chosen` for it by its name.
+    Without a `trial` nothing is searched. Each suggestion is then the base's own value, or the
+    value of that name in `chosen`.
 
     Attributes:
-        baseline: What a search without a trial has suggested, by name.
-        distributions: The distribution of each of these.
+        baseline: Suggestion's name → value, if there is no trial.
+        distributions: Suggestion's name → distribution, if there is no trial.
     """
 
     def __init__(
@@ -91,15 +91,15 @@ class PartiallyFixedTrial:
         self.distributions: dict[str, BaseDistribution] = {}
 
     def suggest_float(self, name: str, *space: Any, **options: Any) -> float:
-        """As `optuna.Trial.suggest_float`."""
+        """Implement `optuna.Trial.suggest_float`."""
         return self._suggest("suggest_float", name, space, options)
 
     def suggest_int(self, name: str, *space: Any, **options: Any) -> int:
-        """As `optuna.Trial.suggest_int`."""
+        """Implement `optuna.Trial.suggest_int`."""
         return self._suggest("suggest_int", name, space, options)
 
     def suggest_categorical(self, name: str, *space: Any, **options: Any) -> Any:
-        """As `optuna.Trial.suggest_categorical`."""
+        """Implement `optuna.Trial.suggest_categorical`."""
         return self._suggest("suggest_categorical", name, space, options)
 
     def _suggest(self, method: str, name: str, space: tuple, options: dict) -> Any:
@@ -109,7 +109,7 @@ class PartiallyFixedTrial:
         if self._trial is not None:
             return getattr(self._trial, method)(name, *space, **options)
         with warnings.catch_warnings():
-            # Of a range that its step does not divide Optuna warns when a trial suggests it
+            # Optuna warns of a range that its step does not divide when a trial suggests it
             warnings.simplefilter("ignore", UserWarning)
             self.distributions[name] = DISTRIBUTIONS[method](*space, **options)
         self.baseline[name] = self._chosen.get(name, value)
@@ -119,10 +119,18 @@ class PartiallyFixedTrial:
 def validate_search_space(
     experiment: Experiment, base: RunConfig, fixed: Mapping[str, str]
 ) -> None:
-    """Raises `UserError` where a value of the search space is none that a run can have.
+    """Require that every value of a search space gives a valid `RunConfig`.
 
-    `base`: the experiment's own with what is `fixed`, which the space may contradict. Tried are
-    the ends of each range, and each choice, with the base's values for all others.
+    The function tests the ends of each range and each choice, with the base's values for all other
+    suggestions.
+
+    Args:
+        experiment: The experiment.
+        base: The experiment's base config with the fixed fields, which the space may contradict.
+        fixed: Fields that are not searched, with their values as text.
+
+    Raises:
+        UserError: A value of the search space is invalid.
     """
     whole = PartiallyFixedTrial(base, fixed)
     experiment.suggest(whole, base)
@@ -140,10 +148,17 @@ def validate_search_space(
 
 
 def field_and_base_value(base: RunConfig, name: str) -> tuple[str, Any]:
-    """The field that a suggestion's name stands for, and the base's value of it.
+    """Return the field of `RunConfig` that a suggestion is named after, and its value in the base.
 
-    A field's own name stands for it; `dense_widths_2` stands for its second width, 0 where
-    there is none. Raises `KeyError` for a name that stands for no field.
+    A suggestion may have a field's own name. `dense_widths_2` stands for the second width, which is
+    0 if the base has none.
+
+    Args:
+        base: The base config.
+        name: Name of the suggestion.
+
+    Raises:
+        KeyError: The name stands for no field.
     """
     if name in RunConfig.model_fields:
         return name, getattr(base, name)
@@ -154,23 +169,26 @@ def field_and_base_value(base: RunConfig, name: str) -> tuple[str, Any]:
     return field, widths[int(position) - 1] if int(position) <= len(widths) else 0
 
 
-# Nothing here needs TensorFlow: a process that lets others search does without.
+# Nothing here needs TensorFlow, so a process whose workers search need not import it.
 
-# Set here though some are Optuna's defaults, which have changed between its versions
+# Some are Optuna's defaults. They are set here because defaults have changed between versions
 MEDIAN_PRUNER_OPTIONS = {"n_startup_trials": 4, "n_warmup_steps": 2, "interval_steps": 1}
 
 STUDY_FIELDS = (
     "epochs",
     "seed",
     "objective",
-)  # fields that a study keeps beside those fixed by hand
+)  # fields that a study stores besides the fixed ones
 
 
 @dataclass(frozen=True)
 class StudySpec:
-    """What a study searches: an experiment, on which data, with which fields fixed by hand.
+    """A study's search: an experiment, its data, and the fields that a person has fixed.
 
-    `fixed` maps fields of `RunConfig` to their values as text; they leave the search.
+    Attributes:
+        experiment: The experiment.
+        dataset: The data.
+        fixed: Fields of `RunConfig` that leave the search, with their values as text.
     """
 
     experiment: Experiment
@@ -179,12 +197,26 @@ class StudySpec:
 
     @property
     def base(self) -> RunConfig:
-        """The baseline; its `seed` is the study's. Raises `UserError` for a wrong fixed value."""
+        """Return the baseline's config, whose `seed` is the study's.
+
+        Raises:
+            UserError: A fixed value is invalid.
+        """
         return self.experiment.base.override(self.fixed)
 
     @classmethod
     def of(cls, study: optuna.Study, dataset: Dataset, weights: str = "") -> "StudySpec":
-        """What a study was begun with. `weights`: where its file of weights lies here, if any."""
+        """Read the search with which a study was created.
+
+        Args:
+            study: The study.
+            dataset: Its data.
+            weights: Path of its file of weights on this machine, or '' if it has none.
+
+        Raises:
+            UserError: The study has a file of weights and `weights` is '', or its experiment cannot
+                be loaded.
+        """
         facts = study.user_attrs
         fixed = rename_fields(facts["fixed"])
         fixed |= {name: str(facts[name]) for name in STUDY_FIELDS}
@@ -198,10 +230,10 @@ class StudySpec:
         return cls(load_experiment(facts["experiment"], searched=True), dataset, fixed)
 
     def facts(self) -> dict[str, Any]:
-        """What makes a study this one and no other."""
+        """Return the values that distinguish a study from all others."""
         base = self.base
         own = {name: getattr(base, name) for name in STUDY_FIELDS}
-        text = base.as_text()  # names a file of weights by its content, wherever it lies
+        text = base.as_text()  # has a digest of the file of weights, not its path
         return {
             "experiment": self.experiment.name,
             "fixed": {field: text[field] for field in self.fixed if field not in own},
@@ -217,15 +249,15 @@ class StudySpec:
         return search.distributions
 
     def sampler(self) -> PerTrialSeededTPESampler:
-        """What suggests a trial's values."""
+        """Return the sampler that suggests a trial's values."""
         return PerTrialSeededTPESampler(self.base.seed)
 
     def pruner(self) -> BasePruner:
-        """What ends bad trials early."""
+        """Return the pruner that ends bad trials early."""
         return MedianPruner(**MEDIAN_PRUNER_OPTIONS) if self.experiment.prune else NopPruner()
 
     def suggest(self, trial: optuna.Trial) -> RunConfig:
-        """The config of a trial, with a seed of its own and the fixed fields as they are."""
+        """Return a trial's config, with its own seed and the fixed fields unchanged."""
         config = self.experiment.suggest(
             PartiallyFixedTrial(self.base, self.fixed, trial), self.base
         )
@@ -234,7 +266,11 @@ class StudySpec:
         return config.model_copy(update=kept)
 
     def baseline(self) -> dict[str, Any]:
-        """The suggestions that give the base. Raises `UserError` where none do."""
+        """Return the suggestions that give the base config.
+
+        Raises:
+            UserError: No suggestions give the base config.
+        """
         search = PartiallyFixedTrial(self.base, self.fixed)
         config = self.experiment.suggest(search, self.base)
         different = [
@@ -250,16 +286,20 @@ class StudySpec:
         return search.baseline
 
     def searched(self) -> list[str]:
-        """The fields of a run that are searched, in the order in which they are suggested."""
+        """Return the fields of a run that are searched, in the order of their suggestions."""
         return list(
             dict.fromkeys(field_and_base_value(self.base, name)[0] for name in self.baseline())
         )
 
     def asked(self) -> list[dict[str, Any]]:
-        """The suggestions that a study begins with: the baseline, and what its experiment queues.
+        """Return the suggestions of a study's first trials: the baseline, and the enqueued trials.
 
-        What is queued without a value has the baseline's; a fixed field leaves that, too. Raises
-        `UserError` as `baseline`, and for a name that is not suggested.
+        An enqueued trial has the baseline's value for each name that it omits. Fixed fields are
+        left out.
+
+        Raises:
+            UserError: No suggestions give the base config, or an enqueued trial has a name that is
+                not suggested.
         """
         baseline, queue = self.baseline(), self.experiment.enqueued_trials
         whole = PartiallyFixedTrial(self.base, ())

@@ -1,4 +1,4 @@
-"""Optuna's database, its outages and its heartbeat."""
+"""Optuna's database: its URL, its outages and its heartbeat."""
 
 import os
 import time
@@ -22,35 +22,44 @@ from pneumo.tuning import attributes
 
 # Seconds
 HEARTBEAT_INTERVAL, GRACE_PERIOD = 30, 120
-MAX_OUTAGE = 120  # that a database may be away
+MAX_OUTAGE = 120  # that a database may be unavailable
 
 T = TypeVar("T")
 
-# What the two stores of a study raise when they fail
+# Errors of the two stores of a study
 STORE_ERRORS = (MlflowException, StorageInternalError, SQLAlchemyError)
 
 
 class _ResilientStorage(optuna.storages.RDBStorage):
-    """A beat that the database does not hear is missed; Optuna's own heart stops with it."""
+    """Storage that survives failed heartbeats.
+
+    In Optuna's own class, the heartbeat's thread ends at the first error of the database.
+    """
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """As `optuna.storages.RDBStorage.record_heartbeat`."""
+        """Implement `optuna.storages.RDBStorage.record_heartbeat`; ignore its errors."""
         with suppress(StorageInternalError, SQLAlchemyError):
             super().record_heartbeat(trial_id)
 
 
 def open_storage(patience: float = 0) -> optuna.storages.RDBStorage:
-    """Optuna's database: `PNEUMO_STORAGE`, by default `sqlite:///optuna.db`.
+    """Open Optuna's database: `PNEUMO_STORAGE`, by default `sqlite:///optuna.db`.
 
-    A database of several machines is told every `HEARTBEAT_INTERVAL` seconds that a trial is alive;
-    one that has been silent for `GRACE_PERIOD` is ended as failed by whoever starts the next. Such
-    a database may be away for `MAX_OUTAGE` seconds once it is open. Raises `UserError` where it
-    does not open within `patience` seconds.
+    In a database of several machines a trial records a heartbeat every `HEARTBEAT_INTERVAL`
+    seconds. A trial without one for `GRACE_PERIOD` seconds is stale: the process that starts the
+    next trial fails it. Such a database may be unavailable for `MAX_OUTAGE` seconds once it is
+    open.
+
+    Args:
+        patience: Seconds for which opening is tried again.
+
+    Raises:
+        UserError: The URL is invalid, or the database does not open within `patience` seconds.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # failed trials are told by their lines
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # each failed trial has a line of its own
     url = storage_url()
     if url.partition("?")[0].count("@") > 1 and not url.startswith("sqlite"):
-        raise UserError(  # and show nothing of it: SQLAlchemy takes half the password for the host
+        raise UserError(  # without the URL: SQLAlchemy takes half the password for the host
             "PNEUMO_STORAGE must name a database by a URL with one @; write those of a password "
             "as %40"
         )
@@ -75,7 +84,7 @@ def storage_url() -> str:
 
 
 def storage_address() -> str:
-    """Return the URL of Optuna's database, with the file's whole path and without a password."""
+    """Return the URL of Optuna's database, with an absolute path and without a password."""
     url = make_url(storage_url())
     if serves_one_machine() and url.database and not url.database.startswith((":", "file:")):
         url = url.set(database=os.path.abspath(url.database))
@@ -88,14 +97,14 @@ def serves_one_machine() -> bool:
 
 
 def _open(url: str) -> optuna.storages.RDBStorage:
-    if serves_one_machine():  # where a process that has died is known
+    if serves_one_machine():  # no heartbeat: `ProcessId` finds dead processes
         wait_for_lock = {"timeout": 60}  # seconds
         return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": wait_for_lock})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of heartbeats
         storage = _ResilientStorage(
             url,
-            engine_kwargs={"pool_pre_ping": True},  # one that a restart has cut is made anew
+            engine_kwargs={"pool_pre_ping": True},  # replaces connections that a restart has closed
             heartbeat_interval=HEARTBEAT_INTERVAL,
             grace_period=GRACE_PERIOD,
             heartbeat_stale_trial_callback=_on_stale_trial,
@@ -110,7 +119,7 @@ def _connect(dialect: Dialect, _: Any, args: Any, options: Any) -> Any:
 
 
 def _retry(call: Callable[[], T], failure: type[Exception], patience: float) -> T:
-    """Return what `call` returns, which is tried each second for `patience` seconds."""
+    """Return what `call` returns; repeat it each second for `patience` seconds if it fails."""
     start = time.monotonic()
     announced = False
     while True:
@@ -126,7 +135,7 @@ def _retry(call: Callable[[], T], failure: type[Exception], patience: float) -> 
 
 
 def _on_stale_trial(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Ends the MLflow run of a trial that fell silent; what was asked for is asked for again."""
+    """Fail the MLflow run of a stale trial, and enqueue the trial again if it was enqueued."""
     if asked := trial.system_attrs.get("fixed_params"):
         study.enqueue_trial(asked)
     study_runs.fail_stale_trial(attributes.RUN_ID.of(study), trial.number)

@@ -1,4 +1,4 @@
-"""A study in Optuna: what it searches, how it begins, how it is taken up again."""
+"""Studies in Optuna: how they are created, resumed, limited and reconciled with MLflow."""
 
 import tempfile
 import time
@@ -35,15 +35,24 @@ from pneumo.tuning.storage import (
     storage_url,
 )
 
-MAX_UNCLAIMED_SECONDS = 60  # that a trial may run while no process says that it is its own
+MAX_UNCLAIMED_SECONDS = 60  # that a trial may run before a process claims it
 
 FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
 MAX_CONSECUTIVE_FAILURES = 3
-INTERRUPTED = "interrupted"  # the error of a trial that a person ended
+INTERRUPTED = "interrupted"  # error of a trial that a person interrupted
 
 
 def load_study(storage: optuna.storages.RDBStorage, name: str, plan: StudySpec) -> optuna.Study:
-    """The study of that name, if it asks what `plan` asks and its run is in this store."""
+    """Load a study that must have the same search as `plan` and its run in this MLflow store.
+
+    Args:
+        storage: Optuna's database.
+        name: Name of the study.
+        plan: The search that the study must have.
+
+    Raises:
+        UserError: The study has another search, or its runs are in another store.
+    """
     study = _existing(storage, name, plan)
     for fact, value in plan.facts().items():
         begun_with = study.user_attrs.get(fact)
@@ -62,7 +71,7 @@ def load_study(storage: optuna.storages.RDBStorage, name: str, plan: StudySpec) 
 def _require_same(name: str, fact: str, begun_with: Any, value: Any) -> None:
     if begun_with == value:
         return
-    if fact == "base" and begun_with:  # the one field that differs says more than all of them
+    if fact == "base" and begun_with:  # a message about one field is easier to read
         field = next(it for it in value if begun_with.get(it) != value[it])
         fact, begun_with, value = f"{field} of BASE", begun_with.get(field), value[field]
     raise UserError(
@@ -74,8 +83,8 @@ def _require_same(name: str, fact: str, begun_with: Any, value: Any) -> None:
 def _require_same_search_space(study: optuna.Study, plan: StudySpec) -> None:
     """Raise `UserError` unless a study's search space differs in ranges at most.
 
-    Optuna takes changed ranges of numbers; trials of different choices, scales or hyperparameters
-    are no common study.
+    Optuna accepts changed ranges of numbers. Trials of different choices, scales or hyperparameters
+    cannot share a study.
     """
     space = plan.search_space()
     begun = {
@@ -100,10 +109,19 @@ def _existing(storage: optuna.storages.RDBStorage, name: str, plan: StudySpec) -
 def attach_to_study(
     name: str, dataset: Dataset, weights: str = "", patience: float = 0
 ) -> tuple[optuna.Study, StudySpec]:
-    """A study that another process has begun, and what it searches: see `StudySpec.of`.
+    """Load a study that another process has created.
 
-    `patience`: see `open_storage`. Raises `UserError` where there is no such study, or where data,
-    weights or MLflow's store are others.
+    Args:
+        name: Name of the study.
+        dataset: Its data.
+        weights: See `StudySpec.of`.
+        patience: See `open_storage`.
+
+    Returns:
+        The study and its search.
+
+    Raises:
+        UserError: The study does not exist, or has other data, weights or another MLflow store.
     """
     storage = open_storage(patience)
     if name not in (names := optuna.get_all_study_names(storage)):
@@ -117,7 +135,7 @@ def attach_to_study(
 
 
 def check_name_is_new(name: str) -> None:
-    """Raise `UserError` if MLflow has a study of that name, and Optuna's database has not."""
+    """Raise `UserError` if MLflow has a study of that name; call it if Optuna has none."""
     if run_id := study_runs.find_study(name):
         raise UserError(
             f"study '{name}' must be in both stores: MLflow at {session.tracking_address()} has it "
@@ -127,15 +145,15 @@ def check_name_is_new(name: str) -> None:
 
 
 def how_to_continue(name: str) -> str:
-    """Return the words that say how to resume a study from where this process was started."""
+    """Return in words how to resume a study from where this process was started."""
     return f"give the same command with {_storage_setting()}{session.format_option('study', name)}"
 
 
 def _storage_setting() -> str:
     """Return the setting without which the next command would not find Optuna's database.
 
-    MLflow fetches a project from a Git address into a new temporary folder for each command. A
-    relative path means another file in each of them.
+    MLflow fetches a project from a Git address into a new temporary folder for each command. There
+    a relative path means another file for each command.
     """
     is_relative = storage_address() != storage_url()
     in_clone = Path.cwd().is_relative_to(Path(tempfile.gettempdir()).resolve())
@@ -147,9 +165,22 @@ def _storage_setting() -> str:
 def create_study(
     storage: optuna.storages.RDBStorage, name: str, plan: StudySpec, run_id: str
 ) -> optuna.Study:
-    """A new study, described in Optuna and in MLflow, with the baseline as its first trial."""
+    """Create a study in Optuna, describe it in MLflow, and enqueue its first trials.
+
+    Prints the study's name, where to see it, and a summary of the images. The baseline is the first
+    trial: see `StudySpec.asked`.
+
+    Args:
+        storage: Optuna's database.
+        name: Name of the study.
+        plan: Search of the study.
+        run_id: Id of the study's run, which must be active.
+
+    Raises:
+        UserError: Too many files are unreadable, or the first trials are invalid.
+    """
     runs.name_run(mlflow.active_run(), f"study {name}")
-    echo(f"study {name}")  # at once: a process that dies cannot say later what to continue
+    echo(f"study {name}")  # at once: a process that dies cannot print it later
     echo(session.view_hint(run_id))
     echo(results.decode_and_log(plan.dataset, plan.base).summary())
     asked = plan.asked()
@@ -181,7 +212,11 @@ def create_study(
 def warn_of_other_commit(study: optuna.Study, run_id: str) -> None:
     """Print a warning if the run of a worker or a resume comes from another commit than the study.
 
-    Neither the experiment's file nor the package need then be those that the study began with.
+    The experiment's file and the package may then differ from those with which the study began.
+
+    Args:
+        study: The study.
+        run_id: Id of the worker's or the resume's run.
     """
     begun, here = (
         runs.commit_of(mlflow.get_run(it)) for it in (attributes.RUN_ID.of(study), run_id)
@@ -194,7 +229,12 @@ def warn_of_other_commit(study: optuna.Study, run_id: str) -> None:
 
 
 def prepare_resume(study: optuna.Study, plan: StudySpec) -> None:
-    """Ends what dead processes left running, and asks again for what was lost of what was asked."""
+    """Fail the trials of dead processes, and enqueue again each initial trial that was lost.
+
+    Args:
+        study: The study.
+        plan: Search of the study.
+    """
     fail_dead_trials(study)
     reconcile_runs(study)
     alive = (*FINISHED_STATES, TrialState.WAITING, TrialState.RUNNING)
@@ -209,12 +249,12 @@ def prepare_resume(study: optuna.Study, plan: StudySpec) -> None:
 
 
 def running_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that run, whoever has them."""
+    """Return the running trials of all processes."""
     return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
 def fail_dead_trials(study: optuna.Study) -> None:
-    """End as failed, in Optuna, the trials whose process is dead or never claimed them."""
+    """Fail, in Optuna, the trials whose process is dead or never claimed them."""
     for trial in filter(_has_no_process, running_trials(study)):
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
@@ -228,9 +268,9 @@ def _has_no_process(trial: FrozenTrial) -> bool:
 def is_dead(process: ProcessId) -> bool:
     """Return whether a process that worked on a study has certainly ended.
 
-    SQLite serves one machine: a process that does not run here runs nowhere. On other databases
-    that is known only of processes of this boot of this machine, in this container. The heartbeat
-    ends the trials of all others.
+    SQLite serves one machine, so a process that does not run here has ended. With other databases
+    this is known only of processes of this boot of this machine, in this container. The trials of
+    all other processes end by their heartbeat.
     """
     if serves_one_machine():
         return not process.is_running()
@@ -240,14 +280,14 @@ def is_dead(process: ProcessId) -> bool:
 
 
 def reconcile_runs(study: optuna.Study) -> None:
-    """Makes MLflow say of each trial that has ended what Optuna says of it."""
+    """Reconcile the runs of a study's finished trials in MLflow with Optuna."""
     trials = study.get_trials(deepcopy=False)
     ended = {trial.number: trial.state.name for trial in trials if trial.state.is_finished()}
     study_runs.reconcile_trial_runs(attributes.RUN_ID.of(study), ended, is_dead)
 
 
 def wait_for_running_trials(study: optuna.Study) -> None:
-    """Wait until no trial is running. Trials of dead or silent processes are ended."""
+    """Wait until no trial is running; fail trials of dead processes and stale trials."""
     announced: set[int] = set()
     while True:
         fail_dead_trials(study)
@@ -266,7 +306,7 @@ def wait_for_running_trials(study: optuna.Study) -> None:
 
 
 def _owner(trial: FrozenTrial) -> str:
-    """Return who runs a trial, and when it ends at the latest if nobody does."""
+    """Describe the process that runs a trial, and when the trial fails if the process is gone."""
     process = attributes.PROCESS.get(trial, None)
     if not process:
         return f"which no process has claimed: it fails {MAX_UNCLAIMED_SECONDS} s after its start"
@@ -278,7 +318,7 @@ def _owner(trial: FrozenTrial) -> str:
 
 
 def count_finished_trials(study: optuna.Study) -> int:
-    """How many trials are done: complete or pruned."""
+    """Return the number of complete and pruned trials."""
     return len(study.get_trials(deepcopy=False, states=FINISHED_STATES))
 
 
@@ -290,11 +330,13 @@ def best_trial_of(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
 
 @dataclass(frozen=True)
 class StudyLimits:
-    """How far a study is to be searched, which may be another each time that it is continued.
+    """Limits of a study, which may change each time it is resumed.
 
-    `trials` counts complete and pruned ones; after `deadline`, seconds since 1970, no new one
-    starts; `keep_models`: of how many of the best trials the models are kept, None for all;
-    `trial_timeout`: seconds after which a trial is ended with its process, and fails.
+    Attributes:
+        trials: Number of complete and pruned trials at which the study ends.
+        deadline: Seconds since 1970 after which no new trial starts, or None.
+        keep_models: Number of the best trials whose models are kept, or None for all.
+        trial_timeout: Seconds after which a trial fails and its process is ended, or None.
     """
 
     trials: int
@@ -304,21 +346,21 @@ class StudyLimits:
 
     @classmethod
     def of(cls, study: optuna.Study) -> "StudyLimits":
-        """As the study has it, whoever works on it and wherever."""
+        """Read the limits that a study has for all processes."""
         return cls(**attributes.GOAL.of(study))
 
     def set(self, study: optuna.Study) -> None:
-        """Makes it the study's."""
+        """Store the limits in a study."""
         attributes.GOAL.set(study, asdict(self))
 
     def reached(self, study: optuna.Study) -> bool:
-        """Whether no new trial is to start."""
+        """Return whether no new trial may start."""
         late = self.deadline is not None and time.time() >= self.deadline
         return late or count_finished_trials(study) >= self.trials
 
 
 class FailureCounter:
-    """Number of failures in a row: those between which nothing was done.
+    """A counter of consecutive failures, between which nothing was done.
 
     Args:
         done: Returns how much has been done so far.
@@ -336,7 +378,7 @@ class FailureCounter:
 
 
 def repeated_failure(study: optuna.Study) -> str | None:
-    """The last error, if the last three trials that ended failed with errors of its type."""
+    """Return the last error if the last three ended trials failed with its type, or None."""
     ended = [it for it in study.get_trials(deepcopy=False) if it.state.is_finished()]
     errors = [
         attributes.ERROR.get(it, INTERRUPTED) if it.state == TrialState.FAIL else ""
@@ -348,7 +390,7 @@ def repeated_failure(study: optuna.Study) -> str | None:
 
 
 def require_no_repeated_failure(study: optuna.Study) -> None:
-    """Raise `StudyFailedError` if the last three trials that ended failed of the same cause."""
+    """Raise `StudyFailedError` if the last three trials that ended have the same error."""
     if error := repeated_failure(study):
         raise StudyFailedError(
             f"{MAX_CONSECUTIVE_FAILURES} trials in a row failed alike ({error}); "
@@ -364,9 +406,16 @@ def final_score(trial: FrozenTrial) -> float | None:
 
 
 def delete_models_beyond_best(study: optuna.Study, keep: int, at_most: int | None = None) -> None:
-    """Deletes the models of the complete trials that are not among the `keep` best."""
+    """Delete the models of the complete trials that are not among the best.
+
+    Args:
+        study: The study.
+        keep: Number of the best trials whose models are kept.
+        at_most: Maximum number of trials whose models are deleted, from the best on, or None for
+            all.
+    """
     with cache.lock(f"evict {study.study_name}"):
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        best_first = sorted(complete, key=lambda trial: -trial.value)  # of equals the first
+        best_first = sorted(complete, key=lambda trial: -trial.value)  # stable: the first of equals
         for trial in best_first[keep:][:at_most]:
             model_files.delete_model(attributes.MODEL_URI.of(trial))

@@ -1,4 +1,4 @@
-"""The page of a study: when it is written, and what it says of the study."""
+"""The page of a study: when it is written, and its content."""
 
 import math
 import time
@@ -18,15 +18,15 @@ from pneumo.tuning import attributes, selection
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.study import StudyLimits, count_finished_trials, final_score, how_to_continue
 
-MIN_REFRESH_SECONDS = 60  # seconds, at least, between two pages of a study that runs
-MAX_OVERHEAD_FRACTION = 0.05  # of the time, at most, that goes into them
-EDGE_FRACTION = 0.05  # of a parameter's range: what is so near to its end may do better beyond
+MIN_REFRESH_SECONDS = 60  # minimum time between two pages of a running study
+MAX_OVERHEAD_FRACTION = 0.05  # maximum fraction of the time that pages take
+EDGE_FRACTION = 0.05  # of a hyperparameter's range; closer to an end, better values may lie beyond
 
 
 class StudyPage:
-    """Writes the page of a study below `study/` of its run in MLflow.
+    """Writer of a study's page, below `study/` of its run in MLflow.
 
-    With each the run's description says in few words what the page says.
+    It also stores the page's text, in short, as the description of the run.
     """
 
     def __init__(self, study: optuna.Study, plan: StudySpec) -> None:
@@ -34,16 +34,16 @@ class StudyPage:
         self._due = 0.0
 
     def refresh(self) -> None:
-        """Writes it, if the last one is a minute old, and old enough for what it cost."""
+        """Write the page, if the last one is at least a minute old and its cost stays low."""
         if time.monotonic() >= self._due:
             self.write(RUNNING)
 
     def write(self, state: str) -> None:
-        """Writes it for a study that is in `state`."""
+        """Write the page of a study in `state`; print a line if that fails."""
         began = time.monotonic()
         try:
             self._write(state)
-        except Exception as error:  # whatever it is, trials are worth more than their page
+        except Exception as error:  # the trials go on without a page
             reason = format_error(error).partition("\n")[0]
             echo(f"the study's page could not be written ({reason})")
         ended = time.monotonic()
@@ -56,7 +56,13 @@ class StudyPage:
 
 
 def summarize(study: optuna.Study, plan: StudySpec, state: str) -> StudySummary:
-    """Return what the report says of a study that is in `state`, as its storage has it now."""
+    """Summarize a study from the present content of its storage.
+
+    Args:
+        study: The study.
+        plan: Search of the study.
+        state: `RUNNING`, `STOPPED` or `DONE`.
+    """
     trials = study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     best = study.best_trial if complete else None
@@ -79,7 +85,7 @@ def summarize(study: optuna.Study, plan: StudySpec, state: str) -> StudySummary:
         best=_summarize_trial(best) if best else None,
         baseline=_summarize_trial(baseline) if baseline else None,
         improvement=selection.read_improvement(study, complete),
-        winner=winner if "test_metrics" in winner else None,  # else it is not evaluated yet
+        winner=winner if "test_metrics" in winner else None,  # otherwise it is not evaluated yet
         seconds=_time_by_activity(trials),
         changed_ranges=list(_changed_ranges(trials)),
         at_edge=list(_params_at_range_edge(best)) if best else [],
@@ -103,7 +109,7 @@ def _summarize_trial(trial: FrozenTrial) -> TrialSummary:
 
 
 def _params_at_range_edge(best: FrozenTrial) -> Iterator[str]:
-    """The parameters whose best value has no room on one side, where there could be some."""
+    """Yield the hyperparameters whose best value is near an end with possible values beyond."""
     for name, space in best.distributions.items():
         is_continuous = isinstance(space, FloatDistribution) and not space.step
         if is_continuous and _is_near_edge(best.params[name], space):
@@ -129,7 +135,7 @@ def _range(space: BaseDistribution) -> str:
 
 
 def _is_near_edge(value: float, space: FloatDistribution) -> bool:
-    """Whether there may be better values beyond; below 0 there are none."""
+    """Return whether better values may lie beyond an end; below 0 there are none."""
     scale = math.log if space.log else float
     near = EDGE_FRACTION * (scale(space.high) - scale(space.low))
     below, above = scale(value) - scale(space.low), scale(space.high) - scale(value)

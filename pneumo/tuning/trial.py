@@ -1,4 +1,4 @@
-"""One Keras run under MLflow: what `train` does once and a study many times."""
+"""One Keras run under MLflow, as `train` runs it once and a study many times."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -25,14 +25,18 @@ from pneumo.tracking import model_files, results, runs
 from pneumo.training.config import RunConfig
 from pneumo.training.train import EpochCallback, train
 
-STAGES = ("training", "evaluation", "storing the model")  # of a trial, one after the other
+STAGES = ("training", "evaluation", "storing the model")  # of a trial, in this order
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A finished Keras run: its MLflow run, its stored model and its metrics on validation.
+    """A finished Keras run.
 
-    `seconds`: how long each part of it took.
+    Attributes:
+        run_id: Id of its MLflow run.
+        model_uri: URI of its stored model.
+        metrics: Metrics on validation: name → value.
+        seconds: Duration of each of its `STAGES`.
     """
 
     run_id: str
@@ -51,12 +55,12 @@ def run_trial(
 ) -> TrialResult:
     """Train a model, evaluate it on validation and store all of it in a run.
 
-    The temperature comes from validation, the threshold from validation as
-    `perturb.ALL_PERTURBATIONS` changes it: that of images as they are suits no others. Training has
-    a thread of its own, so that a signal does not wait for it.
+    The temperature comes from validation. The threshold comes from validation images after
+    `perturb.ALL_PERTURBATIONS`, because a threshold of the unchanged images does not fit images
+    from elsewhere. Training has a thread of its own, so that a signal does not wait for it.
 
     Args:
-        config: What is trained.
+        config: Config of the run.
         dataset: The images; only training and validation are used.
         callbacks: See `train`; called in the training's thread.
         deepest: See `train`.
@@ -104,7 +108,7 @@ def _threshold(config: RunConfig, labels: np.ndarray, logits: np.ndarray) -> flo
 
 
 def run_name(config: RunConfig) -> str:
-    """A config in few words, for lists of runs."""
+    """Describe a config in few words, for lists of runs."""
     return (
         f"{config.as_text()['dense_widths']} · drop {config.dropout:.2g} · "
         f"unfreeze {config.unfreeze_depth}"

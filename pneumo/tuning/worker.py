@@ -1,4 +1,4 @@
-"""What works on a study: one trial after the other, until there are enough."""
+"""A process's work on a study: one trial after the other, until its limits are reached."""
 
 import faulthandler
 import gc
@@ -37,22 +37,22 @@ def run_trials(
     update: Callable[[], None] = lambda: None,
     enforce_timeout: bool = False,
 ) -> None:
-    """Run trials until the study's goal is reached; a failed one is replaced.
+    """Run trials until the study's limits are reached, and replace failed trials.
 
-    When a store fails between two trials, the search goes on.
+    If a store fails between two trials, the search continues.
 
     Args:
-        study: A study that has its goal.
-        plan: What it searches.
-        update: Called twice a second while a trial trains, and when one has ended.
-        enforce_timeout: Whether a trial that takes longer than the goal's `trial_timeout` is
-            ended, and this process with it; standard error then tells where each thread was.
+        study: A study whose `StudyLimits` are set.
+        plan: Search of the study.
+        update: Called twice a second while a trial trains, and when a trial has ended.
+        enforce_timeout: Whether a trial that exceeds the limits' `trial_timeout` is ended together
+            with this process. A traceback of each thread is then printed on standard error.
 
     Raises:
-        StudyFailedError: Three trials in a row failed of the same cause, or a store failed three
-            times without a trial between.
+        StudyFailedError: Three trials in a row failed with the same type of error, or a store
+            failed three times without a trial in between.
     """
-    gc.freeze()  # modules stay: the collection before each trial need not go through them
+    gc.freeze()  # modules stay, so later collections can skip them
     work = _TrialLoop(study, plan, update, enforce_timeout)
     failures = FailureCounter(lambda: work.ended)
     while True:
@@ -61,7 +61,7 @@ def run_trials(
             return work.search()
         except StudyFailedError:
             raise
-        except Exception as error:  # of a store: those of a trial stay with it
+        except Exception as error:  # from a store: Optuna catches errors of trials
             reason = format_error(error).partition("\n")[0]
             if failures.add():
                 raise StudyFailedError(
@@ -88,20 +88,20 @@ class _TrialLoop:
         self.ended = 0  # trials
 
     def search(self) -> None:
-        """Trials, until there are enough or there is no hope."""
+        """Run trials until the limits are reached, or three in a row have failed."""
         self._goal = StudyLimits.of(self._study)
         if self._goal.reached(self._study):
             return
-        signals.raise_if_interrupted()  # a trial would begin and be lost
+        signals.raise_if_interrupted()  # before a trial starts that would be lost
         self._study.optimize(
             self._objective,
             callbacks=[self._trial_ended],
-            catch=(Exception,),  # a failure gets no score, and the search goes on without it
+            catch=(Exception,),  # a failed trial does not end the search
         )
         require_no_repeated_failure(self._study)
 
     def finish_own_trials(self) -> None:
-        """Ends what this process left running; what has its score already is complete."""
+        """End this process's running trials: a trial with a score is complete, others fail."""
         for trial in running_trials(self._study):
             if tuple(attributes.PROCESS.get(trial, ())) == ProcessId.current():
                 score = self._scores.get(trial.number)
@@ -112,10 +112,10 @@ class _TrialLoop:
         self.ended += 1
         self._update()
         if keep := self._goal.keep_models:
-            delete_models_beyond_best(study, keep, at_most=1)  # those beyond have gone before
+            delete_models_beyond_best(study, keep, at_most=1)  # earlier calls deleted the rest
         if self._goal.reached(study) or repeated_failure(study):
             study.stop()
-        signals.raise_if_interrupted()  # so would the next one
+        signals.raise_if_interrupted()  # before the next trial starts
 
     def _objective(self, trial: optuna.Trial) -> float:
         limit = self._goal.trial_timeout if self._enforce_timeout else None
@@ -127,10 +127,10 @@ class _TrialLoop:
 
 @contextmanager
 def _hard_timeout(seconds: int | None) -> Iterator[None]:
-    """End the process after so many seconds; standard error then tells where each thread was.
+    """End the process after so many seconds, and print each thread's traceback on standard error.
 
-    The one who does it is a thread that Python does not run: a fit that holds Python's lock, or
-    hears no signal, cannot keep it from that.
+    `faulthandler` does this from a C thread. So it works even if a fit holds the GIL or blocks
+    signals.
     """
     if not seconds:
         yield

@@ -1,4 +1,4 @@
-"""Processes of the command `worker` that search one study on this machine."""
+"""Launcher of `worker` processes that search one study on this machine."""
 
 from functools import partial
 from queue import SimpleQueue
@@ -28,7 +28,12 @@ from pneumo.tuning.study import (
 
 
 def worker_arguments(study: optuna.Study, plan: StudySpec) -> list[str]:
-    """Return the arguments of the command `worker` for a worker that another process starts."""
+    """Return the arguments of the command `worker` for a worker that another process starts.
+
+    Args:
+        study: The study.
+        plan: Search of the study.
+    """
     arguments = ["--driven", "true", "--study", study.study_name, "--data", plan.dataset.source]
     if ":" in plan.base.as_text()["weights"]:
         arguments += ["--weights", plan.base.weights]
@@ -36,9 +41,14 @@ def worker_arguments(study: optuna.Study, plan: StudySpec) -> list[str]:
 
 
 def worker_environment(number: int, workers: int) -> dict[str, str]:
-    """The variables of the environment that give a worker its part of the machine.
+    """Return the environment variables that assign a worker its part of the machine.
 
-    Its share of the cores, one at least; where there are GPUs, one of them, in turn.
+    A worker gets an equal part of the cores, at least one. If there are GPUs, it gets one of them,
+    in turn.
+
+    Args:
+        number: Number of the worker, from 0.
+        workers: Number of workers.
     """
     share = thread_limit_environment(max(1, cpu_count() // workers))
     if found := visible_gpus():
@@ -47,22 +57,28 @@ def worker_environment(number: int, workers: int) -> dict[str, str]:
 
 
 def thread_limit_environment(count: int) -> dict[str, str]:
-    """The variables of the environment that let a process compute with so many threads."""
-    # The first is what joblib counts, and all that works in batches here
+    """Return the environment variables that limit a process to `count` threads."""
+    # joblib counts cores by the first variable, and so do this package's batch functions
     names = "LOKY_MAX_CPU_COUNT", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"
     return {name: str(count) for name in (*names, "TF_NUM_INTEROP_THREADS")}
 
 
 def launch(study: optuna.Study, plan: StudySpec, workers: int, progress: StudyProgress) -> None:
-    """Search a study in several processes until its goal is reached, and wait for them.
+    """Search a study in several processes until its limits are reached, and wait for them.
 
-    A worker that dies, or ends itself because its trial takes longer than the goal's
-    `trial_timeout`, loses that trial and is replaced.
+    A worker may die, or end itself because its trial exceeds the limits' `trial_timeout`. Its trial
+    is then lost and the worker is replaced.
+
+    Args:
+        study: A study whose `StudyLimits` are set.
+        plan: Search of the study.
+        workers: Number of processes.
+        progress: Display of the study, updated while it runs.
 
     Raises:
         UserError: A worker found a user error.
-        StudyFailedError: Three trials in a row failed of the same cause, or three workers died
-            without a trial done.
+        StudyFailedError: Three trials in a row failed with the same type of error, or three workers
+            died without a finished trial in between.
     """
     deaths, ended = FailureCounter(lambda: count_finished_trials(study)), SimpleQueue()
     start = partial(_start, study, plan, workers, ended)
@@ -71,7 +87,7 @@ def launch(study: optuna.Study, plan: StudySpec, workers: int, progress: StudyPr
         while running:
             progress.update()
             worker = next_ended(ended)
-            # A worker that got the same signal is not to be replaced
+            # A worker that received the same signal must not be replaced
             signals.raise_if_interrupted()
             if worker is None:
                 continue
@@ -103,7 +119,7 @@ def _start(
 
 
 def _report_death(worker: Worker, study: optuna.Study) -> None:
-    """Print how a worker has died. Raise `UserError` if it found a user error."""
+    """Print how a worker has died; raise `UserError` if it found a user error."""
     code = worker.wait()
     if code == EXIT_USER_ERROR:
         raise UserError(worker.reason)
@@ -116,7 +132,7 @@ def _timeout(study: optuna.Study) -> str:
 
 
 def _log_hang(worker: Worker, study: optuna.Study) -> None:
-    """Log with the run of a worker's trial where that hung."""
+    """Log where a worker's trial hung, to the run of the trial."""
     for trial in study.get_trials(deepcopy=False):
         if _was_lost_by(worker, trial):
             where = f"{_timeout(study)}; where each thread was:\n\n{worker.trace}"
@@ -130,7 +146,7 @@ def _was_lost_by(worker: Worker, trial: FrozenTrial) -> bool:
 
 
 def _end(workers: list[Worker]) -> None:
-    """End workers that still run, each after it has ended its trial."""
+    """Terminate workers that still run, and wait until each has ended its trial."""
     for worker in workers:
         worker.terminate()
     if workers:

@@ -1,7 +1,8 @@
-"""The workers of a study as tasks of a Ray cluster, where Ray is installed.
+"""Launcher of a study's workers as tasks of a Ray cluster, if Ray is installed.
 
-Placement, retries and autoscaling are Ray's. What a task finds is as on any other machine: the
-study in PostgreSQL, the runs on MLflow's server, the data under their path, a cache of the node.
+Ray does placement, retries and autoscaling. A task uses the same stores as on any other machine:
+the study in PostgreSQL, the runs on MLflow's server, the data under their path, and a cache of its
+node.
 """
 
 import os
@@ -30,8 +31,8 @@ from pneumo.tuning.progress import StudyProgress
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.study import MAX_CONSECUTIVE_FAILURES, StudyLimits, require_no_repeated_failure
 
-# The variables that say where the stores are, and what opens them, or how their names begin: of
-# Optuna, of MLflow's client, and of the artifact stores that it reaches without its server
+# Names or prefixes of the variables with addresses and credentials of the stores: of Optuna, of
+# MLflow's client, and of the artifact stores that the client reaches without its server
 STORE_VARIABLES = (
     *("PNEUMO_STORAGE", "REQUESTS_CA_BUNDLE"),
     *("MLFLOW_TRACKING_", "MLFLOW_HTTP_", "MLFLOW_REGISTRY_URI", "MLFLOW_WORKSPACE"),
@@ -42,7 +43,11 @@ STORE_VARIABLES = (
 
 
 def check_prerequisites() -> None:
-    """Raises `UserError` where a study cannot be given to a cluster."""
+    """Require all that a study needs to run on a cluster.
+
+    Raises:
+        UserError: Ray is not installed, or a store is not a server.
+    """
     try:
         import ray  # noqa: F401
     except ImportError:
@@ -62,14 +67,22 @@ def check_prerequisites() -> None:
 
 
 def launch(study: optuna.Study, plan: StudySpec, workers: int, progress: StudyProgress) -> None:
-    """Search a study in several tasks of the cluster until its goal is reached.
+    """Search a study in several tasks of the cluster until its limits are reached.
 
-    Each has the resources that the experiment asks for, and starts the command `worker` on its
-    node. A worker that dies loses the trial that it was at, and Ray starts it again, a few times.
+    Each task has the resources that the experiment requests, and starts the command `worker` on its
+    node. If a worker dies, its trial is lost. Ray then starts the task again, at most
+    `MAX_CONSECUTIVE_FAILURES` times.
+
+    Args:
+        study: A study whose `StudyLimits` are set.
+        plan: Search of the study.
+        workers: Number of tasks.
+        progress: Display of the study, updated while it runs.
 
     Raises:
         UserError: There is no cluster, or a worker found a user error.
-        StudyFailedError: Three trials in a row failed of the same cause, or all workers died.
+        StudyFailedError: Three trials in a row failed with the same type of error, or all workers
+            died.
     """
     import ray
 
@@ -98,14 +111,14 @@ def launch(study: optuna.Study, plan: StudySpec, workers: int, progress: StudyPr
 
 
 def store_variables() -> dict[str, str]:
-    """The variables of this process's environment by which tasks reach the same stores."""
+    """Return this process's environment variables by which tasks reach the same stores."""
     found = {name: value for name, value in os.environ.items() if name.startswith(STORE_VARIABLES)}
     return {**found, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
 
 
 @contextmanager
 def _ray_session() -> Iterator[None]:
-    """The cluster, whose nodes get this project's code and nothing else that lies beside it."""
+    """Connect to the cluster, and send its nodes this project's code and no other files."""
     import ray
 
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +134,7 @@ def _ray_session() -> Iterator[None]:
                 f"launcher=ray needs a cluster that runs, and there is none at '{address}': start "
                 "one (ray start --head), or set RAY_ADDRESS"
             ) from None
-        signals.install_handlers()  # Ray has taken SIGTERM for itself
+        signals.install_handlers()  # Ray has replaced the handler of SIGTERM
         try:
             yield
         finally:
@@ -129,16 +142,18 @@ def _ray_session() -> Iterator[None]:
 
 
 def _probe(address: str) -> None:
-    """Raises `OSError` or `ValueError` where nothing answers: Ray itself tries for minutes."""
+    """Raise `OSError` or `ValueError` if nothing answers, because Ray itself tries for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _forget_ended(running: dict[Any, int], study: optuna.Study) -> None:
-    """Take tasks that have ended out of those that run, and say which of their workers died.
+    """Remove ended tasks from `running`, and print which of their workers died.
 
-    Raise `UserError` or `StudyFailedError` if that is why one has ended.
+    Raises:
+        UserError: A worker found a user error.
+        StudyFailedError: Three trials in a row failed with the same type of error.
     """
     import ray
 
@@ -157,7 +172,7 @@ def _forget_ended(running: dict[Any, int], study: optuna.Study) -> None:
 
 
 def _end(tasks: list[Any]) -> None:
-    """End tasks that still run, each after it has ended its trial."""
+    """Cancel tasks that still run, and wait until each has ended its trial."""
     import ray
 
     if not tasks:

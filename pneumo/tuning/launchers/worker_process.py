@@ -1,6 +1,6 @@
 """Processes of the command `worker`, started and watched by another process.
 
-Imports little: a task of a Ray cluster needs nothing else.
+The module imports little, because a task of a Ray cluster needs nothing else.
 """
 
 import os
@@ -17,21 +17,21 @@ from pneumo.runtime.process import ProcessId
 
 TERMINATE_TIMEOUT = 30  # seconds that an interrupted worker has to end its trial
 PROJECT_ROOT = Path(__file__).parents[3]
-TIMED_OUT = "Timeout ("  # how what `faulthandler` writes begins
+TIMED_OUT = "Timeout ("  # first word of `faulthandler`'s output
 
 
 class Worker:
-    """A process of the command `worker`, as the process that started it sees it.
+    """A process of the command `worker`, seen from the process that started it.
 
-    What it prints is printed here. Its standard input is a pipe, whose end tells it that this
-    process has ended.
+    Its output is printed here. Its standard input is a pipe. When this process ends, the pipe
+    closes and the worker ends, too.
 
     Attributes:
         number: Number among the workers of this process, from 0.
         id: Identity of the process.
-        reason: Why it ended, in its own words; '' while it runs, or if it gave no reason.
-        trace: Where each of its threads was if it has ended itself after the study's
-            `trial_timeout`, otherwise ''.
+        reason: Its error message, or '' while it runs or if it printed none.
+        trace: Traceback of each of its threads if it exceeded the study's `trial_timeout`,
+            otherwise ''.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Worker:
 
         Args:
             number: See the attribute.
-            arguments: What `worker_arguments` returns.
+            arguments: Arguments that `worker_arguments` returns.
             environment: Variables that differ from those of this process.
-            ended: Where the worker is put when its process has closed its output.
+            ended: Queue for the worker once its process has closed its output.
         """
         self.number, self.reason, self.trace = number, "", ""
-        # Not from the current folder, where a file may have the name of a module
+        # -P: without the current folder, where a file may have the name of a module
         command = [sys.executable, "-P", "-m", "pneumo", "worker", *arguments]
         path = os.pathsep.join(filter(None, (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))))
         own = {name: it for name, it in os.environ.items() if name != "MLFLOW_RUN_ID"}
@@ -79,27 +79,34 @@ class Worker:
         ended.put(self)
 
     def terminate(self) -> None:
-        """Have it end its trial and leave."""
+        """Ask the process to end its trial and exit."""
         self._process.terminate()
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return its exit code once it has ended; kill it if that takes longer than `timeout`."""
+        """Wait for the end of the process.
+
+        Args:
+            timeout: Seconds after which the process is killed, or None.
+
+        Returns:
+            Its exit code.
+        """
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             self._process.kill()
         code = self._process.wait()
         self._process.stdin.close()
-        self._reader.join(1)  # longer only if another process has inherited its output
+        self._reader.join(1)  # a process that inherited the output may keep it open
         return code
 
 
 class WorkerDiedError(Exception):
-    """A worker has ended in another way than it should."""
+    """The error for a worker that has ended with an unexpected exit code."""
 
 
 def run_worker(number: int, arguments: list[str], environment: Mapping[str, str]) -> None:
-    """Run a worker until it ends; what it prints is printed here.
+    """Run a worker until it ends, and print its output.
 
     Args:
         number: See `Worker`.
@@ -108,12 +115,12 @@ def run_worker(number: int, arguments: list[str], environment: Mapping[str, str]
 
     Raises:
         UserError: The worker found a user error.
-        WorkerDiedError: It ended in another way than it should.
+        WorkerDiedError: The worker ended with another exit code than 0.
     """
     ended: SimpleQueue[Worker] = SimpleQueue()
     worker = Worker(number, arguments, environment, ended)
     try:
-        # Ray cancels a task by an interrupt that does not end a wait without a timeout
+        # Ray cancels a task by an interrupt, which does not end a wait without a timeout
         while next_ended(ended) is None:
             pass
         code = worker.wait()
@@ -128,7 +135,7 @@ def run_worker(number: int, arguments: list[str], environment: Mapping[str, str]
 
 
 def next_ended(ended: SimpleQueue[Worker]) -> Worker | None:
-    """Return the next worker that has ended, or None if none does within half a second."""
+    """Return the next worker that has ended, or None if none ends within half a second."""
     try:
         return ended.get(timeout=0.5)
     except Empty:

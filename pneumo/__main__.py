@@ -1,6 +1,6 @@
 """The command line: one command for each entry point of MLproject.
 
-Neither TensorFlow nor MLflow is imported before the arguments are known to be right.
+Neither TensorFlow nor MLflow is imported before the arguments are known to be valid.
 """
 
 import importlib
@@ -19,16 +19,21 @@ from pneumo.runtime.errors import (
     describe_failure,
 )
 
-# The kind of a command's run, if its name is another
+# Command → kind of its run, if the two differ
 KINDS = {"tune": "study"}
 
 INTERRUPTED = "interrupted; what was finished is kept"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code.
+    """Run one command.
 
-    0 done, 2 the user's mistake, 3 a promotion refused, 1 anything else.
+    Args:
+        argv: Arguments, by default those of the process.
+
+    Returns:
+        Exit code: 0 for success, 2 for a user error, 3 for a rejected promotion, 1 for any other
+        failure.
     """
     signals.install_handlers()
     arguments = sys.argv[1:] if argv is None else argv
@@ -63,7 +68,7 @@ def _print_error(reason: object) -> None:
 
 
 def _end_unused_run(arguments: list[str], reason: str) -> None:
-    """Store in the run that `mlflow run` has made why the command failed, if it used none."""
+    """Store why the command failed in the run that `mlflow run` has created, if it is unused."""
     if "MLFLOW_RUN_ID" in os.environ:  # MLflow removes it when the run is used
         from pneumo.tracking import runs
 

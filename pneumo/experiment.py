@@ -1,4 +1,4 @@
-"""The files of `experiments/`: one question each."""
+"""Experiments: files of `experiments/`, one question each."""
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from pneumo.training.config import RunConfig
 
 EXPERIMENTS_DIR = Path(__file__).parent.parent / "experiments"
 
-# What a file may hold, by the field of `Experiment` that it gives
+# Field of `Experiment` → optional attribute of an experiment's file
 OPTIONAL_ATTRIBUTES = {
     "resources": "RESOURCES",
     "enqueued_trials": "ENQUEUED_TRIALS",
@@ -27,11 +27,11 @@ class Experiment:
         name: Name of its file.
         base: Config of one run, and the baseline of a study.
         suggest: Called with an Optuna trial and the base; returns the config of the trial.
-        resources: What a trial takes of a Ray cluster, as `num_cpus` and `num_gpus`.
+        resources: Resources of a trial on a Ray cluster, as `num_cpus` and `num_gpus`.
         enqueued_trials: Hyperparameters that a study tries first, after the baseline. Repeated
             ones are tried with another seed.
         prune: Whether bad trials end early.
-        question: What it asks: the first line of its docstring.
+        question: Question of the experiment: the first line of its docstring.
     """
 
     name: str
@@ -44,14 +44,19 @@ class Experiment:
 
 
 def list_experiments() -> list[str]:
-    """The experiments that there are, sorted."""
+    """Return the names of all experiments, sorted."""
     return sorted(file.stem for file in EXPERIMENTS_DIR.glob("*.py"))
 
 
 def load_experiment(name: str, searched: bool = False) -> Experiment:
-    """The experiment in `experiments/NAME.py`.
+    """Load the experiment in `experiments/NAME.py`.
 
-    Raises `UserError` where there is none, or none with a search space where one is needed.
+    Args:
+        name: Name of the file, without .py.
+        searched: Whether the experiment must have a search space.
+
+    Raises:
+        UserError: The experiment does not exist, or lacks a search space that is required.
     """
     names = list_experiments()
     if name not in names:

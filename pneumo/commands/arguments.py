@@ -1,6 +1,6 @@
-"""What a user may give to each command: models of the options, and the parser made from them.
+"""Arguments of the commands: models of the options, and the parser built from them.
 
-Imports nothing that takes long: `--help` and a mistake in the arguments need no more than this.
+The module imports nothing slow, because `--help` and errors in the arguments need nothing else.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from pneumo.runtime.errors import UserError, is_printable_text, quoted
 from pneumo.training.config import RunConfig
 
-MAX_INT = 10**9  # of what is counted, and of seconds
+MAX_INT = 10**9  # for counts and seconds
 MAX_WORKERS = 1_000
 MAX_VALUE_LENGTH = 4_096  # characters, as many as a path may have
 MAX_NAME_LENGTH = 60  # characters; files are named after studies and models
@@ -29,7 +29,7 @@ REGISTERED = "registered model"
 
 
 def _must_be(rule: str) -> WrapValidator:
-    """Return a validator that says a rule in place of what pydantic says of a refused value."""
+    """Return a validator that replaces pydantic's message for an invalid value by a rule."""
 
     def check(text: str, validate: Callable[[str], Any]) -> Any:
         try:
@@ -74,8 +74,8 @@ Split = Annotated[
 class Options(BaseModel):
     """Options of one command: a flag for each field, whose description is the flag's help.
 
-    A field `overrides` stands for the flags that are fields of `RunConfig`. It holds those that
-    were given, as text: `RunConfig` checks them when the experiment is known.
+    A field `overrides` stands for the flags that are fields of `RunConfig`. It contains the
+    flags that are set, as text. `RunConfig` validates them when the experiment is known.
 
     Attributes:
         run_fields: Names of the fields of `RunConfig` that are flags of the command.
@@ -144,7 +144,7 @@ class EvaluateOptions(Options):
     """Options of `evaluate`."""
 
     model: str = Field("models:/pneumonia@challenger", description=MODEL)
-    data: Data  # required, so that a real model is not held against the sample by accident
+    data: Data  # required: a real model must not be evaluated on the sample by accident
     split: Split = "test"
     sensitivity: Fraction | None = Field(
         None,
@@ -208,7 +208,12 @@ class TestOptions(Options):
 
 
 class Command(NamedTuple):
-    """A command: the model of its options, and what its help says it does."""
+    """A command of the command line.
+
+    Attributes:
+        options: Model of its options.
+        description: Description in its help.
+    """
 
     options: type[Options]
     description: str
@@ -228,15 +233,15 @@ COMMANDS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Parser that says what is wrong in one line, without the whole usage."""
+    """A parser that reports an error in one line, without the whole usage."""
 
     def parse_known_args(self, *arguments: Any) -> tuple[argparse.Namespace, list[str]]:
-        """Refuse what it does not know itself, so that the command's own help is named."""
+        """Reject unknown arguments here, so that the message names the command's own help."""
         options, unknown = super().parse_known_args(*arguments)
         if unknown:
             self.error(f"unrecognized arguments: {quoted(' '.join(unknown))}")
         if lost := [name for name, value in vars(options).items() if value == []]:
-            self.error(f"argument --{lost[0]}: must not be '--'")  # of which argparse makes a list
+            self.error(f"argument --{lost[0]}: must not be '--'")  # argparse turns it into a list
         return options, unknown
 
     def error(self, message: str) -> NoReturn:
@@ -245,12 +250,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: list[str]) -> tuple[str, Options]:
-    """Return the name of the command and its options.
+    """Parse the arguments of the command line.
 
-    A flag with an empty value counts as not given: MLproject has no other way to say so.
+    A flag with an empty value counts as not set, because MLproject cannot omit a flag.
+
+    Args:
+        arguments: Arguments without the program's name.
+
+    Returns:
+        The name of the command and its options.
 
     Raises:
-        UserError: The arguments name no command, or do not fit it.
+        UserError: The arguments name no command, or are invalid for it.
     """
     parser = Parser(prog="pneumo", description="An experiment harness for chest X-rays.")
     parsers = _add_commands(parser)
@@ -300,13 +311,13 @@ def flags_of(options: type[Options]) -> dict[str, FieldInfo]:
 
 
 def _default(field: FieldInfo) -> str:
-    """Return what the help says of the default; nothing if there is none, or none that is fixed."""
+    """Return the help's text about the default, or '' if there is no fixed default."""
     shows = not field.is_required() and field.default is not None
     return f" (default: {field.default})" if shows else ""
 
 
 def _text(required: bool, text: str) -> str:
-    """Return a flag's value. Raise argparse's error if it cannot be shown and stored."""
+    """Return a flag's value; raise argparse's error if it cannot be printed and stored."""
     if (text or not required) and len(text) <= MAX_VALUE_LENGTH and is_printable_text(text):
         return text
     raise argparse.ArgumentTypeError(

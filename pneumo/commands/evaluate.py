@@ -1,4 +1,4 @@
-"""The command `evaluate`: numbers, pictures and the evidence page for one model on one split."""
+"""The command `evaluate`: metrics, plots and the evidence page for one model on one split."""
 
 import json
 import math
@@ -36,7 +36,7 @@ SKEW_METRICS = ("accuracy", "sensitivity", "specificity", "auc")
 
 
 def evaluate(options: EvaluateOptions) -> int:
-    """Evaluate one model on one split."""
+    """Evaluate one model on one split, and return the exit code."""
     dataset = open_dataset(options.data, needs=published_splits(options.split))
     import_tensorflow()
     session.connect()
@@ -52,26 +52,47 @@ def evaluate(options: EvaluateOptions) -> int:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """An evaluation of one model on one split, and all that `metrics.json` has of it."""
+    """An evaluation of one model on one split.
+
+    Attributes:
+        evaluation: The evaluation.
+        numbers: Content of `metrics.json`.
+    """
 
     evaluation: Evaluation
     numbers: dict[str, Any]
 
     @property
     def findings(self) -> list[str]:
-        """What a reader must not miss, in sentences."""
+        """Return what a reader must know about the evaluation, in sentences."""
         return self.numbers["findings"]
 
 
 def images_for(stored: LoadedModel, dataset: Dataset) -> DecodedDataset:
-    """A data set's images as the model takes them. Raises `UserError` as `Dataset.decode`."""
+    """Decode a data set's images as a model takes them.
+
+    Args:
+        stored: The model.
+        dataset: The data set.
+
+    Raises:
+        UserError: More files are unreadable than the model's run permits: see `Dataset.decode`.
+    """
     allowed = float(stored.trial.data.params["max_unreadable"])
     return dataset.decode(stored.model.image_size, allowed, stored.model.settings["resize"])
 
 
 @contextmanager
 def evaluation_run(stored: LoadedModel, dataset: Dataset) -> Iterator[tuple[str, DecodedDataset]]:
-    """A run of kind `evaluate`; yields its id, and the images as the model takes them."""
+    """Open a run of kind `evaluate`.
+
+    Args:
+        stored: The model.
+        dataset: The data set.
+
+    Yields:
+        Id of the run, and the images as the model takes them.
+    """
     images = images_for(stored, dataset)
     tags = runs.provenance_tags(stored.trial.data.tags[EXPERIMENT], dataset)
     with runs.command_run("evaluate", stored.title, tags) as run_id:
@@ -82,11 +103,16 @@ def evaluation_run(stored: LoadedModel, dataset: Dataset) -> Iterator[tuple[str,
 def evaluate_model(
     stored: LoadedModel, images: DecodedDataset, split_name: str, sensitivity: float | None = None
 ) -> EvaluationResult:
-    """Holds a model against a split, and logs all that follows to the active run.
+    """Evaluate a model on a split, and log all results to the active run.
 
-    The threshold is the model's own; with a `sensitivity`, 0 to 1, that of
-    `metrics.threshold_at_sensitivity` on the validation images of the model's own run. On `test` it
-    counts as one more look.
+    An evaluation on `test` counts as one more look.
+
+    Args:
+        stored: The model.
+        images: The images as the model takes them.
+        split_name: `test`, `val` or `train`.
+        sensitivity: If set, in (0, 1], the threshold is that of `metrics.threshold_at_sensitivity`
+            on the validation images of the model's own run. By default it is the model's own.
     """
     files = results.known_files(stored.trial, images.dataset)
     seen = find_overlap(files, images.dataset, split_name)
@@ -106,8 +132,8 @@ def _evaluate(
     sensitivity: float | None,
     seen: Overlap | None,
 ) -> EvaluationResult:
-    """Compute all of an evaluation, and log it to the active run."""
-    from pneumo.evaluation.heat_maps import HiResCam  # waits for TensorFlow
+    """Compute everything of an evaluation, and log it to the active run."""
+    from pneumo.evaluation.heat_maps import HiResCam  # imports TensorFlow
     from pneumo.inference.logits import predict_logits, predict_proba, to_probabilities
 
     looks = _count_look(stored, images.dataset, split_name, seen)
@@ -143,7 +169,7 @@ def _score(
     probabilities: np.ndarray,
     sensitivity: float | None,
 ) -> tuple[Evaluation, dict[str, Any]]:
-    """Return an evaluation, and the numbers that `metrics.json` has beside it."""
+    """Return an evaluation, and the other numbers of `metrics.json`."""
     settings = stored.model.settings
     val = results.read_predictions(stored.trial.info.run_id, "val")
     of_val = val["label"].to_numpy(), val["probability"].to_numpy()
@@ -158,7 +184,15 @@ def _score(
 
 
 def read(run: Run, split_name: str) -> tuple[dict[str, float], list[str]]:
-    """Return the metrics and the findings of an evaluation that a run has logged."""
+    """Read an evaluation that a run has logged.
+
+    Args:
+        run: The run.
+        split_name: `test`, `val` or `train`.
+
+    Returns:
+        The metrics by name, and the findings.
+    """
     numbers = results.read_metrics(run.info.run_id, split_name)
     # JSON has no NaN
     metrics = {name: math.nan if it is None else it for name, it in numbers["at_threshold"].items()}
@@ -168,7 +202,7 @@ def read(run: Run, split_name: str) -> tuple[dict[str, float], list[str]]:
 def _count_look(
     stored: LoadedModel, dataset: Dataset, split: str, seen: Overlap | None
 ) -> Counter[str]:
-    """Record a look at test before anything is computed, and count all looks at these images."""
+    """Record a look at test before any computation, and count all looks at these images."""
     digest = dataset.images_digest("test")
     if split == "test":
         evaluations.record_look(stored.model_id, digest)
@@ -179,14 +213,20 @@ def _count_look(
 
 
 def _json(value: Any) -> Any:
-    """`value` with None for what is no number, which JSON has no word for."""
+    """Replace each NaN in `value` by None, because JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _json(item) for key, item in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def print_evaluation(stored: LoadedModel, split: str, found: EvaluationResult) -> None:
-    """The numbers as a table, and what must not be missed."""
+    """Print the metrics as a table, and the findings below it.
+
+    Args:
+        stored: The model.
+        split: `test`, `val` or `train`.
+        found: The evaluation.
+    """
     rows = [row[:3] for row in metric_rows(found.numbers)]
     print_table(f"{stored.title} on {split}", ("", "validation", split), rows)
     for finding in found.findings:
@@ -196,10 +236,10 @@ def print_evaluation(stored: LoadedModel, split: str, found: EvaluationResult) -
 def evaluate_with_skew(
     stored: LoadedModel, images: DecodedDataset, split: str, sound: EvaluationResult, parent_id: str
 ) -> None:
-    """Evaluate a model on pixels / 255, and show that beside its evaluation without the skew.
+    """Evaluate a model on pixels / 255, and print that next to its evaluation without the skew.
 
     The evaluation has a run of its own with the tag `pneumo.preprocessing_skew`. That run names no
-    model, so no decision is made on it.
+    model, so no decision is based on it.
 
     Args:
         stored: The model.
@@ -208,7 +248,7 @@ def evaluate_with_skew(
         sound: The evaluation without the skew, on the same split.
         parent_id: Id of the run of that evaluation.
     """
-    from pneumo.evaluation.preprocessing_skew import predict_with_skew  # waits for TensorFlow
+    from pneumo.evaluation.preprocessing_skew import predict_with_skew  # imports TensorFlow
 
     tags = runs.provenance_tags(stored.trial.data.tags[EXPERIMENT], images.dataset)
     tags |= {SKEW: "pixels / 255", PARENT: parent_id}

@@ -1,4 +1,4 @@
-"""The command `explore`: counts, problems and figures of a data set."""
+"""The command `explore`: counts, problems and plots of a data set."""
 
 import json
 
@@ -13,7 +13,7 @@ from pneumo.tracking import results, runs, session
 
 
 def explore(options: ExploreOptions) -> int:
-    """Look at a data set before anyone trains."""
+    """Explore a data set before any training, and return the exit code."""
     dataset = open_dataset(options.data, needs=(), in_conflict=True)
     session.connect()
     explore_dataset(dataset)
@@ -21,9 +21,10 @@ def explore(options: ExploreOptions) -> int:
 
 
 def explore_dataset(dataset: Dataset) -> None:
-    """Looks at a data set, and says what was found.
+    """Compute and log the statistics of a data set, and print its findings.
 
-    Raises `UserError` where no image is readable.
+    Raises:
+        UserError: No image is readable.
     """
     with runs.command_run("explore", dataset.name, runs.data_tags(dataset)) as run_id:
         images = dataset.decode(dataset_profile.PROFILE_SIZE, max_unreadable=1)

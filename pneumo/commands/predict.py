@@ -1,4 +1,4 @@
-"""The command `predict`: image files to a CSV of their probabilities."""
+"""The command `predict`: a CSV with the predicted probabilities of image files."""
 
 import csv
 import glob
@@ -23,11 +23,11 @@ from pneumo.tracking import models, results, runs, session
 from pneumo.tracking.models import LoadedModel
 from pneumo.tracking.tags import DATA, MODEL
 
-MAX_FILE_NAME_BYTES = 240  # bytes: a file system takes 255, and what goes with it is longer
+MAX_FILE_NAME_BYTES = 240  # a file system allows 255, and the heat maps' folder needs some
 
 
 def predict(options: PredictOptions) -> int:
-    """Score image files."""
+    """Predict image files, and return the exit code."""
     out = _path_of_csv(options.out)
     files = find_images(options.images, out)
     import_tensorflow()
@@ -50,7 +50,7 @@ def predict(options: PredictOptions) -> int:
 
 
 def _path_of_csv(given: str) -> Path:
-    """Return the path of the CSV. Raise `UserError` if no file can be written there."""
+    """Return the path of the CSV; raise `UserError` if no file can be written there."""
     out = Path(os.path.expanduser(given))
     if len(os.fsencode(out.name)) > MAX_FILE_NAME_BYTES:
         raise UserError(
@@ -62,17 +62,27 @@ def _path_of_csv(given: str) -> Path:
 
 
 CHUNK_SIZE = 64  # files in memory: enough for all cores, whatever the number of files
-VALUES = "probability", "label", "threshold"  # of an image that can be read
+VALUES = "probability", "label", "threshold"  # of a readable image
 HEADER = ["path", *VALUES, "model_version", "model_id", "error"]
-WITHOUT_ID = [name for name in HEADER if name != "model_id"]  # as earlier versions wrote it
+WITHOUT_ID = [name for name in HEADER if name != "model_id"]  # header of a CSV of earlier versions
 
 
 def predict_files(stored: LoadedModel, files: Sequence[str], out: Path) -> Counter[str]:
-    """Adds a row to `out` for each of `files` that has none; counts what became of those.
+    """Add a row to `out` for each file that has none.
 
-    Columns: path, probability, label, threshold, model_version, model_id, error; a file that cannot
-    be read has its `error` and no values. Counts `images`, `positive` and `unreadable`. Raises
-    `UserError` where `out` is another table, or another model's.
+    The columns are path, probability, label, threshold, model_version, model_id and error. An
+    unreadable file has its `error` and no values.
+
+    Args:
+        stored: The model.
+        files: Paths of image files.
+        out: Path of the CSV, which is created if it does not exist.
+
+    Returns:
+        Numbers of new rows: `images`, and among them `positive` and `unreadable`.
+
+    Raises:
+        UserError: `out` is another table, or has predictions of another model.
     """
     done = _completed_paths(out, stored)
     left = [file for file in files if file not in done]
@@ -107,9 +117,9 @@ def _rows(stored: LoadedModel, paths: Sequence[str]) -> list[list]:
 
 
 def _completed_paths(out: Path, stored: LoadedModel) -> set[str]:
-    """Return the files that `out` has whole rows of; write its header if it is not there.
+    """Return the files that have complete rows in `out`; write its header if `out` does not exist.
 
-    A version's number does not name a model: each registered model has a version 1.
+    A version's number does not identify a model, because each registered model has a version 1.
     """
     if not out.exists() or not out.stat().st_size:
         _write(out, [HEADER])
@@ -125,7 +135,7 @@ def _completed_paths(out: Path, stored: LoadedModel) -> set[str]:
     if header != HEADER:
         raise UserError(f"out must be a CSV that predict has written, or new: got '{out}'")
     cut_off = rows and not (text.endswith("\n") and len(rows[-1]) == len(HEADER))
-    whole = rows[:-1] if cut_off else rows  # the process died while it wrote
+    whole = rows[:-1] if cut_off else rows  # without the row that a dead process began
     if others := {row[HEADER.index("model_id")] for row in whole} - {stored.model_id}:
         raise UserError(
             f"out must hold predictions of {stored.title} alone, model_id {stored.model_id}: "
@@ -134,7 +144,7 @@ def _completed_paths(out: Path, stored: LoadedModel) -> set[str]:
     if cut_off:
         repaired = out.with_name(f"{out.name}.part")
         _write(repaired, [HEADER, *whole])
-        repaired.rename(out)  # at once: what is there is never lost
+        repaired.rename(out)  # atomic, so complete rows are never lost
     return {path for path, *_ in whole}
 
 
@@ -144,10 +154,16 @@ def _write(out: Path, rows: list[list[str]]) -> None:
 
 
 def write_heat_maps(stored: LoadedModel, files: Sequence[str], folder: Path) -> None:
-    """Writes each image beside itself with its heat map, as a PNG, into `folder`.
+    """Write a PNG for each image: the image, and next to it the image under its heat map.
 
-    They show what the model sees, grey and square, and are named after the files, from the folder
-    on that all of these have in common. What is there is kept; a file that cannot be read has none.
+    The pictures show the model's input, gray and square. Their paths are those of the files,
+    relative to the folder that all files share. Existing pictures are kept. An unreadable file has
+    none.
+
+    Args:
+        stored: The model.
+        files: Paths of image files.
+        folder: Folder for the pictures.
     """
     common = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
     places = {file: folder / f"{os.path.relpath(file, common)}.png" for file in files}
@@ -158,14 +174,14 @@ def write_heat_maps(stored: LoadedModel, files: Sequence[str], folder: Path) -> 
             place.parent.mkdir(parents=True, exist_ok=True)
             draft = place.with_name(f".{place.name}")
             Image.fromarray(picture).save(draft, "PNG")
-            draft.rename(place)  # so that an interrupt leaves no half of one
+            draft.rename(place)  # so that an interrupt leaves no incomplete file
 
 
 def _explained(
     stored: LoadedModel, paths: Sequence[str]
 ) -> Iterator[tuple[str, np.ndarray | None]]:
-    """Each file with its picture, uint8, shape (size, 2 size, 3); None where it is no image."""
-    from pneumo.evaluation.heat_maps import HiResCam  # waits for TensorFlow
+    """Yield each file with its picture, uint8, shape (size, 2 size, 3), or None if unreadable."""
+    from pneumo.evaluation.heat_maps import HiResCam  # imports TensorFlow
 
     hires_cam = HiResCam(stored.model.keras_model)
     for start in range(0, len(paths), CHUNK_SIZE):
@@ -180,19 +196,28 @@ def _explained(
 
 
 def _decoded(stored: LoadedModel, paths: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """The files that can be read, as the model takes them: uint8, shape (size, size)."""
+    """Yield the readable files with their pixels as the model takes them: uint8, (size, size)."""
     for path in paths:
         with suppress(OSError, UnreadableImageError):  # its row has the reason
             yield path, stored.model.decode(Path(path).read_bytes())
 
 
 def find_images(images: str, out: Path) -> list[str]:
-    """The files that `images` names, sorted: a file, a folder with all below it, or a glob of them.
+    """Find image files.
 
-    Hidden files, `__MACOSX`, `out` itself and what goes with it are left out. Raises `UserError`
-    where there are none.
+    Hidden files, `__MACOSX`, `out` itself and its heat maps are left out.
+
+    Args:
+        images: A file, a folder, which is searched with all its subfolders, or a glob of either.
+        out: Path of the CSV.
+
+    Returns:
+        Paths of the files, sorted.
+
+    Raises:
+        UserError: There are no files.
     """
-    # A name may hold what is special in a glob
+    # A file name may contain characters that are special in a glob
     named = [images] if os.path.exists(images) else glob.iglob(images, recursive=True)
     found = {file for place in map(Path, named) for file in _files_at(place)}
     written = out.resolve(), heat_map_folder(out).resolve()
@@ -211,12 +236,12 @@ def find_images(images: str, out: Path) -> list[str]:
 
 
 def heat_map_folder(out: Path) -> Path:
-    """The folder of the heat maps that go with the CSV `out`."""
+    """Return the folder of the heat maps for the CSV `out`."""
     return out.with_name(f"{out.stem}_explained")
 
 
 def _files_at(place: Path) -> list[Path]:
-    """The file itself, or all below a folder but junk."""
+    """Return the file itself, or all files below a folder except junk."""
     if place.is_file():
         return [place]
     return [file for file in place.rglob("*") if file.is_file() and not is_junk(file, place)]

@@ -1,4 +1,4 @@
-"""The command `prepare`: a data set indexed, decoded and counted, or a copy of a part of it."""
+"""The command `prepare`: a data set is indexed, decoded and counted, or a part of it copied."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from pneumo.training.config import RunConfig
 
 
 def prepare(options: PrepareOptions) -> int:
-    """Import a data set and fill the pixel cache."""
+    """Import a data set and fill the pixel cache, and return the exit code."""
     config = RunConfig().override(options.overrides)
     if bool(options.test_images) != bool(options.out):
         raise UserError("test_images and out go together: give both, or neither")

@@ -1,4 +1,4 @@
-"""The command `promote`: the gate to `@champion`, or the way back."""
+"""The command `promote`: the decision about `@champion`, or its rollback."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,11 +30,19 @@ from pneumo.tracking.models import LoadedModel
 from pneumo.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS
 from pneumo.tracking.tags import PROMOTION, PROMOTION_RUN, ROLLBACK, SPLIT, THRESHOLD
 
-EXIT_REJECTED = 3  # exit code: the gate stays closed to a candidate, which is a result
+EXIT_REJECTED = 3  # exit code of a rejection, which is a result and no failure
 
 
 def promote(options: PromoteOptions) -> int:
-    """Make a version the champion if it is fit, or bring the previous one back."""
+    """Make a version the champion if it passes the gate, or roll back to the previous one.
+
+    Returns:
+        Exit code: 0, or `EXIT_REJECTED` if the candidate is rejected.
+
+    Raises:
+        UserError: Neither data nor a rollback is requested, or see `promote_version` and
+            `roll_back`.
+    """
     if options.rollback:
         dataset = None
     elif options.data:
@@ -68,14 +76,14 @@ def promote_version(
     margin: float,
     sensitivity_margin: float = 0.05,
 ) -> Decision:
-    """Make a version the champion if it passes the gate; log the decision as a run.
+    """Make a version the champion if it passes the gate, and log the decision as a run.
 
-    Evaluations of the same models on the same images are taken from earlier runs; the candidate
-    and the champion are evaluated now if there is none. A champion that has no evaluation and
-    cannot be loaded counts as vacant.
+    Evaluations of the same models on the same images are read from earlier runs. If there is none,
+    the candidate and the champion are evaluated now. A champion that has no evaluation and cannot
+    be loaded counts as vacant.
 
     Args:
-        model_name: Registered model.
+        model_name: Name of the registered model.
         candidate: Alias or number of a version.
         dataset: Images to decide on.
         split: `test`, `val` or `train`.
@@ -135,7 +143,8 @@ def roll_back(model_name: str) -> None:
     """Make `@previous` the champion again, and the present champion `@previous`.
 
     Raises:
-        UserError: There is no previous champion, or its files have changed or are missing.
+        UserError: There is no previous champion, its files have changed or are missing, or another
+            version has become champion in the meantime.
     """
     version = registry.version_by_alias(model_name, PREVIOUS)
     champion = registry.version_by_alias(model_name, CHAMPION)
@@ -207,7 +216,7 @@ def _decide(
 
 
 def _evaluated(stored: LoadedModel, dataset: Dataset, split: str) -> EvaluatedModel:
-    """Return a loaded model with its stored evaluation, which is made if there is none."""
+    """Return a loaded model with its stored evaluation; evaluate it if there is none."""
     run_id = _evaluation(stored.model_id, dataset, split)
     if run_id is None:
         with evaluation_run(stored, dataset) as (run_id, images):
@@ -219,7 +228,7 @@ def _evaluated(stored: LoadedModel, dataset: Dataset, split: str) -> EvaluatedMo
 
 
 def _evaluation(model_id: str, dataset: Dataset, split: str) -> str | None:
-    """Return the run of the latest evaluation of a model whose predictions can still be read."""
+    """Return the run of the latest evaluation of a model whose predictions are still readable."""
     run_id = evaluations.find_evaluation(model_id, dataset.digest, split)
     return run_id if run_id and results.has_predictions(run_id, split) else None
 
@@ -233,11 +242,11 @@ def _champions(
 ) -> tuple[dict[int, EvaluatedModel], str]:
     """Return all champions so far that can be compared with a candidate, from stored evaluations.
 
-    The current champion is loaded and evaluated only if it has none.
+    The current champion is loaded and evaluated only if it has no stored evaluation.
 
     Args:
         versions: All versions that have been champion, by number.
-        champion: The number of the current one, or 0.
+        champion: Number of the current champion, or 0.
         candidate: The candidate with its predictions.
         dataset: Images to decide on.
         split: `test`, `val` or `train`.
@@ -267,7 +276,7 @@ def _champions(
 
 
 def _from_store(version: ModelVersion, dataset: Dataset, split: str) -> EvaluatedModel | None:
-    """Return a version as its stored evaluation shows it, without its files; None without one."""
+    """Return a version with its stored evaluation, without its files; None if it has none."""
     run_id = _evaluation(models.logged_model_id(version), dataset, split)
     if run_id is None:
         return None
@@ -289,12 +298,12 @@ def _is_synthetic(version: ModelVersion) -> bool:
 def _references(
     champions: Mapping[int, EvaluatedModel], version: int, champion: int
 ) -> dict[str, EvaluatedModel]:
-    """Return the champions that a candidate must be non-inferior to, as `gate` takes them.
+    """Return the champions to which a candidate must be non-inferior, as `gate` takes them.
 
     Args:
         champions: All champions so far that can be compared, by number.
-        version: The candidate's number, which may have been champion.
-        champion: The current champion's number, or 0.
+        version: Number of the candidate, which may have been champion.
+        champion: Number of the current champion, or 0.
     """
     references = {"": champions[champion]} if champion in champions else {}
     best = best_champion(champions, (version, champion))
@@ -304,7 +313,7 @@ def _references(
 
 
 def _version_notes(version: int, champion: int, decision: Decision) -> dict[int, str]:
-    """What a decision means for each of the versions."""
+    """Return what a decision means for each of the versions, in words."""
     if version == champion:
         return {version: "stays champion; the candidate was the champion itself"}
     if not decision.promoted:
@@ -321,7 +330,7 @@ def _version_notes(version: int, champion: int, decision: Decision) -> dict[int,
 
 
 def _annotate_versions(model_name: str, run_id: str, news: Mapping[int, str]) -> None:
-    """Notes on versions what was decided about them, and where."""
+    """Store on versions the decision about them and its run."""
     for version, text in news.items():
         echo(f"{model_name} version {version}: {text}")
         tags = {PROMOTION: text, PROMOTION_RUN: run_id}

@@ -9,14 +9,14 @@ from pneumo.training.pretrained import prepare_to_fit
 
 
 def train(options: TrainOptions) -> int:
-    """Fit one model, and register it if a name is given."""
+    """Train one model, register it if a name is given, and return the exit code."""
     experiment = load_experiment(options.experiment)
     config = experiment.base.override(options.overrides)
     dataset = open_dataset(options.data, needs=("train",))
     prepare_to_fit(config)
     from pneumo.tuning.trial import (
         run_name,
-        run_trial,  # waits for TensorFlow
+        run_trial,  # imports TensorFlow
     )
 
     session.connect()

@@ -1,4 +1,4 @@
-"""The command `tune`: a study, its table, its winner and how to look at it."""
+"""The command `tune`: a study, its table of trials, its winner and its page."""
 
 import time
 from collections.abc import Callable
@@ -46,15 +46,15 @@ from pneumo.tuning.study_page import StudyPage
 
 
 def tune(options: TuneOptions) -> int:
-    """Search with Optuna and register the best model."""
-    if options.launcher == "local":  # a cluster gives out its GPUs itself
+    """Search with Optuna, register the best model, and return the exit code."""
+    if options.launcher == "local":  # a cluster assigns its own GPUs
         require_gpus(options.workers, options.workers_per_gpu)
     experiment = load_experiment(options.experiment, searched=True)
     base = experiment.base.override(options.overrides)
     validate_search_space(experiment, base, options.overrides)
     dataset = open_dataset(options.data, needs=("train", "test"))
     if options.workers == 1 and options.launcher == "local":
-        prepare_to_fit(base)  # workers in other processes do that themselves
+        prepare_to_fit(base)  # worker processes do that themselves
     if options.launcher == "ray":
         ray.check_prerequisites()
     session.connect()
@@ -75,9 +75,15 @@ def tune(options: TuneOptions) -> int:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A finished study: its trials, the version its winner became, how that does on test.
+    """A finished study.
 
-    `searched`: see `StudySpec.searched`; `findings`: see `evaluate.evaluate_model`.
+    Attributes:
+        study: The study with its trials.
+        searched: See `StudySpec.searched`.
+        model_name: Name of the registered model.
+        version: Number of the version that its winner has become.
+        test_metrics: Metrics of that version on test.
+        findings: See `EvaluationResult.findings`.
     """
 
     study: optuna.Study
@@ -100,18 +106,29 @@ def tune_and_register(
     trial_timeout: int | None = None,
     launcher: str = "local",
 ) -> StudyResult:
-    """A whole study: searches, scores the winner on test once, registers it as `@challenger`.
+    """Run a whole study: search, evaluate the winner on test once, register it as `@challenger`.
 
-    A study that is there already under `name` is continued up to `trials` in total, under its
-    own run. `trials` counts complete and pruned ones; after `timeout` seconds no new one starts.
-    `model_name`: registered model, by default the one of the study so far, or else pneumonia
-    (pneumonia-sample for synthetic images).
-    `keep_models`: of how many of the best trials the models are kept, of all of them by default.
-    `workers`: processes that search; 1 is this one, unless there is a `trial_timeout`, seconds
-    after which a trial is ended with its process. `launcher`: `ray` for `workers` tasks of a Ray
-    cluster instead.
-    Without a `name` the study is called after the experiment and its run. Raises `UserError`
-    where a study of that name asks something else, and `StudyFailedError` where there is no winner.
+    An existing study of that name is resumed up to `trials` in total, under its own run.
+
+    Args:
+        plan: Search of the study.
+        trials: Number of complete and pruned trials at which the study ends.
+        model_name: Name of the registered model. By default it is that of the resumed study, or
+            else pneumonia (pneumonia-sample for synthetic images).
+        name: Name of the study. By default it consists of the experiment's name and the run's id.
+        timeout: Seconds after which no new trial starts.
+        keep_models: Number of the best trials whose models are kept, by default all.
+        workers: Number of processes that search. One worker is this process, unless there is a
+            `trial_timeout`.
+        trial_timeout: Seconds after which a trial fails and its process is ended.
+        launcher: `local`, or `ray` for `workers` tasks of a Ray cluster.
+
+    Returns:
+        The study and its winner.
+
+    Raises:
+        UserError: A study of that name has another search, or exists in only one of the stores.
+        StudyFailedError: There is no winner, or a store failed.
     """
     goal = StudyLimits(
         trials, time.time() + timeout if timeout else None, keep_models, trial_timeout
@@ -158,8 +175,8 @@ def _search_and_register(
         page.write(DONE)
         return outcome
     except (KeyboardInterrupt, StudyFailedError) as end:
-        if not end.__cause__:  # else it is a store that failed, and need not be asked again
-            fail_dead_trials(study)  # a worker that has had to be killed
+        if not end.__cause__:  # a store that has failed is not used again
+            fail_dead_trials(study)  # trials of killed workers
             reconcile_runs(study)
             page.write(STOPPED)
         if isinstance(end, KeyboardInterrupt):
@@ -180,9 +197,14 @@ def run_search(
     launcher: str = "local",
     after_trials: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run trials until the study's goal is reached, and show how far it has come.
+    """Run trials until the study's limits are reached, and show the progress.
 
-    `workers`, `launcher`: see `tune`; `after_trials`: see `StudyProgress`.
+    Args:
+        study: A study whose `StudyLimits` are set.
+        plan: Search of the study.
+        workers: See `tune_and_register`.
+        launcher: See `tune_and_register`.
+        after_trials: See `StudyProgress`.
     """
     with StudyProgress(study, after_trials) as progress:
         if launcher == "ray":
@@ -197,11 +219,11 @@ def run_search(
 
 
 def _register_winner(study: optuna.Study, plan: StudySpec, model_name: str) -> StudyResult:
-    """Register the best trial's model and evaluate it on test, once and it alone.
+    """Register the best trial's model, and evaluate that model alone on test, once.
 
-    The winner is stored in the study before its evaluation. Whatever fails in between, the same
-    command again registers no second version, and evaluates only what has not been evaluated. A
-    continued study whose best trial is the same keeps its version and its evaluation.
+    The winner is stored in the study before its evaluation. If something fails in between, the same
+    command registers no second version, and makes only the missing evaluation. A resumed study
+    whose best trial is the same keeps its version and its evaluation.
     """
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         raise StudyFailedError("no trial came to its end, so there is no winner; allow more time")
@@ -211,7 +233,7 @@ def _register_winner(study: optuna.Study, plan: StudySpec, model_name: str) -> S
     if unchanged and "test_metrics" in before:
         winner = before
     else:
-        import_tensorflow()  # a driver of several workers has not needed it until now
+        import_tensorflow()  # a launcher of workers did not need it before
         model = model_files.load_model(attributes.MODEL_URI.of(best))
         stored = registry.register_once(attributes.RUN_ID.of(best), model, model_name)
         winner["version"] = stored.version
@@ -219,7 +241,7 @@ def _register_winner(study: optuna.Study, plan: StudySpec, model_name: str) -> S
         metrics, findings = _evaluate_once(study, plan, stored)
         winner |= {"test_metrics": metrics, "findings": findings}
         attributes.WINNER.set(study, winner)
-        if before and before["version"] != stored.version:  # its evidence page has been replaced
+        if before and before["version"] != stored.version:  # its evidence page is replaced
             registry.update_description(before["model_name"], before["version"])
     found = (winner[name] for name in ("model_name", "version", "test_metrics", "findings"))
     return StudyResult(study, plan.searched(), *found)
@@ -228,9 +250,9 @@ def _register_winner(study: optuna.Study, plan: StudySpec, model_name: str) -> S
 def _evaluate_once(
     study: optuna.Study, plan: StudySpec, stored: models.LoadedModel
 ) -> tuple[dict[str, float], list[str]]:
-    """Return the winner's metrics on test and their findings.
+    """Return the winner's metrics on test and its findings.
 
-    They are read from the study's run if that has evaluated this model before.
+    They are read from the study's run if that run has evaluated this model before.
     """
     run = mlflow.get_run(attributes.RUN_ID.of(study))
     if evaluations.evaluated_model(run) != stored.model_id:
@@ -244,13 +266,13 @@ def _evaluate_once(
 
 
 def print_study(outcome: StudyResult) -> None:
-    """The table of a study's trials, the best of them marked, and what became of it."""
+    """Print the table of a study's trials with the best marked, and the registered winner."""
     best = outcome.study.best_trial.number
     rows = []
     trials = outcome.study.get_trials(deepcopy=False)
     waiting = sum(trial.state == TrialState.WAITING for trial in trials)
     for trial in trials:
-        if trial.state == TrialState.WAITING:  # it has neither values nor a score
+        if trial.state == TrialState.WAITING:  # a waiting trial has no values and no score
             continue
         score = None if trial.state == TrialState.FAIL else final_score(trial)
         config = rename_fields(attributes.CONFIG.get(trial, {}))

@@ -1,4 +1,4 @@
-"""The command `worker`: trials of a study that another process has begun, up to its goal."""
+"""The command `worker`: trials of a study that another process has created."""
 
 from pneumo.commands import tune
 from pneumo.commands.arguments import WorkerOptions
@@ -22,7 +22,7 @@ from pneumo.tuning.study import (
 
 
 def worker(options: WorkerOptions) -> int:
-    """Search a study that another process has begun."""
+    """Search a study that another process has created, and return the exit code."""
     return _drive(options) if options.driven else _join(options)
 
 
@@ -48,15 +48,15 @@ def _join(options: WorkerOptions) -> int:
 
 
 def _drive(options: WorkerOptions) -> int:
-    """Search a study for another process, which has started this one and shows what it does."""
+    """Search a study for the process that has started this one and displays its output."""
     signals.terminate_with_stdin()
     session.configure_mlflow()
     dataset = open_dataset(options.data, needs=("train", "test"))
     study, plan = attach_to_study(options.study, dataset, options.weights or "", MAX_OUTAGE)
-    fail_dead_trials(study)  # a worker that ran here before, on behalf of a cluster
+    fail_dead_trials(study)  # of an earlier worker of a cluster on this machine
     reconcile_runs(study)
     prepare_to_fit(plan.base)
-    from pneumo.tuning.worker import run_trials  # waits for TensorFlow
+    from pneumo.tuning.worker import run_trials  # imports TensorFlow
 
     run_trials(study, plan, enforce_timeout=True)
     return 0

@@ -14,10 +14,7 @@ def train(options: TrainOptions) -> int:
     config = experiment.base.override(options.overrides)
     dataset = open_dataset(options.data, needs=("train",))
     prepare_to_fit(config)
-    from pneumo.tuning.trial import (
-        run_name,
-        run_trial,  # imports TensorFlow
-    )
+    from pneumo.tuning.trial import run_name, run_trial
 
     session.connect()
     tags = runs.provenance_tags(experiment.name, dataset)

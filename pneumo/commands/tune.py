@@ -27,7 +27,7 @@ from pneumo.tuning import attributes, selection
 from pneumo.tuning.launchers import local, ray
 from pneumo.tuning.progress import StudyProgress
 from pneumo.tuning.spec import StudySpec, validate_search_space
-from pneumo.tuning.storage import STORE_ERRORS, open_storage
+from pneumo.tuning.storage import STORE_ERRORS, how_to_continue, open_storage
 from pneumo.tuning.study import (
     StudyLimits,
     check_name_is_new,
@@ -35,7 +35,6 @@ from pneumo.tuning.study import (
     delete_models_beyond_best,
     fail_dead_trials,
     final_score,
-    how_to_continue,
     load_study,
     prepare_resume,
     reconcile_runs,

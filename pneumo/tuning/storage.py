@@ -1,10 +1,12 @@
 """Optuna's database: its URL, its outages and its heartbeat."""
 
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
@@ -17,7 +19,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pneumo.runtime.console import echo
 from pneumo.runtime.errors import UserError
-from pneumo.tracking import study_runs
+from pneumo.tracking import session, study_runs
 from pneumo.tuning import attributes
 
 # Seconds
@@ -139,3 +141,21 @@ def _on_stale_trial(study: optuna.Study, trial: FrozenTrial) -> None:
     if asked := trial.system_attrs.get("fixed_params"):
         study.enqueue_trial(asked)
     study_runs.fail_stale_trial(attributes.RUN_ID.of(study), trial.number)
+
+
+def how_to_continue(name: str) -> str:
+    """Return in words how to resume a study from where this process was started."""
+    return f"give the same command with {_storage_setting()}{session.format_option('study', name)}"
+
+
+def _storage_setting() -> str:
+    """Return the setting without which the next command would not find Optuna's database.
+
+    MLflow fetches a project from a Git address into a new temporary folder for each command. There
+    a relative path means another file for each command.
+    """
+    is_relative = storage_address() != storage_url()
+    in_clone = Path.cwd().is_relative_to(Path(tempfile.gettempdir()).resolve())
+    if serves_one_machine() and is_relative and in_clone:
+        return f"PNEUMO_STORAGE={storage_address()} and "
+    return ""

@@ -1,12 +1,10 @@
 """Studies in Optuna: how they are created, resumed, limited and reconciled with MLflow."""
 
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -27,13 +25,7 @@ from pneumo.tracking import model_files, results, runs, session, study_runs, tag
 from pneumo.training.config import rename_fields
 from pneumo.tuning import attributes
 from pneumo.tuning.spec import MEDIAN_PRUNER_OPTIONS, TPE_OPTIONS, StudySpec
-from pneumo.tuning.storage import (
-    GRACE_PERIOD,
-    open_storage,
-    serves_one_machine,
-    storage_address,
-    storage_url,
-)
+from pneumo.tuning.storage import GRACE_PERIOD, open_storage, serves_one_machine, storage_address
 
 MAX_UNCLAIMED_SECONDS = 60  # that a trial may run before a process claims it
 
@@ -142,24 +134,6 @@ def check_name_is_new(name: str) -> None:
             f"(run {run_id}), and Optuna's database at {storage_address()} does not; set "
             "PNEUMO_STORAGE to the database that it was begun in, or give another name"
         )
-
-
-def how_to_continue(name: str) -> str:
-    """Return in words how to resume a study from where this process was started."""
-    return f"give the same command with {_storage_setting()}{session.format_option('study', name)}"
-
-
-def _storage_setting() -> str:
-    """Return the setting without which the next command would not find Optuna's database.
-
-    MLflow fetches a project from a Git address into a new temporary folder for each command. There
-    a relative path means another file for each command.
-    """
-    is_relative = storage_address() != storage_url()
-    in_clone = Path.cwd().is_relative_to(Path(tempfile.gettempdir()).resolve())
-    if serves_one_machine() and is_relative and in_clone:
-        return f"PNEUMO_STORAGE={storage_address()} and "
-    return ""
 
 
 def create_study(

@@ -16,7 +16,8 @@ from pneumo.tracking import study_runs
 from pneumo.training.config import rename_fields
 from pneumo.tuning import attributes, selection
 from pneumo.tuning.spec import StudySpec
-from pneumo.tuning.study import StudyLimits, count_finished_trials, final_score, how_to_continue
+from pneumo.tuning.storage import how_to_continue
+from pneumo.tuning.study import StudyLimits, count_finished_trials, final_score
 
 MIN_REFRESH_SECONDS = 60  # minimum time between two pages of a running study
 MAX_OVERHEAD_FRACTION = 0.05  # maximum fraction of the time that pages take

@@ -50,6 +50,7 @@ from pneumo.training.config import RunConfig
 
 
 
+
 from tests.benchmarks.stub import stub_of
 
 BASE = RunConfig(image_size=32, epochs=6, dense_widths=(32,), augment_strength=0)

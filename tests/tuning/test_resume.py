@@ -15,8 +15,8 @@ from pneumo.runtime.errors import StudyFailedError, UserError
 from pneumo.tracking import session, tags
 from pneumo.training.config import RunConfig
 from pneumo.tuning.spec import StudySpec
-from pneumo.tuning.storage import open_storage
-from pneumo.tuning.study import how_to_continue, warn_of_other_commit
+from pneumo.tuning.storage import how_to_continue, open_storage
+from pneumo.tuning.study import warn_of_other_commit
 from tests.support.stores import store_in
 from tests.support.studies import BASE, TINY, run_study, text
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pneumo.commands.arguments import Options, parse
+from pneumo.commands.options.arguments import Options, parse
 from pneumo.runtime import signals
 from pneumo.runtime.errors import (
     ERROR_PREFIX,
@@ -59,8 +59,11 @@ def _run(name: str, options: Options) -> int:
     """Run a command: the function of its name, in the module of its name."""
     if name == "test":
         return subprocess.call([sys.executable, "-m", "pytest"], cwd=Path(__file__).parent.parent)
+    from pneumo.commands.options.inputs import load_inputs
+
+    inputs = load_inputs(options)  # finds a user's mistake before the command imports MLflow
     command = getattr(importlib.import_module(f"pneumo.commands.{name}"), name)
-    return command(options)
+    return command(options, inputs)
 
 
 def _print_error(reason: object) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from mlflow.entities import Run
 
-from pneumo.commands.arguments import EvaluateOptions
-from pneumo.data.dataset import Dataset, DecodedDataset, Split, open_dataset, published_splits
+from pneumo.commands.options.arguments import EvaluateOptions
+from pneumo.commands.options.inputs import Inputs
+from pneumo.data.dataset import Dataset, DecodedDataset, Split
 from pneumo.evaluation import metrics, shortcuts
 from pneumo.evaluation.intervals import format_with_interval
 from pneumo.evaluation.metrics import Evaluation, evaluate_predictions
@@ -35,13 +36,12 @@ from pneumo.tracking.tags import EXPERIMENT, PARENT, SKEW
 SKEW_METRICS = ("accuracy", "sensitivity", "specificity", "auc")
 
 
-def evaluate(options: EvaluateOptions) -> int:
+def evaluate(options: EvaluateOptions, inputs: Inputs) -> int:
     """Evaluate one model on one split, and return the exit code."""
-    dataset = open_dataset(options.data, needs=published_splits(options.split))
     import_tensorflow()
     session.connect()
     stored = models.find_model(options.model)
-    with evaluation_run(stored, dataset) as (run_id, images):
+    with evaluation_run(stored, inputs.dataset) as (run_id, images):
         found = evaluate_model(stored, images, options.split, options.sensitivity)
     print_evaluation(stored, options.split, found)
     if options.preprocessing_skew:

@@ -2,8 +2,9 @@
 
 import json
 
-from pneumo.commands.arguments import ExploreOptions
-from pneumo.data.dataset import Dataset, open_dataset
+from pneumo.commands.options.arguments import ExploreOptions
+from pneumo.commands.options.inputs import Inputs
+from pneumo.data.dataset import Dataset
 from pneumo.evaluation import dataset_profile
 from pneumo.evaluation.dataset_profile import compute_statistics, to_metrics
 from pneumo.reporting.data_report import draw_figures, list_findings, render_page
@@ -12,11 +13,10 @@ from pneumo.runtime.errors import UserError
 from pneumo.tracking import results, runs, session
 
 
-def explore(options: ExploreOptions) -> int:
+def explore(_: ExploreOptions, inputs: Inputs) -> int:
     """Explore a data set before any training, and return the exit code."""
-    dataset = open_dataset(options.data, needs=(), in_conflict=True)
     session.connect()
-    explore_dataset(dataset)
+    explore_dataset(inputs.dataset)
     return 0
 
 

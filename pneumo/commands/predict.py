@@ -1,7 +1,6 @@
 """The command `predict`: a CSV with the predicted probabilities of image files."""
 
 import csv
-import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,24 +11,21 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from pneumo.commands.arguments import PredictOptions
-from pneumo.data.index import is_junk, require_text
+from pneumo.commands.options.arguments import PredictOptions
+from pneumo.commands.options.inputs import Inputs, heat_map_folder
 from pneumo.inference.decode import UnreadableImageError
 from pneumo.reporting.plots import overlay_heat_map
 from pneumo.runtime.console import echo, track
-from pneumo.runtime.errors import UserError, quoted
+from pneumo.runtime.errors import UserError
 from pneumo.runtime.tensorflow_import import import_tensorflow
 from pneumo.tracking import models, results, runs, session
 from pneumo.tracking.models import LoadedModel
 from pneumo.tracking.tags import DATA, MODEL
 
-MAX_FILE_NAME_BYTES = 240  # a file system allows 255, and the heat maps' folder needs some
 
-
-def predict(options: PredictOptions) -> int:
+def predict(options: PredictOptions, inputs: Inputs) -> int:
     """Predict image files, and return the exit code."""
-    out = _path_of_csv(options.out)
-    files = find_images(options.images, out)
+    files, out = inputs.files, inputs.out
     import_tensorflow()
     session.connect()
     stored = models.find_model(options.model)
@@ -47,18 +43,6 @@ def predict(options: PredictOptions) -> int:
     if options.explain:
         echo(f"heat maps: {heat_map_folder(out)}")
     return 0
-
-
-def _path_of_csv(given: str) -> Path:
-    """Return the path of the CSV; raise `UserError` if no file can be written there."""
-    out = Path(os.path.expanduser(given))
-    if len(os.fsencode(out.name)) > MAX_FILE_NAME_BYTES:
-        raise UserError(
-            f"out must have a name of up to {MAX_FILE_NAME_BYTES} bytes: got '{quoted(out.name)}'"
-        )
-    if os.path.isdir(out) or not os.path.isdir(out.absolute().parent):
-        raise UserError(f"out must be a CSV file in a folder that is there: got '{quoted(given)}'")
-    return out
 
 
 CHUNK_SIZE = 64  # files in memory: enough for all cores, whatever the number of files
@@ -200,48 +184,3 @@ def _decoded(stored: LoadedModel, paths: Sequence[str]) -> Iterator[tuple[str, n
     for path in paths:
         with suppress(OSError, UnreadableImageError):  # its row has the reason
             yield path, stored.model.decode(Path(path).read_bytes())
-
-
-def find_images(images: str, out: Path) -> list[str]:
-    """Find image files.
-
-    Hidden files, `__MACOSX`, `out` itself and its heat maps are left out.
-
-    Args:
-        images: A file, a folder, which is searched with all its subfolders, or a glob of either.
-        out: Path of the CSV.
-
-    Returns:
-        Paths of the files, sorted.
-
-    Raises:
-        UserError: There are no files.
-    """
-    # A file name may contain characters that are special in a glob
-    named = [images] if os.path.exists(images) else glob.iglob(images, recursive=True)
-    found = {file for place in map(Path, named) for file in _files_at(place)}
-    written = out.resolve(), heat_map_folder(out).resolve()
-    files = sorted(
-        str(file)
-        for file in found
-        if not any(it in (file.resolve(), *file.resolve().parents) for it in written)
-    )
-    if not files:
-        raise UserError(
-            "images must be a file, a folder or a glob of image files: "
-            f"'{quoted(images)}' names none"
-        )
-    require_text(files)
-    return files
-
-
-def heat_map_folder(out: Path) -> Path:
-    """Return the folder of the heat maps for the CSV `out`."""
-    return out.with_name(f"{out.stem}_explained")
-
-
-def _files_at(place: Path) -> list[Path]:
-    """Return the file itself, or all files below a folder except junk."""
-    if place.is_file():
-        return [place]
-    return [file for file in place.rglob("*") if file.is_file() and not is_junk(file, place)]

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 from mlflow.entities.model_registry import ModelVersion
 
-from pneumo.commands.arguments import PromoteOptions
 from pneumo.commands.evaluate import evaluate_model, evaluation_run
-from pneumo.data.dataset import Dataset, open_dataset, published_splits
+from pneumo.commands.options.arguments import PromoteOptions
+from pneumo.commands.options.inputs import Inputs
+from pneumo.data.dataset import Dataset
 from pneumo.evaluation import bootstrap
 from pneumo.evaluation.comparison import (
     REFERENCES,
@@ -33,31 +34,24 @@ from pneumo.tracking.tags import PROMOTION, PROMOTION_RUN, ROLLBACK, SPLIT, THRE
 EXIT_REJECTED = 3  # exit code of a rejection, which is a result and no failure
 
 
-def promote(options: PromoteOptions) -> int:
+def promote(options: PromoteOptions, inputs: Inputs) -> int:
     """Make a version the champion if it passes the gate, or roll back to the previous one.
 
     Returns:
         Exit code: 0, or `EXIT_REJECTED` if the candidate is rejected.
 
     Raises:
-        UserError: Neither data nor a rollback is requested, or see `promote_version` and
-            `roll_back`.
+        UserError: See `promote_version` and `roll_back`.
     """
-    if options.rollback:
-        dataset = None
-    elif options.data:
-        dataset = open_dataset(options.data, needs=published_splits(options.split))
-    else:
-        raise UserError("promote needs data to decide on: give --data, or --rollback true")
     import_tensorflow()
     session.connect()
-    if dataset is None:
+    if options.rollback:
         roll_back(options.model_name)
         return 0
     decision = promote_version(
         options.model_name,
         options.candidate,
-        dataset,
+        inputs.dataset,
         options.split,
         options.margin,
         options.sensitivity_margin,

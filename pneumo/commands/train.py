@@ -1,18 +1,15 @@
 """The command `train`: one Keras run of one experiment."""
 
-from pneumo.commands.arguments import TrainOptions
-from pneumo.data.dataset import open_dataset
-from pneumo.experiment import load_experiment
+from pneumo.commands.options.arguments import TrainOptions
+from pneumo.commands.options.inputs import Inputs
 from pneumo.runtime.console import echo, print_epoch
 from pneumo.tracking import model_files, registry, results, runs, session
 from pneumo.training.pretrained import prepare_to_fit
 
 
-def train(options: TrainOptions) -> int:
+def train(options: TrainOptions, inputs: Inputs) -> int:
     """Train one model, register it if a name is given, and return the exit code."""
-    experiment = load_experiment(options.experiment)
-    config = experiment.base.override(options.overrides)
-    dataset = open_dataset(options.data, needs=("train",))
+    experiment, config, dataset = inputs.experiment, inputs.config, inputs.dataset
     prepare_to_fit(config)
     from pneumo.tuning.trial import run_name, run_trial
 

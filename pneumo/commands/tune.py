@@ -9,15 +9,13 @@ import mlflow
 import optuna
 from optuna.trial import TrialState
 
-from pneumo.commands.arguments import TuneOptions
 from pneumo.commands.evaluate import evaluate_model, images_for, read
-from pneumo.data.dataset import open_dataset
-from pneumo.experiment import load_experiment
+from pneumo.commands.options.arguments import TuneOptions
+from pneumo.commands.options.inputs import Inputs
 from pneumo.reporting.html_report import format_field
 from pneumo.reporting.study_report import DONE, PAGE, STOPPED
 from pneumo.runtime.console import echo, print_table
 from pneumo.runtime.errors import StudyFailedError, redact_passwords
-from pneumo.runtime.machine import require_gpus
 from pneumo.runtime.tensorflow_import import import_tensorflow
 from pneumo.tracking import evaluations, model_files, models, registry, runs, session, study_runs
 from pneumo.tracking.tags import PARENT, STUDY
@@ -44,21 +42,16 @@ from pneumo.tuning.study import (
 from pneumo.tuning.study_page import StudyPage
 
 
-def tune(options: TuneOptions) -> int:
+def tune(options: TuneOptions, inputs: Inputs) -> int:
     """Search with Optuna, register the best model, and return the exit code."""
-    if options.launcher == "local":  # a cluster assigns its own GPUs
-        require_gpus(options.workers, options.workers_per_gpu)
-    experiment = load_experiment(options.experiment, searched=True)
-    base = experiment.base.override(options.overrides)
-    validate_search_space(experiment, base, options.overrides)
-    dataset = open_dataset(options.data, needs=("train", "test"))
+    validate_search_space(inputs.experiment, inputs.config, options.overrides)
     if options.workers == 1 and options.launcher == "local":
-        prepare_to_fit(base)  # worker processes do that themselves
+        prepare_to_fit(inputs.config)  # worker processes do that themselves
     if options.launcher == "ray":
         ray.check_prerequisites()
     session.connect()
     outcome = tune_and_register(
-        StudySpec(experiment, dataset, options.overrides),
+        StudySpec(inputs.experiment, inputs.dataset, options.overrides),
         trials=options.trials,
         model_name=options.model_name or "",
         name=options.study or "",

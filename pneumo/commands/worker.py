@@ -1,11 +1,11 @@
 """The command `worker`: trials of a study that another process has created."""
 
 from pneumo.commands import tune
-from pneumo.commands.arguments import WorkerOptions
-from pneumo.data.dataset import open_dataset
+from pneumo.commands.options.arguments import WorkerOptions
+from pneumo.commands.options.inputs import Inputs
+from pneumo.data.dataset import Dataset
 from pneumo.runtime import signals
 from pneumo.runtime.console import echo
-from pneumo.runtime.machine import require_gpus
 from pneumo.tracking import runs, session
 from pneumo.tracking.tags import PARENT, STUDY
 from pneumo.training.pretrained import prepare_to_fit
@@ -21,15 +21,13 @@ from pneumo.tuning.study import (
 )
 
 
-def worker(options: WorkerOptions) -> int:
+def worker(options: WorkerOptions, inputs: Inputs) -> int:
     """Search a study that another process has created, and return the exit code."""
-    return _drive(options) if options.driven else _join(options)
+    return (_drive if options.driven else _join)(options, inputs.dataset)
 
 
-def _join(options: WorkerOptions) -> int:
+def _join(options: WorkerOptions, dataset: Dataset) -> int:
     """Search a study with a run and a display of its own."""
-    require_gpus(options.workers, options.workers_per_gpu)
-    dataset = open_dataset(options.data, needs=("train", "test"))
     session.connect()
     study, plan = attach_to_study(options.study, dataset, options.weights or "")
     goal, done = StudyLimits.of(study), count_finished_trials(study)
@@ -47,11 +45,10 @@ def _join(options: WorkerOptions) -> int:
     return 0
 
 
-def _drive(options: WorkerOptions) -> int:
+def _drive(options: WorkerOptions, dataset: Dataset) -> int:
     """Search a study for the process that has started this one and displays its output."""
     signals.terminate_with_stdin()
     session.configure_mlflow()
-    dataset = open_dataset(options.data, needs=("train", "test"))
     study, plan = attach_to_study(options.study, dataset, options.weights or "", MAX_OUTAGE)
     fail_dead_trials(study)  # of an earlier worker of a cluster on this machine
     reconcile_runs(study)

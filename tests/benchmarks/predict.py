@@ -28,7 +28,8 @@ import pytest
 import requests
 from keras import layers
 
-from pneumo.commands.predict import find_images, predict_files
+from pneumo.commands.options.inputs import find_images
+from pneumo.commands.predict import predict_files
 from pneumo.data.dataset import Dataset, open_dataset
 from pneumo.tracking import model_files, models, registry, runs
 from pneumo.tracking.models import LoadedModel

@@ -45,12 +45,6 @@ EXPERIMENT = """
 from pneumo.training import train
 from pneumo.training.config import RunConfig
 
-
-
-
-
-
-
 from tests.benchmarks.stub import stub_of
 
 BASE = RunConfig(image_size=32, epochs=6, dense_widths=(32,), augment_strength=0)

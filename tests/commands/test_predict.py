@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pneumo.commands.predict import find_images
+from pneumo.commands.options.inputs import find_images
 from pneumo.evaluation.heat_maps import HiResCam
 from pneumo.inference.decode import decode
 from pneumo.reporting.plots import overlay_heat_map

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from pneumo.commands import predict
+from pneumo.commands.options import inputs
 from pneumo.data import index
 from pneumo.data.dataset import open_dataset
 from pneumo.runtime.errors import UserError
@@ -156,7 +156,7 @@ def test_a_name_may_be_all_patient(folder):
 def test_images_to_predict_have_names_that_a_csv_can_hold(tmp_path):
     (tmp_path / os.fsdecode(b"K\xf6ln.png")).write_bytes(b"1")
     with pytest.raises(UserError, match=r"K\\udcf6ln.png'; rename them"):
-        predict.find_images(str(tmp_path), tmp_path / "out.csv")
+        inputs.find_images(str(tmp_path), tmp_path / "out.csv")
 
 
 def test_duplicates_and_copies_elsewhere_are_counted(folder):

@@ -43,6 +43,7 @@ WAITING = {
     "tracking.model_files: pneumo.inference.logits": TENSORFLOW,
     "tracking.model_files: pneumo.inference.pyfunc": TENSORFLOW,
     "training.backbones: keras": TENSORFLOW,
+    "__main__: pneumo.commands.options.inputs": HEAVY,
     "__main__: pneumo.tracking": HEAVY,
     "training.config: numpy": HEAVY,
     "tuning.launchers.ray: ray": OPTIONAL,

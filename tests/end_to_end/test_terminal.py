@@ -17,20 +17,6 @@ from pneumo.runtime.console import track
 from pneumo.runtime.process import ProcessId
 from pneumo.tuning.progress import StudyProgress
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 study = optuna.create_study(direction="maximize")
 study.set_user_attr("objective", "val_auc")

@@ -153,14 +153,6 @@ from pneumo.runtime import cache
 from pneumo.runtime.cache_entries import cache_path
 from pneumo.runtime.cache_entries import run_folder
 
-
-
-
-
-
-
-
-
 what, name = sys.argv[1:]
 def wait(path):
     print(path, flush=True)

@@ -159,29 +159,6 @@ from pneumo.training.feature_cache import FeatureCache
 from pneumo.training.feature_cache import FeatureExtractor
 from pneumo.training.feature_cache import View
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 config = RunConfig(**{config})
 compute = FeatureCache._compute
 

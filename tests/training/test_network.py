@@ -12,7 +12,7 @@ from pneumo.inference.logits import predict_proba
 from pneumo.training import network
 from pneumo.training.backbones import BACKBONES, Backbone
 from pneumo.training.config import RunConfig
-from pneumo.training.network import blocks
+from pneumo.training.network import blocks, build_model
 from tests.support.paths import ROOT
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 1), np.uint8)
@@ -172,7 +172,9 @@ def test_the_file_loads_with_keras_alone(tmp_path, name):
 
 
 def test_another_backbone_costs_the_line_that_the_readme_shows(monkeypatch):
-    line = re.search(r'^"(\w+)": (Backbone\(.*\)),$', (ROOT / "README.md").read_text(), re.M)
+    line = re.search(
+        r'^"(\w+)": (Backbone\(.*\)),$', (ROOT / "experiments" / "README.md").read_text(), re.M
+    )
     monkeypatch.setitem(BACKBONES, line[1], eval(line[2], {"Backbone": Backbone}))
     network = backbone(line[1], weights="none")
     found = blocks(network, line[1])
@@ -180,4 +182,4 @@ def test_another_backbone_costs_the_line_that_the_readme_shows(monkeypatch):
         assert any(isinstance(layer, keras.layers.Conv2D) for layer in block)
     assert trained(backbone=line[1], unfreeze_depth=1)[-2:] == ["top_conv", "top_bn"]
     config = RunConfig(image_size=64, backbone=line[1], unfreeze_depth=0)
-    assert predict_proba(build(config), NOISE).shape == (20,)
+    assert predict_proba(build_model(config), NOISE).shape == (20,)

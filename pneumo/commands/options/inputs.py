@@ -1,0 +1,186 @@
+"""What options name: the experiment, the data set and the files.
+
+They are loaded before any library that takes seconds to import, so that a user error in them is
+found soon.
+"""
+
+import glob
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pneumo.commands.options.arguments import (
+    EvaluateOptions,
+    ExploreOptions,
+    Options,
+    PredictOptions,
+    PrepareOptions,
+    PromoteOptions,
+    TrainOptions,
+    TuneOptions,
+    WorkerOptions,
+)
+from pneumo.data.dataset import Dataset, open_dataset, published_splits
+from pneumo.data.index import is_junk, require_text
+from pneumo.data.subset import write_subset
+from pneumo.experiment import Experiment, load_experiment
+from pneumo.runtime.errors import UserError, quoted
+from pneumo.runtime.machine import require_gpus
+from pneumo.training.config import RunConfig
+
+MAX_FILE_NAME_BYTES = 240  # a file system allows 255, and the heat maps' folder needs some
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Loaded inputs of a command; None or empty if the command has no such input.
+
+    Attributes:
+        experiment: The experiment.
+        config: The config of a run, or the baseline of a study.
+        dataset: The data set, not decoded yet.
+        files: Paths of image files.
+        out: Path of the CSV to write.
+    """
+
+    experiment: Experiment | None = None
+    config: RunConfig | None = None
+    dataset: Dataset | None = None
+    files: tuple[str, ...] = ()
+    out: Path | None = None
+
+
+def load_inputs(options: Options) -> Inputs:
+    """Load the inputs that a command's options name.
+
+    Raises:
+        UserError: One of them does not exist, or does not fit the command.
+    """
+    return LOADERS[type(options)](options)
+
+
+def _load_tune(options: TuneOptions) -> Inputs:
+    if options.launcher == "local":  # a cluster assigns its own GPUs
+        require_gpus(options.workers, options.workers_per_gpu)
+    experiment = load_experiment(options.experiment, searched=True)
+    config = experiment.base.override(options.overrides)
+    return Inputs(experiment, config, open_dataset(options.data, needs=("train", "test")))
+
+
+def _load_worker(options: WorkerOptions) -> Inputs:
+    if not options.driven:  # the process that starts a driven worker assigns its GPU
+        require_gpus(options.workers, options.workers_per_gpu)
+    return Inputs(dataset=open_dataset(options.data, needs=("train", "test")))
+
+
+def _load_train(options: TrainOptions) -> Inputs:
+    experiment = load_experiment(options.experiment)
+    config = experiment.base.override(options.overrides)
+    return Inputs(experiment, config, open_dataset(options.data, needs=("train",)))
+
+
+def _load_evaluate(options: EvaluateOptions) -> Inputs:
+    return Inputs(dataset=open_dataset(options.data, needs=published_splits(options.split)))
+
+
+def _load_promote(options: PromoteOptions) -> Inputs:
+    if options.rollback:
+        return Inputs()
+    if not options.data:
+        raise UserError("promote needs data to decide on: give --data, or --rollback true")
+    return Inputs(dataset=open_dataset(options.data, needs=published_splits(options.split)))
+
+
+def _load_predict(options: PredictOptions) -> Inputs:
+    out = _path_of_csv(options.out)
+    return Inputs(files=tuple(find_images(options.images, out)), out=out)
+
+
+def _load_explore(options: ExploreOptions) -> Inputs:
+    return Inputs(dataset=open_dataset(options.data, needs=(), in_conflict=True))
+
+
+def _load_prepare(options: PrepareOptions) -> Inputs:
+    config = RunConfig().override(options.overrides)
+    if bool(options.test_images) != bool(options.out):
+        raise UserError("test_images and out go together: give both, or neither")
+    dataset = open_dataset(options.data, needs=("test",) if options.out else ())
+    if options.out:
+        out = _absolute(options.out)
+        write_subset(dataset, _absolute(options.test_images), out)
+        dataset = open_dataset(str(out), needs=())
+    return Inputs(config=config, dataset=dataset)
+
+
+def _absolute(path: str) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def _path_of_csv(given: str) -> Path:
+    """Return the path of the CSV; raise `UserError` if no file can be written there."""
+    out = Path(os.path.expanduser(given))
+    if len(os.fsencode(out.name)) > MAX_FILE_NAME_BYTES:
+        raise UserError(
+            f"out must have a name of up to {MAX_FILE_NAME_BYTES} bytes: got '{quoted(out.name)}'"
+        )
+    if os.path.isdir(out) or not os.path.isdir(out.absolute().parent):
+        raise UserError(f"out must be a CSV file in a folder that is there: got '{quoted(given)}'")
+    return out
+
+
+def find_images(images: str, out: Path) -> list[str]:
+    """Find image files.
+
+    Hidden files, `__MACOSX`, `out` itself and its heat maps are left out.
+
+    Args:
+        images: A file, a folder, which is searched with all its subfolders, or a glob of either.
+        out: Path of the CSV.
+
+    Returns:
+        Paths of the files, sorted.
+
+    Raises:
+        UserError: There are no files.
+    """
+    # A file name may contain characters that are special in a glob
+    named = [images] if os.path.exists(images) else glob.iglob(images, recursive=True)
+    found = {file for place in map(Path, named) for file in _files_at(place)}
+    written = out.resolve(), heat_map_folder(out).resolve()
+    files = sorted(
+        str(file)
+        for file in found
+        if not any(it in (file.resolve(), *file.resolve().parents) for it in written)
+    )
+    if not files:
+        raise UserError(
+            "images must be a file, a folder or a glob of image files: "
+            f"'{quoted(images)}' names none"
+        )
+    require_text(files)
+    return files
+
+
+def heat_map_folder(out: Path) -> Path:
+    """Return the folder of the heat maps for the CSV `out`."""
+    return out.with_name(f"{out.stem}_explained")
+
+
+def _files_at(place: Path) -> list[Path]:
+    """Return the file itself, or all files below a folder except junk."""
+    if place.is_file():
+        return [place]
+    return [file for file in place.rglob("*") if file.is_file() and not is_junk(file, place)]
+
+
+LOADERS: dict[type[Options], Callable[..., Inputs]] = {
+    TuneOptions: _load_tune,
+    WorkerOptions: _load_worker,
+    TrainOptions: _load_train,
+    EvaluateOptions: _load_evaluate,
+    PromoteOptions: _load_promote,
+    PredictOptions: _load_predict,
+    ExploreOptions: _load_explore,
+    PrepareOptions: _load_prepare,
+}

@@ -62,8 +62,8 @@ Launcher = Annotated[Literal["local", "ray"], _must_be("local or ray")]
 # Flags that several commands have
 Experiment = Annotated[str, Field(description="file of experiments/, without .py")]
 Data = Annotated[str, Field(description=DATA)]
-Workers = Annotated[WorkerCount, Field(description="processes that search at the same time")]
-WorkersPerGpu = Annotated[WorkerCount, Field(description="of them that may share one GPU")]
+Workers = Annotated[WorkerCount, Field(description="number of worker processes")]
+WorkersPerGpu = Annotated[WorkerCount, Field(description="workers that may share one GPU")]
 Split = Annotated[
     Literal["test", "val", "train"],
     Field(description="test, val or train"),
@@ -94,28 +94,26 @@ class TuneOptions(Options):
     experiment: Experiment = "tune"
     data: Data = "sample"
     overrides: dict[str, str] = {}
-    trials: Count = Field(20, description="trials to complete or prune")
+    trials: Count = Field(20, description="number of trials (completed + pruned)")
     workers: Workers = 1
     workers_per_gpu: WorkersPerGpu = 1
-    launcher: Launcher = Field("local", description="of the workers: local, or ray for a cluster")
+    launcher: Launcher = Field("local", description="where workers run: local or ray")
     study: Name | None = Field(
         None, description="name of the study (default: made from the run's id)"
     )
     timeout: Count | None = Field(None, description="seconds after which no new trial starts")
-    trial_timeout: Count | None = Field(
-        None, description="seconds that a trial may take, or it fails"
-    )
+    trial_timeout: Count | None = Field(None, description="seconds after which a trial fails")
     model_name: Name | None = Field(
         None,
         description=f"{REGISTERED} (default: the study's own, pneumonia or pneumonia-sample)",
     )
-    keep_models: CountOrAll = Field("all", description="all, or of how many of the best trials")
+    keep_models: CountOrAll = Field("all", description="models to keep: all, or the n best")
 
 
 class WorkerOptions(Options):
     """Options of `worker`."""
 
-    study: Name = Field(description="its name")
+    study: Name = Field(description="name of the study")
     data: Data
     workers: Workers = 1
     workers_per_gpu: WorkersPerGpu = 1
@@ -124,8 +122,8 @@ class WorkerOptions(Options):
     )
     driven: Boolean = Field(
         False,
-        description="true: leave runs and display to the process that has started this one, and "
-        "end with it",
+        description="true: work for the process that has started this one, without a run or a "
+        "display, and end with it",
     )
 
 
@@ -148,13 +146,13 @@ class EvaluateOptions(Options):
     split: Split = "test"
     sensitivity: Fraction | None = Field(
         None,
-        description="on validation, at which the threshold is chosen (default: the model's own "
-        "threshold)",
+        description="target sensitivity on validation, which sets the threshold (default: the "
+        "model's own threshold)",
     )
     preprocessing_skew: Boolean = Field(
         False,
-        description="true: evaluate it on pixels / 255 as well, a published bug, in a run of its "
-        "own",
+        description="true: also evaluate the model on pixels / 255 (training-serving skew), in a "
+        "run of its own",
     )
 
 
@@ -163,11 +161,11 @@ class PromoteOptions(Options):
 
     model_name: Name = Field("pneumonia", description=REGISTERED)
     candidate: Name = Field("challenger", description="alias or number of the version")
-    data: str | None = Field(None, description=f"{DATA}; needed but for a rollback")
+    data: str | None = Field(None, description=f"{DATA}; required unless --rollback true")
     split: Split = "test"
-    margin: Margin = Field(0.02, description="by how much its AUC may be smaller, 0 to 1")
+    margin: Margin = Field(0.02, description="non-inferiority margin for the AUC, 0 to 1")
     sensitivity_margin: Margin = Field(
-        0.05, description="by how much its sensitivity may be smaller, 0 to 1"
+        0.05, description="non-inferiority margin for the sensitivity, 0 to 1"
     )
     rollback: Boolean = Field(False, description="true: bring @previous back")
 
@@ -177,8 +175,8 @@ class PredictOptions(Options):
 
     model: str = Field("models:/pneumonia@champion", description=MODEL)
     images: str = Field(description="a file, a folder or a glob of image files")
-    out: str = Field(description="the CSV; one that is there is continued")
-    explain: Boolean = Field(False, description="true: heat maps, in a folder beside out")
+    out: str = Field(description="path of the CSV; an existing one is continued")
+    explain: Boolean = Field(False, description="true: also write heat maps, beside out")
 
 
 class ExploreOptions(Options):
@@ -224,9 +222,9 @@ COMMANDS = {
     "worker": Command(WorkerOptions, "join a study that is running elsewhere"),
     "train": Command(TrainOptions, "one Keras run of one experiment"),
     "evaluate": Command(EvaluateOptions, "the evidence for one model on one split"),
-    "promote": Command(PromoteOptions, "make a version the champion, if it is fit"),
-    "predict": Command(PredictOptions, "score image files, to a CSV"),
-    "explore": Command(ExploreOptions, "look at a data set before anyone trains"),
+    "promote": Command(PromoteOptions, "promote a version to champion if it passes the gate"),
+    "predict": Command(PredictOptions, "predict image files, and write a CSV"),
+    "explore": Command(ExploreOptions, "explore a data set before training"),
     "prepare": Command(PrepareOptions, "import a data set and fill the pixel cache"),
     "test": Command(TestOptions, "the test suite"),
 }

@@ -46,7 +46,7 @@ def test_what_is_queued_lies_in_the_search_space(name, sample):
     experiment = load_experiment(name)
     plan = StudySpec(experiment, sample, {})
     asked = plan.asked()
-    assert len(asked) == 1 + len(experiment.queue)
+    assert len(asked) == 1 + len(experiment.enqueued_trials)
     for suggestions in asked:
         experiment.suggest(FixedTrial(suggestions), experiment.base)  # which warns of others
 

@@ -24,7 +24,7 @@ from pneumo.training.pretrained import prepare_to_fit
 from pneumo.tuning import attributes, selection
 from pneumo.tuning.launchers import local, ray
 from pneumo.tuning.progress import StudyProgress
-from pneumo.tuning.spec import StudySpec, validate_search_space
+from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import STORE_ERRORS, how_to_continue, open_storage
 from pneumo.tuning.study import (
     StudyLimits,
@@ -44,7 +44,6 @@ from pneumo.tuning.study_page import StudyPage
 
 def tune(options: TuneOptions, inputs: Inputs) -> int:
     """Search with Optuna, register the best model, and return the exit code."""
-    validate_search_space(inputs.experiment, inputs.config, options.overrides)
     if options.workers == 1 and options.launcher == "local":
         prepare_to_fit(inputs.config)  # worker processes do that themselves
     if options.launcher == "ray":

@@ -35,6 +35,7 @@ WAITING = {
     "commands.evaluate: pneumo.evaluation.heat_maps": TENSORFLOW,
     "commands.evaluate: pneumo.evaluation.preprocessing_skew": TENSORFLOW,
     "commands.evaluate: pneumo.inference.logits": TENSORFLOW,
+    "commands.options.inputs: pneumo.tuning.spec": HEAVY,
     "commands.predict: pneumo.evaluation.heat_maps": TENSORFLOW,
     "commands.train: pneumo.tuning.trial": TENSORFLOW,
     "commands.tune: pneumo.tuning.worker": TENSORFLOW,

@@ -61,10 +61,13 @@ def load_inputs(options: Options) -> Inputs:
 
 
 def _load_tune(options: TuneOptions) -> Inputs:
+    from pneumo.tuning.spec import validate_search_space  # imports Optuna, which others do not need
+
     if options.launcher == "local":  # a cluster assigns its own GPUs
         require_gpus(options.workers, options.workers_per_gpu)
     experiment = load_experiment(options.experiment, searched=True)
     config = experiment.base.override(options.overrides)
+    validate_search_space(experiment, config, options.overrides)
     return Inputs(experiment, config, open_dataset(options.data, needs=("train", "test")))
 
 

@@ -22,7 +22,8 @@ from tests.bad.payloads import (
 )
 from tests.bad.stores import Stored, stores
 from tests.support.handmade import looking
-from tests.support.stores import files_of, remove_runs
+from tests.support.removal import remove_runs
+from tests.support.stores import files_of
 
 
 def evaluates(stored: Stored, model: str) -> list[str]:

@@ -15,7 +15,8 @@ from tests.bad import models as bad
 from tests.support.commands import run_here
 from tests.support.decisions import COMPARED, aliases, last_promotion
 from tests.support.handmade import register, run_of, write_images
-from tests.support.stores import copy_stores, files_of, remove_runs, store_in
+from tests.support.removal import remove_runs
+from tests.support.stores import copy_stores, files_of, store_in
 from tests.support.studies import tags, text
 
 pytestmark = pytest.mark.slow

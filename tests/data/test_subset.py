@@ -172,7 +172,7 @@ def test_the_half_of_the_real_images(real_archive, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_of_the_readme(store, folder, tmp_path, capsys):
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "experiments" / "README.md").read_text()
     [command] = re.findall(r"`(mlflow run \. -e prepare [^`]*test_half\.txt[^`]*)`", readme)
     words = [word for word in shlex.split(command.replace("\n", " ")) if "=" in word]
     given = dict(word.split("=") for word in words)

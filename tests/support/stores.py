@@ -85,15 +85,3 @@ def files_of(folder: Path, model_id: str) -> Path:
     """Where the files of a model lie."""
     [place] = folder.rglob(f"{model_id.removeprefix('models:/')}/artifacts")
     return place
-
-
-def remove_runs(*run_ids: str) -> None:
-    """Delete runs and have `mlflow gc` remove them from the current store."""
-    import mlflow
-    from mlflow.cli import gc
-
-    client = mlflow.MlflowClient()
-    for run_id in run_ids:
-        client.delete_run(run_id)
-    store = ["--backend-store-uri", mlflow.get_tracking_uri()]
-    gc.main([*store, "--run-ids", ",".join(run_ids)], standalone_mode=False)

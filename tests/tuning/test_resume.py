@@ -208,7 +208,7 @@ def as_if_not_yet_registered(outcome: StudyResult, client) -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        "tracking.registry.describe",
+        "tracking.registry.update_description",
         "commands.tune.evaluate_model",
         "tracking.results.log_evaluation",
     ],

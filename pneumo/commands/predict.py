@@ -22,6 +22,11 @@ from pneumo.tracking import models, results, runs, session
 from pneumo.tracking.models import LoadedModel
 from pneumo.tracking.tags import DATA, MODEL
 
+CHUNK_SIZE = 64  # files in memory: enough for all cores, whatever the number of files
+VALUES = "probability", "label", "threshold"  # of a readable image
+HEADER = ["path", *VALUES, "model_version", "model_id", "error"]
+WITHOUT_ID = [name for name in HEADER if name != "model_id"]  # header of a CSV of earlier versions
+
 
 def predict(options: PredictOptions, inputs: Inputs) -> int:
     """Predict image files, and return the exit code."""
@@ -43,12 +48,6 @@ def predict(options: PredictOptions, inputs: Inputs) -> int:
     if options.explain:
         echo(f"heat maps: {heat_map_folder(out)}")
     return 0
-
-
-CHUNK_SIZE = 64  # files in memory: enough for all cores, whatever the number of files
-VALUES = "probability", "label", "threshold"  # of a readable image
-HEADER = ["path", *VALUES, "model_version", "model_id", "error"]
-WITHOUT_ID = [name for name in HEADER if name != "model_id"]  # header of a CSV of earlier versions
 
 
 def predict_files(stored: LoadedModel, files: Sequence[str], out: Path) -> Counter[str]:

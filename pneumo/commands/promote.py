@@ -33,6 +33,8 @@ from pneumo.tracking.tags import PROMOTION, PROMOTION_RUN, ROLLBACK, SPLIT, THRE
 
 EXIT_REJECTED = 3  # exit code of a rejection, which is a result and no failure
 
+SHOWN = ("auc", "sensitivity", "specificity", "accuracy", "ece", "threshold")
+
 
 def promote(options: PromoteOptions, inputs: Inputs) -> int:
     """Make a version the champion if it passes the gate, or roll back to the previous one.
@@ -57,9 +59,6 @@ def promote(options: PromoteOptions, inputs: Inputs) -> int:
         options.sensitivity_margin,
     )
     return 0 if decision.promoted else EXIT_REJECTED
-
-
-SHOWN = ("auc", "sensitivity", "specificity", "accuracy", "ece", "threshold")
 
 
 def promote_version(

@@ -1,8 +1,8 @@
 """The command `worker`: trials of a study that another process has created."""
 
-from pneumo.commands import tune
 from pneumo.commands.options.arguments import WorkerOptions
 from pneumo.commands.options.inputs import Inputs
+from pneumo.commands.tune import run_search
 from pneumo.data.dataset import Dataset
 from pneumo.runtime import signals
 from pneumo.runtime.console import echo
@@ -41,7 +41,7 @@ def _join(options: WorkerOptions, dataset: Dataset) -> int:
     with runs.command_run("worker", f"of {options.study}", tags) as run_id:
         warn_of_other_commit(study, run_id)
         echo(f"joined study {options.study}: {done} trials are done")
-        tune.run_search(study, plan, options.workers)
+        run_search(study, plan, options.workers)
     return 0
 
 

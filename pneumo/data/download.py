@@ -15,6 +15,12 @@ from pneumo.runtime.cache_entries import DOWNLOADED, DOWNLOADS, cache_path, hold
 from pneumo.runtime.console import track
 from pneumo.runtime.errors import UserError
 
+CHUNK = 2**20  # bytes
+MAX_ATTEMPTS = 4  # consecutive connections without a byte
+INITIAL_BACKOFF = 1.0  # seconds before the second attempt; doubled for each further one
+READ_TIMEOUT = 60  # seconds without a byte, after which a connection is closed
+MAX_BYTES = 2**32  # no data set here is larger, and a server might send without end
+
 
 @dataclass(frozen=True)
 class RemoteDataset:
@@ -45,12 +51,6 @@ REMOTE_DATASETS = {
         "Kermany, Zhang, Goldbaum: Mendeley Data, doi 10.17632/rscbjbr9sj.2, CC BY 4.0",
     )
 }
-
-CHUNK = 2**20  # bytes
-MAX_ATTEMPTS = 4  # consecutive connections without a byte
-INITIAL_BACKOFF = 1.0  # seconds before the second attempt; doubled for each further one
-READ_TIMEOUT = 60  # seconds without a byte, after which a connection is closed
-MAX_BYTES = 2**32  # no data set here is larger, and a server might send without end
 
 
 def fetch(name: str) -> Path:

@@ -17,6 +17,8 @@ CONFLICT_RULES = {
     "split": ("in train and in test", "what is tested would have been trained on"),
 }
 
+VALIDATION_FRACTION = 0.2
+
 
 def raise_on_conflicts(base: Path, rows: pd.DataFrame) -> None:
     """Raise `UserError` if an image has two labels, or an image or patient is in two splits.
@@ -101,9 +103,6 @@ def _is_image(file: Path) -> bool:
 
 def _are(found: list) -> str:
     return "is" if len(found) == 1 else "are"
-
-
-VALIDATION_FRACTION = 0.2
 
 
 def split_validation(rows: pd.DataFrame) -> pd.DataFrame:

@@ -27,6 +27,38 @@ if TYPE_CHECKING:
 
     from pneumo.inference.pyfunc import PneumoniaModel
 
+# A stored model contains this part of the package only. It requires these packages when it is
+# served, at the versions with which it was made
+INFERENCE = Path(__file__).parent.parent / "inference"
+SERVING_REQUIREMENTS = (
+    "mlflow",
+    "tensorflow",
+    "keras",
+    "numpy",
+    "scipy",
+    "pandas",
+    "pillow",
+    "joblib",
+)
+
+# The `__init__.py` of the copy. MLflow puts the copy first on the path. A process may load a model
+# before it imports an installed pneumo. Without this line it would find only the copy
+COPY_INIT = '__path__ = __import__("pkgutil").extend_path(__path__, __name__)\n'
+
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec("binary", "image")]),
+    outputs=Schema(
+        [
+            ColSpec("double", "probability", required=False),
+            ColSpec("long", "label", required=False),
+            ColSpec("double", "threshold", required=False),
+            ColSpec("string", "error", required=False),
+        ]
+    ),
+)
+
+# Files of a stored model below `artifacts/`
+MODEL_FILES = {"keras": "model.keras", "settings": "settings.json"}
 
 # Version of the decoder of models whose settings do not name one
 UNNOTED_DECODER_VERSION = 3
@@ -38,12 +70,12 @@ def load_model(model_uri: str) -> "PneumoniaModel":
     Raises:
         UserError: The files are incomplete, invalid or not safe to load: see `load_files`.
     """
-    with downloaded_model(model_uri) as folder:
+    with download_model(model_uri) as folder:
         return load_files(folder, model_uri)
 
 
 @contextmanager
-def downloaded_model(model_uri: str) -> Iterator[Path]:
+def download_model(model_uri: str) -> Iterator[Path]:
     """Yield a private copy of a stored model's files, which no process changes after checks."""
     with tempfile.TemporaryDirectory(prefix="pneumo-") as folder:
         mlflow.artifacts.download_artifacts(model_uri, dst_path=folder)
@@ -147,40 +179,6 @@ def _is_bytecode_cache(file: Path) -> bool:
     with file.open("rb") as bytecode:
         kind = bytecode.read(8)[4:]
     return source.is_file() and kind == bytes(4)
-
-
-# A stored model contains this part of the package only. It requires these packages when it is
-# served, at the versions with which it was made
-INFERENCE = Path(__file__).parent.parent / "inference"
-SERVING_REQUIREMENTS = (
-    "mlflow",
-    "tensorflow",
-    "keras",
-    "numpy",
-    "scipy",
-    "pandas",
-    "pillow",
-    "joblib",
-)
-
-# The `__init__.py` of the copy. MLflow puts the copy first on the path. A process may load a model
-# before it imports an installed pneumo. Without this line it would find only the copy
-COPY_INIT = '__path__ = __import__("pkgutil").extend_path(__path__, __name__)\n'
-
-SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec("binary", "image")]),
-    outputs=Schema(
-        [
-            ColSpec("double", "probability", required=False),
-            ColSpec("long", "label", required=False),
-            ColSpec("double", "threshold", required=False),
-            ColSpec("string", "error", required=False),
-        ]
-    ),
-)
-
-# Files of a stored model below `artifacts/`
-MODEL_FILES = {"keras": "model.keras", "settings": "settings.json"}
 
 
 def log_model(

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from pneumo.runtime.errors import UserError
 from pneumo.tracking import runs, session, tags
-from pneumo.tracking.model_files import downloaded_model, load_files, model_digest
+from pneumo.tracking.model_files import download_model, load_files, model_digest
 
 if TYPE_CHECKING:
     from pneumo.inference.pyfunc import PneumoniaModel
@@ -75,7 +75,7 @@ def find_model(model_uri: str) -> LoadedModel:
     try:
         exact, version, model_id, run_id = _resolve_uri(model_uri)
         trial = _source_run(run_id, model_uri)
-        with downloaded_model(exact) as folder:
+        with download_model(exact) as folder:
             if version:
                 _require_unchanged(version, folder)
             model = load_files(folder, model_uri)
@@ -139,7 +139,7 @@ def verify_registered_files(model_name: str, version: int) -> None:
     """
     model_uri = f"models:/{model_name}/{version}"
     try:
-        with downloaded_model(model_uri) as folder:
+        with download_model(model_uri) as folder:
             _require_unchanged(mlflow.MlflowClient().get_model_version(model_name, version), folder)
     except (MlflowException, OSError) as error:
         raise UserError(

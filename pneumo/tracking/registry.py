@@ -12,21 +12,26 @@ from mlflow.exceptions import MlflowException
 from pneumo.data.sample import example_file
 from pneumo.runtime import cache
 from pneumo.runtime.errors import UserError
-from pneumo.tracking import evaluations, model_files, runs, session, tags
-from pneumo.tracking.model_files import downloaded_model, model_digest
+from pneumo.tracking import evaluations, model_files, runs, session
+from pneumo.tracking.model_files import download_model, model_digest
 from pneumo.tracking.models import LoadedModel, logged_model_id
 from pneumo.tracking.tags import (
     DATA,
+    DATA_DIGEST,
     EVALUATION_RUN,
     EXPERIMENT,
     MODEL_DIGEST,
     PARENT,
+    PROMOTION,
     PROMOTION_RUN,
+    PROVENANCE,
     STUDY,
     SYNTHETIC,
     TEST_EVALUATIONS,
+    THRESHOLD,
     TRIAL_NUMBER,
     VERSIONS,
+    WAS_CHAMPION,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 
-TAGS_FROM_TRIAL = (*tags.PROVENANCE, tags.TRIAL_NUMBER)
+TAGS_FROM_TRIAL = (*PROVENANCE, TRIAL_NUMBER)
 
 MODEL_DESCRIPTION = (
     "Pneumonia or not, on chest X-rays of children. For research; not a medical device.\n\n"
@@ -100,7 +105,7 @@ def register(run_id: str, model: "PneumoniaModel", model_name: str) -> LoadedMod
         model_name: Name of the registered model, which is created if it does not exist.
     """
     info = model_files.log_model(run_id, model.keras_model, model.settings, example_file())
-    with downloaded_model(info.model_uri) as folder:
+    with download_model(info.model_uri) as folder:
         files_digest = model_digest(folder)
     version = _add_version(model_name, mlflow.get_run(run_id), info.model_id, files_digest)
     return _challenger(version, model)
@@ -117,7 +122,7 @@ def register_once(run_id: str, model: "PneumoniaModel", model_name: str) -> Load
         return _challenger(named[0], model)
     if not versions:
         return register(run_id, model, model_name)
-    model_id, files_digest = logged_model_id(versions[0]), versions[0].tags[tags.MODEL_DIGEST]
+    model_id, files_digest = logged_model_id(versions[0]), versions[0].tags[MODEL_DIGEST]
     version = _add_version(model_name, mlflow.get_run(run_id), model_id, files_digest)
     return _challenger(version, model)
 
@@ -163,8 +168,8 @@ def update_description(model_name: str, version: int) -> None:
         MODEL_DESCRIPTION.partition("\n")[0],
         _describe_origin(it.tags),
         _format_metrics("On validation", it.tags, "val_"),
-        _format_metrics("On test", it.tags, "test_") if tags.EVALUATION_RUN in it.tags else "",
-        f"Last decision: {it.tags[tags.PROMOTION]}." if tags.PROMOTION in it.tags else "",
+        _format_metrics("On test", it.tags, "test_") if EVALUATION_RUN in it.tags else "",
+        f"Last decision: {it.tags[PROMOTION]}." if PROMOTION in it.tags else "",
         " · ".join(f"[{text}]({address})" for text, address in _links(it)),
     ]
     client.update_model_version(model_name, it.version, "\n\n".join(filter(None, lines)))
@@ -174,7 +179,7 @@ def _describe_origin(tags: dict[str, str]) -> str:
     made = "A single run"
     if STUDY in tags:
         made = f"Trial {tags[TRIAL_NUMBER]} of study {tags[STUDY]}"
-    data = f"{tags[DATA]} (digest {tags['pneumo.data_digest']})"
+    data = f"{tags[DATA]} (digest {tags[DATA_DIGEST]})"
     synthetic = "**The images are synthetic: it knows nothing about patients.**"
     warning = synthetic if tags[SYNTHETIC] == "true" else ""
     return f"{made}, experiment {tags[EXPERIMENT]}, on {data}. {warning}".strip()
@@ -265,7 +270,7 @@ def champions(model_name: str) -> dict[int, ModelVersion]:
     return {
         number: version
         for number, version in sorted(found.items())
-        if number in holders or tags.WAS_CHAMPION in version.tags
+        if number in holders or WAS_CHAMPION in version.tags
     }
 
 
@@ -275,8 +280,8 @@ def own_threshold(version: ModelVersion) -> float | None:
     Returns:
         The threshold, or None if it is not in the store.
     """
-    if tags.THRESHOLD in version.tags:
-        return float(version.tags[tags.THRESHOLD])
+    if THRESHOLD in version.tags:
+        return float(version.tags[THRESHOLD])
     trial = runs.find_run(version.run_id)
     return trial.data.metrics["val_threshold"] if trial else None
 
@@ -300,7 +305,7 @@ def set_champion(model_name: str, version: int, champion: int) -> int:
         found = version_by_alias(model_name, CHAMPION)
         if found == champion:
             for number in {version, champion, version_by_alias(model_name, PREVIOUS)} - {0}:
-                set_version_tags(model_name, number, {tags.WAS_CHAMPION: "true"})
+                set_version_tags(model_name, number, {WAS_CHAMPION: "true"})
             if champion:
                 client.set_registered_model_alias(model_name, PREVIOUS, str(champion))
             client.set_registered_model_alias(model_name, CHAMPION, str(version))

@@ -21,6 +21,18 @@ from pneumo.tracking import tags
 from pneumo.tracking.tags import DATA, NOTE, PROMOTED, REASON
 from pneumo.training.config import RunConfig
 
+# Artifacts of a Keras run: its training and validation files, and the test files of its data set
+TRAINING_FILES, TEST_FILES = "data/files.csv", "data/test_files.csv"
+
+# Numeric columns of predictions. All other columns of the tables are text
+NUMERIC_COLUMNS = {"label": "int64", "probability": "float64"}
+
+# End of SQLAlchemy's message for a violated unique constraint: a link to its documentation
+INTEGRITY_ERROR_MARK = "/gkpj)"
+
+# Split → input context of MLflow's UI
+DATASET_CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
+
 
 def decode_and_log(dataset: Dataset, config: RunConfig) -> DecodedDataset:
     """Decode the images of a data set for a config, and log them to the active run.
@@ -41,20 +53,6 @@ def decode_and_log(dataset: Dataset, config: RunConfig) -> DecodedDataset:
         log_counts({"images": readable, "unreadable": unreadable})
     images.require_readable(config.max_unreadable)
     return images
-
-
-# Artifacts of a Keras run: its training and validation files, and the test files of its data set
-TRAINING_FILES, TEST_FILES = "data/files.csv", "data/test_files.csv"
-
-# Numeric columns of predictions. All other columns of the tables are text
-NUMERIC_COLUMNS = {"label": "int64", "probability": "float64"}
-
-INTEGRITY_ERROR_MARK = (
-    "/gkpj)"  # end of SQLAlchemy's message for a violated unique constraint: a link to its docs
-)
-
-# Split → input context of MLflow's UI
-DATASET_CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
 
 
 def log_data(images: DecodedDataset) -> None:

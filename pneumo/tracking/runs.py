@@ -16,15 +16,22 @@ from pneumo.data.dataset import Dataset
 from pneumo.runtime.console import echo
 from pneumo.runtime.errors import describe_failure, redact_passwords
 from pneumo.runtime.process import ProcessId
-from pneumo.tracking import tags
 from pneumo.tracking.session import configure_mlflow
 from pneumo.tracking.tags import (
     DATA,
     DATA_DIGEST,
+    EXPERIMENT,
+    GIT_COMMIT,
+    HOST,
     KIND,
     PARENT,
     PATIENTS,
+    PID,
+    PROCESS,
     REASON,
+    SOURCE,
+    SOURCE_COMMIT,
+    STATE,
     SYNTHETIC,
     TRIAL_NUMBER,
 )
@@ -40,7 +47,7 @@ def provenance_tags(experiment: str, dataset: Dataset) -> dict[str, str]:
         experiment: Name of the experiment.
         dataset: The data that the run uses.
     """
-    return {tags.EXPERIMENT: experiment, **data_tags(dataset)}
+    return {EXPERIMENT: experiment, **data_tags(dataset)}
 
 
 def data_tags(dataset: Dataset) -> dict[str, str]:
@@ -77,7 +84,7 @@ def command_run(
     _hide_token(run)
     if about:
         name_run(run, f"{kind} {about}")
-    with ended_by_exception(run) as run_id:
+    with end_run_by_outcome(run) as run_id:
         try:
             yield run_id
         except Exception as error:
@@ -98,7 +105,7 @@ def end_unused_run(kind: str, reason: str) -> None:
     os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     configure_mlflow()
     with suppress(MlflowException):
-        run = mlflow.start_run(tags={tags.KIND: kind, tags.REASON: reason})
+        run = mlflow.start_run(tags={KIND: kind, REASON: reason})
         _hide_token(run)
         name_run(run, f"{kind}, failed")
         mlflow.end_run("FAILED")
@@ -110,10 +117,10 @@ def _hide_token(run: Run) -> None:
     MLflow stores that address as it was typed. It removes the token only from the address of a
     clone's remote.
     """
-    source = run.data.tags.get(tags.SOURCE, "")
+    source = run.data.tags.get(SOURCE, "")
     public = re.sub(r"(https?://)[^/@]*@", r"\1", source)
     if public != source:
-        mlflow.set_tag(tags.SOURCE, public)
+        mlflow.set_tag(SOURCE, public)
 
 
 def name_run(run: Run, name: str) -> None:
@@ -131,33 +138,31 @@ def name_run(run: Run, name: str) -> None:
 
 def find_run(run_id: str) -> Run | None:
     """Return a run, or None if it has been deleted, or removed by `mlflow gc`."""
-    try:
-        run = mlflow.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != NOT_FOUND:
-            raise
-        return None
-    return run if run.info.lifecycle_stage == "active" else None
+    run = _get_run(run_id)
+    return run if run and run.info.lifecycle_stage == "active" else None
 
 
 def run_exists(run_id: str) -> bool:
     """Return whether a run is in this store, deleted or not."""
+    return _get_run(run_id) is not None
+
+
+def _get_run(run_id: str) -> Run | None:
     try:
-        mlflow.get_run(run_id)
+        return mlflow.get_run(run_id)
     except MlflowException as error:
         if error.error_code != NOT_FOUND:
             raise
-        return False
-    return True
+        return None
 
 
 def process_tags() -> dict[str, str]:
     """Return the tags by which a later process finds out whether this one still runs."""
     process = ProcessId.current()
     return {
-        tags.HOST: process.host,
-        tags.PID: str(process.pid),
-        tags.PROCESS: process.to_json(),
+        HOST: process.host,
+        PID: str(process.pid),
+        PROCESS: process.to_json(),
     }
 
 
@@ -197,13 +202,13 @@ def trial_run(
         run_name=name,
     )
     run = mlflow.start_run(run_id=run.info.run_id, nested=True)
-    with ended_by_exception(run, pruned, states=trial_number is not None) as run_id:
+    with end_run_by_outcome(run, pruned, states=trial_number is not None) as run_id:
         mlflow.log_params(config.as_text())
         yield run_id
 
 
 @contextmanager
-def ended_by_exception(
+def end_run_by_outcome(
     run: mlflow.ActiveRun, pruned: type[Exception] | tuple[()] = (), states: bool = False
 ) -> Iterator[str]:
     """End a run with the status for how the block ends: see `command_run` and `trial_run`.
@@ -239,17 +244,17 @@ def _end_active_run(status: str, state: str, states: bool, trace: bool = False) 
         if trace:
             mlflow.log_text(redact_passwords(traceback.format_exc()), "traceback.txt")
         if states:
-            mlflow.set_tag(tags.STATE, state)
+            mlflow.set_tag(STATE, state)
     finally:
         mlflow.end_run(status)  # deactivates the run even if the store fails
 
 
 def commit_of(run: Run) -> str:
     """Return the Git commit of a run's code, or '' if it is not known."""
-    return run.data.tags.get(tags.SOURCE_COMMIT, "")
+    return run.data.tags.get(SOURCE_COMMIT, "")
 
 
 def commit_tag(run: Run) -> dict[str, str]:
     """Return the Git commit of a run's code as a tag, or no tag if it is not known."""
     found = commit_of(run)
-    return {tags.GIT_COMMIT: found} if found else {}
+    return {GIT_COMMIT: found} if found else {}

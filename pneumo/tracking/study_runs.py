@@ -11,7 +11,7 @@ from mlflow.entities import Run, RunStatus, ViewType
 from pneumo.runtime.process import ProcessId
 from pneumo.tracking import tags
 from pneumo.tracking.results import write_files
-from pneumo.tracking.runs import ended_by_exception
+from pneumo.tracking.runs import end_run_by_outcome
 from pneumo.tracking.tags import KIND, PARENT, PROVENANCE, STATE, TRIAL_NUMBER
 
 # Optuna's state of a finished trial → status of its run
@@ -24,7 +24,7 @@ MAX_RESULTS = 50_000  # runs that MLflow returns per request
 def resume_run(run_id: str) -> Iterator[None]:
     """Make a study's run of an earlier process active; end it as `command_run` does."""
     run = mlflow.start_run(run_id=run_id, nested=True, log_system_metrics=True)
-    with ended_by_exception(run):
+    with end_run_by_outcome(run):
         yield
 
 
@@ -83,8 +83,7 @@ def _is_terminated(run: Run) -> bool:
 def _create_missing_run(study: Run, number: int) -> Run:
     """Create the run of a trial that ended before it had one."""
     tags = {name: it for name, it in study.data.tags.items() if name in PROVENANCE}
-    tags |= {KIND: "trial", TRIAL_NUMBER: str(number)}
-    tags |= {PARENT: study.info.run_id}
+    tags |= {KIND: "trial", TRIAL_NUMBER: str(number), PARENT: study.info.run_id}
     return mlflow.MlflowClient().create_run(
         study.info.experiment_id, tags=tags, run_name=f"trial {number} · lost"
     )

@@ -1,4 +1,7 @@
-"""Specification of a study: search space, fixed fields, baseline, sampler and pruner."""
+"""Specification of a study: search space, fixed fields, baseline, sampler and pruner.
+
+Nothing here needs TensorFlow, so a process whose workers search need not import it.
+"""
 
 import warnings
 from collections.abc import Collection, Mapping
@@ -30,6 +33,10 @@ DISTRIBUTIONS = {
 
 # Some are Optuna's defaults. They are set here because defaults have changed between versions
 TPE_OPTIONS = {"n_startup_trials": 8, "multivariate": True, "group": False, "constant_liar": True}
+MEDIAN_PRUNER_OPTIONS = {"n_startup_trials": 4, "n_warmup_steps": 2, "interval_steps": 1}
+
+# Fields that a study stores besides the fixed ones
+STUDY_FIELDS = ("epochs", "seed", "objective")
 
 
 class PerTrialSeededTPESampler(BaseSampler):
@@ -139,10 +146,10 @@ def validate_search_space(
         for value in ends:
             try:
                 experiment.suggest(PartiallyFixedTrial(base, fixed, chosen={name: value}), base)
-            except UserError as mistake:
+            except UserError as error:
                 raise UserError(
                     f"experiments/{experiment.name}.py searches {name} as far as {value}, which "
-                    f"cannot be: {mistake}; give --{field_and_base_value(base, name)[0]} too, or "
+                    f"cannot be: {error}; give --{field_and_base_value(base, name)[0]} too, or "
                     "change the range"
                 ) from None
 
@@ -167,18 +174,6 @@ def field_and_base_value(base: RunConfig, name: str) -> tuple[str, Any]:
         raise KeyError(f"a suggestion must be named after a field of RunConfig: got '{name}'")
     widths = getattr(base, field)
     return field, widths[int(position) - 1] if int(position) <= len(widths) else 0
-
-
-# Nothing here needs TensorFlow, so a process whose workers search need not import it.
-
-# Some are Optuna's defaults. They are set here because defaults have changed between versions
-MEDIAN_PRUNER_OPTIONS = {"n_startup_trials": 4, "n_warmup_steps": 2, "interval_steps": 1}
-
-STUDY_FIELDS = (
-    "epochs",
-    "seed",
-    "objective",
-)  # fields that a study stores besides the fixed ones
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,8 @@ def test_what_a_version_says(client, images, runs, name):
         **({"pneumo.git_commit": commit} if commit else {}),
     }
     values = [f"{trial.data.metrics[f'val_{metric}']:.3f}" for metric in shown]
-    told = "On validation: AUC {}, sensitivity {}, specificity {}, accuracy {}.".format(*values)
-    assert told in version.description
+    sentence = "On validation: AUC {}, sensitivity {}, specificity {}, accuracy {}.".format(*values)
+    assert sentence in version.description
     assert f"(#/experiments/0/runs/{trial.info.run_id}{TRAINING})" in version.description
     assert "On test" not in version.description
     assert "`@champion` the one to use" in client.get_registered_model(name).description
@@ -190,8 +190,8 @@ def test_the_champion_itself_and_a_demo_are_refused(client, images, runs, name):
     assert promoted(name, images)
     decision = promote_version(name, "champion", images[0], "test", 0.02)
     assert decision.reasons == ["version 1 is the champion already"]
-    told = client.get_model_version(name, "1").tags["pneumo.promotion"]
-    assert told == "stays champion; the candidate was the champion itself"
+    sentence = client.get_model_version(name, "1").tags["pneumo.promotion"]
+    assert sentence == "stays champion; the candidate was the champion itself"
     register(runs["synthetic"], name)
     [reason] = promote_version(name, "challenger", images[0], "test", 0.02).reasons
     assert "version 2 was trained on synthetic images, " in reason
@@ -269,8 +269,8 @@ def test_of_two_promoters_at_once_one_wins(client, images, runs, name):
     found = [client.get_run(it.info.run_id) for it in found]
     assert sorted(tags(it)["pneumo.promoted"] for it in found) == ["false", "true"]
     assert {it.info.status for it in found} == {"FINISHED"}
-    told = client.get_model_version(name, str(winner)).tags["pneumo.promotion"]
-    assert told in (
+    sentence = client.get_model_version(name, str(winner)).tags["pneumo.promotion"]
+    assert sentence in (
         "promoted, as the first champion",  # whichever wrote last
         f"stays champion, version {loser} was refused",
     )

@@ -78,7 +78,7 @@ def test_predictions_are_read_as_they_were_written(store, tmp_path, names):
     folder = write_images(tmp_path / "halves")
     listed = {}
     for number, file in enumerate(sorted(folder.glob("test/*/*"))):
-        renamed = file.rename(file.with_name(f"{number}.png"))  # which tells no subtype
+        renamed = file.rename(file.with_name(f"{number}.png"))  # a name without a subtype
         listed[renamed.relative_to(folder).as_posix()] = names[number % len(names)]
     table = pd.DataFrame(listed.items(), columns=["path", "patient"])
     table.to_csv(folder / "patients.csv", index=False)

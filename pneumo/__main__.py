@@ -42,9 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     except StudyFailedError as reason:
         _print_error(reason)
         return 1
-    except UserError as mistake:
-        _print_error(mistake)
-        _end_unused_run(arguments, str(mistake))
+    except UserError as error:
+        _print_error(error)
+        _end_unused_run(arguments, str(error))
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         _print_error(INTERRUPTED)
@@ -61,7 +61,7 @@ def _run(name: str, options: Options) -> int:
         return subprocess.call([sys.executable, "-m", "pytest"], cwd=Path(__file__).parent.parent)
     from pneumo.commands.options.inputs import load_inputs
 
-    inputs = load_inputs(options)  # finds a user's mistake before the command imports MLflow
+    inputs = load_inputs(options)  # finds a user error before the command imports MLflow
     command = getattr(importlib.import_module(f"pneumo.commands.{name}"), name)
     return command(options, inputs)
 

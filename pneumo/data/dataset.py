@@ -274,9 +274,9 @@ def _name_source_in_errors(root: Path, data: str) -> Iterator[None]:
     """Replace the cache folder of an unpacked archive in messages by the archive's name."""
     try:
         yield
-    except UserError as mistake:
+    except UserError as error:
         called = quoted(data) if cache.is_in_cache(root) else str(root)
-        raise UserError(str(mistake).replace(str(root), called)) from None
+        raise UserError(str(error).replace(str(root), called)) from None
 
 
 def _require_both_classes(rows: pd.DataFrame, split: str, base: Path) -> None:

@@ -226,7 +226,7 @@ def file_issues(files: pd.DataFrame) -> Iterator[tuple[str, str]]:
         if row.error:
             yield row.path, f"unreadable: {row.error}"
     for path in files["path"][files["unknown"]]:
-        yield path, "its name tells no patient: counted as a patient of its own"
+        yield path, "its name contains no patient id: counted as a patient of its own"
     if "colour" not in constant_columns(files):
         for row in color_images(files).itertuples():
             yield row.path, f"stored in colour ({row.colour}): read as grey"

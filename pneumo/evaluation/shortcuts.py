@@ -69,10 +69,10 @@ def describe_occlusion(found: Mapping[str, Mapping[str, float]]) -> dict[str, st
     """Describe the two results of `occlusion_auc` in words."""
     centre, border = found["centre"], found["border"]
     meaning = (
-        "The border alone tells the classes apart. There is little lung in it: look for "
+        "The border alone separates the classes. There is little lung in it: look for "
         "markers, collimation, or children lying differently"
         if differs_from_chance(centre)
-        else "Without the centre it cannot tell the classes apart, as it should be"
+        else "Without the centre it cannot separate the classes, as it should be"
     )
     leaning = (
         "It leans on the border"

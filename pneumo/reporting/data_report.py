@@ -53,8 +53,9 @@ def list_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
         yield f"{numbers['unreadable']} files cannot be read; they are listed with their reasons."
     if numbers["unknown_patients"]:
         yield (
-            f"{numbers['unknown_patients']} names tell no patient: each counts as a patient of its "
-            "own, so that one patient may be on both sides of a split. A patients.csv would tell."
+            f"{numbers['unknown_patients']} names contain no patient id: each counts as a "
+            "patient of its own, so that one patient may be on both sides of a split. Add a "
+            "patients.csv."
         )
     yield from _colours(numbers)
     if numbers["several_images"]:
@@ -91,7 +92,7 @@ def _give_aways(give_away: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     label = give_away.get("label")
     if label and label["auc_low"] > 0.5:
         yield (
-            "Size, aspect ratio, file size, intensity and sharpness alone tell PNEUMONIA from "
+            "Size, aspect ratio, file size, intensity and sharpness alone separate PNEUMONIA from "
             f"NORMAL with an AUC of {format_with_interval(label, 'auc')}: a model can have that "
             "without having seen a lung."
         )
@@ -99,7 +100,7 @@ def _give_aways(give_away: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
         shift = give_away.get(f"split_{name.lower()}")
         if shift and shift["auc_low"] > 0.5:
             yield (
-                f"By the same, test images of {name} can be told from training ones (AUC "
+                f"By the same, test images of {name} can be separated from training ones (AUC "
                 f"{format_with_interval(shift, 'auc')}, 0.5 would be no shift): what is chosen on "
                 "validation need not hold on test."
             )

@@ -48,8 +48,8 @@ STUDY_PLOTS = {
     "optimisation_history": StudyPlot(
         "plot_optimization_history",
         "How the search went",
-        "Each complete trial, and the best until then. The best of many is flattered: what it is "
-        "worth on other images, only other images tell.",
+        "Each complete trial, and the best until then. The best of many is too "
+        "optimistic: only other images show how good it is.",
     ),
     "parameter_importances": StudyPlot(
         "plot_param_importances",

@@ -87,16 +87,16 @@ def test_a_flag_takes_a_value_or_the_command_ends_in_one_line(
     assume(not reads_the_disk(flag, value) and (joined or not value.startswith("-")))
     monkeypatch.chdir(tmp_path)
     needed = [it for it in NOWHERE.get(command, ["--data=nowhere"]) if f"--{flag}=" not in it]
-    told = io.StringIO()
-    with redirect_stderr(told):
+    printed = io.StringIO()
+    with redirect_stderr(printed):
         code = main(
             [command, *needed, *([f"--{flag}={value}"] if joined else [f"--{flag}", value])]
         )
     assert code == 2
-    told = told.getvalue()
-    assert told.startswith("pneumo: ")
-    assert told.endswith("\n")
-    assert is_one_line(told[:-1])
+    printed = printed.getvalue()
+    assert printed.startswith("pneumo: ")
+    assert printed.endswith("\n")
+    assert is_one_line(printed[:-1])
 
 
 @pytest.mark.slow
@@ -142,8 +142,8 @@ KINDS |= {"IM-{}": "IM", "NORMAL2-IM-{}": "NORMAL2-IM"}
 )
 def test_a_patient_has_one_name_whatever_follows_it(kind, number, rest):
     patient = kind.format(number)
-    _, _, subtype, told, _ = row = index._row(f"train/NORMAL/{patient}{rest}", None)
-    assert (told, subtype) == (patient, KINDS[kind])
+    _, _, subtype, found, _ = row = index._row(f"train/NORMAL/{patient}{rest}", None)
+    assert (found, subtype) == (patient, KINDS[kind])
     rows = pd.DataFrame([(*row, "")], columns=index.COLUMNS)
     assert not index.has_unknown_patient(rows).any()
 
@@ -172,12 +172,12 @@ def torn(draw) -> bytes:
 @examples(300)
 @given(st.one_of(st.binary(max_size=300), torn()), st.sampled_from(["squash", "pad"]))
 def test_bytes_are_pixels_or_say_why_not(capfd, data, resize):
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pixels = result(decode, data, 32, resize)
     if isinstance(pixels, UnreadableImageError):
         assert str(pixels)
     else:
         assert (pixels.shape, pixels.dtype) == ((32, 32), np.uint8)
-    assert [str(it.message) for it in told] == []
+    assert [str(it.message) for it in caught] == []
     assert capfd.readouterr() == ("", "")  # a library in C might write there

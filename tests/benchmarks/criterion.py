@@ -101,7 +101,7 @@ def _half(trial: Trial, labels: np.ndarray, label: int) -> float:
 
 
 def _series(rows: pd.DataFrame, logits: np.ndarray) -> Iterator[float]:
-    """AUC with the normal images of each of the two that their names tell."""
+    """AUC with the normal images of each of the two kinds in their names."""
     labels, normal2 = rows["label"], rows["patient"].str.startswith("NORMAL2")
     for series in (normal2, ~normal2):
         chosen = (labels == 1) | series

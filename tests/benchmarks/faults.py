@@ -35,7 +35,7 @@ from tests.support.studies import at_work, counted, lay_out_project, require_who
 SMOKE = "nan --trials 5"
 MARK = "PNEUMO_FAULTS"  # a variable that all processes of a study inherit
 
-# An experiment one of whose trials goes wrong once, in the way that a variable tells
+# An experiment one of whose trials goes wrong once, in the way that a variable names
 TROUBLED = """
 import ctypes, os
 from experiments.tune import BASE as SLOW, suggest as usual

@@ -1,4 +1,4 @@
-"""What the page of a study costs, by how many trials it tells of.
+"""What the page of a study costs, by the number of its trials.
 
     python -m tests.benchmarks.page
 

@@ -35,7 +35,7 @@ from tests.support.weights import write
 
 SWITCHES = ("pruning", "alone")
 SMOKE = "--data sample --images 60 --size 32 --epochs 1 --trials 1 --alone"
-MANY = 100  # trials of the study that the cost model foretells
+MANY = 100  # trials of the study that the cost model predicts
 
 
 def main() -> None:

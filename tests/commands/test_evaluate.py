@@ -210,14 +210,14 @@ def test_a_cohort_of_other_images_is_external(stores, sample, tmp_path):
     assert tags(made)["pneumo.patients"] == "unknown"
     assert tags(made)["pneumo.synthetic"] == "false"
     page = text(made.info.run_id, "test/evidence.html")
-    for told in (
+    for line in (
         "External data: other images than those that the model was made with.",
         "The model was trained on synthetic images",
         "1 images could not be read",
         "images are of unknown patients",
     ):
-        assert told in output
-        assert told in page
+        assert line in output
+        assert line in page
     assert "PNEUMONIA/torn.png</code>: no image format that can be read" in page
     assert set(numbers(made)["subgroups"]) == {"NORMAL/IM", "NORMAL/NORMAL2-IM"}
 
@@ -292,10 +292,12 @@ def test_the_published_failure_cannot_be_missed(stores, sample, on_test):
         "accuracy_of_all_pneumonia": 0.625,
     }
     [trial] = children(client, study)
-    told = findings(found, sample.decode(32, 0), trial)
-    assert "The model calls every image PNEUMONIA." in told
-    assert "Accuracy 62.5% is not surely better than giving every image the same answer" in told
-    assert "Worse on test than validation promised: auc" not in told
-    assert "AUC 0.500 (0.500–0.500) after 0.990" in told
-    assert "accuracy 0.625 (0.625–0.625) after 0.974" in told
-    assert "sensitivity 1.000" not in told
+    sentences = findings(found, sample.decode(32, 0), trial)
+    assert "The model calls every image PNEUMONIA." in sentences
+    assert (
+        "Accuracy 62.5% is not surely better than giving every image the same answer" in sentences
+    )
+    assert "Worse on test than validation promised: auc" not in sentences
+    assert "AUC 0.500 (0.500–0.500) after 0.990" in sentences
+    assert "accuracy 0.625 (0.625–0.625) after 0.974" in sentences
+    assert "sensitivity 1.000" not in sentences

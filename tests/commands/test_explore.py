@@ -64,21 +64,23 @@ def test_a_name_that_tells_no_patient_is_no_patient_of_two_splits(wrong):
 
 def test_each_problem_is_found(wrong):
     found = described(wrong)
-    told = dict(dataset_profile.file_issues(found))
-    assert set(told) == {
+    issues = dict(dataset_profile.file_issues(found))
+    assert set(issues) == {
         *("train/NORMAL/IM-9001-0001.jpeg", "train/NORMAL/notes.txt"),
         *("train/PNEUMONIA/person9002_virus_1.png", "train/PNEUMONIA/person9003_virus_1.png"),
         "train/PNEUMONIA/scan 7.png",
     }
-    assert told["train/NORMAL/IM-9001-0001.jpeg"].startswith("unreadable: ")
+    assert issues["train/NORMAL/IM-9001-0001.jpeg"].startswith("unreadable: ")
     assert (
         Counter(path for path, _ in dataset_profile.file_issues(found))["train/NORMAL/notes.txt"]
         == 2
     )
-    assert told["train/PNEUMONIA/person9003_virus_1.png"] == "stored in colour (RGB): read as grey"
+    assert (
+        issues["train/PNEUMONIA/person9003_virus_1.png"] == "stored in colour (RGB): read as grey"
+    )
     rows = found.set_index("path")
     errors = rows.loc[rows["error"] != "", "error"]
-    assert set(errors.index) == set(list(told)[:3])
+    assert set(errors.index) == set(list(issues)[:3])
     assert rows.loc[errors.index, ["width", "mean", "sharpness", "aspect"]].isna().all(axis=None)
     assert rows.loc["train/PNEUMONIA/person9003_virus_1.png", "aspect"] == 1.5
     assert set(dataset_profile.constant_columns(found)) == set()
@@ -149,15 +151,15 @@ def sharper(**splits: tuple[float, float]) -> pd.DataFrame:
 
 
 def test_what_metadata_give_away():
-    told = dataset_profile.measure_metadata_leakage(sharper(train=(0, 3), test=(0, 3)))
-    assert set(told) == {"label", "split", "split_normal", "split_pneumonia"}
+    leakage = dataset_profile.measure_metadata_leakage(sharper(train=(0, 3), test=(0, 3)))
+    assert set(leakage) == {"label", "split", "split_normal", "split_pneumonia"}
     # two normal distributions, three standard deviations apart
-    assert told["label"]["sharpness"] == pytest.approx(0.983, abs=0.01)
-    assert told["label"]["auc"] == pytest.approx(0.983, abs=0.02)
-    assert told["label"]["auc_low"] < told["label"]["auc"] < told["label"]["auc_high"]
-    assert told["label"]["bytes"] == 0.5
+    assert leakage["label"]["sharpness"] == pytest.approx(0.983, abs=0.01)
+    assert leakage["label"]["auc"] == pytest.approx(0.983, abs=0.02)
+    assert leakage["label"]["auc_low"] < leakage["label"]["auc"] < leakage["label"]["auc_high"]
+    assert leakage["label"]["bytes"] == 0.5
     for name in ("split", "split_normal", "split_pneumonia"):
-        assert told[name]["auc"] == pytest.approx(0.5, abs=0.08)
+        assert leakage[name]["auc"] == pytest.approx(0.5, abs=0.08)
 
 
 def test_the_label_is_told_on_training_images():
@@ -169,7 +171,7 @@ def test_the_label_is_told_on_training_images():
 
 
 def test_no_patient_is_on_both_sides_of_a_fold():
-    """Each patient's own number tells the label, and of no other patient's."""
+    """Each patient's own number gives the label, and no other patient's."""
     one = known("train", 0, 30), known("train", 1, 30)
     table = pd.concat([*one] * 10).sort_values("patient")
     codes = np.random.default_rng(0).permutation(60)
@@ -190,7 +192,7 @@ def test_what_must_not_be_missed(wrong):
         "1 groups of identical files are NORMAL and PNEUMONIA at once: one label is wrong.",
         "3 groups of identical files are of different patients.",
         "3 files cannot be read; they are listed with their reasons.",
-        "2 names tell no patient",
+        "2 names contain no patient id",
         "Some images are stored in colour (1 PNEUMONIA); all are read as grey.",
     ):
         assert [it for it in found if sentence in it], sentence
@@ -267,7 +269,7 @@ def test_the_real_archive(store, real_archive):
     page = mlflow.artifacts.load_text(f"runs:/{made.info.run_id}/explore/explore.html")
     assert "Colour is constant here" in page
     assert page.count("constant here: ") == 2  # size and aspect ratio
-    assert "None: each can be read, tells its patient" in page
+    assert "None: each can be read, names its patient" in page
     # what no model that has seen the lungs should be proud of
     assert found["label_auc_low"] > 0.85
     assert found["split_normal_auc_low"] > 0.5

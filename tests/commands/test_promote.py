@@ -133,8 +133,8 @@ def test_a_champion_without_evidence_counts_as_vacant(client, images, what, caps
         **made.data.metrics,
     }
     assert aliases(client, NAME) == {"challenger": 4, "champion": 4, "previous": 2}
-    told = version(client, GOOD_AGAIN).tags["pneumo.promotion"]
-    assert told == "promoted over version 2, which could not be compared"
+    decision = version(client, GOOD_AGAIN).tags["pneumo.promotion"]
+    assert decision == "promoted over version 2, which could not be compared"
 
 
 def test_a_demo_does_not_follow_a_real_champion_that_counts_as_vacant(client, images):
@@ -192,7 +192,7 @@ def test_small_steps_down_from_the_best_champion_are_refused(client, images):
     assert promote_version(NAME, str(POOR_AGAIN), images, "test", 1, 1).promoted
     assert promote_version(NAME, str(POOR), images, "test", 1, 1).promoted
     assert aliases(client, NAME) == {"challenger": 4, "champion": 1, "previous": 3}
-    # version 2 has no alias any more; its tag tells that it has been champion
+    # version 2 has no alias any more; its tag says that it was champion
     assert set(registry.champions(NAME)) == {1, 2, 3}
     decision = promote_version(NAME, str(POOR_AGAIN), images, "test", 0.02)
     assert decision.figures["auc_difference"] == 0

@@ -13,8 +13,8 @@ def test_mlflow_run(store):
     process = mlflow_run("tune", *parameters)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    for told in ("Study night", "0 best", "registered: pneumonia-sample version 1", "mlflow ui"):
-        assert told in output.replace("1 best", "0 best")
+    for line in ("Study night", "0 best", "registered: pneumonia-sample version 1", "mlflow ui"):
+        assert line in output.replace("1 best", "0 best")
     runs = store.search_runs(["0"])
     [study] = [run for run in runs if run.data.tags["pneumo.kind"] == "study"]
     trials = [run for run in runs if run.data.tags["pneumo.kind"] == "trial"]

@@ -147,7 +147,7 @@ def test_on_other_databases_only_processes_of_this_container_are_judged(monkeypa
     assert is_dead(reused)
     assert not is_dead(here)
     assert not any(map(is_dead, others.values()))
-    # a machine that does not tell one boot from another judges nobody
+    # a machine without a boot id declares no process dead
     monkeypatch.setattr("pneumo.runtime.process._boot_id", lambda: "")
     assert not is_dead(ended_process())
 

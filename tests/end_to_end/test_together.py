@@ -67,10 +67,10 @@ def test_of_two_imports_at_once_one_unpacks(store, own_cache, packed):
     assert {it.info.status for it in store.search_runs(["0"])} == {"FINISHED"}
 
 
-def test_two_commands_may_tell_of_the_same_data_at_once(store, sample):
+def test_two_commands_may_log_the_same_data_at_once(store, sample):
     images, together = sample.decode(32, 0), Barrier(2)
 
-    def tell(digest: str) -> str:
+    def log_data(digest: str) -> str:
         with mlflow.start_run() as run:
             together.wait()
             results.log_data(replace(images, dataset=replace(sample, digest=digest)))
@@ -78,7 +78,7 @@ def test_two_commands_may_tell_of_the_same_data_at_once(store, sample):
 
     with ThreadPoolExecutor(2) as threads:
         for digest in map(str, range(8)):  # without care, 7 of 10 end in an error
-            for run_id in threads.map(tell, [digest] * 2):
+            for run_id in threads.map(log_data, [digest] * 2):
                 inputs = store.get_run(run_id).inputs.dataset_inputs
                 assert {(it.dataset.name, it.dataset.digest) for it in inputs} == {
                     (f"sample/{split}", digest) for split in ("train", "val", "test")

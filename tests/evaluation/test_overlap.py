@@ -76,7 +76,7 @@ def tagged(client, version="1") -> str | None:
 
 @pytest.mark.parametrize(("split", "count"), [("train", 64), ("val", 16)])
 def test_training_images_as_test_are_recognised(stored, dataset, tmp_path, split, count):
-    """Under other names, which tell other patients."""
+    """Under other names, of other patients."""
     again = as_test(dataset, split, tmp_path / "again", name="again-{}")
     run, numbers, findings = evaluated(stored, again)
     assert numbers["overlap"] == {"images": count, "patients": 0, "own_test": 0}

@@ -78,8 +78,8 @@ def test_a_model_of_the_centre_needs_it(cohort):
     assert not shortcuts.differs_from_chance(found["centre"])
     words = shortcuts.describe_occlusion(found)
     assert words["centre"] == (
-        "With the centre black the AUC is 0.500 (0.500–0.500). Without the centre it cannot tell "
-        "the classes apart, as it should be."
+        "With the centre black the AUC is 0.500 (0.500–0.500). Without the centre it cannot "
+        "separate the classes, as it should be."
     )
     assert "whole image is +0.000 (+0.000 to +0.000). It hardly needs the border" in words["border"]
 
@@ -91,7 +91,7 @@ def test_a_model_of_the_border_is_found_out(cohort):
     assert found["border"]["auc"] == 0.5
     assert shortcuts.differs_from_chance(found["centre"])
     words = shortcuts.describe_occlusion(found)
-    assert "The border alone tells the classes apart." in words["centre"]
+    assert "The border alone separates the classes." in words["centre"]
     assert words["border"].endswith("It leans on the border.")
 
 
@@ -103,7 +103,7 @@ def test_leaning_on_the_border_must_be_sure(low, high, leans):
     found = values | {"difference_low": low, "difference_high": high}
     words = shortcuts.describe_occlusion({"centre": found, "border": found})
     assert words["border"].endswith("It leans on the border.") == leans
-    assert "cannot tell the classes apart" in words["centre"]
+    assert "cannot separate the classes" in words["centre"]
 
 
 def test_what_it_makes_of_both(cohort):

@@ -21,7 +21,7 @@ PATIENTS = {"train": 40, "test": 100}  # of each class
 
 
 def write_images(folder: Path) -> Path:
-    """A data set of one image a patient; the right half tells less than the left."""
+    """A data set of one image a patient; the right half says less about the label than the left."""
     rng = np.random.default_rng(0)
     for split, count in PATIENTS.items():
         for number in range(count):

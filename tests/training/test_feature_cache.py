@@ -162,7 +162,7 @@ from pneumo.training.feature_cache import View
 config = RunConfig(**{config})
 compute = FeatureCache._compute
 
-def told(*given):
+def announce(*given):
     print("computing", flush=True)
     if {die}:
         import os, signal
@@ -170,7 +170,7 @@ def told(*given):
         os.kill(os.getpid(), signal.SIGKILL)
     return compute(*given)
 
-FeatureCache._compute = told
+FeatureCache._compute = announce
 store = FeatureCache(FeatureExtractor(network.build_backbone(config), config.backbone), config, 0)
 split = open_dataset("sample").decode(32, 0).split("train")
 print("ready", flush=True)
@@ -180,7 +180,7 @@ print(store.of(View(split), 0).sum(), flush=True)
 
 
 def asking(config: RunConfig, die: bool = False) -> subprocess.Popen:
-    """A process that asks for features once it is told to."""
+    """A process that asks for features once a line is sent to it."""
     text = ASK.replace("{config}", repr(config.model_dump())).replace("{die}", str(die))
     process = subprocess.Popen(
         [sys.executable, "-c", text],

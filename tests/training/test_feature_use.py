@@ -1,4 +1,4 @@
-"""Training from stored features: what it stores when, and that it cannot tell the difference."""
+"""Training from stored features: what is stored when, and that the results are the same."""
 
 import numpy as np
 import pytest

@@ -32,16 +32,16 @@ def images(sample):
 
 
 def fit(images, **fields):
-    """A result, and what its callbacks were told."""
-    told = []
+    """A result, and the arguments of its callbacks."""
+    epochs = []
     config = CONFIG.override(fields)
-    return train(config, images, [lambda epoch, metrics: told.append((epoch, metrics))]), told
+    return train(config, images, [lambda epoch, metrics: epochs.append((epoch, metrics))]), epochs
 
 
 def test_the_weights_kept_are_those_of_the_best_epoch(images):
-    result, told = fit(images, learning_rate=0.01, epochs=5, patience=9)
-    aucs = [metrics["val_auc"] for _, metrics in told]
-    assert [epoch for epoch, _ in told] == [1, 2, 3, 4, 5]
+    result, epochs = fit(images, learning_rate=0.01, epochs=5, patience=9)
+    aucs = [metrics["val_auc"] for _, metrics in epochs]
+    assert [epoch for epoch, _ in epochs] == [1, 2, 3, 4, 5]
     assert result.best_epochs == (1 + int(np.argmax(aucs)),)
     assert result.best_epochs[0] < 5  # else there would be nothing to restore
     val = images.split("val")
@@ -54,7 +54,7 @@ def test_the_weights_kept_are_those_of_the_best_epoch(images):
     assert predict_proba(result.model, changed) == pytest.approx(
         expit(result.perturbed_logits), abs=1e-9
     )
-    best = told[result.best_epochs[0] - 1][1]
+    best = epochs[result.best_epochs[0] - 1][1]
     assert set(best) == {"loss", "auc", "val_loss", "val_auc"}
     assert best["val_loss"] == pytest.approx(balanced_loss(val.labels, result.val_logits))
 
@@ -69,23 +69,23 @@ def balanced_loss(labels, logits) -> float:
 
 def test_training_and_validation_losses_are_of_one_kind(images):
     """A fit that hardly moves has one loss throughout, whose images are those of the labels."""
-    result, told = fit(images, epochs=1, learning_rate=1e-12, dropout=0, augment_strength=0)
+    result, epochs = fit(images, epochs=1, learning_rate=1e-12, dropout=0, augment_strength=0)
     for name in ("train", "val"):
         part = images.split(name)
         logits = predict_logits(result.model, part.images)
         expected = balanced_loss(part.labels, logits)
-        loss = told[0][1]["loss" if name == "train" else "val_loss"]
+        loss = epochs[0][1]["loss" if name == "train" else "val_loss"]
         assert loss == pytest.approx(expected, abs=1e-5)
         plain = log_loss(part.labels, expit(logits))
         assert abs(plain - expected) > 1e-3  # the classes differ in size and in loss
 
 
 def test_blurred_images_may_choose_the_epoch(images):
-    result, told = fit(
+    result, epochs = fit(
         images, learning_rate=0.01, epochs=5, patience=9, objective="val_blurred_auc"
     )
-    aucs = [metrics["val_blurred_auc"] for _, metrics in told]
-    assert aucs != [metrics["val_auc"] for _, metrics in told]
+    aucs = [metrics["val_blurred_auc"] for _, metrics in epochs]
+    assert aucs != [metrics["val_auc"] for _, metrics in epochs]
     assert result.best_epochs == (1 + int(np.argmax(aucs)),)
     assert result.score == max(aucs)
     val = images.split("val")
@@ -100,12 +100,12 @@ def test_members_are_fitted_one_by_one_and_averaged(images, tmp_path):
         "epochs": 3,
         "objective": "val_blurred_auc",
     }
-    result, told = fit(images, **fields)
+    result, epochs = fit(images, **fields)
     seeds = [CONFIG.seed, derive_seed(CONFIG.seed, 1)]
     alone = [fit(images, **fields | {"ensemble_size": 1, "seed": seed}) for seed in seeds]
     assert result.best_epochs == tuple(it.best_epochs[0] for it, _ in alone)
-    assert told == list(enumerate((metrics for _, its in alone for _, metrics in its), start=1))
-    assert [epoch for epoch, _ in told] == [1, 2, 3, 4, 5, 6]
+    assert epochs == list(enumerate((metrics for _, its in alone for _, metrics in its), start=1))
+    assert [epoch for epoch, _ in epochs] == [1, 2, 3, 4, 5, 6]
     for said in ("val_logits", "perturbed_logits"):
         first, second = (getattr(it, said) for it, _ in alone)
         assert not np.array_equal(first, second)
@@ -119,7 +119,7 @@ def test_members_are_fitted_one_by_one_and_averaged(images, tmp_path):
 
 
 def test_a_mirrored_model_is_judged_as_it_is_used(images, tmp_path):
-    result, told = fit(
+    result, epochs = fit(
         images, horizontal_flip="on", flip_tta="on", learning_rate=0.01, objective="val_blurred_auc"
     )
     result.model.save(tmp_path / "model.keras")
@@ -163,8 +163,8 @@ def test_a_cosine_rises_before_it_falls():
 
 
 def test_patience_ends_the_training(images):
-    _, told = fit(images, epochs=40, patience=1, learning_rate=0.01)
-    aucs = [metrics["val_auc"] for _, metrics in told]
+    _, epochs = fit(images, epochs=40, patience=1, learning_rate=0.01)
+    aucs = [metrics["val_auc"] for _, metrics in epochs]
     assert len(aucs) < 40
     assert aucs[-1] <= max(aucs[:-1])
     assert np.all(np.diff(aucs[:-1]) > 0)

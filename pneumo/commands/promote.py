@@ -15,7 +15,7 @@ from pneumo.evaluation.comparison import (
     Decision,
     EvaluatedModel,
     Margins,
-    best_champion,
+    choose_references,
     demo_after_real,
     describe_difference,
     gate,
@@ -198,7 +198,7 @@ def _decide(
     held = _evaluated(candidate, dataset, split)
     versions = registry.champions(model_name)
     champions, vacant = _champions(versions, champion, held, dataset, split)
-    references = _references(champions, version, champion)
+    references = choose_references(champions, version, champion)
     decision = replace(gate(held, references, dataset.synthetic, margins), champion_vacant=vacant)
     if vacant and held.synthetic and not _is_synthetic(versions[champion]):
         decision.reasons.append(demo_after_real(held.title, _title(versions[champion])))
@@ -286,23 +286,6 @@ def _title(version: ModelVersion) -> str:
 
 def _is_synthetic(version: ModelVersion) -> bool:
     return version.tags.get(tags.SYNTHETIC) == "true"
-
-
-def _references(
-    champions: Mapping[int, EvaluatedModel], version: int, champion: int
-) -> dict[str, EvaluatedModel]:
-    """Return the champions to which a candidate must be non-inferior, as `gate` takes them.
-
-    Args:
-        champions: All champions so far that can be compared, by number.
-        version: Number of the candidate, which may have been champion.
-        champion: Number of the current champion, or 0.
-    """
-    references = {"": champions[champion]} if champion in champions else {}
-    best = best_champion(champions, (version, champion))
-    if best and best not in (version, champion):
-        references["best_"] = champions[best]
-    return references
 
 
 def _version_notes(version: int, champion: int, decision: Decision) -> dict[int, str]:

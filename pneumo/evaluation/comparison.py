@@ -1,6 +1,6 @@
 """Comparison of two models on the same images, and the gate for a candidate to become champion."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -16,7 +16,12 @@ MAX_METRICS = {"ece": 0.15}  # expected calibration error
 
 
 # Models that a candidate is compared with, by the prefix of their metrics
-REFERENCES = {"": "champion", "best_": "best champion so far"}
+MOST_SENSITIVE = "most_sensitive_"
+REFERENCES = {
+    "": "champion",
+    "best_": "best champion so far",
+    MOST_SENSITIVE: "most sensitive champion so far",
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class Decision:
     Attributes:
         reasons: Reasons for a rejection.
         figures: `candidate_…` and `champion_…` as `EvaluatedModel.metrics`, and the differences
-            between the two; the same with the prefix `best_` for the best champion so far.
+            between the two; the same with a prefix for each further reference of `REFERENCES`.
         champion_vacant: Reason why the decision was made without the champion, or ''.
     """
 
@@ -107,15 +112,21 @@ def gate(
 ) -> Decision:
     """Decide whether a candidate may become champion.
 
-    The candidate must be within `MIN_METRICS` and `MAX_METRICS`, and non-inferior to each
-    reference. For that, the lower bounds of the 95 % confidence intervals of the differences in AUC
-    and in sensitivity must exceed the negative margins. The intervals are paired and by patient, as
-    in `bootstrap.compare_models`. Without references only the limits apply.
+    The candidate must be within `MIN_METRICS` and `MAX_METRICS`, and non-inferior to the champion
+    and to the best champion so far. For that, the lower bounds of the 95 % confidence intervals of
+    the differences in AUC and in sensitivity must exceed the negative margins. The intervals are
+    paired and by patient, as in `bootstrap.compare_models`. Without references only the limits
+    apply.
+
+    A rising threshold may cost a little sensitivity in each step, while the AUC grows and the last
+    champion is always the best. So the sensitivity itself, too, must not be smaller by the margin
+    than that of the most sensitive champion so far. This is no confidence bound: the greatest of
+    many sensitivities is partly chance, and a bound would refuse half of the candidates that are as
+    good as 14 champions before them.
 
     Args:
         candidate: The candidate with its predictions.
-        references: The champion and the best champion so far, by their keys in `REFERENCES`, with
-            predictions for the same images.
+        references: The models of `choose_references`, with predictions for the same images.
         synthetic_images: Whether the images are synthetic; these cannot promote or replace a model
             of real images.
         margins: Non-inferiority margins.
@@ -136,8 +147,11 @@ def gate(
             reasons.append(demo_after_real(candidate.title, reference.title))
         compared = _compared(candidate, reference)
         figures |= {f"{prefix}{name}": value for name, value in compared.items()}
-        title = f"{reference.title}{', the best champion so far' if prefix else ''}"
-        reasons += _inferior(compared, title, margins)
+        title = f"{reference.title}{f', the {REFERENCES[prefix]}' if prefix else ''}"
+        if prefix == MOST_SENSITIVE:
+            reasons += _less_sensitive(compared, title, margins.sensitivity)
+        else:
+            reasons += _inferior(compared, title, margins)
     return Decision(reasons, figures)
 
 
@@ -178,6 +192,16 @@ def _inferior(compared: Mapping[str, float], champion: str, margins: Margins) ->
             )
 
 
+def _less_sensitive(compared: Mapping[str, float], champion: str, margin: float) -> Iterator[str]:
+    """Yield a reason if the sensitivity itself is smaller by the margin or more."""
+    difference = compared["sensitivity_difference"]
+    if not difference > -margin:
+        yield (
+            f"its sensitivity is {-difference:.4f} smaller than that of {champion}, and less than "
+            f"{margin} is allowed"
+        )
+
+
 def describe_difference(name: str, figures: Mapping[str, float], prefix: str = "") -> str:
     """Return a difference from a reference and its 95 % confidence interval as text.
 
@@ -199,19 +223,45 @@ def _below_the_floors(metrics: Mapping[str, float]) -> Iterator[str]:
             yield f"{name} is {metrics[name]:.3f}, and {ceiling:.2f} is the most"
 
 
-def best_champion(champions: Mapping[int, EvaluatedModel], preferred: tuple[int, ...]) -> int:
-    """Return the number of the champion with the greatest AUC, 0 if there is none.
+def choose_references(
+    champions: Mapping[int, EvaluatedModel], candidate: int, champion: int
+) -> dict[str, EvaluatedModel]:
+    """Choose the champions that `gate` compares a candidate with.
 
-    Sensitivity breaks ties, so that a threshold that rises with each promotion is noticed. After
-    that `preferred` champions win.
+    Args:
+        champions: All champions so far that can be compared, by number.
+        candidate: Number of the candidate, which may have been champion.
+        champion: Number of the current champion, or 0.
+
+    Returns:
+        Up to three different models, by their keys in `REFERENCES`.
+    """
+    references = {"": champions[champion]} if champion in champions else {}
+    chosen = [candidate, champion]
+    for prefix, order in (
+        ("best_", ("auc", "sensitivity")),
+        (MOST_SENSITIVE, ("sensitivity",)),
+    ):
+        best = best_champion(champions, order, chosen)
+        if best and best not in chosen:
+            references[prefix] = champions[best]
+            chosen.append(best)
+    return references
+
+
+def best_champion(
+    champions: Mapping[int, EvaluatedModel], order: Sequence[str], preferred: Collection[int] = ()
+) -> int:
+    """Return the number of the champion with the greatest metric, 0 if there is none.
 
     Args:
         champions: Version number → model.
-        preferred: Version numbers.
+        order: Names of metrics; each breaks the ties of those before it.
+        preferred: Version numbers that win the ties that are left.
     """
 
-    def rank(number: int) -> tuple[float, float, bool]:
+    def rank(number: int) -> tuple[float, ...]:
         metrics = champions[number].metrics()
-        return metrics["auc"], metrics["sensitivity"], number in preferred
+        return *(metrics[name] for name in order), number in preferred
 
     return max(champions, key=rank, default=0)

@@ -19,11 +19,11 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from pneumo.evaluation.comparison import (
-    REFERENCES,
+    MOST_SENSITIVE,
     Decision,
     EvaluatedModel,
     Margins,
-    best_champion,
+    choose_references,
     gate,
 )
 from pneumo.evaluation.metrics import youden_threshold
@@ -91,9 +91,7 @@ def decide(
 ) -> Decision:
     """Return the decision on a candidate after all champions so far, of whom the last one is it."""
     numbers = dict(enumerate(champions, 1))
-    references = {"": champions[-1]}
-    if (best := best_champion(numbers, (len(champions),))) != len(champions):
-        references["best_"] = numbers[best]
+    references = choose_references(numbers, len(champions) + 1, len(champions))
     return gate(candidate, references, synthetic_images=False, margins=margins)
 
 
@@ -104,7 +102,8 @@ def shares_of_equals(champions: int, decisions: int, seed: int = 0) -> dict[floa
     for _ in range(decisions):
         *before, candidate = equals(champions + 1, rng)
         decision = decide(before, candidate, Margins(MARGIN, 1))
-        lows = (f"{prefix}sensitivity_difference_low" for prefix in REFERENCES)
+        lows = ["sensitivity_difference_low", "best_sensitivity_difference_low"]
+        lows.append(f"{MOST_SENSITIVE}sensitivity_difference")
         low = min(decision.figures.get(name, 0) for name in lows)
         for margin in passed:
             passed[margin] += decision.promoted and low > -margin

@@ -8,7 +8,13 @@ import pytest
 from scipy.special import expit
 
 from pneumo.evaluation import metrics
-from pneumo.evaluation.comparison import EvaluatedModel, Margins, best_champion, gate
+from pneumo.evaluation.comparison import (
+    EvaluatedModel,
+    Margins,
+    best_champion,
+    choose_references,
+    gate,
+)
 from tests.benchmarks.gate import DRIFT, decide, drifting, shares_of_equals
 from tests.support.decisions import COMPARED
 
@@ -211,12 +217,53 @@ def test_the_best_champion_so_far_is_a_reference_of_its_own():
 
 
 def test_the_best_so_far_has_the_greatest_area_then_the_greatest_sensitivity():
-    assert best_champion({}, ()) == 0
-    assert best_champion({3: POOR, 5: BETTER, 7: GOOD}, (3,)) == 5
+    order = "auc", "sensitivity"
+    assert best_champion({}, order) == 0
+    assert best_champion({3: POOR, 5: BETTER, 7: GOOD}, order, [3]) == 5
     found = {number: with_sensitivity(number) for number in (370, 389, 380)}
-    assert best_champion(found, (370,)) == 389
+    assert best_champion(found, order, [370]) == 389
     twice = {1: GOOD, 2: BETTER, 3: BETTER}
-    assert [best_champion(twice, preferred) for preferred in ((), (2,), (3,))] == [2, 2, 3]
+    assert [best_champion(twice, order, preferred) for preferred in ([], [2], [3])] == [2, 2, 3]
+
+
+def more_specific(found: int, number: int) -> EvaluatedModel:
+    """A model as `with_sensitivity` with fewer false alarms: its area grows with its number."""
+    model = with_sensitivity(found, f"m version {number}")
+    values = model.predictions["probability"].copy()
+    normal = values[model.predictions["label"] == 0]
+    values[normal.nlargest(number).index] *= 0.5
+    predictions = model.predictions.assign(probability=values)
+    return EvaluatedModel(predictions, model.threshold, model.title, synthetic=False)
+
+
+def test_a_candidate_is_compared_with_up_to_three_champions():
+    champions = {number: more_specific(389 - 4 * number, number) for number in (1, 2, 3, 4)}
+    assert choose_references({}, 1, 0) == {}
+    assert choose_references(champions, 5, 4) == {"": champions[4], "most_sensitive_": champions[1]}
+    best = {"best_": champions[4], "most_sensitive_": champions[1]}
+    assert choose_references(champions, 5, 2) == {"": champions[2], **best}
+    assert choose_references(champions, 5, 0) == best
+    assert choose_references(champions, 1, 2) == {"": champions[2], "best_": champions[4]}
+    assert choose_references({1: champions[1]}, 5, 1) == {"": champions[1]}
+
+
+def test_sensitivity_that_is_lost_in_small_steps_is_noticed_while_the_area_grows():
+    first, *others = (more_specific(393 - 4 * number, number) for number in range(1, 9))
+    for before, candidate in pairwise([first, *others]):
+        assert decide([before], candidate, MARGINS).promoted  # each is good enough for the last
+        assert candidate.metrics()["auc"] > before.metrics()["auc"]
+    champions = [first]
+    for candidate in others:
+        decision = decide(champions, candidate, MARGINS)
+        if not decision.promoted:
+            break
+        champions.append(candidate)
+    assert decision.reasons == [
+        "its sensitivity is 0.0513 smaller than that of m version 1, the most sensitive champion "
+        "so far, and less than 0.05 is allowed"
+    ]
+    lost = first.metrics()["sensitivity"] - champions[-1].metrics()["sensitivity"]
+    assert 0.03 < lost < 0.05
 
 
 @pytest.mark.slow

@@ -170,8 +170,7 @@ def _search_and_register(
             fail_dead_trials(study)  # trials of killed workers
             reconcile_runs(study)
             page.write(STOPPED)
-        if isinstance(end, KeyboardInterrupt):
-            echo(f"to continue, {how_to_continue(study.study_name)}")
+        echo(f"to continue, {how_to_continue(study.study_name)}")
         raise
     except STORE_ERRORS as error:
         reason = redact_passwords(str(error)).partition("\n")[0]

@@ -52,10 +52,11 @@ def load_study(storage: optuna.storages.RDBStorage, name: str, plan: StudySpec) 
             begun_with = rename_fields(begun_with)
         _require_same(name, fact, begun_with, value)
     _require_same_search_space(study, plan)
-    if not runs.run_exists(attributes.RUN_ID.of(study)):
+    if not runs.run_exists(run_id := attributes.RUN_ID.of(study)):
         raise UserError(
-            f"study '{name}' has its runs in another MLflow store than this one; "
-            "set MLFLOW_TRACKING_URI to where it was begun"
+            f"study '{name}' must be in both stores: Optuna's database at {storage_address()} has "
+            f"it, and MLflow at {session.tracking_address()} does not (run {run_id}); set "
+            "MLFLOW_TRACKING_URI to the store that it was begun in, or give another name"
         )
     return study
 
@@ -118,8 +119,9 @@ def attach_to_study(
     storage = open_storage(patience)
     if name not in (names := optuna.get_all_study_names(storage)):
         raise UserError(
-            f"study must be one of those in PNEUMO_STORAGE ({', '.join(sorted(names)) or 'none'}): "
-            f"got '{name}'; begin it with tune"
+            f"study must be in Optuna's database at {storage_address()}, which has "
+            f"{', '.join(sorted(names)) or 'none'}: got '{name}'; set PNEUMO_STORAGE to the "
+            "database of the study, or begin it with tune"
         )
     begun = optuna.load_study(storage=storage, study_name=name)
     plan = StudySpec.of(begun, dataset, weights)
@@ -368,7 +370,7 @@ def require_no_repeated_failure(study: optuna.Study) -> None:
     if error := repeated_failure(study):
         raise StudyFailedError(
             f"{MAX_CONSECUTIVE_FAILURES} trials in a row failed alike ({error}); "
-            "the traceback is with their runs in MLflow: fix the cause and start again"
+            "the traceback is with their runs in MLflow: fix the cause, and continue the study"
         )
 
 

@@ -66,8 +66,7 @@ def run_trials(
             if failures.add():
                 raise StudyFailedError(
                     f"a store of the study has failed {MAX_CONSECUTIVE_FAILURES} times without a "
-                    f"trial between ({reason}); see that it answers, and give the same command "
-                    "again"
+                    f"trial between ({reason}); see that it answers, and continue the study"
                 ) from error
             echo(f"a store of the study has failed, and the search goes on ({reason})")
 

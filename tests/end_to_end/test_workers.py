@@ -191,7 +191,8 @@ def test_who_may_not_join(store, folder, sample):
     tune_and_register(plan, trials=1, model_name="m", name="night")
     code, _, errors = run("worker", "--study", "nacht", "--data", "sample")
     assert code == 2
-    assert "study must be one of those in PNEUMO_STORAGE (night): got 'nacht'" in errors
+    place = os.environ["PNEUMO_STORAGE"]
+    assert f"must be in Optuna's database at {place}, which has night: got 'nacht'; set" in errors
     next((folder / "train" / "NORMAL").iterdir()).unlink()
     code, _, errors = run("worker", "--study", "night", "--data", str(folder))
     assert code == 2

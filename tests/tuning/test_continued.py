@@ -79,8 +79,14 @@ def test_a_study_is_continued_in_the_store_of_its_runs(finished, sample, tmp_pat
     outcome, folder = finished
     with store_in(folder):
         mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")
-        with pytest.raises(UserError, match="in another MLflow store.*set MLFLOW_TRACKING_URI"):
+        with pytest.raises(UserError) as raised:
             run_study(sample, name=outcome.study.study_name)
+    assert str(raised.value) == (
+        f"study '{outcome.study.study_name}' must be in both stores: Optuna's database at "
+        f"sqlite:///{folder}/optuna.db has it, and MLflow at sqlite:///{tmp_path}/other.db does "
+        f"not (run {outcome.study.user_attrs['run_id']}); set MLFLOW_TRACKING_URI to the store "
+        "that it was begun in, or give another name"
+    )
 
 
 def test_a_lost_baseline_is_asked_for_again(store, sample):

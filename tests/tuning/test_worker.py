@@ -4,6 +4,7 @@ import mlflow
 import optuna
 import pytest
 
+from pneumo.commands.tune import tune_and_register
 from pneumo.experiment import Experiment
 from pneumo.runtime import signals
 from pneumo.runtime.errors import StudyFailedError
@@ -88,3 +89,16 @@ def test_three_failures_alike_stop_a_study(store, sample):
         searched(suggest, sample, 2)
     runs = store.search_runs(["0"], "tags.`optuna.state` = 'FAIL'")
     assert [run.info.status for run in runs] == ["FAILED"] * 3
+
+
+def test_a_study_that_fails_says_how_it_is_continued(store, sample, capsys):
+    def suggest(trial, base):
+        config = TINY.suggest(trial, base)
+        return config.model_copy(update={"dense_widths": (-1,)}) if trial._trial else config
+
+    plan = StudySpec(Experiment("tiny", BASE, suggest), sample, {})
+    with pytest.raises(StudyFailedError, match="fix the cause, and continue the study"):
+        tune_and_register(plan, trials=2)
+    [study] = store.search_runs(["0"], "tags.`pneumo.kind` = 'study'")
+    name = study.data.tags["pneumo.study"]  # which nobody has given
+    assert f"\nto continue, give the same command with --study {name}\n" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import requests
 
 from pneumo.data import archive
 from pneumo.runtime.cache_entries import DOWNLOADED, DOWNLOADS, cache_path, hold, make_held
-from pneumo.runtime.console import track
+from pneumo.runtime.console import echo, track
 from pneumo.runtime.errors import UserError
 
 CHUNK = 2**20  # bytes
@@ -129,7 +129,9 @@ def _download_with_retries(source: RemoteDataset, part: Path) -> None:
             failures = 1 if _size(part) > before else failures + 1
             if failures == MAX_ATTEMPTS:
                 raise
-            time.sleep(INITIAL_BACKOFF * 2 ** (failures - 1))
+            seconds = INITIAL_BACKOFF * 2 ** (failures - 1)
+            echo(f"waiting for {urlsplit(source.url).netloc}: the next try is in {seconds:.0f} s")
+            time.sleep(seconds)
 
 
 def _download_once(source: RemoteDataset, part: Path, done: int) -> None:

@@ -71,13 +71,15 @@ def test_what_is_downloaded_is_the_data_set(sample, content, source, own_cache):
     assert left(own_cache) == []
 
 
-def test_a_broken_connection_is_resumed(sample, content, source):
+def test_a_broken_connection_is_resumed(sample, content, source, capsys):
     # what came of a chunk that did not end is asked for again
     with serving({PATH: content}, breaks_after=[CHUNK + 9, 0, CHUNK]) as server:
         source(server.address)
         assert open_dataset("mendeley").digest == sample.digest
     ranges = [None, f"bytes={CHUNK}-", f"bytes={CHUNK}-", f"bytes={2 * CHUNK}-"]
     assert server.asked == [(PATH, asked) for asked in ranges]
+    wait = f"waiting for {server.address.removeprefix('http://')}: the next try is in 0 s\n"
+    assert capsys.readouterr().out.count(wait) == 3
 
 
 def test_another_process_goes_on_where_one_gave_up(sample, content, source, own_cache):

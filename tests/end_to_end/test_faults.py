@@ -175,3 +175,24 @@ def test_a_wait_says_what_it_waits_for(store, monkeypatch, capsys):
     line = f"waiting for trial 0, which process {process.pid} on {identity.host} is running\n"
     assert capsys.readouterr().out == line
     assert study.trials[0].state == TrialState.FAIL
+
+
+def test_a_wait_says_when_a_trial_fails_that_nobody_here_can_judge(store, monkeypatch, capsys):
+    study = optuna.create_study(storage=open_storage())
+    study.ask()
+    far = ProcessId("far", "boot", "namespace", 4711, "1")
+    study.ask().set_user_attr("process", far)
+
+    def become_one_machine(_) -> None:  # on which both trials are dead
+        monkeypatch.setenv("PNEUMO_STORAGE", "")
+        monkeypatch.setattr("pneumo.tuning.study.MAX_UNCLAIMED_SECONDS", -1)
+
+    monkeypatch.setenv("PNEUMO_STORAGE", POSTGRESQL)
+    monkeypatch.setattr("pneumo.tuning.study.time.sleep", become_one_machine)
+    wait_for_running_trials(study)
+    assert capsys.readouterr().out.splitlines() == [
+        "waiting for trial 0, which no process has claimed: it fails 60 s after its start",
+        "waiting for trial 1, which process 4711 on far is running: it fails if that is silent for "
+        "120 s",
+    ]
+    assert {trial.state for trial in study.trials} == {TrialState.FAIL}

@@ -66,6 +66,7 @@ def test_a_study_outlives_a_killed_task_and_an_interrupt(cluster):
     driver.terminate()
     output, errors = driver.communicate(timeout=LIMIT)
     assert driver.returncode == 1, errors
+    assert "waiting for the cluster to start 2 workers with one core each" in output
     assert "to continue, give the same command with --study ray" in output
     assert errors.endswith("pneumo: interrupted; what was finished is kept\n")
     until(lambda: not any(map(lives, crew)))

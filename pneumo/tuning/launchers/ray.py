@@ -98,6 +98,8 @@ def launch(study: optuna.Study, plan: StudySpec, workers: int, progress: StudyPr
         )
         arguments = worker_arguments(study, plan)
         running = {task.remote(it, arguments, environment): it for it in range(workers)}
+        each = ", ".join(f"{name}={amount}" for name, amount in resources.items()) or "one core"
+        echo(f"waiting for the cluster to start {workers} workers with {each} each")
         try:
             while running:
                 progress.update()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -174,3 +175,27 @@ def test_a_command_that_fails_early_says_so_in_its_run(
     assert set(tags(found)) == {"pneumo.kind", "pneumo.reason"}
     assert tags(found)["pneumo.kind"] == kind
     assert tags(found)["pneumo.reason"].startswith(reason)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyboardInterrupt, "interrupted; what was finished is kept"),
+        (ValueError("from a library"), "ValueError: from a library"),
+    ],
+)
+def test_a_command_that_ends_early_says_why_in_its_run(store, monkeypatch, error, reason):
+    def end(*_):
+        raise error
+
+    run = store.create_run("0", run_name="capable-asp-139")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    for variable in ("MAX_RETRIES", "TIMEOUT"):
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", "1")
+    monkeypatch.setattr("pneumo.__main__._run", end)
+    with suppress(ValueError):
+        assert main(["tune"]) == 1
+    found = store.get_run(run.info.run_id)
+    assert (found.info.status, found.info.run_name) == ("FAILED", "study, failed")
+    assert tags(found) == {"pneumo.kind": "study", "pneumo.reason": reason}

@@ -52,6 +52,7 @@ def test_trials_that_still_wait_at_the_end(study, sample, capsys):
     capsys.readouterr()
     print_study(again(sample, study))
     output = capsys.readouterr().out
+    assert "could not be written" not in output
     assert "\n2 queued trials have not started: continue the study with more trials\n" in output
     assert "WAITING" not in output
     assert output.count(" COMPLETE ") == 2

@@ -10,17 +10,23 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from pneumo.commands.tune import StudyResult, print_study, tune_and_register
-from pneumo.experiment import Experiment
+from pneumo.experiment import Experiment, load_experiment
 from pneumo.runtime.errors import StudyFailedError, UserError
 from pneumo.tracking import session, tags
 from pneumo.training.config import RunConfig
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import how_to_continue, open_storage
-from pneumo.tuning.study import warn_of_other_commit
+from pneumo.tuning.study import StudyLimits, warn_of_other_commit
+from tests.support.commands import run_here
 from tests.support.stores import store_in
 from tests.support.studies import BASE, TINY, run_study, text
 
 pytestmark = pytest.mark.slow
+
+OTHER_COMMIT = (
+    "warning: study night was begun at commit aaaaaaaa, and this is bbbbbbbb: its trials may not "
+    "be comparable"
+)
 
 
 @pytest.fixture(scope="module")
@@ -267,8 +273,23 @@ def test_a_worker_of_another_commit_is_warned(store, sample, capsys, begun, here
     study.set_user_attr("run_id", ids[0])
     capsys.readouterr()
     warn_of_other_commit(study, ids[1])
-    expected = (
-        "warning: study night was begun at commit aaaaaaaa, and this is bbbbbbbb: its trials may "
-        "not be comparable\n"
-    )
-    assert capsys.readouterr().out == (expected if warned else "")
+    assert capsys.readouterr().out == (f"{OTHER_COMMIT}\n" if warned else "")
+
+
+def test_each_command_of_another_commit_prints_one_warning(store, sample, monkeypatch, capsys):
+    def come_from(commit: str) -> None:
+        tags = {"mlflow.source.git.commit": commit}
+        monkeypatch.setenv("MLFLOW_RUN_CONTEXT", json.dumps(tags))
+
+    quick = {"epochs": "1", "image_size": "32", "dense_widths": "32"}
+    plan = StudySpec(load_experiment("tune"), sample, quick)
+    come_from("a" * 40)
+    begun = tune_and_register(plan, trials=1, model_name="m", name="night")
+    assert OTHER_COMMIT not in capsys.readouterr().out
+    come_from("b" * 40)
+    tune_and_register(plan, trials=1, model_name="m", name="night")
+    assert capsys.readouterr().out.count(OTHER_COMMIT) == 1
+    StudyLimits(3).set(begun.study)
+    code, output, _ = run_here(capsys, "worker", "--study", "night", "--data", "sample")
+    assert (code, output.count(OTHER_COMMIT)) == (0, 1)
+    assert len(begun.study.trials) == 3

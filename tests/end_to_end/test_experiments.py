@@ -45,7 +45,7 @@ def test_the_baseline_lies_in_the_search_space(name):
 def test_what_is_queued_lies_in_the_search_space(name, sample):
     experiment = load_experiment(name)
     plan = StudySpec(experiment, sample, {})
-    asked = plan.asked()
+    asked = plan.initial_params()
     assert len(asked) == 1 + len(experiment.enqueued_trials)
     for suggestions in asked:
         experiment.suggest(FixedTrial(suggestions), experiment.base)  # which warns of others
@@ -80,4 +80,4 @@ def test_an_unknown_experiment_is_refused_with_the_known_ones():
 
 def test_a_study_needs_a_search_space():
     with pytest.raises(UserError, match="needs suggest.* in experiments/cnn.py"):
-        load_experiment("cnn", searched=True)
+        load_experiment("cnn", require_search_space=True)

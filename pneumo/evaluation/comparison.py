@@ -164,8 +164,8 @@ def _compare_with_champion(candidate: EvaluatedModel, champion: EvaluatedModel) 
         "sensitivity_difference": comparison.sensitivity_difference,
         "sensitivity_difference_low": comparison.sensitivity_low,
         "sensitivity_difference_high": comparison.sensitivity_high,
-        "champion_alone_right": comparison.only_first_correct,
-        "candidate_alone_right": comparison.only_second_correct,
+        "champion_only_correct": comparison.only_first_correct,
+        "candidate_only_correct": comparison.only_second_correct,
     }
 
 

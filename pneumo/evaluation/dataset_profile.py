@@ -240,8 +240,8 @@ def compute_statistics(files: pd.DataFrame) -> dict[str, Any]:
     return {
         "images": len(images),
         "patients": images["patient"].nunique(),
-        "several_images": int((sizes > 1).sum()),
-        "most_images": int(sizes.max()),
+        "patients_with_several_images": int((sizes > 1).sum()),
+        "max_images_per_patient": int(sizes.max()),
         "unreadable": len(files) - len(images),
         "unknown_patients": int(files["unknown"].sum()),
         "shared_patients": shared_patients(images),
@@ -252,14 +252,14 @@ def compute_statistics(files: pd.DataFrame) -> dict[str, Any]:
             for (split, name), rows in classes
         },
         "duplicates": count_duplicates(find_duplicates(files)),
-        "give_away": measure_metadata_leakage(files),
+        "shortcut_auc": measure_metadata_leakage(files),
     }
 
 
 def to_metrics(numbers: Mapping[str, Any]) -> dict[str, float]:
     """Return the statistics as MLflow metrics, by which data sets can be compared."""
     scalar_names = (
-        *("images", "patients", "several_images", "most_images"),
+        *("images", "patients", "patients_with_several_images", "max_images_per_patient"),
         *("unreadable", "unknown_patients"),
     )
     return {
@@ -274,7 +274,7 @@ def to_metrics(numbers: Mapping[str, Any]) -> dict[str, float]:
         **{f"duplicate_{name}": value for name, value in numbers["duplicates"].items()},
         **{
             f"{name}_{suffix}": values[suffix]
-            for name, values in numbers["give_away"].items()
+            for name, values in numbers["shortcut_auc"].items()
             for suffix in ("auc", "auc_low", "auc_high")
         },
     }

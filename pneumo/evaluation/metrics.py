@@ -309,7 +309,7 @@ def detailed_metrics(
         "specificity_at_95_sensitivity": specificity_at_sensitivity(
             REFERENCE_SENSITIVITY, labels, probabilities
         ),
-        "accuracy_of_all_pneumonia": float(labels.mean()),
+        "prevalence": float(labels.mean()),
         "temperature": temperature,
         "uncalibrated": calibration_metrics(labels, expit(logits)),
         "subgroups": subgroup_metrics(predictions, threshold),

@@ -42,7 +42,7 @@ def list_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
         numbers: As `dataset_profile.compute_statistics` returns them.
     """
     yield from _duplicate_findings(numbers)
-    yield from _leakage_findings(numbers["give_away"])
+    yield from _leakage_findings(numbers["shortcut_auc"])
     rates = _prevalences(numbers["classes"])
     if len(rates) == 2 and abs(rates["train"] - rates["test"]) > MAX_PREVALENCE_SHIFT:
         yield (
@@ -58,10 +58,10 @@ def list_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
             "patients.csv."
         )
     yield from _color_findings(numbers)
-    if count := numbers["several_images"]:
+    if count := numbers["patients_with_several_images"]:
         yield (
             f"{count} of {numbers['patients']} patients have more than one "
-            f"image, one has {numbers['most_images']}: a split must be cut by patient."
+            f"image, one has {numbers['max_images_per_patient']}: a split must be cut by patient."
         )
 
 
@@ -177,7 +177,7 @@ def render_page(
         findings: Sentences that `list_findings` yields.
         pictures: As `draw_figures` returns them.
     """
-    leakage, problems = numbers["give_away"], list(dataset_profile.file_issues(files))
+    leakage, problems = numbers["shortcut_auc"], list(dataset_profile.file_issues(files))
     return render_template(
         "explore.html",
         images,
@@ -188,7 +188,7 @@ def render_page(
             "images": f"{numbers['images']:,}",
             "patients": f"{numbers['patients']:,}",
             "identical files": f"{numbers['duplicates']['files']:,}",
-            "AUC of the metadata alone": _label_auc(numbers["give_away"]),
+            "AUC of the metadata alone": _label_auc(numbers["shortcut_auc"]),
         },
         counts=dataset_profile.count_images(files).to_dict("records"),
         sizes=_ranges(files, ["class"], ("pixels", "aspect", "bytes")),

@@ -113,7 +113,7 @@ def metric_findings(numbers: Mapping[str, Any], split: str) -> Iterator[str]:
             f"The model calls every image {class_name}. Most often that means that pixels reach it "
             "in another way than they did in training."
         )
-    majority = max(numbers["accuracy_of_all_pneumonia"], 1 - numbers["accuracy_of_all_pneumonia"])
+    majority = max(numbers["prevalence"], 1 - numbers["prevalence"])
     if values["accuracy_low"] <= majority:
         yield (
             f"Accuracy {values['accuracy']:.1%} is not surely better than giving every image the "

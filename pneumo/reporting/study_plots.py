@@ -45,7 +45,7 @@ class StudyPlot:
 
 
 STUDY_PLOTS = {
-    "optimisation_history": StudyPlot(
+    "optimization_history": StudyPlot(
         "plot_optimization_history",
         "How the search went",
         "Each complete trial, and the best until then. The best of many is too "

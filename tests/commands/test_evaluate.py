@@ -133,7 +133,7 @@ def test_every_number_follows_from_the_predictions(on_test):
         },
         abs=1e-9,
     )
-    assert found["accuracy_of_all_pneumonia"] == labels.mean()
+    assert found["prevalence"] == labels.mean()
     assert (found["images"], found["patients"]) == (len(table), table["patient"].nunique())
     for name, values_there in found["subgroups"].items():
         rows = table[table["subtype"] == name.partition("/")[2]]
@@ -289,7 +289,7 @@ def test_the_published_failure_is_reported(stores, sample, on_test):
         **numbers(on_test[0]),
         "at_threshold": here,
         "validation": dict(auc=0.99, accuracy=0.974, sensitivity=0.98, specificity=0.96),
-        "accuracy_of_all_pneumonia": 0.625,
+        "prevalence": 0.625,
     }
     [trial] = children(client, study)
     sentences = findings(found, sample.decode(32, 0), trial)

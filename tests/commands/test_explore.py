@@ -263,7 +263,7 @@ def test_the_real_archive(store, real_archive):
     parts = {key: value for key, value in found.items() if key.endswith("_patients")}
     assert parts.pop("unknown_patients") == parts.pop("shared_patients") == 0
     assert sum(parts.values()) == found["patients"] == 3865
-    assert (found["images"], found["unreadable"], found["most_images"]) == (5528, 0, 30)
+    assert (found["images"], found["unreadable"], found["max_images_per_patient"]) == (5528, 0, 30)
     numbers = json.loads(text(made.info.run_id, "explore/numbers.json"))
     assert numbers["constant"] == {"pixels": 224.0**2, "aspect": 1.0, "colour": "RGB"}
     page = mlflow.artifacts.load_text(f"runs:/{made.info.run_id}/explore/explore.html")

@@ -107,11 +107,11 @@ def test_each_model_is_evaluated_at_its_own_threshold():
     figures = gate(GOOD, {"": other}, synthetic_images=False, margins=MARGINS).metrics
     values, labels = GOOD.predictions["probability"], GOOD.predictions["label"]
     right = [(values >= it.threshold) == labels for it in (other, GOOD)]
-    assert figures["champion_alone_right"] == (right[0] & ~right[1]).sum()
-    assert figures["candidate_alone_right"] == (right[1] & ~right[0]).sum()
+    assert figures["champion_only_correct"] == (right[0] & ~right[1]).sum()
+    assert figures["candidate_only_correct"] == (right[1] & ~right[0]).sum()
     for who, threshold in (("candidate", 0.4), ("champion", 0.5)):
         found = {key.removeprefix(f"{who}_"): it for key, it in figures.items() if who in key}
-        found.pop("alone_right")
+        found.pop("only_correct")
         assert found == metrics.compute_metrics(labels.to_numpy(), values.to_numpy(), threshold)
 
 

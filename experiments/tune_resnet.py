@@ -1,13 +1,18 @@
-"""Does a large pretrained network earn its cost, with its last blocks unfrozen?
+"""Is a large pretrained network worth its cost if its last blocks are unfrozen?
 
-Command   mlflow run . -e tune -P experiment=tune_resnet -P data=PATH/xray_dataset.tar.gz
-Expected  best validation AUC above 0.994, which tune_mobilenet reaches with a hundredth of the
-          weights; else the cost is wasted
-Result    not run yet: ImageNet's weights of ResNet50V2 could not be had on the machine where this
-          was written (2026-11-23)
+Command:
+    mlflow run . -e tune -P experiment=tune_resnet -P data=PATH/xray_dataset.tar.gz
 
-A study for a GPU: on two cores the forward pass of ResNet50V2 makes some 12 images a second, so
-that an epoch of the head alone takes seven minutes.
+Expected:
+    Best validation AUC above 0.994, which tune_mobilenet reaches with a hundredth of the weights.
+    Otherwise the cost is wasted.
+
+Result (2026-11-23):
+    Not run yet: the ImageNet weights of ResNet50V2 could not be downloaded on the author's machine.
+
+Interpretation:
+    None yet. This study is for a GPU: on two cores the forward pass of ResNet50V2 processes about
+    12 images per second, so an epoch of the head alone takes seven minutes.
 """
 
 from optuna import Trial

@@ -48,12 +48,12 @@ def list_experiments() -> list[str]:
     return sorted(file.stem for file in EXPERIMENTS_DIR.glob("*.py"))
 
 
-def load_experiment(name: str, searched: bool = False) -> Experiment:
+def load_experiment(name: str, require_search_space: bool = False) -> Experiment:
     """Load the experiment in `experiments/NAME.py`.
 
     Args:
         name: Name of the file, without .py.
-        searched: Whether the experiment must have a search space.
+        require_search_space: Whether the experiment must have a search space.
 
     Raises:
         UserError: The experiment does not exist, or lacks a search space that is required.
@@ -66,15 +66,15 @@ def load_experiment(name: str, searched: bool = False) -> Experiment:
         )
     module = importlib.import_module(f"experiments.{name}")
     suggest = getattr(module, "suggest", None)
-    if searched and suggest is None:
+    if require_search_space and suggest is None:
         raise UserError(
             f"a study needs suggest(trial, base) in experiments/{name}.py, and there is none; "
             f"train it instead: python -m pneumo train --experiment {name}"
         )
-    given = {
-        field: getattr(module, it)
-        for field, it in OPTIONAL_ATTRIBUTES.items()
-        if hasattr(module, it)
+    attributes = {
+        field: getattr(module, attribute)
+        for field, attribute in OPTIONAL_ATTRIBUTES.items()
+        if hasattr(module, attribute)
     }
     question = (module.__doc__ or "").partition("\n")[0]
-    return Experiment(name, module.BASE, suggest, question=question, **given)
+    return Experiment(name, module.BASE, suggest, question=question, **attributes)

@@ -47,7 +47,7 @@ def sample(cache):
     """The synthetic data set."""
     from pneumo.data.dataset import open_dataset
 
-    return open_dataset("sample", needs=("train", "test"))
+    return open_dataset("sample", required_splits=("train", "test"))
 
 
 @pytest.fixture

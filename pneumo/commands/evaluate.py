@@ -40,12 +40,12 @@ def evaluate(options: EvaluateOptions, inputs: Inputs) -> int:
     """Evaluate one model on one split, and return the exit code."""
     import_tensorflow()
     session.connect()
-    stored = models.find_model(options.model)
-    with evaluation_run(stored, inputs.dataset) as (run_id, images):
-        found = evaluate_model(stored, images, options.split, options.sensitivity)
-    print_evaluation(stored, options.split, found)
+    loaded_model = models.find_model(options.model)
+    with evaluation_run(loaded_model, inputs.dataset) as (run_id, images):
+        result = evaluate_model(loaded_model, images, options.split, options.sensitivity)
+    print_evaluation(loaded_model, options.split, result)
     if options.preprocessing_skew:
-        evaluate_with_skew(stored, images, options.split, found, run_id)
+        evaluate_with_skew(loaded_model, images, options.split, result, run_id)
     echo(session.view_hint(run_id))
     return 0
 
@@ -68,90 +68,99 @@ class EvaluationResult:
         return self.numbers["findings"]
 
 
-def images_for(stored: LoadedModel, dataset: Dataset) -> DecodedDataset:
+def images_for(loaded_model: LoadedModel, dataset: Dataset) -> DecodedDataset:
     """Decode a data set's images as a model takes them.
 
     Args:
-        stored: The model.
+        loaded_model: The model.
         dataset: The data set.
 
     Raises:
         UserError: More files are unreadable than the model's run permits: see `Dataset.decode`.
     """
-    allowed = float(stored.trial.data.params["max_unreadable"])
-    return dataset.decode(stored.model.image_size, allowed, stored.model.settings["resize"])
+    max_unreadable = float(loaded_model.trial.data.params["max_unreadable"])
+    return dataset.decode(
+        loaded_model.model.image_size, max_unreadable, loaded_model.model.settings["resize"]
+    )
 
 
 @contextmanager
-def evaluation_run(stored: LoadedModel, dataset: Dataset) -> Iterator[tuple[str, DecodedDataset]]:
+def evaluation_run(
+    loaded_model: LoadedModel, dataset: Dataset
+) -> Iterator[tuple[str, DecodedDataset]]:
     """Open a run of kind `evaluate`.
 
     Args:
-        stored: The model.
+        loaded_model: The model.
         dataset: The data set.
 
     Yields:
         Id of the run, and the images as the model takes them.
     """
-    images = images_for(stored, dataset)
-    tags = runs.provenance_tags(stored.trial.data.tags[EXPERIMENT], dataset)
-    with runs.command_run("evaluate", stored.title, tags) as run_id:
+    images = images_for(loaded_model, dataset)
+    tags = runs.provenance_tags(loaded_model.trial.data.tags[EXPERIMENT], dataset)
+    with runs.command_run("evaluate", loaded_model.title, tags) as run_id:
         results.log_data(images)
         yield run_id, images
 
 
 def evaluate_model(
-    stored: LoadedModel, images: DecodedDataset, split_name: str, sensitivity: float | None = None
+    loaded_model: LoadedModel,
+    images: DecodedDataset,
+    split_name: str,
+    sensitivity: float | None = None,
 ) -> EvaluationResult:
     """Evaluate a model on a split, and log all results to the active run.
 
     An evaluation on `test` counts as one more look.
 
     Args:
-        stored: The model.
+        loaded_model: The model.
         images: The images as the model takes them.
         split_name: `test`, `val` or `train`.
         sensitivity: If set, in (0, 1], the threshold is that of `metrics.threshold_at_sensitivity`
             on the validation images of the model's own run. By default it is the model's own.
     """
-    files = results.known_files(stored.trial, images.dataset)
-    seen = find_overlap(files, images.dataset, split_name)
-    external = seen is not None and seen.external
-    with evaluations.tag_evaluation(stored.title, stored.model_id, split_name, external) as run_id:
-        found = _evaluate(stored, images, split_name, sensitivity, seen)
-    own_data = stored.trial.data.tags[tags.DATA_DIGEST] == images.dataset.digest
-    if stored.version and split_name == "test" and sensitivity is None and own_data:
-        registry.record_test_metrics(stored, run_id, found.evaluation.metrics)
-    return found
+    files = results.known_files(loaded_model.trial, images.dataset)
+    overlap = find_overlap(files, images.dataset, split_name)
+    is_external = overlap is not None and overlap.is_external
+    with evaluations.tag_evaluation(
+        loaded_model.title, loaded_model.model_id, split_name, is_external
+    ) as run_id:
+        result = _evaluate(loaded_model, images, split_name, sensitivity, overlap)
+    is_own_data = loaded_model.trial.data.tags[tags.DATA_DIGEST] == images.dataset.digest
+    if loaded_model.version and split_name == "test" and sensitivity is None and is_own_data:
+        registry.record_test_metrics(loaded_model, run_id, result.evaluation.metrics)
+    return result
 
 
 def _evaluate(
-    stored: LoadedModel,
+    loaded_model: LoadedModel,
     images: DecodedDataset,
     split_name: str,
     sensitivity: float | None,
-    seen: Overlap | None,
+    overlap: Overlap | None,
 ) -> EvaluationResult:
     """Compute everything of an evaluation, and log it to the active run."""
     from pneumo.evaluation.heat_maps import HiResCam  # imports TensorFlow
     from pneumo.inference.logits import predict_logits, predict_proba, to_probabilities
 
-    looks = _count_look(stored, images.dataset, split_name, seen)
-    split, model = images.split(split_name), stored.model.keras_model
+    looks = _count_look(loaded_model, images.dataset, split_name, overlap)
+    split, model = images.split(split_name), loaded_model.model.keras_model
     pixels = split.images
     logits = predict_logits(model, pixels)
-    probabilities = to_probabilities(logits, stored.model.settings["temperature"])
-    evaluation, numbers = _score(stored, split, logits, probabilities, sensitivity)
-    numbers["test_evaluations"] = looks[stored.model_id]
+    probabilities = to_probabilities(logits, loaded_model.model.settings["temperature"])
+    evaluation, numbers = _score(loaded_model, split, logits, probabilities, sensitivity)
+    numbers["test_evaluations"] = looks[loaded_model.model_id]
     numbers["test_evaluations_of_all_models"] = looks.total()
-    numbers["overlap"] = seen.counts() if seen else None
+    numbers["overlap"] = overlap.counts() if overlap else None
     predict = partial(predict_proba, model)
     numbers["shortcuts"] = shortcuts.occlusion_auc(predict, pixels, evaluation.predictions)
-    findings = list_findings(numbers, images, stored.trial, split_name, seen)
+    findings = list_findings(numbers, images, loaded_model.trial, split_name, overlap)
     numbers["findings"] = list(findings)
-    epochs = results.read_epochs(stored.trial.info.run_id)
+    epochs = results.read_epochs(loaded_model.trial.info.run_id)
     pictures = draw_figures(evaluation, pixels, logits, epochs, HiResCam(model))
-    page = render_page(stored, images, split_name, evaluation, numbers, pictures)
+    page = render_page(loaded_model, images, split_name, evaluation, numbers, pictures)
     files = {
         "metrics.json": json.dumps(_json(numbers), indent=1).encode(),
         "evidence.html": page.encode(),
@@ -163,27 +172,27 @@ def _evaluate(
 
 
 def _score(
-    stored: LoadedModel,
+    loaded_model: LoadedModel,
     split: Split,
     logits: np.ndarray,
     probabilities: np.ndarray,
     sensitivity: float | None,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Return an evaluation, and the other numbers of `metrics.json`."""
-    settings = stored.model.settings
-    val = results.read_predictions(stored.trial.info.run_id, "val")
-    of_val = val["label"].to_numpy(), val["probability"].to_numpy()
+    settings = loaded_model.model.settings
+    val = results.read_predictions(loaded_model.trial.info.run_id, "val")
+    val_data = val["label"].to_numpy(), val["probability"].to_numpy()
     threshold = settings["threshold"]
     if sensitivity is not None:
-        threshold = metrics.threshold_at_sensitivity(sensitivity, *of_val)
+        threshold = metrics.threshold_at_sensitivity(sensitivity, *val_data)
     evaluation = metrics.evaluate_predictions(split, probabilities, threshold, intervals=True)
     numbers = metrics.detailed_metrics(evaluation, logits, settings["temperature"])
-    numbers["validation"] = metrics.compute_metrics(*of_val, threshold)
+    numbers["validation"] = metrics.compute_metrics(*val_data, threshold)
     numbers["validation"]["uncalibrated"] = settings["val_uncalibrated"]
     return evaluation, numbers
 
 
-def read(run: Run, split_name: str) -> tuple[dict[str, float], list[str]]:
+def read_evaluation(run: Run, split_name: str) -> tuple[dict[str, float], list[str]]:
     """Read an evaluation that a run has logged.
 
     Args:
@@ -195,20 +204,23 @@ def read(run: Run, split_name: str) -> tuple[dict[str, float], list[str]]:
     """
     numbers = results.read_metrics(run.info.run_id, split_name)
     # JSON has no NaN
-    metrics = {name: math.nan if it is None else it for name, it in numbers["at_threshold"].items()}
+    metrics = {
+        name: math.nan if value is None else value
+        for name, value in numbers["at_threshold"].items()
+    }
     return metrics, numbers["findings"]
 
 
 def _count_look(
-    stored: LoadedModel, dataset: Dataset, split: str, seen: Overlap | None
+    loaded_model: LoadedModel, dataset: Dataset, split: str, overlap: Overlap | None
 ) -> Counter[str]:
     """Record a look at test before any computation, and count all looks at these images."""
     digest = dataset.images_digest("test")
     if split == "test":
-        evaluations.record_look(stored.model_id, digest)
+        evaluations.record_look(loaded_model.model_id, digest)
     looks = evaluations.count_looks(digest)
-    if seen and seen.is_own_test:
-        registry.log_test_evaluations(stored, looks[stored.model_id])
+    if overlap and overlap.is_own_test:
+        registry.log_test_evaluations(loaded_model, looks[loaded_model.model_id])
     return looks
 
 
@@ -219,22 +231,26 @@ def _json(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def print_evaluation(stored: LoadedModel, split: str, found: EvaluationResult) -> None:
+def print_evaluation(loaded_model: LoadedModel, split: str, result: EvaluationResult) -> None:
     """Print the metrics as a table, and the findings below it.
 
     Args:
-        stored: The model.
+        loaded_model: The model.
         split: `test`, `val` or `train`.
-        found: The evaluation.
+        result: The evaluation.
     """
-    rows = [row[:3] for row in metric_rows(found.numbers)]
-    print_table(f"{stored.title} on {split}", ("", "validation", split), rows)
-    for finding in found.findings:
+    rows = [row[:3] for row in metric_rows(result.numbers)]
+    print_table(f"{loaded_model.title} on {split}", ("", "validation", split), rows)
+    for finding in result.findings:
         echo(f"note: {finding}")
 
 
 def evaluate_with_skew(
-    stored: LoadedModel, images: DecodedDataset, split: str, sound: EvaluationResult, parent_id: str
+    loaded_model: LoadedModel,
+    images: DecodedDataset,
+    split: str,
+    unskewed: EvaluationResult,
+    parent_id: str,
 ) -> None:
     """Evaluate a model on pixels / 255, and print that next to its evaluation without the skew.
 
@@ -242,25 +258,25 @@ def evaluate_with_skew(
     model, so no decision is based on it.
 
     Args:
-        stored: The model.
+        loaded_model: The model.
         images: The images as the model takes them.
         split: `test`, `val` or `train`. On `test` this counts as one more look.
-        sound: The evaluation without the skew, on the same split.
+        unskewed: The evaluation without the skew, on the same split.
         parent_id: Id of the run of that evaluation.
     """
     from pneumo.evaluation.preprocessing_skew import predict_with_skew  # imports TensorFlow
 
-    tags = runs.provenance_tags(stored.trial.data.tags[EXPERIMENT], images.dataset)
+    tags = runs.provenance_tags(loaded_model.trial.data.tags[EXPERIMENT], images.dataset)
     tags |= {SKEW: "pixels / 255", PARENT: parent_id}
-    with runs.command_run("evaluate", f"{stored.title}, with skew", tags):
+    with runs.command_run("evaluate", f"{loaded_model.title}, with skew", tags):
         if split == "test":
-            evaluations.record_look(stored.model_id, images.dataset.images_digest("test"))
-        data, threshold = images.split(split), sound.evaluation.metrics["threshold"]
-        probabilities = predict_with_skew(stored.model, data.images)
+            evaluations.record_look(loaded_model.model_id, images.dataset.images_digest("test"))
+        data, threshold = images.split(split), unskewed.evaluation.metrics["threshold"]
+        probabilities = predict_with_skew(loaded_model.model, data.images)
         skewed = evaluate_predictions(data, probabilities, threshold, intervals=True)
         results.log_evaluation(split, skewed, confusion_matrix_file(split, skewed))
-    _print_skew(split, {"without skew": sound.evaluation, "with skew": skewed})
-    for finding in metric_findings({**sound.numbers, "at_threshold": skewed.metrics}, split):
+    _print_skew(split, {"without skew": unskewed.evaluation, "with skew": skewed})
+    for finding in metric_findings({**unskewed.numbers, "at_threshold": skewed.metrics}, split):
         echo(f"note, with skew: {finding}")
 
 

@@ -33,14 +33,14 @@ def predict(options: PredictOptions, inputs: Inputs) -> int:
     files, out = inputs.files, inputs.out
     import_tensorflow()
     session.connect()
-    stored = models.find_model(options.model)
-    tags = {MODEL: stored.title, DATA: Path(options.images).name}
+    loaded_model = models.find_model(options.model)
+    tags = {MODEL: loaded_model.title, DATA: Path(options.images).name}
     with runs.command_run("predict", tags[DATA], tags):
-        counts = predict_files(stored, files, out)
+        counts = predict_files(loaded_model, files, out)
         if options.explain:
-            write_heat_maps(stored, files, heat_map_folder(out))
-    if before := len(files) - counts["images"]:
-        echo(f"{before} images were in {out} before")
+            write_heat_maps(loaded_model, files, heat_map_folder(out))
+    if already_done := len(files) - counts["images"]:
+        echo(f"{already_done} images were in {out} before")
     echo(
         f"{counts['images']} images, {counts['positive']} called pneumonia, "
         f"{counts['unreadable']} unreadable: {out}"
@@ -50,14 +50,14 @@ def predict(options: PredictOptions, inputs: Inputs) -> int:
     return 0
 
 
-def predict_files(stored: LoadedModel, files: Sequence[str], out: Path) -> Counter[str]:
+def predict_files(loaded_model: LoadedModel, files: Sequence[str], out: Path) -> Counter[str]:
     """Add a row to `out` for each file that has none.
 
     The columns are path, probability, label, threshold, model_version, model_id and error. An
     unreadable file has its `error` and no values.
 
     Args:
-        stored: The model.
+        loaded_model: The model.
         files: Paths of image files.
         out: Path of the CSV, which is created if it does not exist.
 
@@ -67,14 +67,18 @@ def predict_files(stored: LoadedModel, files: Sequence[str], out: Path) -> Count
     Raises:
         UserError: `out` is another table, or has predictions of another model.
     """
-    done = _completed_paths(out, stored)
-    left = [file for file in files if file not in done]
+    completed = _completed_paths(out, loaded_model)
+    remaining = [file for file in files if file not in completed]
     counts = Counter(images=0, positive=0, unreadable=0)
-    starts = range(0, len(left), CHUNK_SIZE)
-    rows = (row for at in starts for row in _rows(stored, left[at : at + CHUNK_SIZE]))
+    starts = range(0, len(remaining), CHUNK_SIZE)
+    rows = (
+        row
+        for start in starts
+        for row in _predict_rows(loaded_model, remaining[start : start + CHUNK_SIZE])
+    )
     with out.open("a", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        for row in track(rows, len(left), f"Predicting with {stored.title}"):
+        for row in track(rows, len(remaining), f"Predicting with {loaded_model.title}"):
             table.writerow(row)
             counts["images"] += 1
             counts["positive"] += row[HEADER.index("label")] == 1
@@ -83,23 +87,26 @@ def predict_files(stored: LoadedModel, files: Sequence[str], out: Path) -> Count
     return counts
 
 
-def _rows(stored: LoadedModel, paths: Sequence[str]) -> list[list]:
-    whose = {"model_version": stored.version or stored.model_id, "model_id": stored.model_id}
+def _predict_rows(loaded_model: LoadedModel, paths: Sequence[str]) -> list[list]:
+    model_columns = {
+        "model_version": loaded_model.version or loaded_model.model_id,
+        "model_id": loaded_model.model_id,
+    }
     files: dict[str, bytes] = {}
-    answers: dict[str, dict] = {}
+    predictions: dict[str, dict] = {}
     for path in paths:
         try:
             files[path] = Path(path).read_bytes()
         except OSError as error:
-            answers[path] = {**dict.fromkeys(VALUES), "error": error.strerror}
-    given = pd.DataFrame({"image": list(files.values())}, index=list(files))
-    answers |= stored.model.predict(None, given).to_dict("index")
-    for path, answer in answers.items():
-        answer.update(path=path, **whose)
-    return [[answers[path][name] for name in HEADER] for path in paths]
+            predictions[path] = {**dict.fromkeys(VALUES), "error": error.strerror}
+    model_input = pd.DataFrame({"image": list(files.values())}, index=list(files))
+    predictions |= loaded_model.model.predict(None, model_input).to_dict("index")
+    for path, prediction in predictions.items():
+        prediction.update(path=path, **model_columns)
+    return [[predictions[path][name] for name in HEADER] for path in paths]
 
 
-def _completed_paths(out: Path, stored: LoadedModel) -> set[str]:
+def _completed_paths(out: Path, model: LoadedModel) -> set[str]:
     """Return the files that have complete rows in `out`; write its header if `out` does not exist.
 
     A version's number does not identify a model, because each registered model has a version 1.
@@ -117,18 +124,18 @@ def _completed_paths(out: Path, stored: LoadedModel) -> set[str]:
         )
     if header != HEADER:
         raise UserError(f"out must be a CSV that predict has written, or new: got '{out}'")
-    cut_off = rows and not (text.endswith("\n") and len(rows[-1]) == len(HEADER))
-    whole = rows[:-1] if cut_off else rows  # without the row that a dead process began
-    if others := {row[HEADER.index("model_id")] for row in whole} - {stored.model_id}:
+    is_cut_off = rows and not (text.endswith("\n") and len(rows[-1]) == len(HEADER))
+    complete_rows = rows[:-1] if is_cut_off else rows  # without the row that a dead process began
+    if other_models := {row[HEADER.index("model_id")] for row in complete_rows} - {model.model_id}:
         raise UserError(
-            f"out must hold predictions of {stored.title} alone, model_id {stored.model_id}: "
-            f"'{out}' holds some of {', '.join(sorted(others))}; give another out"
+            f"out must hold predictions of {model.title} alone, model_id {model.model_id}: "
+            f"'{out}' holds some of {', '.join(sorted(other_models))}; give another out"
         )
-    if cut_off:
+    if is_cut_off:
         repaired = out.with_name(f"{out.name}.part")
-        _write(repaired, [HEADER, *whole])
+        _write(repaired, [HEADER, *complete_rows])
         repaired.rename(out)  # atomic, so complete rows are never lost
-    return {path for path, *_ in whole}
+    return {path for path, *_ in complete_rows}
 
 
 def _write(out: Path, rows: list[list[str]]) -> None:
@@ -136,7 +143,7 @@ def _write(out: Path, rows: list[list[str]]) -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def write_heat_maps(stored: LoadedModel, files: Sequence[str], folder: Path) -> None:
+def write_heat_maps(loaded_model: LoadedModel, files: Sequence[str], folder: Path) -> None:
     """Write a PNG for each image: the image, and next to it the image under its heat map.
 
     The pictures show the model's input, gray and square. Their paths are those of the files,
@@ -144,32 +151,34 @@ def write_heat_maps(stored: LoadedModel, files: Sequence[str], folder: Path) -> 
     none.
 
     Args:
-        stored: The model.
+        loaded_model: The model.
         files: Paths of image files.
         folder: Folder for the pictures.
     """
-    common = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
-    places = {file: folder / f"{os.path.relpath(file, common)}.png" for file in files}
-    left = [file for file in files if not places[file].exists()]
-    for file, picture in track(_explained(stored, left), len(left), "Explaining"):
+    common_folder = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+    paths = {file: folder / f"{os.path.relpath(file, common_folder)}.png" for file in files}
+    remaining = [file for file in files if not paths[file].exists()]
+    for file, picture in track(
+        _draw_heat_maps(loaded_model, remaining), len(remaining), "Explaining"
+    ):
         if picture is not None:
-            place = places[file]
-            place.parent.mkdir(parents=True, exist_ok=True)
-            draft = place.with_name(f".{place.name}")
+            path = paths[file]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = path.with_name(f".{path.name}")
             Image.fromarray(picture).save(draft, "PNG")
-            draft.rename(place)  # so that an interrupt leaves no incomplete file
+            draft.rename(path)  # so that an interrupt leaves no incomplete file
 
 
-def _explained(
-    stored: LoadedModel, paths: Sequence[str]
+def _draw_heat_maps(
+    loaded_model: LoadedModel, paths: Sequence[str]
 ) -> Iterator[tuple[str, np.ndarray | None]]:
     """Yield each file with its picture, uint8, shape (size, 2 size, 3), or None if unreadable."""
     from pneumo.evaluation.heat_maps import HiResCam  # imports TensorFlow
 
-    hires_cam = HiResCam(stored.model.keras_model)
+    hires_cam = HiResCam(loaded_model.model.keras_model)
     for start in range(0, len(paths), CHUNK_SIZE):
         batch = paths[start : start + CHUNK_SIZE]
-        images = dict(_decoded(stored, batch))
+        images = dict(_decode_readable(loaded_model, batch))
         heat_maps = hires_cam(np.stack([*images.values()])[..., np.newaxis]) if images else ()
         pictures = {
             path: np.hstack([overlay_heat_map(pixels, 0 * heat), overlay_heat_map(pixels, heat)])
@@ -178,8 +187,10 @@ def _explained(
         yield from ((path, pictures.get(path)) for path in batch)
 
 
-def _decoded(stored: LoadedModel, paths: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+def _decode_readable(
+    loaded_model: LoadedModel, paths: Sequence[str]
+) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the readable files with their pixels as the model takes them: uint8, (size, size)."""
     for path in paths:
         with suppress(OSError, UnreadableImageError):  # its row has the reason
-            yield path, stored.model.decode(Path(path).read_bytes())
+            yield path, loaded_model.model.decode(Path(path).read_bytes())

@@ -58,7 +58,7 @@ def promote(options: PromoteOptions, inputs: Inputs) -> int:
         options.margin,
         options.sensitivity_margin,
     )
-    return 0 if decision.promoted else EXIT_REJECTED
+    return 0 if decision.is_promoted else EXIT_REJECTED
 
 
 def promote_version(
@@ -91,21 +91,21 @@ def promote_version(
     """
     version = _version_of(model_name, candidate)
     champion = registry.version_by_alias(model_name, CHAMPION)
-    tags = {**runs.data_tags(dataset), **_tags(model_name, version, champion)}
+    tags = {**runs.data_tags(dataset), **_decision_tags(model_name, version, champion)}
     tags[SPLIT] = split
     margins = Margins(margin, sensitivity_margin)
     with runs.command_run("promote", f"{model_name} version {version}", tags) as run_id:
         decision = _decide(model_name, version, champion, dataset, split, margins)
-        if decision.promoted:
-            threshold = decision.figures["candidate_threshold"]
+        if decision.is_promoted:
+            threshold = decision.metrics["candidate_threshold"]
             registry.set_version_tags(model_name, version, {THRESHOLD: str(threshold)})
-            found = registry.set_champion(model_name, version, champion)
-            if found != champion:
+            current = registry.set_champion(model_name, version, champion)
+            if current != champion:
                 decision.reasons.append(
-                    f"version {found} has become champion meanwhile; hold it against that one"
+                    f"version {current} has become champion meanwhile; hold it against that one"
                 )
-                champion = found
-        results.log_decision(decision.reasons, decision.figures, decision.champion_vacant)
+                champion = current
+        results.log_decision(decision.reasons, decision.metrics, decision.champion_vacant)
         _print_decision(decision)
         _annotate_versions(model_name, run_id, _version_notes(version, champion, decision))
     echo(session.view_hint(run_id))
@@ -113,20 +113,22 @@ def promote_version(
 
 
 def _print_decision(decision: Decision) -> None:
-    figures = decision.figures
-    compared = {
+    metrics = decision.metrics
+    titles = {
         prefix: title
         for prefix, title in REFERENCES.items()
-        if f"{prefix}auc_difference" in figures
+        if f"{prefix}auc_difference" in metrics
     }
-    columns = {f"{prefix}champion": title for prefix, title in compared.items()}
+    columns = {f"{prefix}champion": title for prefix, title in titles.items()}
     columns["candidate"] = "candidate"
-    if figures:
-        rows = [[name, *(f"{figures[f'{it}_{name}']:.3f}" for it in columns)] for name in SHOWN]
+    if metrics:
+        rows = [
+            [name, *(f"{metrics[f'{model}_{name}']:.3f}" for model in columns)] for name in SHOWN
+        ]
         print_table("What is weighed", ("", *columns.values()), rows)
-    for prefix, title in compared.items():
+    for prefix, title in titles.items():
         for name in ("auc", "sensitivity"):
-            difference = describe_difference(name, figures, prefix)
+            difference = describe_difference(name, metrics, prefix)
             echo(f"{metric_title(name)} compared with the {title}: {difference}")
     if decision.champion_vacant:
         echo(f"note: @{CHAMPION} counts as vacant: {decision.champion_vacant}")
@@ -147,23 +149,23 @@ def roll_back(model_name: str) -> None:
             "and there is none; promote another version instead"
         )
     models.verify_registered_files(model_name, version)
-    tags = {**_tags(model_name, version, champion), ROLLBACK: "true"}
+    tags = {**_decision_tags(model_name, version, champion), ROLLBACK: "true"}
     about = f"{model_name} version {version} again"
     with runs.command_run("promote", about, tags) as run_id:
-        found = registry.set_champion(model_name, version, champion)
-        if found != champion:
+        current = registry.set_champion(model_name, version, champion)
+        if current != champion:
             raise UserError(
-                f"version {found} of {model_name} has become champion meanwhile; look at it, and "
+                f"version {current} of {model_name} has become champion meanwhile; look at it, and "
                 "start again if it is to be rolled back"
             )
         results.log_decision([], {})
-        news = {version: "brought back"}
+        notes = {version: "brought back"}
         if champion:
-            news = {
+            notes = {
                 version: f"brought back in place of version {champion}",
                 champion: f"rolled back to version {version}",
             }
-        _annotate_versions(model_name, run_id, news)
+        _annotate_versions(model_name, run_id, notes)
     echo(session.view_hint(run_id))
 
 
@@ -178,7 +180,7 @@ def _version_of(model_name: str, candidate: str) -> int:
     )
 
 
-def _tags(model_name: str, version: int, champion: int) -> dict[str, str]:
+def _decision_tags(model_name: str, version: int, champion: int) -> dict[str, str]:
     return {
         tags.MODEL: model_name,
         tags.CANDIDATE: str(version),
@@ -195,38 +197,48 @@ def _decide(
         candidate = models.find_model(f"models:/{model_name}/{version}")
     except models.ModelTamperedError as reason:
         return Decision([str(reason)], {})
-    held = _evaluated(candidate, dataset, split)
+    evaluated_candidate = _read_or_evaluate(candidate, dataset, split)
     versions = registry.champions(model_name)
-    champions, vacant = _champions(versions, champion, held, dataset, split)
+    champions, vacancy = _comparable_champions(
+        versions, champion, evaluated_candidate, dataset, split
+    )
     references = choose_references(champions, version, champion)
-    decision = replace(gate(held, references, dataset.synthetic, margins), champion_vacant=vacant)
-    if vacant and held.synthetic and not _is_synthetic(versions[champion]):
-        decision.reasons.append(demo_after_real(held.title, _title(versions[champion])))
+    decision = replace(
+        gate(evaluated_candidate, references, dataset.is_synthetic, margins),
+        champion_vacant=vacancy,
+    )
+    if vacancy and evaluated_candidate.is_synthetic and not _is_synthetic(versions[champion]):
+        decision.reasons.append(
+            demo_after_real(evaluated_candidate.title, _version_title(versions[champion]))
+        )
     files = results.known_files(candidate.trial, dataset)
-    if why := evaluation_report.explain_overlap(find_overlap(files, dataset, split)):
-        decision.reasons.append(why)
+    if overlap_reason := evaluation_report.explain_overlap(find_overlap(files, dataset, split)):
+        decision.reasons.append(overlap_reason)
     return decision
 
 
-def _evaluated(stored: LoadedModel, dataset: Dataset, split: str) -> EvaluatedModel:
+def _read_or_evaluate(loaded_model: LoadedModel, dataset: Dataset, split: str) -> EvaluatedModel:
     """Return a loaded model with its stored evaluation; evaluate it if there is none."""
-    run_id = _evaluation(stored.model_id, dataset, split)
+    run_id = _find_evaluation(loaded_model.model_id, dataset, split)
     if run_id is None:
-        with evaluation_run(stored, dataset) as (run_id, images):
-            evaluate_model(stored, images, split)
+        with evaluation_run(loaded_model, dataset) as (run_id, images):
+            evaluate_model(loaded_model, images, split)
     predictions = results.read_predictions(run_id, split)
     return EvaluatedModel(
-        predictions, stored.model.settings["threshold"], stored.title, stored.synthetic
+        predictions,
+        loaded_model.model.settings["threshold"],
+        loaded_model.title,
+        loaded_model.is_synthetic,
     )
 
 
-def _evaluation(model_id: str, dataset: Dataset, split: str) -> str | None:
+def _find_evaluation(model_id: str, dataset: Dataset, split: str) -> str | None:
     """Return the run of the latest evaluation of a model whose predictions are still readable."""
     run_id = evaluations.find_evaluation(model_id, dataset.digest, split)
     return run_id if run_id and results.has_predictions(run_id, split) else None
 
 
-def _champions(
+def _comparable_champions(
     versions: Mapping[int, ModelVersion],
     champion: int,
     candidate: EvaluatedModel,
@@ -247,40 +259,42 @@ def _champions(
     Returns:
         The champions by number, and why the current one is not among them, or ''.
     """
-    stored = {number: _from_store(it, dataset, split) for number, it in versions.items()}
-    vacant = ""
-    if champion and not stored[champion]:
+    known = {
+        number: _read_evaluated(version, dataset, split) for number, version in versions.items()
+    }
+    vacancy = ""
+    if champion and not known[champion]:
         try:
             model = models.find_model(f"models:/{versions[champion].name}/{champion}")
-            stored[champion] = _evaluated(model, dataset, split)
+            known[champion] = _read_or_evaluate(model, dataset, split)
         except (models.ModelTamperedError, models.TrialRemovedError) as reason:
-            vacant = str(reason)
+            vacancy = str(reason)
     paired = {
-        number: held
-        for number, held in stored.items()
-        if held and bootstrap.is_paired(held.predictions, candidate.predictions)
+        number: evaluated
+        for number, evaluated in known.items()
+        if evaluated and bootstrap.is_paired(evaluated.predictions, candidate.predictions)
     }
-    if champion and champion not in paired and not vacant:
-        vacant = (
-            f"the evaluation of {stored[champion].title} is not for the same images, patients and "
+    if champion and champion not in paired and not vacancy:
+        vacancy = (
+            f"the evaluation of {known[champion].title} is not for the same images, patients and "
             f"labels as that of {candidate.title}"
         )
-    return paired, vacant
+    return paired, vacancy
 
 
-def _from_store(version: ModelVersion, dataset: Dataset, split: str) -> EvaluatedModel | None:
+def _read_evaluated(version: ModelVersion, dataset: Dataset, split: str) -> EvaluatedModel | None:
     """Return a version with its stored evaluation, without its files; None if it has none."""
-    run_id = _evaluation(models.logged_model_id(version), dataset, split)
+    run_id = _find_evaluation(models.logged_model_id(version), dataset, split)
     if run_id is None:
         return None
     threshold = registry.own_threshold(version)
     if threshold is None:
         threshold = evaluations.evaluated_threshold(run_id, split)
     predictions = results.read_predictions(run_id, split)
-    return EvaluatedModel(predictions, threshold, _title(version), _is_synthetic(version))
+    return EvaluatedModel(predictions, threshold, _version_title(version), _is_synthetic(version))
 
 
-def _title(version: ModelVersion) -> str:
+def _version_title(version: ModelVersion) -> str:
     return f"{version.name} version {version.version}"
 
 
@@ -292,10 +306,10 @@ def _version_notes(version: int, champion: int, decision: Decision) -> dict[int,
     """Return what a decision means for each of the versions, in words."""
     if version == champion:
         return {version: "stays champion; the candidate was the champion itself"}
-    if not decision.promoted:
-        refused = f"refused: {'; '.join(decision.reasons)}"
-        kept = f"stays champion, version {version} was refused"
-        return {champion: kept, version: refused} if champion else {version: refused}
+    if not decision.is_promoted:
+        rejection = f"refused: {'; '.join(decision.reasons)}"
+        confirmation = f"stays champion, version {version} was refused"
+        return {champion: confirmation, version: rejection} if champion else {version: rejection}
     if not champion:
         return {version: "promoted, as the first champion"}
     vacant = ", which could not be compared" if decision.champion_vacant else ""
@@ -305,9 +319,9 @@ def _version_notes(version: int, champion: int, decision: Decision) -> dict[int,
     }
 
 
-def _annotate_versions(model_name: str, run_id: str, news: Mapping[int, str]) -> None:
+def _annotate_versions(model_name: str, run_id: str, notes: Mapping[int, str]) -> None:
     """Store on versions the decision about them and its run."""
-    for version, text in news.items():
+    for version, text in notes.items():
         echo(f"{model_name} version {version}: {text}")
         tags = {PROMOTION: text, PROMOTION_RUN: run_id}
         registry.set_version_tags(model_name, version, tags)

@@ -18,12 +18,12 @@ def train(options: TrainOptions, inputs: Inputs) -> int:
     with runs.command_run("train", experiment.name, tags) as run_id:
         results.decode_and_log(dataset, config)
         name = run_name(config)
-        trial = run_trial(config, dataset, [print_epoch], parent_id=run_id, name=name, tags=tags)
-        for metric, value in trial.metrics.items():
+        result = run_trial(config, dataset, [print_epoch], parent_id=run_id, name=name, tags=tags)
+        for metric, value in result.metrics.items():
             echo(f"val_{metric} {value:.4f}")
         if options.model_name:
-            model = model_files.load_model(trial.model_uri)
-            stored = registry.register(trial.run_id, model, options.model_name)
-            echo(f"registered {stored.title} as @{registry.CHALLENGER}")
+            model = model_files.load_model(result.model_uri)
+            loaded_model = registry.register(result.run_id, model, options.model_name)
+            echo(f"registered {loaded_model.title} as @{registry.CHALLENGER}")
     echo(session.view_hint(run_id))
     return 0

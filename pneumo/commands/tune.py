@@ -9,7 +9,7 @@ import mlflow
 import optuna
 from optuna.trial import TrialState
 
-from pneumo.commands.evaluate import evaluate_model, images_for, read
+from pneumo.commands.evaluate import evaluate_model, images_for, read_evaluation
 from pneumo.commands.options.arguments import TuneOptions
 from pneumo.commands.options.inputs import Inputs
 from pneumo.reporting.html_report import format_field
@@ -49,7 +49,7 @@ def tune(options: TuneOptions, inputs: Inputs) -> int:
     if options.launcher == "ray":
         ray.check_prerequisites()
     session.connect()
-    outcome = tune_and_register(
+    result = tune_and_register(
         StudySpec(inputs.experiment, inputs.dataset, options.overrides),
         trials=options.trials,
         model_name=options.model_name or "",
@@ -60,7 +60,7 @@ def tune(options: TuneOptions, inputs: Inputs) -> int:
         launcher=options.launcher,
         trial_timeout=options.trial_timeout,
     )
-    print_study(outcome)
+    print_study(result)
     return 0
 
 
@@ -70,7 +70,7 @@ class StudyResult:
 
     Attributes:
         study: The study with its trials.
-        searched: See `StudySpec.searched`.
+        searched_fields: See `StudySpec.searched_fields`.
         model_name: Name of the registered model.
         version: Number of the version that its winner has become.
         test_metrics: Metrics of that version on test.
@@ -78,7 +78,7 @@ class StudyResult:
     """
 
     study: optuna.Study
-    searched: list[str]
+    searched_fields: list[str]
     model_name: str
     version: int
     test_metrics: dict[str, float]
@@ -86,7 +86,7 @@ class StudyResult:
 
 
 def tune_and_register(
-    plan: StudySpec,
+    spec: StudySpec,
     *,
     trials: int,
     model_name: str = "",
@@ -102,7 +102,7 @@ def tune_and_register(
     An existing study of that name is resumed up to `trials` in total, under its own run.
 
     Args:
-        plan: Search of the study.
+        spec: Search of the study.
         trials: Number of complete and pruned trials at which the study ends.
         model_name: Name of the registered model. By default it is that of the resumed study, or
             else pneumonia (pneumonia-sample for synthetic images).
@@ -121,52 +121,52 @@ def tune_and_register(
         UserError: A study of that name has another search, or exists in only one of the stores.
         StudyFailedError: There is no winner, or a store failed.
     """
-    goal = StudyLimits(
+    limits = StudyLimits(
         trials, time.time() + timeout if timeout else None, keep_models, trial_timeout
     )
-    searching = partial(run_search, workers=workers, launcher=launcher)
+    search = partial(run_search, workers=workers, launcher=launcher)
     storage = open_storage()
-    tags = runs.provenance_tags(plan.experiment.name, plan.dataset)
+    tags = runs.provenance_tags(spec.experiment.name, spec.dataset)
     if name in optuna.get_all_study_names(storage):
-        study = load_study(storage, name, plan)
-        run_id = attributes.RUN_ID.of(study)
+        study = load_study(storage, name, spec)
+        run_id = attributes.RUN_ID.read(study)
         tags |= {STUDY: name, PARENT: run_id, **runs.process_tags()}
         resume = runs.command_run("resume", name, tags)
         with resume as own_run_id, study_runs.resume_run(run_id):
             warn_of_other_commit(study, own_run_id)
-            prepare_resume(study, plan)
-            return _search_and_register(study, plan, goal, searching, model_name)
+            prepare_resume(study, spec)
+            return _search_and_register(study, spec, limits, search, model_name)
     if name:
         check_name_is_new(name)
     with runs.command_run("study", name, tags, system_metrics=True) as run_id:
-        study = create_study(storage, name or f"{plan.experiment.name}-{run_id[:8]}", plan, run_id)
-        return _search_and_register(study, plan, goal, searching, model_name)
+        study = create_study(storage, name or f"{spec.experiment.name}-{run_id[:8]}", spec, run_id)
+        return _search_and_register(study, spec, limits, search, model_name)
 
 
 def _search_and_register(
     study: optuna.Study,
-    plan: StudySpec,
-    goal: StudyLimits,
-    searching: Callable[..., None],
+    spec: StudySpec,
+    limits: StudyLimits,
+    search: Callable[..., None],
     model_name: str,
 ) -> StudyResult:
-    goal.set(study)
-    default = "pneumonia-sample" if plan.dataset.synthetic else "pneumonia"
+    limits.save(study)
+    default = "pneumonia-sample" if spec.dataset.is_synthetic else "pneumonia"
     model_name = model_name or attributes.MODEL_NAME.get(study, default)
     attributes.MODEL_NAME.set(study, model_name)
-    page = StudyPage(study, plan)
+    page = StudyPage(study, spec)
     try:
-        searching(study, plan, after_trials=page.refresh)
+        search(study, spec, after_trials=page.refresh)
         wait_for_running_trials(study)
         reconcile_runs(study)
-        if goal.keep_models:
-            delete_models_beyond_best(study, goal.keep_models)
-        outcome = _register_winner(study, plan, model_name)
-        selection.store_improvement(study, plan)
+        if limits.keep_models:
+            delete_models_beyond_best(study, limits.keep_models)
+        result = _register_winner(study, spec, model_name)
+        selection.store_improvement(study, spec)
         page.write(DONE)
-        return outcome
-    except (KeyboardInterrupt, StudyFailedError) as end:
-        if not end.__cause__:  # a store that has failed is not used again
+        return result
+    except (KeyboardInterrupt, StudyFailedError) as stop:
+        if not stop.__cause__:  # a store that has failed is not used again
             fail_dead_trials(study)  # trials of killed workers
             reconcile_runs(study)
             page.write(STOPPED)
@@ -182,7 +182,7 @@ def _search_and_register(
 
 def run_search(
     study: optuna.Study,
-    plan: StudySpec,
+    spec: StudySpec,
     workers: int = 1,
     launcher: str = "local",
     after_trials: Callable[[], None] = lambda: None,
@@ -191,24 +191,24 @@ def run_search(
 
     Args:
         study: A study whose `StudyLimits` are set.
-        plan: Search of the study.
+        spec: Search of the study.
         workers: See `tune_and_register`.
         launcher: See `tune_and_register`.
         after_trials: See `StudyProgress`.
     """
     with StudyProgress(study, after_trials) as progress:
         if launcher == "ray":
-            ray.launch(study, plan, workers, progress)
-        elif workers > 1 or StudyLimits.of(study).trial_timeout:
-            local.launch(study, plan, workers, progress)
+            ray.launch(study, spec, workers, progress)
+        elif workers > 1 or StudyLimits.from_study(study).trial_timeout:
+            local.launch(study, spec, workers, progress)
         else:
             import_tensorflow()
             from pneumo.tuning.worker import run_trials
 
-            run_trials(study, plan, progress.update)
+            run_trials(study, spec, progress.update)
 
 
-def _register_winner(study: optuna.Study, plan: StudySpec, model_name: str) -> StudyResult:
+def _register_winner(study: optuna.Study, spec: StudySpec, model_name: str) -> StudyResult:
     """Register the best trial's model, and evaluate that model alone on test, once.
 
     The winner is stored in the study before its evaluation. If something fails in between, the same
@@ -217,49 +217,50 @@ def _register_winner(study: optuna.Study, plan: StudySpec, model_name: str) -> S
     """
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         raise StudyFailedError("no trial came to its end, so there is no winner; allow more time")
-    best, before = study.best_trial, attributes.WINNER.get(study, {})
+    best, previous = study.best_trial, attributes.WINNER.get(study, {})
     winner = {"trial": best.number, "model_name": model_name}
-    unchanged = all(before.get(key) == value for key, value in winner.items())
-    if unchanged and "test_metrics" in before:
-        winner = before
+    is_unchanged = all(previous.get(key) == value for key, value in winner.items())
+    if is_unchanged and "test_metrics" in previous:
+        winner = previous
     else:
         import_tensorflow()  # a launcher of workers did not need it before
-        model = model_files.load_model(attributes.MODEL_URI.of(best))
-        stored = registry.register_once(attributes.RUN_ID.of(best), model, model_name)
-        winner["version"] = stored.version
+        model = model_files.load_model(attributes.MODEL_URI.read(best))
+        loaded_model = registry.register_once(attributes.RUN_ID.read(best), model, model_name)
+        winner["version"] = loaded_model.version
         attributes.WINNER.set(study, winner)
-        metrics, findings = _evaluate_once(study, plan, stored)
+        metrics, findings = _evaluate_once(study, spec, loaded_model)
         winner |= {"test_metrics": metrics, "findings": findings}
         attributes.WINNER.set(study, winner)
-        if before and before["version"] != stored.version:  # its evidence page is replaced
-            registry.update_description(before["model_name"], before["version"])
-    found = (winner[name] for name in ("model_name", "version", "test_metrics", "findings"))
-    return StudyResult(study, plan.searched(), *found)
+        # The evidence page of the previous version is replaced
+        if previous and previous["version"] != loaded_model.version:
+            registry.update_description(previous["model_name"], previous["version"])
+    summary = (winner[name] for name in ("model_name", "version", "test_metrics", "findings"))
+    return StudyResult(study, spec.searched_fields(), *summary)
 
 
 def _evaluate_once(
-    study: optuna.Study, plan: StudySpec, stored: models.LoadedModel
+    study: optuna.Study, spec: StudySpec, loaded_model: models.LoadedModel
 ) -> tuple[dict[str, float], list[str]]:
     """Return the winner's metrics on test and its findings.
 
     They are read from the study's run if that run has evaluated this model before.
     """
-    run = mlflow.get_run(attributes.RUN_ID.of(study))
-    if evaluations.evaluated_model(run) != stored.model_id:
-        found = evaluate_model(stored, images_for(stored, plan.dataset), "test")
-        return found.evaluation.metrics, found.findings
-    metrics, findings = read(run, "test")
-    registry.record_test_metrics(stored, run.info.run_id, metrics)
-    looks = evaluations.count_looks(plan.dataset.images_digest("test"))
-    registry.log_test_evaluations(stored, looks[stored.model_id])
+    run = mlflow.get_run(attributes.RUN_ID.read(study))
+    if evaluations.evaluated_model(run) != loaded_model.model_id:
+        result = evaluate_model(loaded_model, images_for(loaded_model, spec.dataset), "test")
+        return result.evaluation.metrics, result.findings
+    metrics, findings = read_evaluation(run, "test")
+    registry.record_test_metrics(loaded_model, run.info.run_id, metrics)
+    looks = evaluations.count_looks(spec.dataset.images_digest("test"))
+    registry.log_test_evaluations(loaded_model, looks[loaded_model.model_id])
     return metrics, findings
 
 
-def print_study(outcome: StudyResult) -> None:
+def print_study(result: StudyResult) -> None:
     """Print the table of a study's trials with the best marked, and the registered winner."""
-    best = outcome.study.best_trial.number
+    best = result.study.best_trial.number
     rows = []
-    trials = outcome.study.get_trials(deepcopy=False)
+    trials = result.study.get_trials(deepcopy=False)
     waiting = sum(trial.state == TrialState.WAITING for trial in trials)
     for trial in trials:
         if trial.state == TrialState.WAITING:  # a waiting trial has no values and no score
@@ -271,23 +272,23 @@ def print_study(outcome: StudyResult) -> None:
                 f"{trial.number}{' best' if trial.number == best else ''}",
                 trial.state.name,
                 "" if score is None else f"{score:.4f}",
-                *(format_field(config.get(name, "")) for name in outcome.searched),
+                *(format_field(config.get(name, "")) for name in result.searched_fields),
             )
         )
-    score = OBJECTIVE_LABELS[attributes.OBJECTIVE.of(outcome.study)]
-    columns = "trial", "state", score, *outcome.searched
-    print_table(f"Study {outcome.study.study_name}", columns, rows)
+    score = OBJECTIVE_LABELS[attributes.OBJECTIVE.read(result.study)]
+    columns = "trial", "state", score, *result.searched_fields
+    print_table(f"Study {result.study.study_name}", columns, rows)
     if waiting:
         echo(f"{waiting} queued trials have not started: continue the study with more trials")
-    test = outcome.test_metrics
+    test = result.test_metrics
     echo(
-        f"best: trial {best}, {score} {outcome.study.best_value:.4f}; "
+        f"best: trial {best}, {score} {result.study.best_value:.4f}; "
         f"test AUC {test['auc']:.4f} ({test['auc_low']:.4f} to {test['auc_high']:.4f}), "
         f"accuracy {test['accuracy']:.1%} at threshold {test['threshold']:.3f}"
     )
-    for finding in outcome.findings:
+    for finding in result.findings:
         echo(f"note: {finding}")
-    echo(f"registered: {outcome.model_name} version {outcome.version} as @{registry.CHALLENGER}")
-    run_id = attributes.RUN_ID.of(outcome.study)
+    echo(f"registered: {result.model_name} version {result.version} as @{registry.CHALLENGER}")
+    run_id = attributes.RUN_ID.read(result.study)
     echo(f"the study's page: {session.artifact_location(run_id, PAGE)}")
     echo(session.view_hint(run_id))

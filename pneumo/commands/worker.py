@@ -29,19 +29,19 @@ def worker(options: WorkerOptions, inputs: Inputs) -> int:
 def _join(options: WorkerOptions, dataset: Dataset) -> int:
     """Search a study with a run and a display of its own."""
     session.connect()
-    study, plan = attach_to_study(options.study, dataset, options.weights or "")
-    goal, done = StudyLimits.of(study), count_finished_trials(study)
-    if goal.reached(study):
-        echo(f"study {options.study} needs no more trials: {done} are done")
+    study, spec = attach_to_study(options.study, dataset, options.weights or "")
+    limits, n_done = StudyLimits.from_study(study), count_finished_trials(study)
+    if limits.is_reached(study):
+        echo(f"study {options.study} needs no more trials: {n_done} are done")
         return 0
     if options.workers == 1:
-        prepare_to_fit(plan.base)
-    tags = runs.provenance_tags(plan.experiment.name, dataset) | runs.process_tags()
-    tags |= {STUDY: options.study, PARENT: attributes.RUN_ID.of(study)}
+        prepare_to_fit(spec.base)
+    tags = runs.provenance_tags(spec.experiment.name, dataset) | runs.process_tags()
+    tags |= {STUDY: options.study, PARENT: attributes.RUN_ID.read(study)}
     with runs.command_run("worker", f"of {options.study}", tags) as run_id:
         warn_of_other_commit(study, run_id)
-        echo(f"joined study {options.study}: {done} trials are done")
-        run_search(study, plan, options.workers)
+        echo(f"joined study {options.study}: {n_done} trials are done")
+        run_search(study, spec, options.workers)
     return 0
 
 
@@ -49,11 +49,11 @@ def _drive(options: WorkerOptions, dataset: Dataset) -> int:
     """Search a study for the process that has started this one and displays its output."""
     signals.terminate_with_stdin()
     session.configure_mlflow()
-    study, plan = attach_to_study(options.study, dataset, options.weights or "", MAX_OUTAGE)
+    study, spec = attach_to_study(options.study, dataset, options.weights or "", MAX_OUTAGE)
     fail_dead_trials(study)  # of an earlier worker of a cluster on this machine
     reconcile_runs(study)
-    prepare_to_fit(plan.base)
+    prepare_to_fit(spec.base)
     from pneumo.tuning.worker import run_trials  # imports TensorFlow
 
-    run_trials(study, plan, enforce_timeout=True)
+    run_trials(study, spec, enforce_timeout=True)
     return 0

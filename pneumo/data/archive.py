@@ -70,14 +70,14 @@ def _extract(archive: Path, folder: Path) -> None:
     evict_least_recently_used(archive.stat().st_size)  # images hardly shrink
     members = _zip(archive) if archive.suffix.lower() == ".zip" else _tar(archive)
     names: dict[str, str] = {}  # case-folded name → name, for disks that ignore case
-    left = max(MIN_BOMB_BYTES, MAX_COMPRESSION_RATIO * archive.stat().st_size)
-    for name, opened in members:
-        path = _safe(name, archive)
-        _require_new(path.as_posix(), names, archive)
+    remaining = max(MIN_BOMB_BYTES, MAX_COMPRESSION_RATIO * archive.stat().st_size)
+    for name, open_member in members:
+        path = _safe_path(name, archive)
+        _require_unique(path.as_posix(), names, archive)
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        with opened() as source, target.open("xb") as file:
-            left -= _copy(source, file, left, archive)
+        with open_member() as source, target.open("xb") as file:
+            remaining -= _copy(source, file, remaining, archive)
     if names and all(name.endswith(NESTED_SUFFIXES) for name in names):
         raise UserError(
             f"{archive} holds another archive, '{min(names.values())}', and nothing else: unpack "
@@ -85,21 +85,21 @@ def _extract(archive: Path, folder: Path) -> None:
         )
 
 
-def _copy(source: IO[bytes], file: IO[bytes], most: int, archive: Path) -> int:
-    """Copy a member of at most `most` bytes, and return its size in bytes."""
-    done = 0
+def _copy(source: IO[bytes], file: IO[bytes], max_bytes: int, archive: Path) -> int:
+    """Copy a member of at most `max_bytes` bytes, and return its size in bytes."""
+    copied = 0
     while chunk := source.read(CHUNK):
-        done += len(chunk)
-        if done > most:
+        copied += len(chunk)
+        if copied > max_bytes:
             raise UserError(
                 f"{archive} would become more than {MAX_COMPRESSION_RATIO} times as large when "
                 "unpacked, as no images do; nothing was unpacked: do not trust this file"
             )
         file.write(chunk)
-    return done
+    return copied
 
 
-def _safe(name: str, archive: Path) -> PurePosixPath:
+def _safe_path(name: str, archive: Path) -> PurePosixPath:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in (*path.parts, "")[0]:
         raise UserError(
@@ -114,7 +114,7 @@ def _safe(name: str, archive: Path) -> PurePosixPath:
     return path
 
 
-def _require_new(path: str, names: dict[str, str], archive: Path) -> None:
+def _require_unique(path: str, names: dict[str, str], archive: Path) -> None:
     key = unicodedata.normalize("NFC", path).casefold()
     if key in names:
         raise UserError(
@@ -135,7 +135,7 @@ def _tar(archive: Path) -> Iterator[Member]:
             if member.isdir():
                 continue
             if not member.isfile():
-                raise _no_plain_file(member.name, archive)
+                raise _special_file_error(member.name, archive)
             yield member.name, partial(tar.extractfile, member)
 
 
@@ -149,12 +149,12 @@ def _zip(archive: Path) -> Iterator[Member]:
                 )
             mode = member.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _no_plain_file(member.filename, archive)
+                raise _special_file_error(member.filename, archive)
             if not member.is_dir():
                 yield member.filename, partial(zipped.open, member)
 
 
-def _no_plain_file(name: str, archive: Path) -> UserError:
+def _special_file_error(name: str, archive: Path) -> UserError:
     return UserError(
         f"{archive} holds '{quoted(name)}', a link or device; nothing was unpacked: "
         "pack plain files only"

@@ -31,18 +31,19 @@ class Split:
         rows: Columns `index.COLUMNS`, one row per readable image.
         pixels: Memory map of all images of the data set: uint8, shape (n, size, size).
         positions: Position of each row in `pixels`: int64, shape (rows,).
-        made_by: How files became pixels: see `pixels.decode_key` and `perturb.made_by`.
+        preprocessing: How files became pixels: see `pixels.decode_key` and
+            `perturb.describe_preprocessing`.
     """
 
     rows: pd.DataFrame
     pixels: np.ndarray
     positions: np.ndarray
-    made_by: str
+    preprocessing: str
 
     @property
     def digest(self) -> str:
         """64 hex digits that identify these pixels in this order, wherever their files are."""
-        return pixels_digest(self.rows, self.made_by)
+        return pixels_digest(self.rows, self.preprocessing)
 
     @property
     def images(self) -> np.ndarray:
@@ -63,7 +64,7 @@ class Dataset:
         source: What the user passed; a path is absolute.
         name: `source` without its folders.
         digest: 16 hex digits that identify the content.
-        synthetic: Whether it is the synthetic sample.
+        is_synthetic: Whether it is the synthetic sample.
         root: The folder that the user passed, or of the unpacked archive.
         base: The folder in `root` from which the rows' paths start.
         rows: Columns `index.COLUMNS`, one row per image, with the splits train, val and test.
@@ -72,7 +73,7 @@ class Dataset:
     source: str
     name: str
     digest: str
-    synthetic: bool
+    is_synthetic: bool
     root: Path
     base: Path
     rows: pd.DataFrame
@@ -83,16 +84,16 @@ class Dataset:
         return int(index.has_unknown_patient(self.rows).sum())
 
     @property
-    def licence(self) -> str:
-        """Owner and licence of the data, if known."""
-        if self.synthetic:
+    def license(self) -> str:
+        """Owner and license of the data, if known."""
+        if self.is_synthetic:
             return "made by pneumo; they show nobody"
         if self.name in REMOTE_DATASETS:
-            return REMOTE_DATASETS[self.name].licence
+            return REMOTE_DATASETS[self.name].license
         return "not known here: ask the provider of the data"
 
     @property
-    def census(self) -> dict[str, int]:
+    def file_counts(self) -> dict[str, int]:
         """Numbers of files by kind, from all that were found to identical ones.
 
         They are those of `index.count_files`, and `duplicates`: images whose file is identical to
@@ -123,9 +124,9 @@ class Dataset:
         Raises:
             UserError: More images are unreadable than allowed, or the disk cannot read a file.
         """
-        made_by = pixels.decode_key(size, resize)
+        preprocessing = pixels.decode_key(size, resize)
         decoded, unreadable = pixels.load_pixels(self.base, self.rows, size, resize)
-        images = DecodedDataset(self, decoded, unreadable, made_by)
+        images = DecodedDataset(self, decoded, unreadable, preprocessing)
         images.require_readable(max_unreadable)
         return images
 
@@ -138,22 +139,22 @@ class DecodedDataset:
         dataset: The data set.
         pixels: Memory map of all images: uint8, shape (rows of the data set, size, size).
         unreadable: Path → reason, for the images that could not be decoded.
-        made_by: How files became pixels: see `pixels.decode_key`.
+        preprocessing: How files became pixels: see `pixels.decode_key`.
     """
 
     dataset: Dataset
     pixels: np.ndarray
     unreadable: dict[str, str]
-    made_by: str
+    preprocessing: str
 
-    def require_readable(self, share: float) -> None:
-        """Raise `UserError` if more than the fraction `share` of the images is unreadable."""
+    def require_readable(self, limit: float) -> None:
+        """Raise `UserError` if more than the fraction `limit` of the images is unreadable."""
         count, total = len(self.unreadable), len(self.dataset.rows)
-        if count > share * total:
-            path, why = next(iter(self.unreadable.items()))
+        if count > limit * total:
+            path, reason = next(iter(self.unreadable.items()))
             raise UserError(
                 f"{count} of {total} images cannot be read, more than the share "
-                f"max_unreadable={share}; the first is {path} ({quoted(why)}): "
+                f"max_unreadable={limit}; the first is {path} ({quoted(reason)}): "
                 "fix or remove them (explore lists them all), or allow more"
             )
 
@@ -164,21 +165,23 @@ class DecodedDataset:
             UserError: A class has no readable image in the split.
         """
         rows = self.dataset.rows
-        chosen = self._readable & (rows["split"] == name).to_numpy()
+        is_chosen = self._readable & (rows["split"] == name).to_numpy()
         for label, class_name in enumerate(index.CLASSES):
-            if not (chosen & (rows["label"] == label)).any():
+            if not (is_chosen & (rows["label"] == label)).any():
                 raise UserError(
                     f"{name} must hold images of {class_name} that can be read, and has none "
                     f"({len(self.unreadable)} cannot be read); fix or replace them"
                 )
-        positions = np.flatnonzero(chosen)
-        return Split(rows[chosen].reset_index(drop=True), self.pixels, positions, self.made_by)
+        positions = np.flatnonzero(is_chosen)
+        return Split(
+            rows[is_chosen].reset_index(drop=True), self.pixels, positions, self.preprocessing
+        )
 
     def used_files(self) -> pd.DataFrame:
         """Return the readable training and validation images: columns split, patient, sha256."""
         rows = self.dataset.rows
-        used = self._readable & (rows["split"] != "test").to_numpy()
-        return rows.loc[used, ["split", "patient", "sha256"]]
+        is_used = self._readable & (rows["split"] != "test").to_numpy()
+        return rows.loc[is_used, ["split", "patient", "sha256"]]
 
     def counts(self) -> pd.DataFrame:
         """Count readable images and their patients: columns split, class, images, patients."""
@@ -214,14 +217,14 @@ def published_splits(split: str) -> tuple[str]:
 
 
 def open_dataset(
-    data: str, needs: tuple[str, ...] = ("train",), in_conflict: bool = False
+    data: str, required_splits: tuple[str, ...] = ("train",), allow_conflicts: bool = False
 ) -> Dataset:
     """Open a data set, index it and split it.
 
     Args:
         data: `sample`, one of `REMOTE_DATASETS`, or the path of a folder, a `.zip` or a `.tar.gz`.
-        needs: Splits that the data set must have, as it is published: `train`, `test`.
-        in_conflict: Whether images may contradict each other: see `raise_on_conflicts`.
+        required_splits: Splits that the data set must have, as it is published: `train`, `test`.
+        allow_conflicts: Whether images may contradict each other: see `raise_on_conflicts`.
 
     Returns:
         The data set; its images are not decoded yet.
@@ -236,15 +239,15 @@ def open_dataset(
         rows = index.build_index(base)
         if data in REMOTE_DATASETS:
             check_image_counts(rows, REMOTE_DATASETS[data])
-        for split in sorted({*needs, *rows["split"]}):
+        for split in sorted({*required_splits, *rows["split"]}):
             _require_both_classes(rows, split, base)
-        if not in_conflict:
+        if not allow_conflicts:
             raise_on_conflicts(base, rows)
     return Dataset(
         source=data if data == name else str(Path(os.path.expanduser(data)).absolute()),
         name=name,
         digest=index.digest(rows),
-        synthetic=data == SAMPLE,
+        is_synthetic=data == SAMPLE,
         root=root,
         base=base,
         rows=split_validation(rows),
@@ -275,8 +278,8 @@ def _name_source_in_errors(root: Path, data: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        called = quoted(data) if cache.is_in_cache(root) else str(root)
-        raise UserError(str(error).replace(str(root), called)) from None
+        source_name = quoted(data) if cache.is_in_cache(root) else str(root)
+        raise UserError(str(error).replace(str(root), source_name)) from None
 
 
 def _require_both_classes(rows: pd.DataFrame, split: str, base: Path) -> None:

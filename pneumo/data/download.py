@@ -31,14 +31,14 @@ class RemoteDataset:
         file_name: Name of the archive.
         sha256: SHA-256 of the archive.
         images: Published split → number of images.
-        licence: Owner and licence of the data.
+        license: Owner and license of the data.
     """
 
     url: str
     file_name: str
     sha256: str
     images: dict[str, int]
-    licence: str
+    license: str
 
 
 REMOTE_DATASETS = {
@@ -85,9 +85,9 @@ def check_image_counts(rows: pd.DataFrame, source: RemoteDataset) -> None:
     Raises:
         UserError: The numbers differ.
     """
-    found = rows["split"].value_counts().to_dict()
-    if found != source.images:
-        raise UserError(f"{source.file_name} must hold {source.images} images: got {found}")
+    counts = rows["split"].value_counts().to_dict()
+    if counts != source.images:
+        raise UserError(f"{source.file_name} must hold {source.images} images: got {counts}")
 
 
 def _download(source: RemoteDataset, file: Path) -> None:
@@ -101,8 +101,8 @@ def _download(source: RemoteDataset, file: Path) -> None:
         raise _failure(source, f"the server answered {error.response.status_code}") from None
     except requests.RequestException as error:
         raise _failure(source, f"the connection failed ({type(error).__name__})") from None
-    with part.open("rb") as received:
-        sha256 = hashlib.file_digest(received, "sha256").hexdigest()
+    with part.open("rb") as downloaded:
+        sha256 = hashlib.file_digest(downloaded, "sha256").hexdigest()
     if sha256 != source.sha256:
         part.unlink()  # a later attempt cannot resume from it
         raise _failure(source, f"what came has another sha256, {sha256}")
@@ -122,11 +122,11 @@ def _download_with_retries(source: RemoteDataset, part: Path) -> None:
     """Fill `part`, over as many connections as needed while each of them brings bytes."""
     failures = 0
     while True:
-        before = _size(part)
+        size_before = _size(part)
         try:
-            return _download_once(source, part, before)
+            return _download_once(source, part, size_before)
         except requests.RequestException:
-            failures = 1 if _size(part) > before else failures + 1
+            failures = 1 if _size(part) > size_before else failures + 1
             if failures == MAX_ATTEMPTS:
                 raise
             seconds = INITIAL_BACKOFF * 2 ** (failures - 1)
@@ -134,29 +134,29 @@ def _download_with_retries(source: RemoteDataset, part: Path) -> None:
             time.sleep(seconds)
 
 
-def _download_once(source: RemoteDataset, part: Path, done: int) -> None:
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
-    with requests.get(source.url, headers=headers, stream=True, timeout=READ_TIMEOUT) as answer:
-        _require_same_scheme(source, answer)
-        if answer.status_code == requests.codes.requested_range_not_satisfiable:
+def _download_once(source: RemoteDataset, part: Path, offset: int) -> None:
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
+    with requests.get(source.url, headers=headers, stream=True, timeout=READ_TIMEOUT) as response:
+        _require_same_scheme(source, response)
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
             return  # nothing is missing
-        answer.raise_for_status()
-        goes_on = answer.status_code == requests.codes.partial_content
-        megabytes = int(answer.headers.get("Content-Length", 0)) // CHUNK
-        chunks = answer.iter_content(CHUNK)
-        with part.open("ab" if goes_on else "wb") as file:
+        response.raise_for_status()
+        is_partial = response.status_code == requests.codes.partial_content
+        megabytes = int(response.headers.get("Content-Length", 0)) // CHUNK
+        chunks = response.iter_content(CHUNK)
+        with part.open("ab" if is_partial else "wb") as file:
             for chunk in track(chunks, megabytes, f"Downloading {source.file_name}", "MB"):
                 file.write(chunk)
                 if file.tell() > MAX_BYTES:
                     raise _failure(source, f"the server sent more than {MAX_BYTES:,} bytes")
 
 
-def _require_same_scheme(source: RemoteDataset, answer: requests.Response) -> None:
+def _require_same_scheme(source: RemoteDataset, response: requests.Response) -> None:
     """Raise `UserError` if a redirect leaves https: others could change what it sends."""
-    wanted = urlsplit(source.url).scheme
-    for step in (*answer.history, answer):
-        if urlsplit(step.url).scheme != wanted:
-            raise _failure(source, f"the server led from {wanted} to {step.url}")
+    scheme = urlsplit(source.url).scheme
+    for redirect in (*response.history, response):
+        if urlsplit(redirect.url).scheme != scheme:
+            raise _failure(source, f"the server led from {scheme} to {redirect.url}")
 
 
 def _size(part: Path) -> int:

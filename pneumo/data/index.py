@@ -53,7 +53,7 @@ def build_index(root: Path) -> pd.DataFrame:
     patients = _listed_patients(base, paths)
     digests = map_in_threads(_sha256, [files[path] for path in paths])
     rows = [
-        (*_row(path, patients.get(path)), digest)
+        (*_parse_path(path, patients.get(path)), digest)
         for path, digest in zip(paths, digests, strict=True)
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -117,27 +117,33 @@ def find_split_root(root: Path) -> Path:
     if not bases:
         raise UserError(
             f"{root} holds no data set: a data set has folders train/NORMAL, train/PNEUMONIA, "
-            f"test/NORMAL and test/PNEUMONIA, and here is {_folders(root)}; give a folder or "
+            f"test/NORMAL and test/PNEUMONIA, and here is {_list_folders(root)}; give a folder or "
             "archive that does, or rename what is here"
         )
     return min(bases, key=lambda base: (len(base.parts), base))
 
 
-def _folders(root: Path, most: int = 6) -> str:
+def _list_folders(root: Path, max_listed: int = 6) -> str:
     """Return the folders in a folder, and in those, as text for a message."""
-    found = [it for pattern in ("*", "*/*") for it in root.glob(pattern) if it.is_dir()]
-    names = sorted(it.relative_to(root).as_posix() for it in found if not is_junk(it, root))
-    more = [f"{len(names) - most} more"] if len(names) > most else []
-    return ", ".join([*names[:most], *more]) or "no folder"
+    folders = [
+        folder for pattern in ("*", "*/*") for folder in root.glob(pattern) if folder.is_dir()
+    ]
+    names = sorted(
+        folder.relative_to(root).as_posix() for folder in folders if not is_junk(folder, root)
+    )
+    remainder = [f"{len(names) - max_listed} more"] if len(names) > max_listed else []
+    return ", ".join([*names[:max_listed], *remainder]) or "no folder"
 
 
 def _require_known_folders(base: Path) -> None:
     splits = [base / name for name in SPLIT_OF_FOLDER if (base / name).is_dir()]
-    unknown = [it for split in splits for it in split.iterdir() if it.name not in CLASSES]
-    others = (it for it in base.iterdir() if it.name not in SPLIT_OF_FOLDER)
-    unknown += [it for it in others if any((it / name).is_dir() for name in CLASSES)]
-    names = [it.relative_to(base).as_posix() for it in unknown if it.is_dir()]
-    if names := sorted(it for it in names if not is_junk(base / it, base)):
+    unknown = [
+        folder for split in splits for folder in split.iterdir() if folder.name not in CLASSES
+    ]
+    others = (folder for folder in base.iterdir() if folder.name not in SPLIT_OF_FOLDER)
+    unknown += [folder for folder in others if any((folder / name).is_dir() for name in CLASSES)]
+    names = [folder.relative_to(base).as_posix() for folder in unknown if folder.is_dir()]
+    if names := sorted(folder for folder in names if not is_junk(base / folder, base)):
         raise UserError(
             f"{base} must hold no classes but NORMAL and PNEUMONIA, in no folders but train, val "
             f"and test: found {', '.join(names[:6])}; rename it, or move it elsewhere"
@@ -146,10 +152,10 @@ def _require_known_folders(base: Path) -> None:
 
 def require_text(paths: Collection[str]) -> None:
     """Raise `UserError` if a path cannot be printed and stored as text."""
-    if odd := [path for path in paths if not is_printable_text(path)]:
+    if bad := [path for path in paths if not is_printable_text(path)]:
         raise UserError(
-            f"file names must be UTF-8 without control characters: got {len(odd)} of {len(paths)} "
-            f"that are not, the first '{quoted(odd[0])}'; rename them, as with "
+            f"file names must be UTF-8 without control characters: got {len(bad)} of {len(paths)} "
+            f"that are not, the first '{quoted(bad[0])}'; rename them, as with "
             "convmv -r -f latin1 -t utf8 --notest FOLDER"
         )
 
@@ -210,7 +216,7 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(read_file(file)).hexdigest()
 
 
-def _row(path: str, listed_patient: str | None) -> tuple[str, int, str, str, str]:
+def _parse_path(path: str, listed_patient: str | None) -> tuple[str, int, str, str, str]:
     folder, class_name, file_name = path.split("/")
     match = PATIENT_PATTERN.match(file_name)
     patient = listed_patient or (match[0] if match else file_name)

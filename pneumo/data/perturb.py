@@ -86,7 +86,7 @@ PERTURBATIONS: dict[str, tuple[Operation, float, float]] = {
 
 # Perturbations that the images of a split get in turn: all of them, or the strongest blur alone
 ALL_PERTURBATIONS = tuple(
-    (name, amount) for name, (_, *ends) in PERTURBATIONS.items() for amount in ends
+    (name, amount) for name, (_, *specs) in PERTURBATIONS.items() for amount in specs
 )
 BLUR_ONLY = (("blur", PERTURBATIONS["blur"][2]),)
 
@@ -105,41 +105,43 @@ def perturb(image: np.ndarray, name: str, amount: float) -> np.ndarray:
     return np.asarray(PERTURBATIONS[name][0](Image.fromarray(image), amount))
 
 
-def made_by(split: Split, ends: PerturbationSpecs) -> str:
-    """Return `Split.made_by` of what `perturb_split` returns, without computing it.
+def describe_preprocessing(split: Split, specs: PerturbationSpecs) -> str:
+    """Return `Split.preprocessing` of what `perturb_split` returns, without computing it.
 
     Args:
         split: The split before the perturbation.
-        ends: Perturbations, as `perturb_split` takes them.
+        specs: Perturbations, as `perturb_split` takes them.
     """
-    return f"{split.made_by} perturbed {PERTURBATION_VERSION} {ends}"
+    return f"{split.preprocessing} perturbed {PERTURBATION_VERSION} {specs}"
 
 
-def perturb_split(split: Split, ends: PerturbationSpecs) -> Split:
+def perturb_split(split: Split, specs: PerturbationSpecs) -> Split:
     """Perturb each image of a split by one of several perturbations in turn.
 
     The result is cached, because all runs on the same data and at the same size need it.
 
     Args:
         split: The split.
-        ends: Names and amounts; image i gets number i modulo their count.
+        specs: Names and amounts; image i gets number i modulo their count.
 
     Returns:
         The split with perturbed pixels.
     """
-    described = made_by(split, ends)
-    key = hashlib.sha256(f"{split.digest} {described}".encode()).hexdigest()
+    preprocessing = describe_preprocessing(split, specs)
+    key = hashlib.sha256(f"{split.digest} {preprocessing}".encode()).hexdigest()
 
-    def change(positions: np.ndarray, places: np.ndarray) -> np.ndarray:
-        pairs = zip(split.pixels[positions], places, strict=True)
-        return np.stack([perturb(image, *ends[place % len(ends)]) for image, place in pairs])
+    def change(positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        pairs = zip(split.pixels[positions], numbers, strict=True)
+        return np.stack([perturb(image, *specs[number % len(specs)]) for image, number in pairs])
 
     def fill(draft: Path) -> None:
         cache.require_space(draft, len(split.positions) * split.pixels[0].nbytes)
-        places = np.arange(len(split.positions))
+        numbers = np.arange(len(split.positions))
         np.save(
-            draft / PIXELS_FILE, np.concatenate(list(map_batches(change, split.positions, places)))
+            draft / PIXELS_FILE, np.concatenate(list(map_batches(change, split.positions, numbers)))
         )
 
     pixels = np.load(cache.get_or_build(f"perturbed/{key}", fill) / PIXELS_FILE, mmap_mode="r")
-    return replace(split, pixels=pixels, positions=np.arange(len(pixels)), made_by=described)
+    return replace(
+        split, pixels=pixels, positions=np.arange(len(pixels)), preprocessing=preprocessing
+    )

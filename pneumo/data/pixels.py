@@ -27,14 +27,14 @@ def decode_key(size: int, resize: str) -> str:
     return f"{DECODER_VERSION} {size} {resize}"
 
 
-def pixels_digest(rows: pd.DataFrame, made_by: str) -> str:
+def pixels_digest(rows: pd.DataFrame, preprocessing: str) -> str:
     """Return 64 hex digits that identify the pixels of an index's images, in its order.
 
     Args:
         rows: The index, of which the column sha256 counts.
-        made_by: How files become pixels: see `decode_key`.
+        preprocessing: How files become pixels: see `decode_key`.
     """
-    return hashlib.sha256("\n".join([made_by, *rows["sha256"]]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([preprocessing, *rows["sha256"]]).encode()).hexdigest()
 
 
 def load_pixels(
@@ -61,7 +61,7 @@ def load_pixels(
     files = [base / path for path in rows["path"]]
     folder = cache.get_or_build(f"pixels/{key}", lambda draft: _fill(draft, files, size, resize))
     reasons = json.loads((folder / "unreadable.json").read_text())
-    unreadable = {rows["path"].iloc[int(position)]: why for position, why in reasons.items()}
+    unreadable = {rows["path"].iloc[int(position)]: reason for position, reason in reasons.items()}
     return np.load(folder / "pixels.npy", mmap_mode="r"), unreadable
 
 
@@ -83,8 +83,8 @@ def _fill(folder: Path, files: list[Path], size: int, resize: str) -> None:
                 return str(error)
 
         with closing(map_in_threads(decoded, files)) as results:
-            shown = track(results, len(files), f"Decoding to {size} px")
-            for position, image in enumerate(shown):
+            images = track(results, len(files), f"Decoding to {size} px")
+            for position, image in enumerate(images):
                 if isinstance(image, str):
                     unreadable[position] = image
                 else:

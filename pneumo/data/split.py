@@ -101,8 +101,8 @@ def _is_image(file: Path) -> bool:
     return True
 
 
-def _are(found: list) -> str:
-    return "is" if len(found) == 1 else "are"
+def _are(items: list) -> str:
+    return "is" if len(items) == 1 else "are"
 
 
 def split_validation(rows: pd.DataFrame) -> pd.DataFrame:
@@ -118,7 +118,7 @@ def split_validation(rows: pd.DataFrame) -> pd.DataFrame:
     train = rows[rows["split"] == "train"]
     train = train.assign(patient=_patient_groups(train))
     label_of_patient = train.groupby("patient")["label"].max()
-    chosen: list[str] = []
+    chosen_patients: list[str] = []
     for label, patients in label_of_patient.groupby(label_of_patient):
         names = sorted(patients.index, key=lambda name: hashlib.sha256(name.encode()).digest())
         if len(names) < 2:
@@ -126,8 +126,8 @@ def split_validation(rows: pd.DataFrame) -> pd.DataFrame:
                 f"train/{CLASSES[label]} must hold images of two patients or more, one of them for "
                 f"validation: got {len(names)}; add images or check their names"
             )
-        chosen += names[: max(1, round(VALIDATION_FRACTION * len(names)))]
-    is_val = rows.index.isin(train.index[train["patient"].isin(chosen)])
+        chosen_patients += names[: max(1, round(VALIDATION_FRACTION * len(names)))]
+    is_val = rows.index.isin(train.index[train["patient"].isin(chosen_patients)])
     return rows.assign(split=rows["split"].mask(is_val, "val"))
 
 
@@ -138,8 +138,8 @@ def _patient_groups(rows: pd.DataFrame) -> pd.Series:
     """
     names = rows["patient"]
     while True:
-        tied = names.groupby(rows["sha256"]).transform("min")
-        tied = tied.groupby(rows["patient"]).transform("min")
-        if tied.equals(names):
+        merged = names.groupby(rows["sha256"]).transform("min")
+        merged = merged.groupby(rows["patient"]).transform("min")
+        if merged.equals(names):
             return names
-        names = tied
+        names = merged

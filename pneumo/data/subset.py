@@ -14,7 +14,7 @@ from pneumo.runtime.console import track
 from pneumo.runtime.errors import UserError, quoted
 
 
-def write_subset(dataset: Dataset, listed: Path, out: Path) -> None:
+def write_subset(dataset: Dataset, list_file: Path, out: Path) -> None:
     """Copy all training images of a data set, and those of its test images that a file lists.
 
     Files are copied and not linked, so that a later change of the copy changes neither the original
@@ -22,7 +22,7 @@ def write_subset(dataset: Dataset, listed: Path, out: Path) -> None:
 
     Args:
         dataset: The data set.
-        listed: Text file in UTF-8 with one path per line, as in the data set: `test/CLASS/FILE`.
+        list_file: Text file in UTF-8 with one path per line, as in the data set: `test/CLASS/FILE`.
         out: Folder to write: new or empty, in a folder that exists.
 
     Raises:
@@ -30,12 +30,12 @@ def write_subset(dataset: Dataset, listed: Path, out: Path) -> None:
             The data set is synthetic, so that its copy would pass for real images. A file cannot be
             read. Or `out` is not free or cannot be written.
     """
-    if dataset.synthetic:
+    if dataset.is_synthetic:
         raise UserError(
             f"test_images selects from real images, and {dataset.name} is synthetic; give other "
             "data, or leave out test_images and out"
         )
-    rows = _select(dataset, listed)
+    rows = _select(dataset, list_file)
     draft = out.with_name(f".{out.name}.{uuid4().hex}")
     try:
         _require_free(out)
@@ -50,9 +50,9 @@ def write_subset(dataset: Dataset, listed: Path, out: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _select(dataset: Dataset, listed: Path) -> pd.DataFrame:
+def _select(dataset: Dataset, list_file: Path) -> pd.DataFrame:
     """Return the rows of the training images and of the test images that are listed."""
-    rows, names = dataset.rows, _read_list(listed)
+    rows, names = dataset.rows, _read_list(list_file)
     is_test = rows["split"] == "test"
     if unknown := sorted(names - set(rows["path"][is_test])):
         raise UserError(
@@ -64,7 +64,7 @@ def _select(dataset: Dataset, listed: Path) -> pd.DataFrame:
     for label, class_name in enumerate(CLASSES):
         if not (is_listed & (rows["label"] == label)).any():
             raise UserError(
-                f"test_images must list images of both classes: '{quoted(listed)}' has none in "
+                f"test_images must list images of both classes: '{quoted(list_file)}' has none in "
                 f"test/{class_name}; add some"
             )
     return rows[is_listed | ~is_test]
@@ -96,7 +96,7 @@ def _copy(base: Path, paths: Collection[str], folder: Path) -> None:
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(read_file(base / path))
-    listed = base / "patients.csv"
-    if listed.is_file():
-        table = read_table(listed)
-        table[table["path"].isin(paths)].to_csv(folder / listed.name, index=False)
+    patients_file = base / "patients.csv"
+    if patients_file.is_file():
+        table = read_table(patients_file)
+        table[table["path"].isin(paths)].to_csv(folder / patients_file.name, index=False)

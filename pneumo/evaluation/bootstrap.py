@@ -37,16 +37,16 @@ def resample_patients(
     positive = predictions["label"].to_numpy() == 1
     patients, patient_of = np.unique(predictions["patient"], return_inverse=True)
     rng = np.random.default_rng(seed)
-    drawn = np.empty((draws, len(predictions)), np.int32)
-    for sample in drawn:
+    counts = np.empty((draws, len(predictions)), np.int32)
+    for sample in counts:
         # Several times as fast as `rng.multinomial` for thousands of patients
         chosen = rng.integers(len(patients), size=len(patients))
         sample[:] = np.bincount(chosen, minlength=len(patients))[patient_of]
-    both = (drawn @ positive > 0) & (drawn @ ~positive > 0)
-    return drawn if both.all() else drawn[both]
+    has_both = (counts @ positive > 0) & (counts @ ~positive > 0)
+    return counts if has_both.all() else counts[has_both]
 
 
-def bootstrap_auc(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
+def bootstrap_auc(predictions: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
     """Compute the area under the ROC curve of each sample.
 
     A pair of a positive and a negative image is in order if the positive one has the higher
@@ -55,7 +55,7 @@ def bootstrap_auc(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
 
     Args:
         predictions: Columns label (0 or 1) and probability.
-        drawn: Integers of shape (samples, images), as `resample_patients` returns them, with both
+        counts: Integers of shape (samples, images), as `resample_patients` returns them, with both
             classes in each sample.
 
     Returns:
@@ -64,22 +64,26 @@ def bootstrap_auc(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
     labels, values = predictions["label"].to_numpy(), predictions["probability"].to_numpy()
     positive, negative = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
     negative = negative[np.argsort(values[negative])]
-    places = [
+    ranks = [
         np.searchsorted(values[negative], values[positive], side) for side in ("left", "right")
     ]
 
     def of_block(block: np.ndarray) -> np.ndarray:
-        of_image = block.T.astype(np.int64)  # samples of an image adjacent in memory
-        n_lower = np.zeros((len(negative) + 1, len(block)), np.int64)  # negatives below each rank
-        np.cumsum(of_image[negative], axis=0, out=n_lower[1:])
-        of_positive = of_image[positive]
-        twice = sum(np.einsum("is,is->s", of_positive, n_lower[place]) for place in places)
-        return twice / (2 * of_positive.sum(axis=0) * n_lower[-1])
+        image_counts = block.T.astype(np.int64)  # samples of an image adjacent in memory
+        n_negatives_below = np.zeros(
+            (len(negative) + 1, len(block)), np.int64
+        )  # negatives below each rank
+        np.cumsum(image_counts[negative], axis=0, out=n_negatives_below[1:])
+        positive_counts = image_counts[positive]
+        doubled = sum(
+            np.einsum("is,is->s", positive_counts, n_negatives_below[rank]) for rank in ranks
+        )
+        return doubled / (2 * positive_counts.sum(axis=0) * n_negatives_below[-1])
 
-    return _in_blocks(of_block, drawn)
+    return _in_blocks(of_block, counts)
 
 
-def roc_band(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
+def roc_band(predictions: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
     """Compute the 95 % confidence band of sensitivity at each false positive rate in `CURVE_GRID`.
 
     Its bounds are percentiles of the samples, point by point. Unlike an interval of `intervals` it
@@ -87,27 +91,27 @@ def roc_band(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
 
     Args:
         predictions: Columns label (0 or 1) and probability.
-        drawn: As in `bootstrap_auc`.
+        counts: As in `bootstrap_auc`.
 
     Returns:
         Lower and upper bounds: float64 array of shape (2, points).
     """
 
     def of_block(block: np.ndarray) -> np.ndarray:
-        counts = _counts_above(predictions, block)
-        positive, negative = (np.pad(it, ((0, 0), (1, 0))) for it in counts)
+        sample_counts = _counts_above(predictions, block)
+        positive, negative = (np.pad(it, ((0, 0), (1, 0))) for it in sample_counts)
         curves = zip(negative / negative[:, -1:], positive / positive[:, -1:], strict=True)
         return np.stack([np.interp(CURVE_GRID, x, y) for x, y in curves])
 
-    return np.percentile(_in_blocks(of_block, drawn), CI_PERCENTILES, axis=0)
+    return np.percentile(_in_blocks(of_block, counts), CI_PERCENTILES, axis=0)
 
 
-def precision_band(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
+def precision_band(predictions: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
     """Compute the 95 % confidence band of precision at each sensitivity in `CURVE_GRID`.
 
     Args:
         predictions: Columns label (0 or 1) and probability.
-        drawn: As in `bootstrap_auc`.
+        counts: As in `bootstrap_auc`.
 
     Returns:
         Lower and upper bounds, as in `roc_band`: float64 array of shape (2, points).
@@ -115,31 +119,41 @@ def precision_band(predictions: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
 
     def of_block(block: np.ndarray) -> np.ndarray:
         positive, negative = _counts_above(predictions, block)
-        reached = positive / positive[:, -1:]
-        places = np.stack([np.searchsorted(it, CURVE_GRID) for it in reached])
-        positive, negative = (np.take_along_axis(it, places, axis=1) for it in (positive, negative))
-        called = positive + negative
-        return np.divide(positive, called, out=np.ones(called.shape), where=called > 0)
+        sensitivity = positive / positive[:, -1:]
+        places = np.stack([np.searchsorted(array, CURVE_GRID) for array in sensitivity])
+        positive, negative = (
+            np.take_along_axis(array, places, axis=1) for array in (positive, negative)
+        )
+        n_predicted_positive = positive + negative
+        return np.divide(
+            positive,
+            n_predicted_positive,
+            out=np.ones(n_predicted_positive.shape),
+            where=n_predicted_positive > 0,
+        )
 
-    return np.percentile(_in_blocks(of_block, drawn), CI_PERCENTILES, axis=0)
+    return np.percentile(_in_blocks(of_block, counts), CI_PERCENTILES, axis=0)
 
 
-def _in_blocks(function: Callable[[np.ndarray], np.ndarray], drawn: np.ndarray) -> np.ndarray:
+def _in_blocks(function: Callable[[np.ndarray], np.ndarray], counts: np.ndarray) -> np.ndarray:
     """Apply a function to blocks of samples, because all samples at once would need gigabytes."""
     return np.concatenate(
-        [function(drawn[start : start + BLOCK_SIZE]) for start in range(0, len(drawn), BLOCK_SIZE)]
+        [
+            function(counts[start : start + BLOCK_SIZE])
+            for start in range(0, len(counts), BLOCK_SIZE)
+        ]
     )
 
 
-def _counts_above(predictions: pd.DataFrame, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _counts_above(predictions: pd.DataFrame, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Count positive and negative images at or above each distinct probability, highest first."""
     labels, values = predictions["label"].to_numpy(), predictions["probability"].to_numpy()
     order = np.argsort(-values, kind="stable")
     last_of_equals = np.flatnonzero(np.diff(values[order], append=-np.inf))
-    drawn, labels = drawn[:, order], labels[order].astype(drawn.dtype)
+    counts, labels = counts[:, order], labels[order].astype(counts.dtype)
     positive, every = (
-        np.cumsum(counts, axis=1, dtype=drawn.dtype)[:, last_of_equals]
-        for counts in (drawn * labels, drawn)
+        np.cumsum(weighted, axis=1, dtype=counts.dtype)[:, last_of_equals]
+        for weighted in (counts * labels, counts)
     )
     return positive, every - positive
 
@@ -153,8 +167,8 @@ class Comparison:
         low: Lower bound of its 95 % confidence interval, from samples of patients that both models
             share.
         high: Upper bound.
-        first_only: Number of images that only the first model classifies correctly.
-        second_only: Number of images that only the second model classifies correctly.
+        only_first_correct: Number of images that only the first model classifies correctly.
+        only_second_correct: Number of images that only the second model classifies correctly.
         sensitivity_difference: Sensitivity of the second minus that of the first, each at its own
             threshold.
         sensitivity_low: Lower bound of its 95 % interval: see `paired_difference_interval`.
@@ -164,8 +178,8 @@ class Comparison:
     auc_difference: float
     low: float
     high: float
-    first_only: int
-    second_only: int
+    only_first_correct: int
+    only_second_correct: int
     sensitivity_difference: float
     sensitivity_low: float
     sensitivity_high: float
@@ -179,7 +193,9 @@ def is_paired(first: pd.DataFrame, second: pd.DataFrame) -> bool:
         second: The same columns.
     """
     columns = ["path", "patient", "label"]
-    first, second = (it[columns].sort_values("path", ignore_index=True) for it in (first, second))
+    first, second = (
+        table[columns].sort_values("path", ignore_index=True) for table in (first, second)
+    )
     return first.equals(second)
 
 
@@ -208,23 +224,26 @@ def compare_models(
         ValueError: The predictions are not for the same images, labels and patients.
     """
     first, second = _align(first, first), _align(second, first)
-    drawn = resample_patients(first, draws, seed)
+    counts = resample_patients(first, draws, seed)
     low, high = np.percentile(
-        bootstrap_auc(second, drawn) - bootstrap_auc(first, drawn), CI_PERCENTILES
+        bootstrap_auc(second, counts) - bootstrap_auc(first, counts), CI_PERCENTILES
     )
-    once = np.ones((1, len(first)), int)
-    right = [
-        (it["probability"] >= threshold) == (it["label"] == 1)
-        for it, threshold in zip((first, second), thresholds, strict=True)
+    original = np.ones((1, len(first)), int)
+    is_correct = [
+        (table["probability"] >= threshold) == (table["label"] == 1)
+        for table, threshold in zip((first, second), thresholds, strict=True)
     ]
-    first_only, second_only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    first_only, second_only = (
+        int((is_correct[0] & ~is_correct[1]).sum()),
+        int((is_correct[1] & ~is_correct[0]).sum()),
+    )
     positive = first["label"] == 1
     images, *hits = (
-        it.groupby(first["patient"]).sum().to_numpy()
-        for it in (positive, positive & right[0], positive & right[1])
+        table.groupby(first["patient"]).sum().to_numpy()
+        for table in (positive, positive & is_correct[0], positive & is_correct[1])
     )
     return Comparison(
-        float((bootstrap_auc(second, once) - bootstrap_auc(first, once))[0]),
+        float((bootstrap_auc(second, original) - bootstrap_auc(first, original))[0]),
         float(low),
         float(high),
         first_only,
@@ -284,12 +303,12 @@ def bound_improvement(
         ValueError: Two of the predictions are not for the same images, labels and patients.
     """
     baseline = _align(baseline, baseline)
-    once = np.ones((1, len(baseline)), int)  # the original images, before the samples
-    drawn = np.vstack([once, resample_patients(baseline, draws, seed)])
-    of_baseline = bootstrap_auc(baseline, drawn)
+    original = np.ones((1, len(baseline)), int)  # the original images, before the samples
+    counts = np.vstack([original, resample_patients(baseline, draws, seed)])
+    baseline_aucs = bootstrap_auc(baseline, counts)
 
     def compare_trial(trial: pd.DataFrame) -> tuple[float, np.ndarray]:
-        differences = bootstrap_auc(_align(trial, baseline), drawn) - of_baseline
+        differences = bootstrap_auc(_align(trial, baseline), counts) - baseline_aucs
         return differences[0], differences[1:] - differences[0]
 
     difference, largest = compare_trial(best)

@@ -38,7 +38,7 @@ class ScoredPredictions:
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics of `metrics.compute_metrics`."""
-        labels, probabilities = (self.predictions[it] for it in ("label", "probability"))
+        labels, probabilities = (self.predictions[column] for column in ("label", "probability"))
         return metrics.compute_metrics(labels.to_numpy(), probabilities.to_numpy(), self.threshold)
 
     def metrics_with_intervals(self) -> dict[str, float]:
@@ -61,11 +61,11 @@ class EvaluatedModel(ScoredPredictions):
 
     Attributes:
         title: Name of the model for users.
-        synthetic: Whether it was trained on synthetic images.
+        is_synthetic: Whether it was trained on synthetic images.
     """
 
     title: str
-    synthetic: bool
+    is_synthetic: bool
 
 
 @dataclass(frozen=True)
@@ -89,17 +89,17 @@ class Decision:
 
     Attributes:
         reasons: Reasons for a rejection.
-        figures: `candidate_…` and `champion_…` as `EvaluatedModel.metrics`, and the differences
+        metrics: `candidate_…` and `champion_…` as `EvaluatedModel.metrics`, and the differences
             between the two; the same with a prefix for each further reference of `REFERENCES`.
         champion_vacant: Reason why the decision was made without the champion, or ''.
     """
 
     reasons: list[str]
-    figures: dict[str, float]
+    metrics: dict[str, float]
     champion_vacant: str = ""
 
     @property
-    def promoted(self) -> bool:
+    def is_promoted(self) -> bool:
         """Whether the candidate passes the gate."""
         return not self.reasons
 
@@ -138,21 +138,23 @@ def gate(
         ValueError: The predictions are not for the same images.
     """
     metrics = candidate.metrics()
-    figures = {f"candidate_{name}": value for name, value in metrics.items()}
-    reasons = list(_below_the_floors(metrics))
-    if synthetic_images and not all(it.synthetic for it in (candidate, *references.values())):
+    decision_metrics = {f"candidate_{name}": value for name, value in metrics.items()}
+    reasons = list(_limit_reasons(metrics))
+    if synthetic_images and not all(
+        model.is_synthetic for model in (candidate, *references.values())
+    ):
         reasons.append("the images are synthetic and say nothing of a model of real ones")
     for prefix, reference in references.items():
-        if candidate.synthetic and not reference.synthetic:
+        if candidate.is_synthetic and not reference.is_synthetic:
             reasons.append(demo_after_real(candidate.title, reference.title))
-        compared = _compared(candidate, reference)
-        figures |= {f"{prefix}{name}": value for name, value in compared.items()}
+        compared = _compare_with_champion(candidate, reference)
+        decision_metrics |= {f"{prefix}{name}": value for name, value in compared.items()}
         title = f"{reference.title}{f', the {REFERENCES[prefix]}' if prefix else ''}"
         if prefix == MOST_SENSITIVE:
-            reasons += _less_sensitive(compared, title, margins.sensitivity)
+            reasons += _sensitivity_reasons(compared, title, margins.sensitivity)
         else:
-            reasons += _inferior(compared, title, margins)
-    return Decision(reasons, figures)
+            reasons += _inferiority_reasons(compared, title, margins)
+    return Decision(reasons, decision_metrics)
 
 
 def demo_after_real(candidate: str, champion: str) -> str:
@@ -165,23 +167,25 @@ def demo_after_real(candidate: str, champion: str) -> str:
     return f"{candidate} was trained on synthetic images, {champion} on real ones"
 
 
-def _compared(candidate: EvaluatedModel, champion: EvaluatedModel) -> dict[str, float]:
+def _compare_with_champion(candidate: EvaluatedModel, champion: EvaluatedModel) -> dict[str, float]:
     """Return the champion's metrics, and the differences candidate − champion."""
-    found = candidate.compare_with(champion)
+    comparison = candidate.compare_with(champion)
     return {
         **{f"champion_{name}": value for name, value in champion.metrics().items()},
-        "auc_difference": found.auc_difference,
-        "auc_difference_low": found.low,
-        "auc_difference_high": found.high,
-        "sensitivity_difference": found.sensitivity_difference,
-        "sensitivity_difference_low": found.sensitivity_low,
-        "sensitivity_difference_high": found.sensitivity_high,
-        "champion_alone_right": found.first_only,
-        "candidate_alone_right": found.second_only,
+        "auc_difference": comparison.auc_difference,
+        "auc_difference_low": comparison.low,
+        "auc_difference_high": comparison.high,
+        "sensitivity_difference": comparison.sensitivity_difference,
+        "sensitivity_difference_low": comparison.sensitivity_low,
+        "sensitivity_difference_high": comparison.sensitivity_high,
+        "champion_only_correct": comparison.only_first_correct,
+        "candidate_only_correct": comparison.only_second_correct,
     }
 
 
-def _inferior(compared: Mapping[str, float], champion: str, margins: Margins) -> Iterator[str]:
+def _inferiority_reasons(
+    compared: Mapping[str, float], champion: str, margins: Margins
+) -> Iterator[str]:
     """Yield a reason for each metric whose non-inferiority to the champion is not shown."""
     for name, margin in (("auc", margins.auc), ("sensitivity", margins.sensitivity)):
         low = compared[f"{name}_difference_low"]
@@ -192,7 +196,9 @@ def _inferior(compared: Mapping[str, float], champion: str, margins: Margins) ->
             )
 
 
-def _less_sensitive(compared: Mapping[str, float], champion: str, margin: float) -> Iterator[str]:
+def _sensitivity_reasons(
+    compared: Mapping[str, float], champion: str, margin: float
+) -> Iterator[str]:
     """Yield a reason if the sensitivity itself is smaller by the margin or more."""
     difference = compared["sensitivity_difference"]
     if not difference > -margin:
@@ -202,19 +208,19 @@ def _less_sensitive(compared: Mapping[str, float], champion: str, margin: float)
         )
 
 
-def describe_difference(name: str, figures: Mapping[str, float], prefix: str = "") -> str:
+def describe_difference(name: str, metrics: Mapping[str, float], prefix: str = "") -> str:
     """Return a difference from a reference and its 95 % confidence interval as text.
 
     Args:
         name: `auc` or `sensitivity`.
-        figures: See `Decision.figures`.
+        metrics: See `Decision.metrics`.
         prefix: See `REFERENCES`.
     """
-    value, low, high = (figures[f"{prefix}{name}_difference{end}"] for end in CI_SUFFIXES)
+    value, low, high = (metrics[f"{prefix}{name}_difference{suffix}"] for suffix in CI_SUFFIXES)
     return f"difference {value:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
 
 
-def _below_the_floors(metrics: Mapping[str, float]) -> Iterator[str]:
+def _limit_reasons(metrics: Mapping[str, float]) -> Iterator[str]:
     for name, floor in MIN_METRICS.items():
         if not metrics[name] >= floor:  # NaN fails as well
             yield f"{name} is {metrics[name]:.3f}, and {floor:.2f} is the least"

@@ -58,12 +58,12 @@ def profile_files(images: DecodedDataset) -> pd.DataFrame:
     """
     rows, base = images.dataset.rows, images.dataset.base
     headers = list(map_in_threads(_header, [base / path for path in rows["path"]]))
-    looks = np.concatenate(list(map_batches(_pixel_statistics, images.pixels)))
+    statistics = np.concatenate(list(map_batches(_pixel_statistics, images.pixels)))
     files = rows.assign(
         split=pd.Categorical(rows["split"], SPLITS).remove_unused_categories(),
         **{"class": [CLASSES[label] for label in rows["label"]]},
         **pd.DataFrame(headers, columns=["bytes", "width", "height", "colour"], index=rows.index),
-        **pd.DataFrame(looks, columns=["mean", "sharpness"], index=rows.index),
+        **pd.DataFrame(statistics, columns=["mean", "sharpness"], index=rows.index),
         unknown=has_unknown_patient(rows),
         error=[images.unreadable.get(path, "") for path in rows["path"]],
     )
@@ -87,7 +87,7 @@ def _header(file: Path) -> tuple[int, int, int, str]:
 
 def _pixel_statistics(pixels: np.ndarray) -> np.ndarray:
     """Compute mean and sharpness of each image: float64, shape (images, 2)."""
-    return np.array([(it.mean(), laplace(it.astype(np.float32)).var()) for it in pixels])
+    return np.array([(image.mean(), laplace(image.astype(np.float32)).var()) for image in pixels])
 
 
 def readable_files(files: pd.DataFrame) -> pd.DataFrame:
@@ -118,24 +118,24 @@ def find_duplicates(files: pd.DataFrame) -> pd.DataFrame:
         Columns group (from 1), path, split, class, patient; sorted by group and path.
     """
     groups = readable_files(files).groupby("sha256")["path"]
-    found = readable_files(files)[groups.transform("size") > 1].sort_values("path")
-    number = 1 + pd.factorize(found["sha256"])[0]
-    found = found.assign(group=number).sort_values(["group", "path"])
-    return found[["group", "path", "split", "class", "patient"]]
+    duplicates = readable_files(files)[groups.transform("size") > 1].sort_values("path")
+    number = 1 + pd.factorize(duplicates["sha256"])[0]
+    duplicates = duplicates.assign(group=number).sort_values(["group", "path"])
+    return duplicates[["group", "path", "split", "class", "patient"]]
 
 
-def count_duplicates(found: pd.DataFrame) -> dict[str, int]:
+def count_duplicates(duplicates: pd.DataFrame) -> dict[str, int]:
     """Count the groups and files that `find_duplicates` returns.
 
     Returns:
         `groups`, `files`, and the groups `across_splits`, `across_classes`, `across_patients`.
     """
-    groups = found.groupby("group")
+    groups = duplicates.groupby("group")
     across = {
         f"across_{name}": int((groups[column].nunique() > 1).sum())
         for name, column in (("splits", "split"), ("classes", "class"), ("patients", "patient"))
     }
-    return {"groups": groups.ngroups, "files": len(found), **across}
+    return {"groups": groups.ngroups, "files": len(duplicates), **across}
 
 
 def constant_columns(files: pd.DataFrame) -> dict[str, Any]:
@@ -182,17 +182,18 @@ def measure_metadata_leakage(files: pd.DataFrame) -> dict[str, dict[str, float]]
         patients than `N_FOLDS`.
     """
     images = readable_files(files)
-    of_test = images["split"] == "test"
-    targets = {"label": (images if of_test.all() else images[~of_test], "label")}
-    images = images.assign(test=of_test.astype(int))
+    is_test = images["split"] == "test"
+    targets = {"label": (images if is_test.all() else images[~is_test], "label")}
+    images = images.assign(test=is_test.astype(int))
     targets["split"] = images, "test"
     targets |= {
         f"split_{name.lower()}": (images[images["class"] == name], "test") for name in CLASSES
     }
     return {
-        name: _cross_validated_auc(some, some[target].to_numpy())
-        for name, (some, target) in targets.items()
-        if some.groupby(target)["patient"].nunique().reindex([0, 1], fill_value=0).min() >= N_FOLDS
+        name: _cross_validated_auc(target_images, target_images[target].to_numpy())
+        for name, (target_images, target) in targets.items()
+        if target_images.groupby(target)["patient"].nunique().reindex([0, 1], fill_value=0).min()
+        >= N_FOLDS
     }
 
 
@@ -239,8 +240,8 @@ def compute_statistics(files: pd.DataFrame) -> dict[str, Any]:
     return {
         "images": len(images),
         "patients": images["patient"].nunique(),
-        "several_images": int((sizes > 1).sum()),
-        "most_images": int(sizes.max()),
+        "patients_with_several_images": int((sizes > 1).sum()),
+        "max_images_per_patient": int(sizes.max()),
         "unreadable": len(files) - len(images),
         "unknown_patients": int(files["unknown"].sum()),
         "shared_patients": shared_patients(images),
@@ -251,22 +252,29 @@ def compute_statistics(files: pd.DataFrame) -> dict[str, Any]:
             for (split, name), rows in classes
         },
         "duplicates": count_duplicates(find_duplicates(files)),
-        "give_away": measure_metadata_leakage(files),
+        "shortcut_auc": measure_metadata_leakage(files),
     }
 
 
 def to_metrics(numbers: Mapping[str, Any]) -> dict[str, float]:
     """Return the statistics as MLflow metrics, by which data sets can be compared."""
-    plain = ("images", "patients", "several_images", "most_images", "unreadable")
+    scalar_names = (
+        *("images", "patients", "patients_with_several_images", "max_images_per_patient"),
+        *("unreadable", "unknown_patients"),
+    )
     return {
-        **{name: numbers[name] for name in (*plain, "unknown_patients")},
+        **{name: numbers[name] for name in scalar_names},
         "shared_patients": len(numbers["shared_patients"]),
         "coloured": sum(numbers["coloured"].values()),
-        **{f"{key}_{what}": it[what] for key, it in numbers["classes"].items() for what in it},
+        **{
+            f"{class_name}_{count_name}": class_counts[count_name]
+            for class_name, class_counts in numbers["classes"].items()
+            for count_name in class_counts
+        },
         **{f"duplicate_{name}": value for name, value in numbers["duplicates"].items()},
         **{
-            f"{name}_{auc}": values[auc]
-            for name, values in numbers["give_away"].items()
-            for auc in ("auc", "auc_low", "auc_high")
+            f"{name}_{suffix}": values[suffix]
+            for name, values in numbers["shortcut_auc"].items()
+            for suffix in ("auc", "auc_low", "auc_high")
         },
     }

@@ -42,11 +42,11 @@ class HiResCam:
             float32 array of shape (n, size, size), 0 to 1 at the strongest evidence for pneumonia.
             A map is 0 throughout if there is none.
         """
-        found = [np.zeros((0, *images.shape[1:3]), np.float32)]
+        maps = [np.zeros((0, *images.shape[1:3]), np.float32)]
         for start in range(0, len(images), BATCH_SIZE):
             signals.raise_if_interrupted()
-            found.append(self._maps(images[start : start + BATCH_SIZE]))
-        return np.concatenate(found)
+            maps.append(self._maps(images[start : start + BATCH_SIZE]))
+        return np.concatenate(maps)
 
     def _maps(self, images: np.ndarray) -> np.ndarray:
         summed = self._total(images)
@@ -55,8 +55,8 @@ class HiResCam:
         cells = [min(side, MAX_MAP_SIDE) for side in summed.shape[1:3]]
         heat = tf.nn.relu(tf.image.resize(summed, cells, "area"))
         heat = tf.image.resize(heat, images.shape[1:3])[..., 0].numpy()
-        most = heat.max(axis=(1, 2), keepdims=True)
-        return np.divide(heat, most, out=np.zeros_like(heat), where=most > 0)
+        maximum = heat.max(axis=(1, 2), keepdims=True)
+        return np.divide(heat, maximum, out=np.zeros_like(heat), where=maximum > 0)
 
     def _total(self, images: np.ndarray) -> tf.Tensor:
         return tf.add_n([_contributions(images, *member) for member in self._members])

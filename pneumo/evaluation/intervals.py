@@ -22,8 +22,8 @@ TAIL_PROBABILITY = 0.025  # probability on each side of an interval
 # scores. The estimate from few incorrect images varies much and is often too small. An exact
 # interval is wide enough with a small minimum. If no image is incorrect, or for AUC, a usual value
 # is assumed.
-LEAST_ICC = 0.05
-USUAL_ICC = 0.2
+MIN_ICC = 0.05
+ASSUMED_ICC = 0.2
 
 
 def metric_intervals(predictions: pd.DataFrame, threshold: float) -> dict[str, float]:
@@ -39,18 +39,22 @@ def metric_intervals(predictions: pd.DataFrame, threshold: float) -> dict[str, f
     """
     labels, probabilities = (predictions[name].to_numpy() for name in ("label", "probability"))
     patients = pd.factorize(predictions["patient"])[0]
-    right = (probabilities >= threshold) == labels
-    positive, every = labels == 1, np.ones(len(labels), bool)
+    is_correct = (probabilities >= threshold) == labels
+    positive, all_images = labels == 1, np.ones(len(labels), bool)
     bounds = {"auc": auc_interval(labels, probabilities, patients)}
-    for name, among in (("sensitivity", positive), ("specificity", ~positive), ("accuracy", every)):
-        hits = np.bincount(patients[among & right], minlength=patients.max() + 1)
-        images = np.bincount(patients[among], minlength=len(hits))
+    for name, selected in (
+        ("sensitivity", positive),
+        ("specificity", ~positive),
+        ("accuracy", all_images),
+    ):
+        hits = np.bincount(patients[selected & is_correct], minlength=patients.max() + 1)
+        images = np.bincount(patients[selected], minlength=len(hits))
         bounds[name] = proportion_interval(hits, images)
     ends = ("low", "high")
     return {
-        f"{name}_{end}": float(bound)
+        f"{name}_{bound_name}": float(bound)
         for name, pair in bounds.items()
-        for end, bound in zip(ends, pair, strict=True)
+        for bound_name, bound in zip(ends, pair, strict=True)
     }
 
 
@@ -61,7 +65,7 @@ def proportion_interval(hits: np.ndarray, images: np.ndarray) -> tuple[np.ndarra
     images with the same variance. It is adjusted by the degrees of freedom that patients leave
     (Korn and Graubard, Survey Methodology 1998, 24:193). The design effect is that of the ratio
     estimator, and at least 1 + (mean number of images, weighted by images, − 1) · ICC, with
-    `LEAST_ICC`. If all images are hits or none is, the data show no variance, and `USUAL_ICC` takes
+    `MIN_ICC`. If all images are hits or none is, the data show no variance, and `ASSUMED_ICC` takes
     its place.
 
     Args:
@@ -73,14 +77,14 @@ def proportion_interval(hits: np.ndarray, images: np.ndarray) -> tuple[np.ndarra
     """
     total, patients = images.sum(-1), (images > 0).sum(-1)
     value = hits.sum(-1) / total
-    inner = (value > 0) & (value < 1)
-    several = np.maximum(patients, 2)
+    is_inner = (value > 0) & (value < 1)
+    n_clusters = np.maximum(patients, 2)
     deviation = hits - value[..., np.newaxis] * images
-    variance = several / (several - 1) * (deviation**2).sum(-1) / total**2
-    independent = np.where(inner, value * (1 - value), 1) / (np.maximum(total, 2) - 1)
-    least = _design_effect(images, np.where(inner, LEAST_ICC, USUAL_ICC))
-    size = total / np.maximum(variance / independent, least)
-    size = size * (_student(np.maximum(total, 2) - 1) / _student(several - 1)) ** 2
+    variance = n_clusters / (n_clusters - 1) * (deviation**2).sum(-1) / total**2
+    independent = np.where(is_inner, value * (1 - value), 1) / (np.maximum(total, 2) - 1)
+    min_effect = _design_effect(images, np.where(is_inner, MIN_ICC, ASSUMED_ICC))
+    size = total / np.maximum(variance / independent, min_effect)
+    size = size * (_t_quantile(np.maximum(total, 2) - 1) / _t_quantile(n_clusters - 1)) ** 2
     hits_of_size, misses_of_size = value * size, (1 - value) * size
     low = beta.ppf(TAIL_PROBABILITY, np.where(value > 0, hits_of_size, 1), misses_of_size + 1)
     high = beta.ppf(1 - TAIL_PROBABILITY, hits_of_size + 1, np.where(value < 1, misses_of_size, 1))
@@ -130,7 +134,7 @@ def auc_interval(
     The interval is symmetric for the logit of AUC, with the variance of clustered data
     (Obuchowski, Biometrics 1997, 53:567) and the t distribution of the class with fewer patients.
     The variance is at least that of independent images (DeLong et al., Biometrics 1988) times the
-    design effect at `USUAL_ICC`.
+    design effect at `ASSUMED_ICC`.
 
     Near 1 few pairs are out of order, and the variance is underestimated; at 1 it is 0. So the
     lower bound is never above the one for perfectly separated classes: see `_bound_if_separated`.
@@ -146,36 +150,38 @@ def auc_interval(
     """
     scores = [probabilities[labels == label] for label in (0, 1)]
     patients_of = [patients[labels == label] for label in (0, 1)]
-    images = [np.bincount(it, minlength=patients.max() + 1) for it in patients_of]
-    counts = [np.count_nonzero(it) for it in images]
+    images = [np.bincount(values, minlength=patients.max() + 1) for values in patients_of]
+    counts = [np.count_nonzero(values) for values in images]
     if min(counts) < 2:
         return 0.0, 1.0
     # For each image, the fraction of the other class that is ranked correctly against it
-    shares = [1 - _share_below(scores[1], scores[0]), _share_below(scores[0], scores[1])]
+    shares = [1 - _fraction_below(scores[1], scores[0]), _fraction_below(scores[0], scores[1])]
     value = shares[1].mean()
-    effects = [_design_effect(it, USUAL_ICC) for it in images]
-    sizes = (len(it) / effect for it, effect in zip(scores, effects, strict=True))
+    effects = [_design_effect(values, ASSUMED_ICC) for values in images]
+    sizes = (len(values) / effect for values, effect in zip(scores, effects, strict=True))
     separated = _bound_if_separated(*sizes)
     if value in (0, 1):
         return (separated, 1.0) if value else (0.0, 1 - separated)
     influence = sum(
-        np.sqrt(count / (count - 1)) * np.bincount(it, share - value, len(images[0])) / len(it)
-        for it, share, count in zip(patients_of, shares, counts, strict=True)
+        np.sqrt(count / (count - 1))
+        * np.bincount(values, share - value, len(images[0]))
+        / len(values)
+        for values, share, count in zip(patients_of, shares, counts, strict=True)
     )
-    least = sum(
+    min_variance = sum(
         effect * share.var(ddof=1) / len(share)
         for effect, share in zip(effects, shares, strict=True)
     )
-    deviation = np.sqrt(max(influence @ influence, least)) / (value * (1 - value))
-    margin = _student(min(counts) - 1) * deviation
+    deviation = np.sqrt(max(influence @ influence, min_variance)) / (value * (1 - value))
+    margin = _t_quantile(min(counts) - 1) * deviation
     low, high = expit(logit(value) - margin), expit(logit(value) + margin)
     return float(min(low, value, separated)), float(max(high, value, 1 - separated))
 
 
-def _share_below(scores: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """Return the fraction of `scores` below each value of `of`; equal ones count one half."""
+def _fraction_below(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the fraction of `scores` below each value of `values`; equal ones count one half."""
     scores = np.sort(scores)
-    twice = np.searchsorted(scores, of, "left") + np.searchsorted(scores, of, "right")
+    twice = np.searchsorted(scores, values, "left") + np.searchsorted(scores, values, "right")
     return twice / (2 * len(scores))
 
 
@@ -202,7 +208,7 @@ def _design_effect(images: np.ndarray, icc: np.ndarray | float) -> np.ndarray:
     return 1 + ((images**2).sum(-1) / images.sum(-1) - 1) * icc
 
 
-def _student(degrees: np.ndarray | int) -> np.ndarray:
+def _t_quantile(degrees: np.ndarray | int) -> np.ndarray:
     return t.ppf(1 - TAIL_PROBABILITY, degrees)
 
 

@@ -145,8 +145,8 @@ def youden_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
         labels: int array of shape (images,), 0 or 1, both among them.
         probabilities: float array of shape (images,), 0 to 1.
     """
-    false_positives, found, thresholds = _operating_points(labels, probabilities)
-    return float(thresholds[np.argmax(found - false_positives)])
+    fpr, tpr, thresholds = _operating_points(labels, probabilities)
+    return float(thresholds[np.argmax(tpr - fpr)])
 
 
 def midpoint_threshold(labels: np.ndarray, logits: np.ndarray) -> float:
@@ -176,8 +176,8 @@ def threshold_at_sensitivity(
         labels: int array of shape (images,), 0 or 1, both among them.
         probabilities: float array of shape (images,), 0 to 1.
     """
-    _, found, thresholds = _operating_points(labels, probabilities)
-    return float(thresholds[np.argmax(found >= sensitivity)])
+    _, tpr, thresholds = _operating_points(labels, probabilities)
+    return float(thresholds[np.argmax(tpr >= sensitivity)])
 
 
 def specificity_at_sensitivity(
@@ -190,8 +190,8 @@ def specificity_at_sensitivity(
         labels: int array of shape (images,), 0 or 1, both among them.
         probabilities: float array of shape (images,), 0 to 1.
     """
-    false_positives, found, _ = _operating_points(labels, probabilities)
-    return float(1 - false_positives[found >= sensitivity].min())
+    fpr, tpr, _ = _operating_points(labels, probabilities)
+    return float(1 - fpr[tpr >= sensitivity].min())
 
 
 def _operating_points(
@@ -213,11 +213,11 @@ def _operating_points(
         False positive rate, sensitivity and threshold, each of shape (distinct probabilities,).
     """
     # The first point of the curve belongs to an infinite threshold
-    false_positives, found, _ = metrics.roc_curve(labels, probabilities, drop_intermediate=False)
+    fpr, tpr, _ = metrics.roc_curve(labels, probabilities, drop_intermediate=False)
     upper = np.unique(probabilities)[::-1]  # the thresholds of `roc_curve` are always float64
     lower = np.append(upper[1:], upper.dtype.type(0))
     middle = lower + (upper - lower) / 2
-    return false_positives[1:], found[1:], np.where(middle > lower, middle, upper)
+    return fpr[1:], tpr[1:], np.where(middle > lower, middle, upper)
 
 
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
@@ -265,7 +265,7 @@ def subgroup_metrics(predictions: pd.DataFrame, threshold: float) -> dict[str, d
         Subgroup → `images`, `patients`, `sensitivity` or `specificity` within it, and `auc` against
         all images of the other class. The metrics have 95 % confidence intervals by patient.
     """
-    found = {}
+    subgroups = {}
     named = predictions[predictions["subtype"] != ""]
     for (label, subtype), rows in named.groupby(["label", "subtype"]):
         others = predictions[predictions["label"] != label]
@@ -275,12 +275,16 @@ def subgroup_metrics(predictions: pd.DataFrame, threshold: float) -> dict[str, d
         )
         values |= metric_intervals(both, threshold)
         rate = "sensitivity" if label else "specificity"
-        found[f"{CLASSES[label]}/{subtype}"] = {
+        subgroups[f"{CLASSES[label]}/{subtype}"] = {
             "images": len(rows),
             "patients": rows["patient"].nunique(),
-            **{f"{it}{end}": values[f"{it}{end}"] for it in (rate, "auc") for end in CI_SUFFIXES},
+            **{
+                f"{metric}{suffix}": values[f"{metric}{suffix}"]
+                for metric in (rate, "auc")
+                for suffix in CI_SUFFIXES
+            },
         }
-    return found
+    return subgroups
 
 
 def detailed_metrics(
@@ -305,7 +309,7 @@ def detailed_metrics(
         "specificity_at_95_sensitivity": specificity_at_sensitivity(
             REFERENCE_SENSITIVITY, labels, probabilities
         ),
-        "accuracy_of_all_pneumonia": float(labels.mean()),
+        "prevalence": float(labels.mean()),
         "temperature": temperature,
         "uncalibrated": calibration_metrics(labels, expit(logits)),
         "subgroups": subgroup_metrics(predictions, threshold),

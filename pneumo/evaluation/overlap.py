@@ -30,7 +30,7 @@ class Overlap:
     is_own_test: bool
 
     @property
-    def external(self) -> bool:
+    def is_external(self) -> bool:
         """Whether none of the images, and none of their patients, was used to make the model."""
         return not (self.images or self.patients or self.own_test)
 
@@ -55,13 +55,13 @@ def find_overlap(
     """
     if files is None:
         return None
-    trained, tested = files
+    used_files, test_files = files
     rows = dataset.rows[dataset.rows["split"] == split]
-    known = rows["patient"][~has_unknown_patient(rows)]
+    known_patients = rows["patient"][~has_unknown_patient(rows)]
     return Overlap(
         total=len(rows),
-        images=int(rows["sha256"].isin(trained["sha256"]).sum()),
-        patients=int(known.isin(trained["patient"]).sum()),
-        own_test=int(rows["sha256"].isin(tested["sha256"]).sum()),
-        is_own_test=split == "test" and set(rows["sha256"]) == set(tested["sha256"]),
+        images=int(rows["sha256"].isin(used_files["sha256"]).sum()),
+        patients=int(known_patients.isin(used_files["patient"]).sum()),
+        own_test=int(rows["sha256"].isin(test_files["sha256"]).sum()),
+        is_own_test=split == "test" and set(rows["sha256"]) == set(test_files["sha256"]),
     )

@@ -12,7 +12,7 @@ BORDER_FRACTION = 1 / 8  # of the side: markers, collimation and shoulders, but 
 
 
 def occlude_regions(images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield copies of images with their `centre` or their `border` black.
+    """Yield copies of images with their `center` or their `border` black.
 
     Args:
         images: uint8 array of shape (n, size, size, 1).
@@ -21,9 +21,9 @@ def occlude_regions(images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         Name of the black region, and the copies: uint8, of the same shape.
     """
     width = round(BORDER_FRACTION * images.shape[1])
-    centre = np.zeros(images.shape[1:3], bool)
-    centre[width:-width, width:-width] = True
-    for name, black in (("centre", centre), ("border", ~centre)):
+    center = np.zeros(images.shape[1:3], bool)
+    center[width:-width, width:-width] = True
+    for name, black in (("centre", center), ("border", ~center)):
         yield name, np.where(black[..., np.newaxis], np.uint8(0), images)
 
 
@@ -65,27 +65,27 @@ def differs_from_chance(values: Mapping[str, float]) -> bool:
     return not values["auc_low"] <= 0.5 <= values["auc_high"]
 
 
-def describe_occlusion(found: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+def describe_occlusion(results: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     """Describe the two results of `occlusion_auc` in words."""
-    centre, border = found["centre"], found["border"]
+    center, border = results["centre"], results["border"]
     meaning = (
         "The border alone separates the classes. There is little lung in it: look for "
         "markers, collimation, or children lying differently"
-        if differs_from_chance(centre)
+        if differs_from_chance(center)
         else "Without the centre it cannot separate the classes, as it should be"
     )
-    leaning = (
+    border_use = (
         "It leans on the border"
         if border["difference_high"] < 0
         else "It hardly needs the border, as it should be"
     )
     return {
         "centre": (
-            f"With the centre black the AUC is {format_with_interval(centre, 'auc')}. {meaning}."
+            f"With the centre black the AUC is {format_with_interval(center, 'auc')}. {meaning}."
         ),
         "border": (
             f"With the border black it is {format_with_interval(border, 'auc')}; the difference to "
             f"the whole image is {border['difference']:+.3f} ({border['difference_low']:+.3f} "
-            f"to {border['difference_high']:+.3f}). {leaning}."
+            f"to {border['difference_high']:+.3f}). {border_use}."
         ),
     }

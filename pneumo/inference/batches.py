@@ -36,14 +36,14 @@ def map_in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T
     """
     cores = cpu_count()
     threads = ThreadPoolExecutor(cores)
-    taken: deque[Future[T]] = deque()
+    pending: deque[Future[T]] = deque()
     try:
         for item in items:
-            if len(taken) == MAX_AHEAD * cores:
-                yield taken.popleft().result()
-            taken.append(threads.submit(function, item))
-        while taken:
-            yield taken.popleft().result()
+            if len(pending) == MAX_AHEAD * cores:
+                yield pending.popleft().result()
+            pending.append(threads.submit(function, item))
+        while pending:
+            yield pending.popleft().result()
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
 

@@ -13,37 +13,37 @@ MEMBER_PREFIX, FLIP_LAYER = "member_", "mirror"
 INFERENCE_BATCH_SIZE = 64  # images per step: with fewer, small parts take longer
 
 
-def build_ensemble(members: Sequence[keras.Model], mirror: bool = False) -> keras.Model:
+def build_ensemble(members: Sequence[keras.Model], flip_tta: bool = False) -> keras.Model:
     """Build a model whose logit is the mean of its members' logits.
 
     Args:
         members: Models as `build_model` returns them, of one input size.
-        mirror: Whether to use test-time augmentation: each member also gets the horizontally
+        flip_tta: Whether to use test-time augmentation: each member also gets the horizontally
             flipped image, and its two logits are averaged.
 
     Returns:
-        The ensemble. A single member without `mirror` is returned itself.
+        The ensemble. A single member without `flip_tta` is returned itself.
     """
-    if len(members) == 1 and not mirror:
+    if len(members) == 1 and not flip_tta:
         return members[0]
-    named = [
+    named_members = [
         keras.Model(member.inputs[0], member.outputs[0], name=f"{MEMBER_PREFIX}{number}")
         for number, member in enumerate(members, start=1)
     ]
-    [like] = members[0].inputs
-    pixels = keras.Input(like.shape[1:], dtype=like.dtype, name="pixels")
+    [member_input] = members[0].inputs
+    pixels = keras.Input(member_input.shape[1:], dtype=member_input.dtype, name="pixels")
     views = [pixels]
-    if mirror:
-        mirrored = keras.ops.flip(pixels, axis=2)
-        views.append(keras.Model(pixels, mirrored, name=FLIP_LAYER)(pixels))
-    logits = [member(view) for member in named for view in views]
+    if flip_tta:
+        flipped = keras.ops.flip(pixels, axis=2)
+        views.append(keras.Model(pixels, flipped, name=FLIP_LAYER)(pixels))
+    logits = [member(view) for member in named_members for view in views]
     return keras.Model(pixels, layers.Average()(logits), name=members[0].name)
 
 
 def ensemble_members(model: keras.Model) -> list[keras.Model]:
     """Return the members of an ensemble; any other model is returned as its only member."""
-    found = [layer for layer in model.layers if layer.name.startswith(MEMBER_PREFIX)]
-    return found or [model]
+    members = [layer for layer in model.layers if layer.name.startswith(MEMBER_PREFIX)]
+    return members or [model]
 
 
 def uses_flip_tta(model: keras.Model) -> bool:
@@ -95,9 +95,9 @@ def predict_logits(part: keras.Model, inputs: np.ndarray) -> np.ndarray:
     Returns:
         float64 array of shape (n,), above 0 if pneumonia is more likely than not.
     """
-    found = []
+    batches = []
     # `predict` would build a pipeline at each call, which takes longer than a small part itself
     for start in range(0, len(inputs), INFERENCE_BATCH_SIZE):
-        found.append(part.predict_on_batch(inputs[start : start + INFERENCE_BATCH_SIZE])[:, 0])
+        batches.append(part.predict_on_batch(inputs[start : start + INFERENCE_BATCH_SIZE])[:, 0])
     # float64 keeps probabilities distinct that float32 would round to 1
-    return np.concatenate(found, dtype=np.float64)
+    return np.concatenate(batches, dtype=np.float64)

@@ -80,33 +80,33 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         Returns:
             Columns `OUTPUT_COLUMNS`, with the index of `model_input`.
         """
-        answers = map_batches(self._answers, model_input["image"].tolist())
+        batches = map_batches(self._predict_batch, model_input["image"].tolist())
         # A numeric column would turn None into NaN, which JSON does not have
         return pd.DataFrame(
-            [row for batch in answers for row in batch],
+            [row for batch in batches for row in batch],
             columns=OUTPUT_COLUMNS,
             index=model_input.index,
             dtype=object,
         )
 
-    def _answers(self, files: list[Any]) -> list[tuple]:
-        decoded = [self._decoded(file) for file in files]
+    def _predict_batch(self, files: list[Any]) -> list[tuple]:
+        decoded = [self._decode_or_error(file) for file in files]
         images = [image for image, error in decoded if error is None]
-        scores = iter(self._scores(images) if images else ())
+        probabilities = iter(self._predict_probabilities(images) if images else ())
         return [
-            self._answer(next(scores)) if error is None else (None, None, None, error)
+            self._to_row(next(probabilities)) if error is None else (None, None, None, error)
             for _, error in decoded
         ]
 
-    def _scores(self, images: list[np.ndarray]) -> np.ndarray:
+    def _predict_probabilities(self, images: list[np.ndarray]) -> np.ndarray:
         pixels = np.stack(images)[..., np.newaxis]
         return predict_proba(self.keras_model, pixels, self.settings["temperature"])
 
-    def _answer(self, probability: float) -> tuple[float, int, float, None]:
+    def _to_row(self, probability: float) -> tuple[float, int, float, None]:
         threshold = self.settings["threshold"]
         return float(probability), int(probability >= threshold), threshold, None
 
-    def _decoded(self, value: Any) -> tuple[np.ndarray | None, str | None]:
+    def _decode_or_error(self, value: Any) -> tuple[np.ndarray | None, str | None]:
         try:
             return self.decode(to_file_bytes(value)), None
         except UnreadableImageError as error:

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from pneumo.reporting.style import CLASS_COLOURS, draw_image, styled_figure
+from pneumo.reporting.style import CLASS_COLORS, draw_image, styled_figure
 
 N_SAMPLES = 8  # images of each class and split
 
@@ -26,8 +26,8 @@ def plot_samples(files: pd.DataFrame, pixels: np.ndarray, seed: int = 0) -> Figu
             np.atleast_1d(figure.subfigures(len(groups), 1)), groups, strict=True
         ):
             part.suptitle(f"{name}, {split}", fontsize=11)
-            drawn = rows.sample(min(N_SAMPLES, len(rows)), random_state=seed)
-            for place, position in enumerate(drawn.index):
+            chosen = rows.sample(min(N_SAMPLES, len(rows)), random_state=seed)
+            for place, position in enumerate(chosen.index):
                 draw_image(part.add_subplot(1, N_SAMPLES, place + 1), pixels[position])
     return figure
 
@@ -73,7 +73,7 @@ def plot_distributions(files: pd.DataFrame, titles: Mapping[str, str]) -> Figure
             for name, rows in files.groupby("class"):
                 shares = np.full(len(rows), 1 / len(rows))
                 axes.hist(
-                    rows[column], bins, weights=shares, color=CLASS_COLOURS[name], alpha=0.5,
+                    rows[column], bins, weights=shares, color=CLASS_COLORS[name], alpha=0.5,
                     label=name,
                 )  # fmt: skip
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -102,7 +102,7 @@ def plot_boxplots(files: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
                 medianprops={"color": "black"},
             )
             for box, ((_, name), _) in zip(boxes["boxes"], groups, strict=True):
-                box.set(facecolor=CLASS_COLOURS[name], alpha=0.6)
+                box.set(facecolor=CLASS_COLORS[name], alpha=0.6)
             axes.tick_params(axis="x", labelsize=8)
             axes.grid(visible=False, axis="x")
             axes.set_title(title)

@@ -41,12 +41,12 @@ def list_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
     Args:
         numbers: As `dataset_profile.compute_statistics` returns them.
     """
-    yield from _leaks(numbers)
-    yield from _give_aways(numbers["give_away"])
-    shares = _shares_of_pneumonia(numbers["classes"])
-    if len(shares) == 2 and abs(shares["train"] - shares["test"]) > MAX_PREVALENCE_SHIFT:
+    yield from _duplicate_findings(numbers)
+    yield from _leakage_findings(numbers["shortcut_auc"])
+    rates = _prevalences(numbers["classes"])
+    if len(rates) == 2 and abs(rates["train"] - rates["test"]) > MAX_PREVALENCE_SHIFT:
         yield (
-            f"PNEUMONIA is {shares['train']:.1%} of the training images and {shares['test']:.1%} "
+            f"PNEUMONIA is {rates['train']:.1%} of the training images and {rates['test']:.1%} "
             "of test: what suits the one as a threshold need not suit the other."
         )
     if numbers["unreadable"]:
@@ -57,15 +57,15 @@ def list_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
             "patient of its own, so that one patient may be on both sides of a split. Add a "
             "patients.csv."
         )
-    yield from _colours(numbers)
-    if numbers["several_images"]:
+    yield from _color_findings(numbers)
+    if count := numbers["patients_with_several_images"]:
         yield (
-            f"{numbers['several_images']} of {numbers['patients']} patients have more than one "
-            f"image, one has {numbers['most_images']}: a split must be cut by patient."
+            f"{count} of {numbers['patients']} patients have more than one "
+            f"image, one has {numbers['max_images_per_patient']}: a split must be cut by patient."
         )
 
 
-def _leaks(numbers: Mapping[str, Any]) -> Iterator[str]:
+def _duplicate_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
     copies = numbers["duplicates"]
     if copies["across_splits"]:
         yield (
@@ -88,8 +88,8 @@ def _leaks(numbers: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _give_aways(give_away: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    label = give_away.get("label")
+def _leakage_findings(leakage: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    label = leakage.get("label")
     if label and label["auc_low"] > 0.5:
         yield (
             "Size, aspect ratio, file size, intensity and sharpness alone separate PNEUMONIA from "
@@ -97,7 +97,7 @@ def _give_aways(give_away: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
             "without having seen a lung."
         )
     for name in CLASSES:
-        shift = give_away.get(f"split_{name.lower()}")
+        shift = leakage.get(f"split_{name.lower()}")
         if shift and shift["auc_low"] > 0.5:
             yield (
                 f"By the same, test images of {name} can be separated from training ones (AUC "
@@ -106,33 +106,33 @@ def _give_aways(give_away: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
             )
 
 
-def _colours(numbers: Mapping[str, Any]) -> Iterator[str]:
-    constant, coloured = numbers["constant"], numbers["coloured"]
-    if coloured and "colour" not in constant:
-        counts = ", ".join(f"{count} {name}" for name, count in coloured.items())
+def _color_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
+    constant, color_counts = numbers["constant"], numbers["coloured"]
+    if color_counts and "colour" not in constant:
+        counts = ", ".join(f"{count} {name}" for name, count in color_counts.items())
         yield f"Some images are stored in colour ({counts}); all are read as grey."
-    same = [
+    constant_titles = [
         dataset_profile.METADATA_TITLES[name]
         for name in dataset_profile.METADATA_TITLES
         if name in constant
     ]
     if "colour" in constant:
-        same.append(f"colour ({constant['colour']})")
-    if same:
-        yield f"Constant here, and so no hint in itself: {', '.join(same)}."
+        constant_titles.append(f"colour ({constant['colour']})")
+    if constant_titles:
+        yield f"Constant here, and so no hint in itself: {', '.join(constant_titles)}."
 
 
-def _shares_of_pneumonia(classes: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
+def _prevalences(classes: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
     """Return the prevalence, 0 to 1, in each published split that has images."""
-    shares = {}
+    prevalences = {}
     for split, parts in (("train", ("train", "val")), ("test", ("test",))):
         negatives, positives = (
-            sum(classes.get(f"{it}_{name.lower()}", {"images": 0})["images"] for it in parts)
+            sum(classes.get(f"{part}_{name.lower()}", {"images": 0})["images"] for part in parts)
             for name in CLASSES
         )
         if negatives + positives:
-            shares[split] = positives / (negatives + positives)
-    return shares
+            prevalences[split] = positives / (negatives + positives)
+    return prevalences
 
 
 def draw_figures(files: pd.DataFrame, images: DecodedDataset) -> dict[str, bytes]:
@@ -145,18 +145,18 @@ def draw_figures(files: pd.DataFrame, images: DecodedDataset) -> dict[str, bytes
     Returns:
         Name → PNG file.
     """
-    known = dataset_profile.readable_files(files)
+    readable = dataset_profile.readable_files(files)
     sizes = {name: dataset_profile.METADATA_TITLES[name] for name in ("pixels", "aspect", "bytes")}
-    looks = {name: dataset_profile.METADATA_TITLES[name] for name in ("mean", "sharpness")}
-    drawn = {
-        "samples.png": data_plots.plot_samples(known, images.pixels),
+    statistics = {name: dataset_profile.METADATA_TITLES[name] for name in ("mean", "sharpness")}
+    figures = {
+        "samples.png": data_plots.plot_samples(readable, images.pixels),
         "images_per_patient.png": data_plots.plot_images_per_patient(
             dataset_profile.images_per_patient(files)
         ),
-        "sizes.png": data_plots.plot_distributions(known, sizes),
-        "looks.png": data_plots.plot_boxplots(known, looks),
+        "sizes.png": data_plots.plot_distributions(readable, sizes),
+        "looks.png": data_plots.plot_boxplots(readable, statistics),
     }
-    return {name: to_png(figure) for name, figure in drawn.items()}
+    return {name: to_png(figure) for name, figure in figures.items()}
 
 
 def render_page(
@@ -177,7 +177,7 @@ def render_page(
         findings: Sentences that `list_findings` yields.
         pictures: As `draw_figures` returns them.
     """
-    leakage, problems = numbers["give_away"], list(dataset_profile.file_issues(files))
+    leakage, problems = numbers["shortcut_auc"], list(dataset_profile.file_issues(files))
     return render_template(
         "explore.html",
         images,
@@ -188,15 +188,21 @@ def render_page(
             "images": f"{numbers['images']:,}",
             "patients": f"{numbers['patients']:,}",
             "identical files": f"{numbers['duplicates']['files']:,}",
-            "AUC of the metadata alone": _label_auc(numbers["give_away"]),
+            "AUC of the metadata alone": _label_auc(numbers["shortcut_auc"]),
         },
         counts=dataset_profile.count_images(files).to_dict("records"),
         sizes=_ranges(files, ["class"], ("pixels", "aspect", "bytes")),
         looks=_ranges(files, ["split", "class"], ("mean", "sharpness")),
         targets=[TARGET_TITLES[name] for name in leakage],
-        together=[format_with_interval(it, "auc") for it in leakage.values()],
+        together=[format_with_interval(values, "auc") for values in leakage.values()],
         alone=[
-            (title, [_alone(it[name], name in numbers["constant"]) for it in leakage.values()])
+            (
+                title,
+                [
+                    _format_single_auc(values[name], name in numbers["constant"])
+                    for values in leakage.values()
+                ],
+            )
             for name, title in dataset_profile.METADATA_TITLES.items()
         ],
         copies=copies[:MAX_LISTED].to_dict("records"),
@@ -205,15 +211,13 @@ def render_page(
     )
 
 
-def _label_auc(give_away: Mapping[str, Mapping[str, float]]) -> str:
+def _label_auc(leakage: Mapping[str, Mapping[str, float]]) -> str:
     return (
-        format_with_interval(give_away["label"], "auc")
-        if "label" in give_away
-        else "too few patients"
+        format_with_interval(leakage["label"], "auc") if "label" in leakage else "too few patients"
     )
 
 
-def _alone(auc: float, constant: bool) -> str:
+def _format_single_auc(auc: float, constant: bool) -> str:
     return "constant here" if constant else format_number(auc)
 
 
@@ -237,12 +241,12 @@ def _ranges(
             )
             continue
         for group, values in ranges[name].iterrows():
-            whom = group if isinstance(group, str) else " ".join(group)
+            group_name = group if isinstance(group, str) else " ".join(group)
             rows.append(
                 (
                     dataset_profile.METADATA_TITLES[name],
-                    whom,
-                    [f"{it:{NUMBER_FORMATS[name]}}" for it in values],
+                    group_name,
+                    [f"{value:{NUMBER_FORMATS[name]}}" for value in values],
                 )
             )
     return rows

@@ -57,7 +57,11 @@ CAPTIONS = {
 
 
 def list_findings(
-    numbers: Mapping[str, Any], images: DecodedDataset, trial: Run, split: str, seen: Overlap | None
+    numbers: Mapping[str, Any],
+    images: DecodedDataset,
+    trial: Run,
+    split: str,
+    overlap: Overlap | None,
 ) -> Iterator[str]:
     """Yield what a reader must know about an evaluation, the most severe first.
 
@@ -66,18 +70,18 @@ def list_findings(
         images: The data set of the split.
         trial: The run that trained the model.
         split: `test`, `val` or `train`.
-        seen: Overlap of the split with the model's images, or None if it is not known.
+        overlap: Overlap of the split with the model's images, or None if it is not known.
     """
-    if images.dataset.synthetic:
+    if images.dataset.is_synthetic:
         yield "The images are synthetic: nothing here says anything about patients."
     elif trial.data.tags[tags.SYNTHETIC] == "true":
         yield "The model was trained on synthetic images: it knows nothing about patients."
-    if why := explain_overlap(seen):
-        yield f"{why[0].upper()}{why[1:]}."
+    if reason := explain_overlap(overlap):
+        yield f"{reason[0].upper()}{reason[1:]}."
     yield from metric_findings(numbers, split)
     if shortcuts.differs_from_chance(numbers["shortcuts"]["centre"]):
         yield shortcuts.describe_occlusion(numbers["shortcuts"])["centre"]
-    if seen and seen.external:
+    if overlap and overlap.is_external:
         yield "External data: other images than those that the model was made with."
     if images.dataset.unknown_patients:
         yield (
@@ -87,10 +91,10 @@ def list_findings(
         )
     if images.unreadable:
         yield f"{len(images.unreadable)} images could not be read and are not counted."
-    own, every = numbers["test_evaluations"], numbers["test_evaluations_of_all_models"]
-    if own > 1 or every >= MANY_LOOKS:
+    own, total = numbers["test_evaluations"], numbers["test_evaluations_of_all_models"]
+    if own > 1 or total >= MANY_LOOKS:
         yield (
-            f"Looks at test: this model {own}, all models {every}. What is chosen by looking at "
+            f"Looks at test: this model {own}, all models {total}. What is chosen by looking at "
             "test is no longer tested by it."
         )
 
@@ -102,32 +106,32 @@ def metric_findings(numbers: Mapping[str, Any], split: str) -> Iterator[str]:
         numbers: As they are stored in `metrics.json`.
         split: `test`, `val` or `train`.
     """
-    here, val = numbers["at_threshold"], numbers["validation"]
-    if sorted((here["sensitivity"], here["specificity"])) == [0, 1]:
-        called = "PNEUMONIA" if here["sensitivity"] else "NORMAL"
+    values, val = numbers["at_threshold"], numbers["validation"]
+    if sorted((values["sensitivity"], values["specificity"])) == [0, 1]:
+        class_name = "PNEUMONIA" if values["sensitivity"] else "NORMAL"
         yield (
-            f"The model calls every image {called}. Most often that means that pixels reach it "
+            f"The model calls every image {class_name}. Most often that means that pixels reach it "
             "in another way than they did in training."
         )
-    everyone = max(numbers["accuracy_of_all_pneumonia"], 1 - numbers["accuracy_of_all_pneumonia"])
-    if here["accuracy_low"] <= everyone:
+    majority = max(numbers["prevalence"], 1 - numbers["prevalence"])
+    if values["accuracy_low"] <= majority:
         yield (
-            f"Accuracy {here['accuracy']:.1%} is not surely better than giving every image the "
-            f"same answer, which is right for {everyone:.1%}."
+            f"Accuracy {values['accuracy']:.1%} is not surely better than giving every image the "
+            f"same answer, which is right for {majority:.1%}."
         )
-    if split != "val" and (fallen := _degraded_metrics(here, val)):
+    if split != "val" and (degraded := _degraded_metrics(values, val)):
         yield (
-            f"Worse on {split} than validation promised: {', '.join(fallen)}. "
+            f"Worse on {split} than validation promised: {', '.join(degraded)}. "
             "These images differ from those that the model was chosen with."
         )
 
 
-def _degraded_metrics(here: Mapping[str, float], val: Mapping[str, float]) -> list[str]:
+def _degraded_metrics(values: Mapping[str, float], val: Mapping[str, float]) -> list[str]:
     """Describe each headline metric whose interval is below its value on validation."""
     return [
-        f"{metric_title(name)} {format_with_interval(here, name)} after {val[name]:.3f}"
+        f"{metric_title(name)} {format_with_interval(values, name)} after {val[name]:.3f}"
         for name in metrics.HEADLINE_METRICS
-        if val[name] > here[f"{name}_high"]
+        if val[name] > values[f"{name}_high"]
     ]
 
 
@@ -151,19 +155,19 @@ def draw_figures(
         Name → PNG file.
     """
     predictions, threshold = evaluation.predictions, evaluation.metrics["threshold"]
-    labels, probabilities = (predictions[it].to_numpy() for it in ("label", "probability"))
-    drawn = {
+    labels, probabilities = (predictions[column].to_numpy() for column in ("label", "probability"))
+    figures = {
         "roc.png": plots.plot_roc(predictions, threshold),
         "precision_recall.png": plots.plot_precision_recall(predictions, threshold),
         "reliability.png": plots.plot_reliability(labels, probabilities, expit(logits)),
         "learning_curves.png": plots.plot_learning_curves(epochs),
         "worst_errors.png": plots.plot_worst_errors(predictions, pixels, threshold, heat_maps),
     }
-    return {name: to_png(figure) for name, figure in drawn.items()}
+    return {name: to_png(figure) for name, figure in figures.items()}
 
 
 def render_page(
-    stored: models.LoadedModel,
+    loaded_model: models.LoadedModel,
     images: DecodedDataset,
     split: str,
     evaluation: Evaluation,
@@ -173,7 +177,7 @@ def render_page(
     """Render the HTML page on a model and a split.
 
     Args:
-        stored: The model.
+        loaded_model: The model.
         images: The data set of the split, as the model takes its images.
         split: `test`, `val` or `train`.
         evaluation: The evaluation of the model on the split.
@@ -185,7 +189,7 @@ def render_page(
         "evidence.html",
         images,
         {**pictures, "confusion_matrix.png": matrix},
-        model=stored.title,
+        model=loaded_model.title,
         split=split,
         day=date.today().isoformat(),
         findings=numbers["findings"],
@@ -199,8 +203,8 @@ def render_page(
         subgroups=list(_subgroup_rows(numbers["subgroups"])),
         shortcuts=shortcuts.describe_occlusion(numbers["shortcuts"]),
         counts=images.counts().to_dict("records"),
-        selection=_selection(stored.trial),
-        params=stored.trial.data.params,
+        selection=_selection(loaded_model.trial),
+        params=loaded_model.trial.data.params,
         captions=CAPTIONS,
     )
 
@@ -220,7 +224,7 @@ def metric_rows(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str
         yield (
             title,
             format_number(numbers["validation"][name]),
-            *(format_with_interval(it, name) for it in values),
+            *(format_with_interval(at_threshold, name) for at_threshold in values),
         )
 
 
@@ -241,19 +245,19 @@ def _selection(trial: Run) -> str:
     tags, params = trial.data.tags, rename_fields(trial.data.params)
     members = params.get("ensemble_size", "1")
     rule = THRESHOLD_RULES[params.get("threshold_rule", "youden")]
-    chosen = (
+    choice = (
         f"Within its run, the epoch with the greatest {params['objective']}"
         f"{'' if members == '1' else f' of each of its {members} members'}; the temperature comes "
         f"from validation, too, and the threshold ({rule}) from its images changed as if they came "
         "from elsewhere."
     )
     if STUDY not in tags:
-        return f"One run of experiment {tags[EXPERIMENT]}, chosen among no others. {chosen}"
+        return f"One run of experiment {tags[EXPERIMENT]}, chosen among no others. {choice}"
     states = study_runs.count_trial_states(trial)
     trials = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
     return (
         f"Trial {tags[TRIAL_NUMBER]} of study {tags[STUDY]} "
-        f"(trials: {trials}), the one with the greatest {trial.data.params['objective']}. {chosen}"
+        f"(trials: {trials}), the one with the greatest {trial.data.params['objective']}. {choice}"
     )
 
 

@@ -38,7 +38,7 @@ def render_template(
 
     return TEMPLATES.get_template(template).render(
         data=images.dataset,
-        census=images.dataset.census,
+        census=images.dataset.file_counts,
         unreadable=images.unreadable,
         picture=picture,
         **values,

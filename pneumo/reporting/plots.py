@@ -14,7 +14,7 @@ from pneumo.evaluation import bootstrap
 from pneumo.evaluation.metrics import Evaluation
 from pneumo.reporting.style import (
     BLUE,
-    GREY,
+    GRAY,
     ORANGE,
     draw_image,
     set_unit_square,
@@ -38,21 +38,21 @@ def plot_confusion_matrix(confusion: Mapping[str, int], title: str) -> Figure:
         ("NORMAL", confusion["tn"], confusion["fp"]),
         ("PNEUMONIA", confusion["fn"], confusion["tp"]),
     ]
-    shares = [[count / max(1, sum(counts)) for count in counts] for _, *counts in rows]
+    fractions = [[count / max(1, sum(counts)) for count in counts] for _, *counts in rows]
     with styled_figure(5, 4.5) as figure:
         axes = figure.add_subplot()
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
         for row, (_, *counts) in enumerate(rows):
             for column, count in enumerate(counts):
-                share = shares[row][column]
+                fraction = fractions[row][column]
                 axes.text(
                     column,
                     row,
-                    f"{count:,}\n{share:.1%}",
+                    f"{count:,}\n{fraction:.1%}",
                     ha="center",
                     va="center",
                     fontsize=15,
-                    color="white" if share > 0.5 else "black",
+                    color="white" if fraction > 0.5 else "black",
                 )
         names = [name for name, *_ in rows]
         axes.set_xticks([0, 1], names)
@@ -87,15 +87,15 @@ def plot_roc(predictions: pd.DataFrame, threshold: float) -> Figure:
         threshold: Probability from which an image is positive.
     """
     labels, values = predictions["label"], predictions["probability"]
-    false_positives, found, _ = metrics.roc_curve(labels, values)
+    fpr, tpr, _ = metrics.roc_curve(labels, values)
     low, high = bootstrap.roc_band(predictions, bootstrap.resample_patients(predictions))
     with styled_figure(5, 4.8) as figure:
         axes = figure.add_subplot()
         axes.fill_between(
             bootstrap.CURVE_GRID, low, high, color=BLUE, alpha=0.2, lw=0, label="95 %"
         )
-        axes.plot(false_positives, found, color=BLUE, label="model")
-        axes.plot([0, 1], [0, 1], ":", color=GREY, label="chance")
+        axes.plot(fpr, tpr, color=BLUE, label="model")
+        axes.plot([0, 1], [0, 1], ":", color=GRAY, label="chance")
         called = values >= threshold
         at = called[labels == 0].mean(), called[labels == 1].mean()
         axes.plot(*at, "o", color=ORANGE, label=f"threshold {threshold:.3f}", clip_on=False)
@@ -113,15 +113,15 @@ def plot_precision_recall(predictions: pd.DataFrame, threshold: float) -> Figure
         threshold: Probability from which an image is positive.
     """
     labels, values = predictions["label"], predictions["probability"]
-    precision, found, _ = metrics.precision_recall_curve(labels, values)
+    precision, recall, _ = metrics.precision_recall_curve(labels, values)
     low, high = bootstrap.precision_band(predictions, bootstrap.resample_patients(predictions))
     with styled_figure(5, 4.8) as figure:
         axes = figure.add_subplot()
         axes.fill_between(
             bootstrap.CURVE_GRID, low, high, color=BLUE, alpha=0.2, lw=0, label="95 %"
         )
-        axes.plot(found, precision, color=BLUE, drawstyle="steps-post", label="model")
-        axes.axhline(labels.mean(), ls=":", color=GREY, label="all called pneumonia")
+        axes.plot(recall, precision, color=BLUE, drawstyle="steps-post", label="model")
+        axes.axhline(labels.mean(), ls=":", color=GRAY, label="all called pneumonia")
         called = values >= threshold
         if called.any():
             at = called[labels == 1].mean(), labels[called].mean()
@@ -145,12 +145,12 @@ def plot_reliability(
     """
     with styled_figure(5, 5.6) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        above.plot([0, 1], [0, 1], ":", color=GREY, label="perfect")
-        for values, colour, style, name in [
+        above.plot([0, 1], [0, 1], ":", color=GRAY, label="perfect")
+        for values, color, style, name in [
             (uncalibrated, ORANGE, "s--", "before scaling"),
             (probabilities, BLUE, "o-", "the model"),
         ]:
-            above.plot(*_calibration_curve(labels, values), style, color=colour, label=name, ms=5)
+            above.plot(*_calibration_curve(labels, values), style, color=color, label=name, ms=5)
         set_unit_square(above, "", "share with pneumonia")
         above.legend(loc="upper left")
         above.set_title("Are the probabilities true?")
@@ -169,9 +169,12 @@ def _calibration_curve(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarr
     """Return mean probability and fraction of positives in each non-empty tenth."""
     bin_of = np.minimum((values * N_BINS).astype(int), N_BINS - 1)
     counts = np.bincount(bin_of, minlength=N_BINS)
-    some = counts > 0
-    means = [np.bincount(bin_of, weights=it, minlength=N_BINS)[some] for it in (values, labels)]
-    return means[0] / counts[some], means[1] / counts[some]
+    non_empty = counts > 0
+    means = [
+        np.bincount(bin_of, weights=weights, minlength=N_BINS)[non_empty]
+        for weights in (values, labels)
+    ]
+    return means[0] / counts[non_empty], means[1] / counts[non_empty]
 
 
 def plot_learning_curves(epochs: pd.DataFrame) -> Figure:
@@ -223,8 +226,8 @@ def plot_worst_errors(
     with styled_figure(2 * N_WORST, sum(heights)) as figure:
         parts = figure.subfigures(2, 1, height_ratios=heights)
         for part, (title, rows) in zip(parts, kinds, strict=True):
-            shown = f", the {N_WORST} furthest from the threshold" if len(rows) > N_WORST else ""
-            part.suptitle(title + shown, fontsize=12)
+            note = f", the {N_WORST} furthest from the threshold" if len(rows) > N_WORST else ""
+            part.suptitle(title + note, fontsize=12)
             worst = rows[:N_WORST]
             maps = heat_maps(images[worst.index])
             for place, (row, heat) in enumerate(zip(worst.itertuples(), maps, strict=True), 1):
@@ -238,8 +241,8 @@ def plot_worst_errors(
 
 def _short_title(row: Any) -> str:
     name = PurePosixPath(row.path).stem
-    shown = name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
-    return f"{shown}\nprobability {row.probability:.3f}"
+    short_name = name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
+    return f"{short_name}\nprobability {row.probability:.3f}"
 
 
 def overlay_heat_map(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -252,7 +255,7 @@ def overlay_heat_map(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     Returns:
         uint8 array of shape (H, W, 3).
     """
-    grey = np.repeat(pixels[..., np.newaxis] / 255, 3, axis=-1)
-    colour = matplotlib.colormaps["inferno"](heat)[..., :3]
-    share = MAX_OPACITY * heat[..., np.newaxis]
-    return np.round(255 * ((1 - share) * grey + share * colour)).astype(np.uint8)
+    gray = np.repeat(pixels[..., np.newaxis] / 255, 3, axis=-1)
+    color = matplotlib.colormaps["inferno"](heat)[..., :3]
+    opacity = MAX_OPACITY * heat[..., np.newaxis]
+    return np.round(255 * ((1 - opacity) * gray + opacity * color)).astype(np.uint8)

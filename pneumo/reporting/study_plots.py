@@ -8,7 +8,7 @@ from markupsafe import Markup
 from optuna.trial import TrialState
 from plotly.offline import get_plotlyjs
 
-from pneumo.reporting.style import BLUE, GREY, ORANGE
+from pneumo.reporting.style import BLUE, GRAY, ORANGE
 
 LAYOUT = {
     "template": "plotly_white",
@@ -26,26 +26,26 @@ class StudyPlot:
     """A plot of `optuna.visualization`.
 
     Attributes:
-        plot: Name of Optuna's function.
+        function: Name of Optuna's function.
         title: Title on the page.
         caption: Explanation for readers.
-        scored: Whether the plot names the score.
-        complete: Minimum number of complete trials.
-        width: Pixels per searched hyperparameter; a narrower page scrolls.
+        uses_target_name: Whether the plot names the score.
+        min_complete_trials: Minimum number of complete trials.
+        width_per_param: Pixels per searched hyperparameter; a narrower page scrolls.
         height: Height in pixels.
     """
 
-    plot: str
+    function: str
     title: str
     caption: str
-    scored: bool = True
-    complete: int = 1
-    width: int = 0
+    uses_target_name: bool = True
+    min_complete_trials: int = 1
+    width_per_param: int = 0
     height: int = 400
 
 
 STUDY_PLOTS = {
-    "optimisation_history": StudyPlot(
+    "optimization_history": StudyPlot(
         "plot_optimization_history",
         "How the search went",
         "Each complete trial, and the best until then. The best of many is too "
@@ -56,28 +56,31 @@ STUDY_PLOTS = {
         "What matters",
         "The share of the differences between trials that each parameter explains. With few "
         "trials this changes with every one.",
-        complete=2,
+        min_complete_trials=2,
     ),
     "slices": StudyPlot(
         "plot_slice",
         "Parameter by parameter",
         "Each complete trial, the later the darker.",
-        width=210,
+        width_per_param=210,
     ),
     "parallel_coordinates": StudyPlot(
         "plot_parallel_coordinate",
         "All parameters at once",
         "A line is a trial, the better the darker. Drag along an axis to choose among them.",
-        width=130,
+        width_per_param=130,
     ),
     "intermediate_values": StudyPlot(
         "plot_intermediate_values",
         "Epoch by epoch",
         "The score after each epoch; grey are the trials that were pruned.",
-        scored=False,
+        uses_target_name=False,
     ),
     "timeline": StudyPlot(
-        "plot_timeline", "Who worked when", "Each trial from its start to its end.", scored=False
+        "plot_timeline",
+        "Who worked when",
+        "Each trial from its start to its end.",
+        uses_target_name=False,
     ),
 }
 
@@ -99,29 +102,29 @@ def render_plots(study: optuna.Study, objective: str) -> dict[str, Markup]:
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return {
-        name: _render_plot(study, name, objective, {f"Trial{it.number}" for it in complete})
-        for name, graph in STUDY_PLOTS.items()
-        if len(complete) >= graph.complete
+        name: _render_plot(study, name, objective, {f"Trial{trial.number}" for trial in complete})
+        for name, plot in STUDY_PLOTS.items()
+        if len(complete) >= plot.min_complete_trials
     }
 
 
 def _render_plot(study: optuna.Study, name: str, objective: str, complete: set[str]) -> Markup:
-    graph = STUDY_PLOTS[name]
-    options = {"target_name": objective} if graph.scored else {}
+    study_plot = STUDY_PLOTS[name]
+    options = {"target_name": objective} if study_plot.uses_target_name else {}
     with warnings.catch_warnings():
         # Optuna warns that importances are less accurate if a range was changed
         warnings.simplefilter("ignore", UserWarning)
-        figure = getattr(optuna.visualization, graph.plot)(study, **options)
-    figure.update_layout(**LAYOUT, height=graph.height)
+        figure = getattr(optuna.visualization, study_plot.function)(study, **options)
+    figure.update_layout(**LAYOUT, height=study_plot.height)
     if name == "intermediate_values":
         figure.update_layout(showlegend=False)  # a hundred names
         for trace in figure.data:
-            trace.line.color = BLUE if trace.name in complete else GREY
-    plot = figure.to_html(
+            trace.line.color = BLUE if trace.name in complete else GRAY
+    html = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
         div_id=name,
         config={"responsive": True, "displaylogo": False},
     )
-    width = graph.width * len(study.best_trial.params)
-    return Markup(f'<div class="scroll"><div style="min-width:{width}px">{plot}</div></div>')
+    width = study_plot.width_per_param * len(study.best_trial.params)
+    return Markup(f'<div class="scroll"><div style="min-width:{width}px">{html}</div></div>')

@@ -67,7 +67,7 @@ class StudySummary:
         base: Config of the baseline.
         experiment_base: Fields of the experiment's base config as text.
         fixed: Values of the fields that are not searched, as text.
-        searched: Names of the fields that are searched.
+        searched_fields: Names of the fields that are searched.
         n_trials: Number of trials at which the study ends.
         n_done: Number of complete and pruned trials.
         trials: All of its trials, by number.
@@ -90,7 +90,7 @@ class StudySummary:
     base: RunConfig
     experiment_base: dict[str, str]
     fixed: dict[str, str]
-    searched: list[str]
+    searched_fields: list[str]
     n_trials: int
     n_done: int
     trials: list[TrialSummary]
@@ -133,7 +133,7 @@ def _compare(baseline: str, best: str) -> BaselineComparison:
         for run_id in (baseline, best)
     ]
     rows = [
-        (metrics.metric_title(name), *(format_with_interval(it, name) for it in values))
+        (metrics.metric_title(name), *(format_with_interval(column, name) for column in values))
         for name in metrics.HEADLINE_METRICS
     ]
     gain = f"{values[1]['auc'] - values[0]['auc']:+.4f}"
@@ -144,183 +144,192 @@ class StudyReport:
     """The report on a study, as a page or as its text alone."""
 
     def __init__(self, summary: StudySummary) -> None:
-        self._it = summary
+        self._summary = summary
         self._comparison = None
         if summary.best and summary.baseline:
             self._comparison = _compare(summary.baseline.run_id, summary.best.run_id)
 
     def page(self) -> str:
         """Render the HTML page."""
-        it, base = self._it, self._it.base
-        images = it.dataset.decode(base.image_size, base.max_unreadable, base.resize)
+        summary, base = self._summary, self._summary.base
+        images = summary.dataset.decode(base.image_size, base.max_unreadable, base.resize)
         return render_template(
             "study.html",
             images,
             {},
-            name=it.study.study_name,
+            name=summary.study.study_name,
             day=date.today().isoformat(),
-            state=it.state,
-            headline=self._headline(),
-            findings=it.winner["findings"] if it.winner else [],
-            words=self._words(),
+            state=summary.state,
+            headline=self._headline_numbers(),
+            findings=summary.winner["findings"] if summary.winner else [],
+            words=self._sections(),
             comparison=self._comparison,
-            bound=self._bound(),
+            bound=self._describe_bound(),
             level=bootstrap.CI_PERCENTILES[1],
-            best=it.best,
-            baseline=it.baseline,
-            repeat=self._repeat(),
+            best=summary.best,
+            baseline=summary.baseline,
+            repeat=self._reproduce_command(),
             graphs=study_plots.STUDY_PLOTS,
-            drawn=study_plots.render_plots(it.study, self._score) if it.best else {},
+            drawn=study_plots.render_plots(summary.study, self._objective_title)
+            if summary.best
+            else {},
             script=study_plots.plotly_script(),
-            times=list(_time_fractions(it.seconds)),
-            changed_ranges=it.changed_ranges,
-            fields=it.searched,
-            score=self._score,
+            times=list(_time_fractions(summary.seconds)),
+            changed_ranges=summary.changed_ranges,
+            fields=summary.searched_fields,
+            score=self._objective_title,
             trials=list(self._rows()),
         )
 
     def description(self) -> str:
         """Return the report's text in Markdown, with a link to the page."""
-        link = f"[The page of this study]({session.ui_path(mlflow.get_run(self._it.run_id), PAGE)})"
-        words = [f"**{name}** {text}" for name, text in self._words().items()]
+        run = mlflow.get_run(self._summary.run_id)
+        link = f"[The page of this study]({session.ui_path(run, PAGE)})"
+        words = [f"**{name}** {text}" for name, text in self._sections().items()]
         return "\n\n".join([*words, link])
 
-    def _words(self) -> dict[str, str]:
+    def _sections(self) -> dict[str, str]:
         return {
-            "Asked": self._asked(),
-            "Found": " ".join(self._found()),
-            "Next": " ".join(self._next()),
+            "Asked": self._describe_question(),
+            "Found": " ".join(self._describe_findings()),
+            "Next": " ".join(self._next_steps()),
         }
 
-    def _asked(self) -> str:
-        it = self._it
-        kept = f" ({', '.join(f'{name} {value}' for name, value in it.fixed.items())} fixed)"
+    def _describe_question(self) -> str:
+        summary = self._summary
+        fixed = f" ({', '.join(f'{name} {value}' for name, value in summary.fixed.items())} fixed)"
         return (
-            f"{it.question or 'Which values are the best?'} Experiment {it.experiment} "
-            f"on {it.dataset.name}: {it.n_trials} trials of at most {it.base.epochs} epochs over "
-            f"{', '.join(it.searched)}{kept if it.fixed else ''}."
+            f"{summary.question or 'Which values are the best?'} Experiment {summary.experiment} "
+            f"on {summary.dataset.name}: {summary.n_trials} trials of at most "
+            f"{summary.base.epochs} epochs over "
+            f"{', '.join(summary.searched_fields)}{fixed if summary.fixed else ''}."
         )
 
-    def _found(self) -> Iterator[str]:
-        best, winner = self._it.best, self._it.winner
-        yield f"{self._done()} trials are done."
+    def _describe_findings(self) -> Iterator[str]:
+        best, winner = self._summary.best, self._summary.winner
+        yield f"{self._describe_progress()} trials are done."
         if not best:
             yield "None has come to its end yet."
             return
-        yield f"The best is trial {best.number} ({best.name}), {', '.join(self._reached())}."
+        yield f"The best is trial {best.number} ({best.name}), {', '.join(self._best_scores())}."
         if not self._comparison:
             yield "The baseline has no result to hold it against."
         elif self._best_is_baseline:
             yield "It is the baseline: nothing that was tried is better."
         else:
-            yield f"Its AUC {self._difference()}."
+            yield f"Its AUC {self._describe_difference()}."
         if winner:
             test_auc = format_with_interval(winner["test_metrics"], "auc")
             yield f"On test, asked for trial {winner['trial']} alone: AUC {test_auc}."
 
     @property
     def _best_is_baseline(self) -> bool:
-        return bool(self._comparison) and self._it.best.number == self._it.baseline.number
+        return bool(self._comparison) and self._summary.best.number == self._summary.baseline.number
 
-    def _difference(self) -> str:
+    def _describe_difference(self) -> str:
         """Describe the best compared with the baseline: better only if the bound is above 0."""
-        gain, improvement = self._comparison.gain, self._it.improvement
+        gain, improvement = self._comparison.gain, self._summary.improvement
         if improvement and improvement.low > 0:
-            return f"is {gain} above the baseline's: {self._bound()}"
-        differs = f"differs from the baseline's by {gain}"
+            return f"is {gain} above the baseline's: {self._describe_bound()}"
+        difference = f"differs from the baseline's by {gain}"
         if improvement:
-            return f"{differs}, which may be chance: {self._bound()}"
-        if self._it.state == DONE:
-            return f"{differs}, which may be chance: no confidence bound could be computed"
-        return f"{differs}; whether that may be chance is computed at the study's end"
+            return f"{difference}, which may be chance: {self._describe_bound()}"
+        if self._summary.state == DONE:
+            return f"{difference}, which may be chance: no confidence bound could be computed"
+        return f"{difference}; whether that may be chance is computed at the study's end"
 
-    def _bound(self) -> str:
+    def _describe_bound(self) -> str:
         """Return the confidence bound of the difference in words, or "" if there is none."""
-        found = self._it.improvement
-        if not found or self._best_is_baseline:
+        improvement = self._summary.improvement
+        if not improvement or self._best_is_baseline:
             return ""
-        bound = f"at least {found.low:+.4f} at {bootstrap.CI_PERCENTILES[1]} % confidence"
+        bound = f"at least {improvement.low:+.4f} at {bootstrap.CI_PERCENTILES[1]} % confidence"
         # Complete trials besides the baseline
-        alternatives = sum(trial.state == "COMPLETE" for trial in self._it.trials) - 1
+        alternatives = sum(trial.state == "COMPLETE" for trial in self._summary.trials) - 1
         if alternatives == 1:
             return bound
-        readable = f"{found.trials} of " if found.trials < alternatives else ""
+        readable = f"{improvement.trials} of " if improvement.trials < alternatives else ""
         return f"{bound}, accounting for the choice among {readable}{alternatives} trials"
 
-    def _reached(self) -> Iterator[str]:
-        if self._score != "validation AUC" or not self._comparison:
-            yield f"{self._score} {self._it.best.score:.3f}"
+    def _best_scores(self) -> Iterator[str]:
+        if self._objective_title != "validation AUC" or not self._comparison:
+            yield f"{self._objective_title} {self._summary.best.score:.3f}"
         if self._comparison:
             yield f"validation AUC {self._comparison.auc}"
 
     @property
-    def _score(self) -> str:
-        return objective_title(self._it.base.objective)
+    def _objective_title(self) -> str:
+        return objective_title(self._summary.base.objective)
 
-    def _done(self) -> str:
-        return f"{self._it.n_done} of {self._it.n_trials}"
+    def _describe_progress(self) -> str:
+        return f"{self._summary.n_done} of {self._summary.n_trials}"
 
-    def _next(self) -> Iterator[str]:
-        it = self._it
-        if it.state == RUNNING:
+    def _next_steps(self) -> Iterator[str]:
+        summary = self._summary
+        if summary.state == RUNNING:
             yield "It runs; this is written anew about once a minute."
             return
-        if it.state == STOPPED:
-            yield f"It was stopped before its end: to continue, {it.how_to_continue}."
+        if summary.state == STOPPED:
+            yield f"It was stopped before its end: to continue, {summary.how_to_continue}."
             return
-        for name in it.at_edge:
+        for name in summary.at_edge:
             yield (
                 f"The best {name} lies at the edge of what was searched: widen its range in "
-                f"experiments/{it.experiment}.py."
+                f"experiments/{summary.experiment}.py."
             )
-        if it.dataset.source == SAMPLE:
+        if summary.dataset.source == SAMPLE:
             yield "Give it real X-rays (-P data=PATH): these are synthetic."
         else:
             yield "Read test/evidence.html among the artifacts; if it convinces you, " + _command(
-                "promote", model_name=it.winner["model_name"], data=it.dataset.source
+                "promote", model_name=summary.winner["model_name"], data=summary.dataset.source
             )
 
-    def _headline(self) -> dict[str, str]:
-        winner = self._it.winner
+    def _headline_numbers(self) -> dict[str, str]:
+        winner = self._summary.winner
         test = winner and format_with_interval(winner["test_metrics"], "auc")
         return {
-            "trials done": self._done(),
+            "trials done": self._describe_progress(),
             "best validation AUC": self._comparison.auc if self._comparison else "–",
-            "above the baseline": self._above(),
+            "above the baseline": self._describe_improvement(),
             "test AUC, asked once": test or "not asked yet",
         }
 
-    def _above(self) -> str:
+    def _describe_improvement(self) -> str:
         if not self._comparison:
             return "–"
         if self._best_is_baseline:
             return "the baseline is the best"
-        improvement = self._it.improvement
+        improvement = self._summary.improvement
         low = f" (≥ {improvement.low:+.4f})" if improvement else ""
         return f"{self._comparison.gain}{low}"
 
-    def _repeat(self) -> str:
+    def _reproduce_command(self) -> str:
         """Return the command that trains the best trial again, or '' if there is none."""
-        it = self._it
-        if not it.best:
+        summary = self._summary
+        if not summary.best:
             return ""
-        base, config = it.experiment_base, it.best.config
+        base, config = summary.experiment_base, summary.best.config
         changed = {name: value for name, value in config.items() if base[name] != value}
         if "weights" in changed:  # their text has a file name and a digest, no path
-            changed["weights"] = it.base.weights
-        return _command("train", experiment=it.experiment, data=it.dataset.source, **changed)
+            changed["weights"] = summary.base.weights
+        return _command(
+            "train", experiment=summary.experiment, data=summary.dataset.source, **changed
+        )
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        runs = study_runs.trial_runs(self._it.run_id)
-        for trial in self._it.trials:
+        runs = study_runs.trial_runs(self._summary.run_id)
+        for trial in self._summary.trials:
             run = runs.get(trial.number)
             yield {
                 "number": trial.number,
                 "address": session.ui_url(run) if run else "",
                 "state": trial.state.lower(),
-                "best": trial == self._it.best,
+                "best": trial == self._summary.best,
                 "value": "" if trial.score is None else f"{trial.score:.4f}",
-                "fields": [format_field(trial.config.get(name, "")) for name in self._it.searched],
+                "fields": [
+                    format_field(trial.config.get(name, ""))
+                    for name in self._summary.searched_fields
+                ],
                 "epochs": trial.epochs or "",
                 "took": timedelta(seconds=round(trial.seconds)) if trial.seconds else "",
                 "error": trial.error,
@@ -329,11 +338,11 @@ class StudyReport:
 
 def _time_fractions(seconds: dict[str, float]) -> Iterator[tuple[str, str, str]]:
     """Yield each activity of the processes, its duration, and its fraction of their time."""
-    whole = sum(seconds.values()) or 1  # 0 before the first trial has ended
-    for what, spent in seconds.items():
-        yield what, str(timedelta(seconds=round(spent))), f"{spent / whole:.0%}"
+    total = sum(seconds.values()) or 1  # 0 before the first trial has ended
+    for activity, duration in seconds.items():
+        yield activity, str(timedelta(seconds=round(duration))), f"{duration / total:.0%}"
 
 
 def _command(entry: str, **parameters: str) -> str:
-    given = " ".join(f"-P {name}={shlex.quote(value)}" for name, value in parameters.items())
-    return f"mlflow run . -e {entry} --env-manager uv {given}"
+    flags = " ".join(f"-P {name}={shlex.quote(value)}" for name, value in parameters.items())
+    return f"mlflow run . -e {entry} --env-manager uv {flags}"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 # A plain Figure has no window and is in no global list, so nothing has to be closed.
 
 # Okabe and Ito's colors, which color-blind readers can distinguish; also for the two classes
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
+BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#767676"
 STYLE = {
     "font.size": 11,
     "axes.titlesize": 12,
@@ -25,7 +25,7 @@ STYLE = {
     "lines.linewidth": 1.8,
     "figure.dpi": 120,
 }
-CLASS_COLOURS = {"NORMAL": BLUE, "PNEUMONIA": ORANGE}
+CLASS_COLORS = {"NORMAL": BLUE, "PNEUMONIA": ORANGE}
 
 
 @contextmanager

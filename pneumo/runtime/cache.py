@@ -53,11 +53,11 @@ def get_or_build(name: str, build: Callable[[Path], None], verify: bool = True) 
     _tidy(cache_path(""))
     if _is_whole(folder, verify):
         return folder
-    with lock(name) as held:
+    with lock(name) as file_lock:
         if not _is_whole(folder, verify):
             _build(folder, build, verify)
         # Waiting processes will find the complete folder, so nothing needs the lock file now
-        Path(held.lock_file).unlink(missing_ok=True)
+        Path(file_lock.lock_file).unlink(missing_ok=True)
     return folder
 
 
@@ -113,10 +113,10 @@ def cache_deleted_error() -> UserError:
 
 
 def _disk_full_error(folder: Path, error: OSError) -> UserError:
-    what = folder.relative_to(cache_path("")).parts[0]
+    group = folder.relative_to(cache_path("")).parts[0]
     return UserError(
         f"the cache needs more disk than is free at {cache_path('')} ({error.strerror} for "
-        f"{what}): free some, or set PNEUMO_CACHE to a larger disk"
+        f"{group}): free some, or set PNEUMO_CACHE to a larger disk"
     )
 
 
@@ -174,15 +174,15 @@ def lock(name: str, timeout: float = -1) -> Iterator[FileLock]:
     """
     file = cache_path("locks") / f"{name.replace('/', '-')}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(file)
+    file_lock = FileLock(file)
     try:
-        held.acquire(SILENT_WAIT_SECONDS if timeout < 0 else timeout)
+        file_lock.acquire(SILENT_WAIT_SECONDS if timeout < 0 else timeout)
     except Timeout:
         if timeout >= 0:
             raise
         echo(f"waiting for another process that works on {name.partition('/')[0]} in the cache")
-        held.acquire()
+        file_lock.acquire()
     try:
-        yield held
+        yield file_lock
     finally:
-        held.release()
+        file_lock.release()

@@ -62,8 +62,8 @@ def hold(entry: Path) -> bool:
         Whether the entry exists.
     """
     with _holding:
-        for gone in [it for it, lock in _held.items() if not _is_current(lock, it)]:
-            os.close(_held.pop(gone))
+        for stale in [path for path, lock in _held.items() if not _is_current(lock, path)]:
+            os.close(_held.pop(stale))
         if entry not in _held:
             descriptor = _open(entry)
             if descriptor is None:  # a read-only disk, from which no process can remove it
@@ -187,24 +187,24 @@ def remove_leftovers() -> None:
 
 def _folders(folder: Path) -> list[Path]:
     try:
-        return [it for it in folder.iterdir() if it.is_dir()]
+        return [path for path in folder.iterdir() if path.is_dir()]
     except OSError:
         return []
 
 
 def _sizes() -> dict[Path, int]:
     """Return the bytes of each entry, in the order of eviction."""
-    entries = [it for it in _folders(cache_path("")) if LONE.fullmatch(it.name)]
-    entries = [it for it in entries if (it / IN_USE).exists()]
+    entries = [folder for folder in _folders(cache_path("")) if LONE.fullmatch(folder.name)]
+    entries = [folder for folder in entries if (folder / IN_USE).exists()]
     for group in GROUPS:
-        entries += [it for it in _folders(cache_path(group)) if KEY.fullmatch(it.name)]
-    entries += [it for it in _folders(cache_path(RUNS)) if RUN.fullmatch(it.name)]
-    found = []
+        entries += [folder for folder in _folders(cache_path(group)) if KEY.fullmatch(folder.name)]
+    entries += [folder for folder in _folders(cache_path(RUNS)) if RUN.fullmatch(folder.name)]
+    rows = []
     for entry in entries:
         with suppress(FileNotFoundError):  # another process may have evicted it
-            dear = entry.name == DOWNLOADS or (entry / DOWNLOADED).exists()
-            found.append((dear, entry.stat().st_mtime_ns, entry, _size(entry)))
-    return {entry: size for *_, entry, size in sorted(found)}
+            is_download = entry.name == DOWNLOADS or (entry / DOWNLOADED).exists()
+            rows.append((is_download, entry.stat().st_mtime_ns, entry, _size(entry)))
+    return {entry: size for *_, entry, size in sorted(rows)}
 
 
 def _size(entry: Path) -> int:
@@ -243,12 +243,12 @@ def available_bytes(names: Collection[str]) -> int:
 
     These are all allowed bytes, less those of other entries that processes use.
     """
-    sizes, mine = _sizes(), {cache_path(name) for name in names}
-    others = 0
-    for entry in sizes.keys() - mine:
+    sizes, own_entries = _sizes(), {cache_path(name) for name in names}
+    in_use = 0
+    for entry in sizes.keys() - own_entries:
         with _unused(entry) as unused:
-            others += 0 if unused else sizes[entry]
-    return max(0, _allowed(sum(sizes.values())) - others)
+            in_use += 0 if unused else sizes[entry]
+    return max(0, _allowed(sum(sizes.values())) - in_use)
 
 
 def evict_least_recently_used(needed: int) -> None:

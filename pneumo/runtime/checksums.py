@@ -34,9 +34,9 @@ def seal(folder: Path) -> None:
     Raises:
         OSError: The disk is full or fails, or the folder was removed.
     """
-    found = _checksums(folder)
-    (folder / CHECKSUMS).write_text(json.dumps(found))
-    files = [folder / name for name in (*found, CHECKSUMS)]
+    checksums = _checksums(folder)
+    (folder / CHECKSUMS).write_text(json.dumps(checksums))
+    files = [folder / name for name in (*checksums, CHECKSUMS)]
     for path in (*files, *{file.parent for file in files}):
         sync(path)
     _mark(folder, _state(folder))
@@ -78,19 +78,19 @@ def sync(path: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     """Return the files that a build has made, including those in subfolders."""
-    found = (it for it in folder.rglob("*") if not is_own(it))
-    return sorted(it for it in found if it.is_file())
+    paths = (path for path in folder.rglob("*") if not is_own(path))
+    return sorted(path for path in paths if path.is_file())
 
 
 def _state(folder: Path) -> dict[str, Any]:
     """Return the values that change if a file changes, unless the machine has failed meanwhile."""
-    states = {it.relative_to(folder).as_posix(): it.stat() for it in _files(folder)}
+    states = {file.relative_to(folder).as_posix(): file.stat() for file in _files(folder)}
     files = {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
     return {"boot_id": ProcessId.current().boot_id, "files": files}
 
 
 def _checksums(folder: Path) -> dict[str, list[int]]:
-    return {it.relative_to(folder).as_posix(): _checksum(it) for it in _files(folder)}
+    return {file.relative_to(folder).as_posix(): _checksum(file) for file in _files(folder)}
 
 
 def _checksum(file: Path) -> list[int]:

@@ -53,8 +53,8 @@ def track(items: Iterable[T], total: int, what: str, unit: str = "images") -> It
     """
     if not supports_live_display():
         echo(f"{what}: {total} {unit}")
-    shown = {"console": console, "transient": True, "disable": not supports_live_display()}
-    for item in rich_track(items, what, total, **shown):
+    options = {"console": console, "transient": True, "disable": not supports_live_display()}
+    for item in rich_track(items, what, total, **options):
         signals.raise_if_interrupted()
         yield item
 
@@ -70,19 +70,19 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         rows: Rows, with one value per column.
     """
     rows = list(rows)
-    shown = _table(title, columns, rows)
+    table = _table(title, columns, rows)
     unbounded = console.options.update_width(10_000)
-    if console.measure(shown, options=unbounded).maximum > console.width:
-        broken = [name.replace("_", "\n").replace(" ", "\n") for name in columns]
-        shown = _table(title, broken, rows)
-    console.print(shown)
+    if console.measure(table, options=unbounded).maximum > console.width:
+        wrapped = [name.replace("_", "\n").replace(" ", "\n") for name in columns]
+        table = _table(title, wrapped, rows)
+    console.print(table)
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
-    shown.padding, shown.pad_edge = (0, 1, 0, 0), False
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    table.padding, table.pad_edge = (0, 1, 0, 0), False
     for column in columns:
-        shown.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold")
     for row in rows:
-        shown.add_row(*map(str, row))
-    return shown
+        table.add_row(*map(str, row))
+    return table

@@ -55,22 +55,22 @@ def describe_failure(error: Exception) -> str:
     )
 
 
-def quoted(value: object, most: int = MAX_QUOTE_LENGTH) -> str:
+def quoted(value: object, max_length: int = MAX_QUOTE_LENGTH) -> str:
     """Return `value` as text that a message can quote.
 
     Unprintable characters are escaped, and an ellipsis replaces the middle of a long text.
 
     Args:
         value: Any value.
-        most: Maximum length of the text in characters.
+        max_length: Maximum length of the text in characters.
     """
     text = "".join(map(_printable, str(value)))
-    return text if len(text) <= most else f"{text[: most - 41]}…{text[-40:]}"
+    return text if len(text) <= max_length else f"{text[: max_length - 41]}…{text[-40:]}"
 
 
 def is_printable_text(value: str) -> bool:
     """Return whether `value` can be printed in one line and stored as UTF-8."""
-    return not any(unicodedata.category(it) in UNPRINTABLE_CATEGORIES for it in value)
+    return not any(unicodedata.category(character) in UNPRINTABLE_CATEGORIES for character in value)
 
 
 def _printable(character: str) -> str:

@@ -12,9 +12,9 @@ def visible_gpus() -> list[str]:
     Without that variable, NVIDIA's driver (NVML) lists them. NVML does not need `/proc`, which WSL2
     does not fill, and unlike TensorFlow it takes no GPU memory.
     """
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is not None:
-        return [it.strip() for it in allowed.split(",") if it.strip() not in ("", "-1")]
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if variable is not None:
+        return [name.strip() for name in variable.split(",") if name.strip() not in ("", "-1")]
     import pynvml
 
     try:
@@ -37,10 +37,10 @@ def require_gpus(workers: int, workers_per_gpu: int) -> None:
     Raises:
         UserError: There are more workers than the GPUs may have.
     """
-    found = visible_gpus()
-    if found and workers > len(found) * workers_per_gpu:
+    gpus = visible_gpus()
+    if gpus and workers > len(gpus) * workers_per_gpu:
         raise UserError(
-            f"workers must be at most {len(found) * workers_per_gpu} with {len(found)} GPU and "
+            f"workers must be at most {len(gpus) * workers_per_gpu} with {len(gpus)} GPU and "
             f"--workers_per_gpu {workers_per_gpu}: got {workers}; give fewer, or --workers_per_gpu "
-            f"{math.ceil(workers / len(found))}, or CUDA_VISIBLE_DEVICES=-1 to use no GPU"
+            f"{math.ceil(workers / len(gpus))}, or CUDA_VISIBLE_DEVICES=-1 to use no GPU"
         )

@@ -56,8 +56,8 @@ class ProcessId(NamedTuple):
 
         The host name is not compared, because a laptop changes it with the network.
         """
-        here = _boot_id(), _pid_namespace()
-        if not self.start_time or (self.boot_id, self.pid_namespace) != here:
+        current = _boot_id(), _pid_namespace()
+        if not self.start_time or (self.boot_id, self.pid_namespace) != current:
             return False
         return _start_time(self.pid) == self.start_time
 

@@ -31,7 +31,7 @@ POLL_SECONDS = 0.5  # between two checks for a signal while the main thread wait
 class _State:
     """State of the signal handlers, of which a process has one set."""
 
-    asked = False  # whether a signal has arrived
+    requested = False  # whether a signal has arrived
     ignore_until = 0.0  # on the monotonic clock; signals before it are ignored
 
 
@@ -41,7 +41,7 @@ def install_handlers() -> None:
     The next `raise_if_interrupted` raises it, or an alarm after `MAX_DELAY_SECONDS`.
     """
     signal.alarm(0)
-    _State.asked, _State.ignore_until = False, 0.0
+    _State.requested, _State.ignore_until = False, 0.0
     signal.signal(signal.SIGALRM, _on_alarm)
     for number in SIGNALS:
         signal.signal(number, _on_signal)
@@ -51,9 +51,9 @@ def _on_signal(*_: object) -> None:
     if time.monotonic() < _State.ignore_until:
         return
     _State.ignore_until = time.monotonic() + DEBOUNCE_SECONDS
-    if _State.asked:  # a second signal interrupts at once
+    if _State.requested:  # a second signal interrupts at once
         raise KeyboardInterrupt
-    _State.asked = True
+    _State.requested = True
     signal.alarm(MAX_DELAY_SECONDS)
 
 
@@ -66,7 +66,7 @@ def raise_if_interrupted() -> None:
 
     Every later call raises it again, in case an earlier exception was lost.
     """
-    if _State.asked:
+    if _State.requested:
         signal.alarm(0)
         raise KeyboardInterrupt
 
@@ -85,36 +85,36 @@ def terminate_with_stdin() -> None:
     Thread(target=wait_for_end, daemon=True).start()
 
 
-def run_in_thread(work: Callable[[], T], meanwhile: Callable[[], None] = lambda: None) -> T:
-    """Run `work` in a thread, and wait for it in the calling thread, which handles signals.
+def run_in_thread(function: Callable[[], T], meanwhile: Callable[[], None] = lambda: None) -> T:
+    """Run `function` in a thread, and wait for it in the calling thread, which handles signals.
 
     A signal does not wait for the work. The work continues until it or the process ends.
 
     Args:
-        work: Called once, in the other thread.
+        function: Called once, in the other thread.
         meanwhile: Called in the calling thread every `POLL_SECONDS` seconds.
 
     Returns:
-        What `work` returns.
+        What `function` returns.
 
     Raises:
         KeyboardInterrupt: A signal has arrived.
-        Exception: Whatever `work` or `meanwhile` raises.
+        Exception: Whatever `function` or `meanwhile` raises.
     """
     executor = ThreadPoolExecutor(max_workers=1)
     try:
-        result = executor.submit(work)
-        while not wait([result], timeout=POLL_SECONDS).done:
+        future = executor.submit(function)
+        while not wait([future], timeout=POLL_SECONDS).done:
             raise_if_interrupted()
             meanwhile()
     finally:
         executor.shutdown(wait=False)
-    return result.result()
+    return future.result()
 
 
 def exit_process(code: int) -> NoReturn:
     """End the process; after a signal, do not wait for threads that still compute."""
-    if _State.asked:
+    if _State.requested:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

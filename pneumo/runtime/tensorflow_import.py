@@ -15,26 +15,26 @@ from pneumo.runtime.machine import visible_gpus
 
 
 @contextmanager
-def stderr_on_failure_only(well: Callable[[], bool]) -> Iterator[None]:
+def stderr_on_failure_only(succeeded: Callable[[], bool]) -> Iterator[None]:
     """Hide what the block writes to standard error, unless the block fails.
 
     TensorFlow writes lines about the processor before its own log level applies. Everything written
     is shown if the block raises an `Exception` or `well()` is false after it. It is also shown if
     the process dies in the block: TensorFlow aborts on a processor that it does not support.
     """
-    kept, shown = os.dup(2), False
+    saved_stderr, show = os.dup(2), False
     with tempfile.TemporaryFile() as output, _copied_if_process_dies(output):
         os.dup2(output.fileno(), 2)
         try:
             yield
-            shown = not well()
+            show = not succeeded()
         except Exception:
-            shown = True
+            show = True
             raise
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            if shown:
+            os.dup2(saved_stderr, 2)
+            os.close(saved_stderr)
+            if show:
                 output.seek(0)
                 os.write(2, output.read())
 
@@ -102,11 +102,11 @@ def import_tensorflow() -> None:
     for pool in ("INTRA", "INTER"):  # TensorFlow counts the machine's cores, not the container's
         os.environ.setdefault(f"TF_NUM_{pool}OP_THREADS", str(cpu_count()))
 
-    def finds_what_is_asked_for() -> bool:
-        found = tensorflow.config.list_physical_devices("GPU")
-        return bool(found) or not visible_gpus()
+    def gpus_found_if_visible() -> bool:
+        devices = tensorflow.config.list_physical_devices("GPU")
+        return bool(devices) or not visible_gpus()
 
-    with stderr_on_failure_only(finds_what_is_asked_for), gc_frozen_import("tensorflow"):
+    with stderr_on_failure_only(gpus_found_if_visible), gc_frozen_import("tensorflow"):
         import tensorflow
     # Every model compiles its own functions, about which TensorFlow would warn
     tensorflow.get_logger().setLevel("ERROR")

@@ -14,7 +14,7 @@ from pneumo.tracking.tags import EXTERNAL, MODEL, MODEL_ID, SPLIT
 
 
 @contextmanager
-def tag_evaluation(model: str, model_id: str, split: str, external: bool) -> Iterator[str]:
+def tag_evaluation(model: str, model_id: str, split: str, is_external: bool) -> Iterator[str]:
     """Tag the active run as the evaluation of a model on a split.
 
     MLflow's id of the model is tagged only at the end of the block, when everything is logged. A
@@ -25,7 +25,7 @@ def tag_evaluation(model: str, model_id: str, split: str, external: bool) -> Ite
         model: Name and version of the model.
         model_id: MLflow's id of the model.
         split: Name of the split.
-        external: Whether the images are those of another data set.
+        is_external: Whether the images are those of another data set.
 
     Yields:
         Id of the active run.
@@ -33,7 +33,7 @@ def tag_evaluation(model: str, model_id: str, split: str, external: bool) -> Ite
     tags = {
         MODEL: model,
         SPLIT: split,
-        EXTERNAL: str(external).lower(),
+        EXTERNAL: str(is_external).lower(),
     }
     mlflow.set_tags({**tags, MODEL_ID: ""})
     yield mlflow.active_run().info.run_id
@@ -92,19 +92,19 @@ def find_evaluation(model_id: str, data_digest: str, split: str) -> str | None:
     Returns:
         Id of the run, or None if there is none.
     """
-    wanted = {
+    required = {
         tags.MODEL_ID: model_id,
         tags.DATA_DIGEST: data_digest,
         tags.SPLIT: split,
     }
-    found = mlflow.search_runs(
+    runs = mlflow.search_runs(
         search_all_experiments=True,
-        filter_string=" and ".join(f"tags.`{key}` = '{it}'" for key, it in wanted.items()),
+        filter_string=" and ".join(f"tags.`{key}` = '{value}'" for key, value in required.items()),
         max_results=1,
         order_by=["attributes.start_time DESC"],
         output_format="list",
     )
-    return found[0].info.run_id if found else None
+    return runs[0].info.run_id if runs else None
 
 
 def evaluated_threshold(run_id: str, split: str) -> float:

@@ -105,14 +105,14 @@ def load_files(folder: Path, model_uri: str) -> "PneumoniaModel":
     model = PneumoniaModel()
     try:
         model.load_from(files["keras"], files["settings"])
-        wrong = next(_model_problems(model), None)
+        problem = next(_model_problems(model), None)
     except Exception as error:  # on untrusted files a parser raises nearly anything
         reason = str(error).strip().partition(". ")[0] or type(error).__name__
         raise _invalid_model_error(
             model_uri, f"its files cannot be loaded safely ({reason[:300]})"
         ) from None
-    if wrong:
-        raise _invalid_model_error(model_uri, wrong)
+    if problem:
+        raise _invalid_model_error(model_uri, problem)
     return model
 
 
@@ -136,13 +136,13 @@ def _model_problems(model: "PneumoniaModel") -> Iterator[str]:
         )
 
 
-def _are_settings(found: Any) -> bool:
-    numbers = [found[name] for name in ("threshold", "temperature")]
+def _are_settings(settings: Any) -> bool:
+    numbers = [settings[name] for name in ("threshold", "temperature")]
     return (
-        all(type(it) in (int, float) and 0 <= it < float("inf") for it in numbers)
-        and found["temperature"] > 0
-        and found["resize"] in ("squash", "pad")
-        and isinstance(found["val_uncalibrated"], dict)
+        all(type(number) in (int, float) and 0 <= number < float("inf") for number in numbers)
+        and settings["temperature"] > 0
+        and settings["resize"] in ("squash", "pad")
+        and isinstance(settings["val_uncalibrated"], dict)
     )
 
 
@@ -155,13 +155,13 @@ def _invalid_model_error(model_uri: str, why: str) -> UserError:
 
 def model_digest(folder: Path) -> str:
     """Return 16 hex digits that identify a stored model's files: weights, settings and code."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         # MLflow adds a file about the version to what it downloads
         if file.is_file() and file.name != "registered_model_meta" and not _is_bytecode_cache(file):
-            found.update(file.relative_to(folder).as_posix().encode() + b"\0")
-            found.update(hashlib.sha256(file.read_bytes()).digest())
-    return found.hexdigest()[:16]
+            digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def _is_bytecode_cache(file: Path) -> bool:
@@ -211,7 +211,8 @@ def log_model(
             signature=SIGNATURE,
             input_example=None if example is None else pd.DataFrame({"image": [example]}),
             pip_requirements=[
-                f"{it}=={importlib.metadata.version(it)}" for it in SERVING_REQUIREMENTS
+                f"{package}=={importlib.metadata.version(package)}"
+                for package in SERVING_REQUIREMENTS
             ],
         )
 

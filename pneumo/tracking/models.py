@@ -47,7 +47,7 @@ class LoadedModel:
         return f"{self.name} version {self.version}" if self.version else f"model {self.model_id}"
 
     @property
-    def synthetic(self) -> bool:
+    def is_synthetic(self) -> bool:
         """Return whether the model was trained on synthetic images."""
         return self.trial.data.tags[tags.SYNTHETIC] == "true"
 
@@ -98,8 +98,8 @@ def _resolve_uri(model_uri: str) -> tuple[str, ModelVersion | None, str, str]:
     if not match:
         raise UserError(f"{_uri_rule(model_uri)}; MLflow's page of a model shows its address")
     if match["id"]:
-        found = client.get_logged_model(match["id"])
-        return model_uri, None, found.model_id, found.source_run_id
+        logged_model = client.get_logged_model(match["id"])
+        return model_uri, None, logged_model.model_id, logged_model.source_run_id
     if match["number"]:
         version = client.get_model_version(match["name"], match["number"])
     else:  # an alias may move until the files are read
@@ -158,12 +158,12 @@ def _foreign_model_error(model_uri: str) -> UserError:
 def _require_unchanged(version: ModelVersion, folder: Path) -> None:
     if tags.MODEL_DIGEST not in version.tags:
         raise _foreign_model_error(f"models:/{version.name}/{version.version}")
-    found, registered = model_digest(folder), version.tags[tags.MODEL_DIGEST]
-    if found != registered:
-        now = f"are {found} now" if any(folder.iterdir()) else "are missing"
+    digest, registered = model_digest(folder), version.tags[tags.MODEL_DIGEST]
+    if digest != registered:
+        state = f"are {digest} now" if any(folder.iterdir()) else "are missing"
         raise ModelTamperedError(
             f"the files of {version.name} version {version.version} must be those that were "
-            f"registered, digest {registered}: they {now}; do not use this version"
+            f"registered, digest {registered}: they {state}; do not use this version"
         )
 
 

@@ -53,31 +53,32 @@ MODEL_DESCRIPTION = (
 DESCRIBED_METRICS = {"auc": "AUC", **{it: it for it in ("sensitivity", "specificity", "accuracy")}}
 
 
-def log_test_evaluations(stored: LoadedModel, count: int) -> None:
+def log_test_evaluations(loaded_model: LoadedModel, count: int) -> None:
     """Tag a model with the number of its evaluations on the test images of its own data.
 
     Args:
-        stored: The model. Its version gets the tag, or MLflow's model if it is not registered.
+        loaded_model: The model. Its version gets the tag, or MLflow's model if it is not
+            registered.
         count: Number of evaluations.
     """
     tags = {TEST_EVALUATIONS: str(count)}
-    if stored.version:
-        set_version_tags(stored.name, stored.version, tags)
+    if loaded_model.version:
+        set_version_tags(loaded_model.name, loaded_model.version, tags)
     else:
-        mlflow.MlflowClient().set_logged_model_tags(stored.model_id, tags)
+        mlflow.MlflowClient().set_logged_model_tags(loaded_model.model_id, tags)
 
 
-def record_test_metrics(stored: LoadedModel, run_id: str, metrics: dict[str, float]) -> None:
+def record_test_metrics(loaded_model: LoadedModel, run_id: str, metrics: dict[str, float]) -> None:
     """Store the test metrics of an evaluation run as tags of the model's version.
 
     Args:
-        stored: The model, which must be registered.
+        loaded_model: The model, which must be registered.
         run_id: Id of a run that has evaluated it on the test images of its own data.
         metrics: Metrics of that evaluation: name → value.
     """
     tags = {f"test_{name}": str(metrics[name]) for name in DESCRIBED_METRICS}
-    set_version_tags(stored.name, stored.version, {EVALUATION_RUN: run_id, **tags})
-    update_description(stored.name, stored.version)
+    set_version_tags(loaded_model.name, loaded_model.version, {EVALUATION_RUN: run_id, **tags})
+    update_description(loaded_model.name, loaded_model.version)
 
 
 def set_version_tags(model_name: str, version: int, tags: dict[str, str]) -> None:
@@ -163,33 +164,37 @@ def update_description(model_name: str, version: int) -> None:
         version: Number of the version.
     """
     client = mlflow.MlflowClient()
-    it = client.get_model_version(model_name, str(version))
+    model_version = client.get_model_version(model_name, str(version))
     lines = [
         MODEL_DESCRIPTION.partition("\n")[0],
-        _describe_origin(it.tags),
-        _format_metrics("On validation", it.tags, "val_"),
-        _format_metrics("On test", it.tags, "test_") if EVALUATION_RUN in it.tags else "",
-        f"Last decision: {it.tags[PROMOTION]}." if PROMOTION in it.tags else "",
-        " · ".join(f"[{text}]({address})" for text, address in _links(it)),
+        _describe_origin(model_version.tags),
+        _format_metrics("On validation", model_version.tags, "val_"),
+        _format_metrics("On test", model_version.tags, "test_")
+        if EVALUATION_RUN in model_version.tags
+        else "",
+        f"Last decision: {model_version.tags[PROMOTION]}."
+        if PROMOTION in model_version.tags
+        else "",
+        " · ".join(f"[{text}]({address})" for text, address in _links(model_version)),
     ]
-    client.update_model_version(model_name, it.version, "\n\n".join(filter(None, lines)))
+    client.update_model_version(model_name, model_version.version, "\n\n".join(filter(None, lines)))
 
 
 def _describe_origin(tags: dict[str, str]) -> str:
-    made = "A single run"
+    origin = "A single run"
     if STUDY in tags:
-        made = f"Trial {tags[TRIAL_NUMBER]} of study {tags[STUDY]}"
+        origin = f"Trial {tags[TRIAL_NUMBER]} of study {tags[STUDY]}"
     data = f"{tags[DATA]} (digest {tags[DATA_DIGEST]})"
     synthetic = "**The images are synthetic: it knows nothing about patients.**"
     warning = synthetic if tags[SYNTHETIC] == "true" else ""
-    return f"{made}, experiment {tags[EXPERIMENT]}, on {data}. {warning}".strip()
+    return f"{origin}, experiment {tags[EXPERIMENT]}, on {data}. {warning}".strip()
 
 
-def _format_metrics(where: str, tags: dict[str, str], prefix: str) -> str:
-    figures = [
+def _format_metrics(title: str, tags: dict[str, str], prefix: str) -> str:
+    texts = [
         f"{DESCRIBED_METRICS[name]} {float(tags[prefix + name]):.3f}" for name in DESCRIBED_METRICS
     ]
-    return f"{where}: {', '.join(figures)}."
+    return f"{title}: {', '.join(texts)}."
 
 
 def _links(version: ModelVersion) -> Iterator[tuple[str, str]]:
@@ -245,7 +250,9 @@ def require_version(model_name: str, version: str) -> int:
     Raises:
         UserError: There is no such registered model, or no such version of it.
     """
-    numbers = sorted(int(it.version) for it in _versions(_registered(model_name)))
+    numbers = sorted(
+        int(model_version.version) for model_version in _versions(_registered(model_name))
+    )
     if version not in map(str, numbers):
         raise UserError(
             f"{model_name} has the versions {', '.join(map(str, numbers)) or 'none'}: got {version}"
@@ -265,16 +272,18 @@ def champions(model_name: str) -> dict[int, ModelVersion]:
     an alias.
     """
     model = _registered(model_name)
-    holders = {int(model.aliases[it]) for it in (CHAMPION, PREVIOUS) if it in model.aliases}
-    found = {int(version.version): version for version in _versions(model)}
+    holders = {
+        int(model.aliases[alias]) for alias in (CHAMPION, PREVIOUS) if alias in model.aliases
+    }
+    versions = {int(version.version): version for version in _versions(model)}
     return {
         number: version
-        for number, version in sorted(found.items())
+        for number, version in sorted(versions.items())
         if number in holders or WAS_CHAMPION in version.tags
     }
 
 
-def own_threshold(version: ModelVersion) -> float | None:
+def stored_threshold(version: ModelVersion) -> float | None:
     """Return a version's threshold without reading its files.
 
     Returns:
@@ -302,11 +311,11 @@ def set_champion(model_name: str, version: int, champion: int) -> int:
     """
     client = mlflow.MlflowClient()
     with cache.lock(f"promote {model_name}"):
-        found = version_by_alias(model_name, CHAMPION)
-        if found == champion:
+        current = version_by_alias(model_name, CHAMPION)
+        if current == champion:
             for number in {version, champion, version_by_alias(model_name, PREVIOUS)} - {0}:
                 set_version_tags(model_name, number, {WAS_CHAMPION: "true"})
             if champion:
                 client.set_registered_model_alias(model_name, PREVIOUS, str(champion))
             client.set_registered_model_alias(model_name, CHAMPION, str(version))
-    return found
+    return current

@@ -63,13 +63,13 @@ def log_data(images: DecodedDataset) -> None:
     dataset = images.dataset
     for split, counts in images.counts().groupby("split"):
         tags = {
-            f"{row['class'].lower()}_{what}": str(row[what])
+            f"{row['class'].lower()}_{count_name}": str(row[count_name])
             for row in counts.to_dict("records")
-            for what in ("images", "patients")
+            for count_name in ("images", "patients")
         }
         source = CodeDatasetSource({DATA: dataset.name})
-        described = MetaDataset(source, name=f"{dataset.name}/{split}", digest=dataset.digest)
-        _log_input(described, context=DATASET_CONTEXTS[split], tags=tags)
+        dataset_input = MetaDataset(source, name=f"{dataset.name}/{split}", digest=dataset.digest)
+        _log_input(dataset_input, context=DATASET_CONTEXTS[split], tags=tags)
     if images.unreadable:
         table = pd.DataFrame(images.unreadable.items(), columns=["path", "reason"])
         mlflow.log_text(table.to_csv(index=False), "data/unreadable.csv")
@@ -97,12 +97,12 @@ def read_files(run_id: str) -> tuple[pd.DataFrame, pd.DataFrame] | None:
         its data set (column sha256, no rows if it has none), or None if the run does not have its
         list of files.
     """
-    there = {file.path for file in mlflow.MlflowClient().list_artifacts(run_id, "data")}
-    if TRAINING_FILES not in there:
+    paths = {file.path for file in mlflow.MlflowClient().list_artifacts(run_id, "data")}
+    if TRAINING_FILES not in paths:
         return None
     no_files = pd.DataFrame({"sha256": []}, dtype=str)
-    tested = _read_table(run_id, TEST_FILES) if TEST_FILES in there else no_files
-    return _read_table(run_id, TRAINING_FILES), tested
+    test_table = _read_table(run_id, TEST_FILES) if TEST_FILES in paths else no_files
+    return _read_table(run_id, TRAINING_FILES), test_table
 
 
 def known_files(trial: Run, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame] | None:
@@ -115,12 +115,12 @@ def known_files(trial: Run, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFram
     Returns:
         What `read_files` returns, or None if the files are unknown.
     """
-    found = read_files(trial.info.run_id)
-    if found is None and trial.data.tags[tags.DATA_DIGEST] == dataset.digest:
+    files = read_files(trial.info.run_id)
+    if files is None and trial.data.tags[tags.DATA_DIGEST] == dataset.digest:
         # The run is older than such lists, or has lost its list
         is_test = dataset.rows["split"] == "test"
         return dataset.rows[~is_test], dataset.rows[is_test]
-    return found
+    return files
 
 
 def _read_table(run_id: str, path: str) -> pd.DataFrame:
@@ -131,14 +131,14 @@ def _read_table(run_id: str, path: str) -> pd.DataFrame:
         return read_table(Path(file))
 
 
-def _log_input(described: MetaDataset, **how: Any) -> None:
+def _log_input(dataset_input: MetaDataset, **options: Any) -> None:
     try:
-        mlflow.log_input(described, **how)
+        mlflow.log_input(dataset_input, **options)
     except MlflowException as error:
         if INTEGRITY_ERROR_MARK not in str(error):
             raise
         # Another process logged the same data at the same time, so MLflow finds it now
-        mlflow.log_input(described, **how)
+        mlflow.log_input(dataset_input, **options)
 
 
 def log_epoch(run_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -244,22 +244,22 @@ def read_epochs(run_id: str) -> pd.DataFrame:
 
 
 def log_decision(
-    reasons: list[str], figures: Mapping[str, float], champion_vacant: str = ""
+    reasons: list[str], metrics: Mapping[str, float], champion_vacant: str = ""
 ) -> None:
     """Log a promotion to the active run.
 
     Args:
         reasons: Reasons for a rejection; if there are none, the candidate was promoted.
-        figures: Metrics of the decision: name → value.
+        metrics: Metrics of the decision: name → value.
         champion_vacant: Why the decision was made without the champion, or ''.
     """
     outcome = f"not promoted: {'; '.join(reasons)}" if reasons else "promoted"
     tags = {PROMOTED: str(not reasons).lower(), NOTE: outcome}
     tags |= {REASON: "; ".join(reasons)} if reasons else {}
-    vacant = {"champion_vacant": champion_vacant} if champion_vacant else {}
-    mlflow.set_tags(tags | {f"pneumo.{name}": why for name, why in vacant.items()})
-    mlflow.log_metrics(dict(figures))
-    decision = {"promoted": not reasons, "reasons": reasons, **vacant, **figures}
+    vacancy = {"champion_vacant": champion_vacant} if champion_vacant else {}
+    mlflow.set_tags(tags | {f"pneumo.{name}": reason for name, reason in vacancy.items()})
+    mlflow.log_metrics(dict(metrics))
+    decision = {"promoted": not reasons, "reasons": reasons, **vacancy, **metrics}
     mlflow.log_dict(decision, "promotion.json")
 
 

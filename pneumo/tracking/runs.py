@@ -55,7 +55,7 @@ def data_tags(dataset: Dataset) -> dict[str, str]:
     tags = {
         DATA: dataset.name,
         DATA_DIGEST: dataset.digest,
-        SYNTHETIC: str(dataset.synthetic).lower(),
+        SYNTHETIC: str(dataset.is_synthetic).lower(),
     }
     return tags | ({PATIENTS: "unknown"} if dataset.unknown_patients else {})
 
@@ -131,8 +131,8 @@ def name_run(run: Run, name: str) -> None:
         name: Its new name.
     """
     predicate, noun, *_ = [*run.info.run_name.split("-"), "", ""]
-    made_up = name_utils._GENERATOR_PREDICATES, name_utils._GENERATOR_NOUNS
-    if predicate in made_up[0] and noun in made_up[1]:
+    generated = name_utils._GENERATOR_PREDICATES, name_utils._GENERATOR_NOUNS
+    if predicate in generated[0] and noun in generated[1]:
         mlflow.MlflowClient().update_run(run.info.run_id, name=name)
 
 
@@ -203,7 +203,7 @@ def trial_run(
     )
     run = mlflow.start_run(run_id=run.info.run_id, nested=True)
     with end_run_by_outcome(run, pruned, states=trial_number is not None) as run_id:
-        mlflow.log_params(config.as_text())
+        mlflow.log_params(config.to_params())
         yield run_id
 
 
@@ -225,15 +225,13 @@ def end_run_by_outcome(
         yield run.info.run_id
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
-            ended = "KILLED", "FAIL"
+            outcome = "KILLED", "FAIL"
         else:
-            ended = ("KILLED", "PRUNED") if isinstance(error, pruned) else ("FAILED", "FAIL")
+            outcome = ("KILLED", "PRUNED") if isinstance(error, pruned) else ("FAILED", "FAIL")
         try:
-            _end_active_run(*ended, states, trace="FAILED" in ended)
-        except MlflowException as unanswered:  # `reconcile_trial_runs` ends it later
-            echo(
-                f"the end of run {run.info.run_name} is not stored ({describe_failure(unanswered)})"
-            )
+            _end_active_run(*outcome, states, trace="FAILED" in outcome)
+        except MlflowException as failure:  # `reconcile_trial_runs` ends it later
+            echo(f"the end of run {run.info.run_name} is not stored ({describe_failure(failure)})")
         raise
     else:
         _end_active_run("FINISHED", "COMPLETE", states)
@@ -256,5 +254,5 @@ def commit_of(run: Run) -> str:
 
 def commit_tag(run: Run) -> dict[str, str]:
     """Return the Git commit of a run's code as a tag, or no tag if it is not known."""
-    found = commit_of(run)
-    return {GIT_COMMIT: found} if found else {}
+    commit = commit_of(run)
+    return {GIT_COMMIT: commit} if commit else {}

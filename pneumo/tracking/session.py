@@ -63,14 +63,14 @@ def _move_credentials_to_environment() -> None:
 
     The address appears in MLflow's messages, in those of pneumo, and in links.
     """
-    found = urlsplit(mlflow.get_tracking_uri())
-    who, _, host = found.netloc.rpartition("@")
-    if not who or found.scheme not in ("http", "https"):
+    uri = urlsplit(mlflow.get_tracking_uri())
+    credentials, _, host = uri.netloc.rpartition("@")
+    if not credentials or uri.scheme not in ("http", "https"):
         return
-    if found.password is not None:
-        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(found.username)
-        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(found.password)
-    mlflow.set_tracking_uri(found._replace(netloc=host).geturl())
+    if uri.password is not None:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(uri.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(uri.password)
+    mlflow.set_tracking_uri(uri._replace(netloc=host).geturl())
 
 
 def connect() -> None:
@@ -90,12 +90,12 @@ def connect() -> None:
     for name in (SERVER_CERTIFICATE, CLIENT_CERTIFICATE):
         if (file := os.environ.get(name)) and not os.path.exists(file):
             raise UserError(f"{name} must be the path of a certificate: there is no '{file}' here")
-    once = {"max_retries": 0, "timeout": FIRST_TIMEOUT, "raise_on_status": False}
+    options = {"max_retries": 0, "timeout": FIRST_TIMEOUT, "raise_on_status": False}
     try:
-        answer = http_request(get_default_host_creds(uri), "/version", "GET", **once)
+        response = http_request(get_default_host_creds(uri), "/version", "GET", **options)
     except MlflowException as error:
         raise _unanswered(error) from None
-    if answer.status_code == HTTPStatus.UNAUTHORIZED:
+    if response.status_code == HTTPStatus.UNAUTHORIZED:
         raise UserError(
             f"MLflow's server at {tracking_address()} must be given a user and a password that it "
             "knows: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
@@ -167,8 +167,10 @@ def ui_url(run: Run, file: str = "") -> str:
         run: The run.
         file: As in `ui_path`.
     """
-    where = tracking_address()
-    return f"{where if where.startswith('http') else 'http://127.0.0.1:5000'}/{ui_path(run, file)}"
+    address = tracking_address()
+    return (
+        f"{address if address.startswith('http') else 'http://127.0.0.1:5000'}/{ui_path(run, file)}"
+    )
 
 
 def artifact_location(run_id: str, file: str) -> str:
@@ -179,14 +181,14 @@ def artifact_location(run_id: str, file: str) -> str:
         file: Path of the file among the artifacts.
     """
     run = mlflow.get_run(run_id)
-    place = urlsplit(run.info.artifact_uri)
-    if place.scheme in ("", "file"):
-        return f"{unquote(place.path)}/{file}"
+    location = urlsplit(run.info.artifact_uri)
+    if location.scheme in ("", "file"):
+        return f"{unquote(location.path)}/{file}"
     return ui_url(run, file)
 
 
 def view_hint(run_id: str) -> str:
     """Return the URL of a run in MLflow's UI, after the command that opens it on this store."""
-    where = tracking_address()
-    server = "" if where.startswith("http") else f"mlflow ui --backend-store-uri {where}, then "
+    address = tracking_address()
+    server = "" if address.startswith("http") else f"mlflow ui --backend-store-uri {address}, then "
     return f"look at it: {server}{ui_url(mlflow.get_run(run_id))}"

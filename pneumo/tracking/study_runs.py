@@ -30,13 +30,13 @@ def resume_run(run_id: str) -> Iterator[None]:
 
 def find_study(name: str) -> str:
     """Return the id of a study's run, or '' if this store has no study of that name."""
-    found = mlflow.search_runs(
+    runs = mlflow.search_runs(
         search_all_experiments=True,
         filter_string=f"tags.`{tags.KIND}` = 'study' and tags.`{tags.STUDY}` = '{name}'",
         max_results=1,
         output_format="list",
     )
-    return found[0].info.run_id if found else ""
+    return runs[0].info.run_id if runs else ""
 
 
 def _process_of(run: Run) -> ProcessId:
@@ -66,14 +66,14 @@ def reconcile_trial_runs(
         elif not _is_terminated(run) and is_dead(_process_of(run)):
             client.set_terminated(run.info.run_id, "FAILED")
     for number, state in ended.items():
-        found = [run for run in runs[number] if run.info.lifecycle_stage == "active"]
+        trial_runs = [run for run in runs[number] if run.info.lifecycle_stage == "active"]
         if not runs[number] and state == "FAIL":
-            found = [_create_missing_run(study, number)]
-        *spare, own = sorted(found, key=lambda run: len(run.data.params)) or [None]
-        for run in spare:
+            trial_runs = [_create_missing_run(study, number)]
+        *duplicates, kept = sorted(trial_runs, key=lambda run: len(run.data.params)) or [None]
+        for run in duplicates:
             client.delete_run(run.info.run_id)
-        if own and (own.data.tags.get(STATE), _is_terminated(own)) != (state, True):
-            _end_trial(own, state)
+        if kept and (kept.data.tags.get(STATE), _is_terminated(kept)) != (state, True):
+            _end_trial(kept, state)
 
 
 def _is_terminated(run: Run) -> bool:
@@ -82,7 +82,7 @@ def _is_terminated(run: Run) -> bool:
 
 def _create_missing_run(study: Run, number: int) -> Run:
     """Create the run of a trial that ended before it had one."""
-    tags = {name: it for name, it in study.data.tags.items() if name in PROVENANCE}
+    tags = {name: value for name, value in study.data.tags.items() if name in PROVENANCE}
     tags |= {KIND: "trial", TRIAL_NUMBER: str(number), PARENT: study.info.run_id}
     return mlflow.MlflowClient().create_run(
         study.info.experiment_id, tags=tags, run_name=f"trial {number} · lost"
@@ -149,8 +149,8 @@ def _child_runs(study: Run, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
 
 def trial_runs(study_run_id: str) -> dict[int, Run]:
     """Return the runs of a study's trials, by the trials' numbers."""
-    below = _child_runs(mlflow.get_run(study_run_id))
-    numbers = ((run.data.tags.get(tags.TRIAL_NUMBER), run) for run in below)
+    children = _child_runs(mlflow.get_run(study_run_id))
+    numbers = ((run.data.tags.get(tags.TRIAL_NUMBER), run) for run in children)
     return {int(number): run for number, run in numbers if number}
 
 

@@ -41,7 +41,7 @@ class AugmentationConfig(NamedTuple):
     mirror: bool = False
 
     @classmethod
-    def of(cls, config: RunConfig) -> "AugmentationConfig":
+    def from_config(cls, config: RunConfig) -> "AugmentationConfig":
         """Return the settings of a run."""
         return cls(
             config.augment_strength, config.max_crop_fraction, config.horizontal_flip == "on"
@@ -59,41 +59,44 @@ def sample_factors(count: int, *seed: int) -> np.ndarray:
         float32 array of shape (count, N_FACTORS), -1 to 1. The columns are zoom, rotation,
         contrast, crop size, crop x, crop y, aspect ratio, flip.
     """
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     # Drawn separately, because the published results depend on this order of random numbers
-    strength, others = (chance.uniform(-1, 1, (count, it)) for it in (3, N_FACTORS - 3))
+    strength, others = (rng.uniform(-1, 1, (count, n_columns)) for n_columns in (3, N_FACTORS - 3))
     return np.hstack([strength, others]).astype(np.float32)
 
 
-def augment(images: tf.Tensor, variation: AugmentationConfig, chance: tf.Tensor) -> tf.Tensor:
+def augment(images: tf.Tensor, augmentation: AugmentationConfig, factors: tf.Tensor) -> tf.Tensor:
     """Move, perhaps flip, and change the contrast of each image by its random factors.
 
     What comes into view at the borders is the reflected image.
 
     Args:
         images: uint8, shape (batch, H, W, 1).
-        variation: Settings; the default ones return the images exactly as they are.
-        chance: float32, shape (batch, N_FACTORS), -1 to 1: see `sample_factors`.
+        augmentation: Settings; the default ones return the images exactly as they are.
+        factors: float32, shape (batch, N_FACTORS), -1 to 1: see `sample_factors`.
 
     Returns:
         uint8 tensor of the same shape.
     """
-    if not any(variation):
+    if not any(augmentation):
         return images
-    zoom, rotation, contrast, size, x, y, ratio, side = tf.unstack(chance, axis=1)
-    strength, crop, mirror = variation
+    zoom, rotation, contrast, size, x, y, ratio, flip = tf.unstack(factors, axis=1)
+    strength, crop, flips = augmentation
     height, width = images.shape[1:3]
-    window = 1 - crop * (size + 1) / 2  # side of the crop, as a fraction
-    room = (1 - window) / 2
-    stretch = tf.exp(math.log(MAX_ASPECT_RATIO) / 2 * ratio) if crop else 1.0
+    crop_size = 1 - crop * (size + 1) / 2  # side of the crop, as a fraction
+    slack = (1 - crop_size) / 2
+    aspect = tf.exp(math.log(MAX_ASPECT_RATIO) / 2 * ratio) if crop else 1.0
     moved = tf.raw_ops.ImageProjectiveTransformV3(
         images=tf.cast(images, tf.float32),
         transforms=_affine(
-            [window * (1 + MAX_ZOOM * strength * zoom) * it for it in (stretch, 1 / stretch)],
+            [
+                crop_size * (1 + MAX_ZOOM * strength * zoom) * scale
+                for scale in (aspect, 1 / aspect)
+            ],
             MAX_ROTATION * strength * rotation,
-            (width - 1) * (0.5 + room * x),
-            (height - 1) * (0.5 + room * y),
-            tf.where(side < 0, -1.0, 1.0) if mirror else tf.ones_like(side),
+            (width - 1) * (0.5 + slack * x),
+            (height - 1) * (0.5 + slack * y),
+            tf.where(flip < 0, -1.0, 1.0) if flips else tf.ones_like(flip),
             (height, width),
         ),
         output_shape=(height, width),
@@ -111,16 +114,16 @@ def _affine(
     angle: tf.Tensor,
     x: tf.Tensor,
     y: tf.Tensor,
-    side: tf.Tensor,
+    flip: tf.Tensor,
     size: tuple[int, int],
 ) -> tf.Tensor:
     """Return the eight numbers of each projective transform, with (x, y) in the middle of the view.
 
-    `scales`: horizontal and vertical; `side`: -1 flips horizontally, 1 does not; `size`: height and
+    `scales`: horizontal and vertical; `flip`: -1 flips horizontally, 1 does not; `size`: height and
     width. The result has shape (batch, 8).
     """
     cos, sin = tf.cos(angle), tf.sin(angle)
-    width, height = side * scales[0], scales[1]
+    width, height = flip * scales[0], scales[1]
     across, down = (width * cos, -height * sin), (width * sin, height * cos)
     middle_y, middle_x = ((length - 1) / 2 for length in size)
     zero = tf.zeros_like(cos)

@@ -34,7 +34,7 @@ class Backbone:
     offset: float | tuple[float, float, float] = 0.0
     scalable: bool = False
 
-    def network(self, alpha: float, weights: str | None = None, **options: Any) -> "keras.Model":
+    def build(self, alpha: float, weights: str | None = None, **options: Any) -> "keras.Model":
         """Build the application without its top.
 
         Args:

@@ -195,23 +195,25 @@ class RunConfig(BaseModel):
 
     @field_validator("backbone")
     @classmethod
-    def _is_known(cls, backbone: str) -> str:
+    def _check_backbone(cls, backbone: str) -> str:
         if backbone not in BACKBONES:
             raise ValueError
         return backbone
 
     @model_validator(mode="after")
-    def _fits_the_backbone(self) -> Self:
-        facts = BACKBONES[self.backbone]
-        self._require("unfreeze_depth", self.unfreeze_depth <= facts.blocks, f"0 to {facts.blocks}")
-        self._require("alpha", facts.scalable or self.alpha == 1, "1")
-        self._require("weights", bool(facts.application) or self.weights == "none", "none")
+    def _check_backbone_compatibility(self) -> Self:
+        backbone = BACKBONES[self.backbone]
+        self._require(
+            "unfreeze_depth", self.unfreeze_depth <= backbone.blocks, f"0 to {backbone.blocks}"
+        )
+        self._require("alpha", backbone.scalable or self.alpha == 1, "1")
+        self._require("weights", bool(backbone.application) or self.weights == "none", "none")
         return self
 
-    def _require(self, field: str, holds: bool, rule: str) -> None:
-        if not holds:
-            got = quoted(getattr(self, field))
-            raise ValueError(f"{field} must be {rule} with backbone {self.backbone}: got {got}")
+    def _require(self, field: str, is_valid: bool, rule: str) -> None:
+        if not is_valid:
+            value = quoted(getattr(self, field))
+            raise ValueError(f"{field} must be {rule} with backbone {self.backbone}: got {value}")
 
     def override(self, values: Mapping[str, Any]) -> "RunConfig":
         """Return a copy with other values.
@@ -230,16 +232,16 @@ class RunConfig(BaseModel):
         except ValidationError as error:
             raise UserError(_format_validation_error(error, values)) from None
 
-    def as_text(self) -> dict[str, str]:
+    def to_params(self) -> dict[str, str]:
         """Return every field as text, as MLflow shows it and a flag accepts it.
 
         Only the path of a weights file is replaced, by the file's name and the first 8 hex digits
         of its sha256.
         """
-        text = {name: str(value) for name, value in self.model_dump().items()}
+        params = {name: str(value) for name, value in self.model_dump().items()}
         if self.weights not in ("none", "imagenet"):
-            text["weights"] = _file_name_and_hash(self.weights)
-        return text
+            params["weights"] = _file_name_and_hash(self.weights)
+        return params
 
 
 def derive_seed(seed: int, number: int) -> int:

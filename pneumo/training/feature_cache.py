@@ -5,7 +5,7 @@ of a trial's time. So the cache stores their output for each unaugmented image, 
 number of its variations at each strength of the augmentation.
 
 Cuts near the pixels are not worth it: their features are large and little computation precedes
-them. See `FeatureCache.pays`.
+them. See `FeatureCache.is_worth_storing`.
 """
 
 import functools
@@ -56,34 +56,34 @@ class View:
 
     Attributes:
         split: The split.
-        variation: Settings of the augmentation.
+        augmentation: Settings of the augmentation.
         number: Seed of the random factors, which distinguishes views with equal settings; 0 for the
             unaugmented images.
     """
 
     split: Split
-    variation: AugmentationConfig = AugmentationConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     number: int = 0
 
     @property
-    def chances(self) -> np.ndarray:
+    def factors(self) -> np.ndarray:
         """Random factors: see `sample_factors`; all 0 without augmentation."""
         count = len(self.split.labels)
-        if not any(self.variation):
+        if not any(self.augmentation):
             return np.zeros((count, N_FACTORS), np.float32)
         return sample_factors(count, self.number)
 
 
-def view_for_epoch(split: Split, epoch: int, variation: AugmentationConfig) -> View:
+def view_for_epoch(split: Split, epoch: int, augmentation: AugmentationConfig) -> View:
     """Return the view on which an epoch trains if features are shared.
 
     Args:
         split: The training images.
         epoch: Number of the epoch, from 0.
-        variation: Settings of the augmentation.
+        augmentation: Settings of the augmentation.
     """
     number = epoch % N_VIEWS
-    return View(split, variation, number) if number and any(variation) else View(split)
+    return View(split, augmentation, number) if number and any(augmentation) else View(split)
 
 
 class FeatureExtractor:
@@ -95,14 +95,14 @@ class FeatureExtractor:
 
     Attributes:
         cuts: Tensors at which the backbone can be cut, by the number of blocks above them.
-        pixels: Depth of the cut below all blocks.
+        input_depth: Depth of the cut below all blocks.
     """
 
     def __init__(self, network: keras.Model, name: str) -> None:
         self._network, self._name = network, name
         self._blocks = blocks(network, name)
         self.cuts = cut_tensors(network, name)
-        self.pixels = len(self._blocks)  # depth of the cut below all blocks
+        self.input_depth = len(self._blocks)  # depth of the cut below all blocks
         self._digests: dict[int, str] = {}
         self._functions: dict[tuple[int, int, AugmentationConfig], Callable[..., tf.Tensor]] = {}
 
@@ -125,14 +125,14 @@ class FeatureExtractor:
         """
         below = self._blocks[: len(self._blocks) - depth]
         layers = [layer for block in below for layer in block if hasattr(layer, "kernel")]
-        return sum(math.prod((*it.kernel.shape, *it.output.shape[1:-1])) for it in layers)
+        return sum(math.prod((*layer.kernel.shape, *layer.output.shape[1:-1])) for layer in layers)
 
     def feature_bytes(self, depth: int) -> int:
         """Return the bytes of one image's features at the cut at `depth`."""
         return 4 * math.prod(self.cuts[depth].shape[1:])
 
-    def compiled(
-        self, lower: int, upper: int, variation: AugmentationConfig
+    def compile_segment(
+        self, lower: int, upper: int, augmentation: AugmentationConfig
     ) -> Callable[..., tf.Tensor]:
         """Compile augmentation and the blocks between two cuts, in inference mode.
 
@@ -144,23 +144,26 @@ class FeatureExtractor:
         Args:
             lower: Depth of the cut of the inputs.
             upper: Depth of the cut of the outputs, less than `lower`.
-            variation: Settings of the augmentation; the default ones unless the inputs are pixels.
+            augmentation: Settings of the augmentation; the default ones unless the inputs are
+                pixels.
 
         Returns:
             Function of the inputs, shape (batch, …), and the random factors, float32, shape (batch,
             N_FACTORS). It returns the features, float32, shape (batch, …).
         """
-        if (lower, upper, variation) not in self._functions:
+        if (lower, upper, augmentation) not in self._functions:
             part = submodel_between(self._network, self._name, lower, upper)
-            self._functions[lower, upper, variation] = tf.function(
-                lambda inputs, chance: part(augment(inputs, variation, chance), training=False),
+            self._functions[lower, upper, augmentation] = tf.function(
+                lambda inputs, factors: part(
+                    augment(inputs, augmentation, factors), training=False
+                ),
                 [
                     tf.TensorSpec(part.input.shape, part.input.dtype),
                     tf.TensorSpec((None, N_FACTORS), tf.float32),
                 ],
                 jit_compile=False,  # XLA makes the convolutions several times slower on a CPU
             )
-        return self._functions[lower, upper, variation]
+        return self._functions[lower, upper, augmentation]
 
 
 @functools.lru_cache(maxsize=1)  # all trials of a study share the network and its functions
@@ -175,31 +178,37 @@ class FeatureCache:
     """Disk cache of the output of frozen blocks, at any cut of the backbone.
 
     Args:
-        frozen: The backbone.
+        extractor: The backbone.
         config: Config of the run.
-        deepest: Greatest `unfreeze_depth` of this run and the later ones of its study. What is
-            computed from pixels is also stored at that cut, or at the deepest one above it that
-            `pays`. All other cuts start from there.
+        max_unfreeze_depth: Greatest `unfreeze_depth` of this run and the later ones of its study.
+            What is computed from pixels is also stored at that cut, or at the deepest one above it
+            that `is_worth_storing`. All other cuts start from there.
         folder: Folder in the cache.
     """
 
     def __init__(
-        self, frozen: FeatureExtractor, config: RunConfig, deepest: int, folder: str = CACHE_DIR
+        self,
+        extractor: FeatureExtractor,
+        config: RunConfig,
+        max_unfreeze_depth: int,
+        folder: str = CACHE_DIR,
     ) -> None:
-        self._frozen, self._config, self._folder = frozen, config, folder
-        lowest = min(max(deepest, config.unfreeze_depth), frozen.pixels - 1)
-        self._deepest = max(filter(self.pays, range(lowest + 1)), default=0)
+        self._extractor, self._config, self._folder = extractor, config, folder
+        lowest = min(max(max_unfreeze_depth, config.unfreeze_depth), extractor.input_depth - 1)
+        self._max_unfreeze_depth = max(filter(self.is_worth_storing, range(lowest + 1)), default=0)
         self._used: set[Path] = set()
 
-    def pays(self, depth: int) -> bool:
+    def is_worth_storing(self, depth: int) -> bool:
         """Return whether reading the features at a cut is faster than computing them.
 
         That is so if the multiply-adds of an image below the cut are at least `WORTH_A_BYTE` times
         its features' bytes. Counts decide, not the clock, so all machines store the same cuts.
         """
-        return self._frozen.multiply_adds(depth) >= WORTH_A_BYTE * self._frozen.feature_bytes(depth)
+        return self._extractor.multiply_adds(depth) >= WORTH_A_BYTE * self._extractor.feature_bytes(
+            depth
+        )
 
-    def of(self, view: View, depth: int) -> np.ndarray:
+    def get(self, view: View, depth: int) -> np.ndarray:
         """Return the features of each image of a view, and compute them if they are not stored.
 
         Args:
@@ -215,7 +224,7 @@ class FeatureCache:
         return np.load(folder / ARRAY_FILE, mmap_mode="r")
 
     def sizes(self, views: Iterable[View], depths: Iterable[int]) -> dict[str, int]:
-        """Return the bytes of all entries that `of` stores for some views and cuts.
+        """Return the bytes of all entries that `get` stores for some views and cuts.
 
         Args:
             views: The views.
@@ -224,9 +233,9 @@ class FeatureCache:
         Returns:
             Name in the cache → bytes.
         """
-        depths = {*depths, self._deepest}
+        depths = {*depths, self._max_unfreeze_depth}
         return {
-            self.name(view, depth): len(view.split.labels) * self._frozen.feature_bytes(depth)
+            self.name(view, depth): len(view.split.labels) * self._extractor.feature_bytes(depth)
             for view in views
             for depth in depths
         }
@@ -248,9 +257,9 @@ class FeatureCache:
             "size": self._config.image_size,
             "backbone": repr(BACKBONES[self._config.backbone]),
             "alpha": self._config.alpha,
-            "weights": self._frozen.digest(depth),
+            "weights": self._extractor.digest(depth),
             "depth": depth,
-            **view.variation._asdict(),
+            **view.augmentation._asdict(),
             "view": view.number,
             "augmentation": AUGMENTATION_VERSION,
         }
@@ -267,50 +276,54 @@ class FeatureCache:
 
     def _compute(self, view: View, depth: int, draft: Path) -> None:
         """Write the features of one cut, and the key that they are stored under."""
-        if depth < self._deepest:
-            self.of(view, self._deepest)
+        if depth < self._max_unfreeze_depth:
+            self.get(view, self._max_unfreeze_depth)
         count = len(view.split.labels)
-        cache.require_space(draft, count * self._frozen.feature_bytes(depth))
+        cache.require_space(draft, count * self._extractor.feature_bytes(depth))
         with open(draft / ARRAY_FILE, "wb") as file:
-            shape = (count, *self._frozen.cuts[depth].shape[1:])
+            shape = (count, *self._extractor.cuts[depth].shape[1:])
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            for given in self._outputs(view, depth):
-                file.write(given.astype("<f4", copy=False))
+            for features in self._outputs(view, depth):
+                file.write(features.astype("<f4", copy=False))
         (draft / METADATA_FILE).write_text(json.dumps(self.key(view, depth), indent=1))
 
     def _outputs(self, view: View, depth: int) -> Iterator[np.ndarray]:
         """Return batches of features, from the nearest stored cut below or from pixels."""
-        chance, lower = view.chances, self._nearest(view, depth)
-        if lower == self._frozen.pixels:
+        factors, lower = view.factors, self._nearest(view, depth)
+        if lower == self._extractor.input_depth:
             inputs, positions = view.split.pixels[..., np.newaxis], view.split.positions
-            compute = self._frozen.compiled(lower, depth, view.variation)
+            compute = self._extractor.compile_segment(lower, depth, view.augmentation)
         else:
-            inputs, positions = self.of(view, lower), np.arange(len(chance))
+            inputs, positions = self.get(view, lower), np.arange(len(factors))
             # Stored features already contain the augmentation
-            compute = self._frozen.compiled(lower, depth, AugmentationConfig())
+            compute = self._extractor.compile_segment(lower, depth, AugmentationConfig())
 
-        def step(positions: np.ndarray, chance: np.ndarray) -> np.ndarray:
-            return compute(inputs[positions], chance).numpy()
+        def step(positions: np.ndarray, factors: np.ndarray) -> np.ndarray:
+            return compute(inputs[positions], factors).numpy()
 
-        return map_batches(step, positions, chance)
+        return map_batches(step, positions, factors)
 
     def _nearest(self, view: View, depth: int) -> int:
         """Return the nearest stored cut below `depth`, or else that of the pixels."""
-        lower = range(depth + 1, self._frozen.pixels)
-        stored = (it for it in lower if cache_path(self.name(view, it)).is_dir())
-        return next(stored, self._frozen.pixels)
+        lower = range(depth + 1, self._extractor.input_depth)
+        stored = (
+            depth_below
+            for depth_below in lower
+            if cache_path(self.name(view, depth_below)).is_dir()
+        )
+        return next(stored, self._extractor.input_depth)
 
 
 @contextmanager
-def open_feature_cache(config: RunConfig, deepest: int) -> Iterator[FeatureCache]:
+def open_feature_cache(config: RunConfig, max_unfreeze_depth: int) -> Iterator[FeatureCache]:
     """Open the feature cache of a run, and release its entries at the end of the block.
 
     With random weights no other run has the same features, so they are deleted at the end.
 
     Args:
         config: Config of the run.
-        deepest: See `FeatureCache`.
+        max_unfreeze_depth: See `FeatureCache`.
 
     Yields:
         The cache.
@@ -318,10 +331,12 @@ def open_feature_cache(config: RunConfig, deepest: int) -> Iterator[FeatureCache
     with ExitStack() as stack:
         if config.weights == "none":
             folder = stack.enter_context(run_folder())
-            frozen = FeatureExtractor(network.build_backbone(config), config.backbone)
+            extractor = FeatureExtractor(network.build_backbone(config), config.backbone)
         else:
             folder = CACHE_DIR
-            frozen = _pretrained(config.backbone, config.alpha, config.weights, config.image_size)
-        store = FeatureCache(frozen, config, deepest, folder)
+            extractor = _pretrained(
+                config.backbone, config.alpha, config.weights, config.image_size
+            )
+        store = FeatureCache(extractor, config, max_unfreeze_depth, folder)
         stack.callback(store.release)
         yield store

@@ -20,24 +20,24 @@ class InputSource(Protocol):
 
     Attributes:
         depth: Cut of the model at which the inputs enter, as the number of blocks above it.
-        fitting: Training images.
+        train_split: Training images.
         val: Inputs of the validation images at that cut, one row per image.
         val_labels: Labels of the validation images, 0 or 1: int64, shape (images,).
     """
 
     depth: int
-    fitting: Split
+    train_split: Split
     val: np.ndarray
     val_labels: np.ndarray
 
-    def perturbed(self, ends: PerturbationSpecs) -> np.ndarray:
+    def perturb_val(self, specs: PerturbationSpecs) -> np.ndarray:
         """Return `val` for the images that `perturb.perturb_split` returns."""
 
-    def begin(self, epoch: int) -> None:
-        """Start an epoch, from 0: `batch` returns its variation of the images from then on."""
+    def begin_epoch(self, epoch: int) -> None:
+        """Start an epoch, from 0: `get_batch` returns its variation of the images from then on."""
 
-    def batch(self, at: tf.Tensor) -> tf.Tensor:
-        """Return the inputs of some images, by their int64 positions in `fitting`, shape (n,)."""
+    def get_batch(self, positions: tf.Tensor) -> tf.Tensor:
+        """Return the inputs of images, by their int64 positions in `train_split`, shape (n,)."""
 
 
 class PixelSource:
@@ -52,34 +52,34 @@ class PixelSource:
 
     def __init__(self, images: DecodedDataset, config: RunConfig, shared: bool) -> None:
         self.depth = BACKBONES[config.backbone].blocks
-        self.fitting, val = images.split("train"), images.split("val")
+        self.train_split, val = images.split("train"), images.split("val")
         self.val, self.val_labels = val.images, val.labels
         self._val, self._seed, self._shared = val, config.seed, shared
-        self._variation = AugmentationConfig.of(config)
-        self._chances = np.zeros((0, N_FACTORS), np.float32)
+        self._augmentation = AugmentationConfig.from_config(config)
+        self._factors = np.zeros((0, N_FACTORS), np.float32)
 
-    def perturbed(self, ends: PerturbationSpecs) -> np.ndarray:
-        """Implement `InputSource.perturbed`."""
-        return perturb_split(self._val, ends).images
+    def perturb_val(self, specs: PerturbationSpecs) -> np.ndarray:
+        """Implement `InputSource.perturb_val`."""
+        return perturb_split(self._val, specs).images
 
-    def begin(self, epoch: int) -> None:
-        """Implement `InputSource.begin`."""
+    def begin_epoch(self, epoch: int) -> None:
+        """Implement `InputSource.begin_epoch`."""
         if self._shared:
-            view = view_for_epoch(self.fitting, epoch, self._variation)
-            self._chances = view.chances
+            view = view_for_epoch(self.train_split, epoch, self._augmentation)
+            self._factors = view.factors
         else:
             seed = (self._seed, epoch, 1)  # the 1 distinguishes it from the seed of the order
-            self._chances = sample_factors(len(self.fitting.labels), *seed)
+            self._factors = sample_factors(len(self.train_split.labels), *seed)
 
-    def batch(self, at: tf.Tensor) -> tf.Tensor:
-        """Implement `InputSource.batch`."""
-        pixels, chance = tf.numpy_function(self._read, [at], [tf.uint8, tf.float32])
+    def get_batch(self, positions: tf.Tensor) -> tf.Tensor:
+        """Implement `InputSource.get_batch`."""
+        pixels, factors = tf.numpy_function(self._read, [positions], [tf.uint8, tf.float32])
         pixels = tf.ensure_shape(pixels, (None, *self.val.shape[1:]))
-        return augment(pixels, self._variation, tf.ensure_shape(chance, (None, N_FACTORS)))
+        return augment(pixels, self._augmentation, tf.ensure_shape(factors, (None, N_FACTORS)))
 
-    def _read(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        pixels = self.fitting.pixels[self.fitting.positions[at]]
-        return pixels[..., np.newaxis], self._chances[at]
+    def _read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pixels = self.train_split.pixels[self.train_split.positions[positions]]
+        return pixels[..., np.newaxis], self._factors[positions]
 
 
 class CachedFeatureSource:
@@ -96,24 +96,27 @@ class CachedFeatureSource:
         self, images: DecodedDataset, config: RunConfig, features: FeatureCache, depth: int
     ) -> None:
         self.depth = depth
-        self.fitting, val = images.split("train"), images.split("val")
-        self.val, self.val_labels = features.of(View(val), depth), val.labels
-        self._val, self._features, self._variation = val, features, AugmentationConfig.of(config)
-        self._now = self.val
+        self.train_split, val = images.split("train"), images.split("val")
+        self.val, self.val_labels = features.get(View(val), depth), val.labels
+        self._val, self._features = val, features
+        self._augmentation = AugmentationConfig.from_config(config)
+        self._current_features = self.val
 
-    def perturbed(self, ends: PerturbationSpecs) -> np.ndarray:
-        """Implement `InputSource.perturbed`."""
-        return self._features.of(View(perturb_split(self._val, ends)), self.depth)
+    def perturb_val(self, specs: PerturbationSpecs) -> np.ndarray:
+        """Implement `InputSource.perturb_val`."""
+        return self._features.get(View(perturb_split(self._val, specs)), self.depth)
 
-    def begin(self, epoch: int) -> None:
-        """Implement `InputSource.begin`; the first epoch that needs a view computes it."""
-        view = view_for_epoch(self.fitting, epoch, self._variation)
-        self._now = self._features.of(view, self.depth)
+    def begin_epoch(self, epoch: int) -> None:
+        """Implement `InputSource.begin_epoch`; the first epoch that needs a view computes it."""
+        view = view_for_epoch(self.train_split, epoch, self._augmentation)
+        self._current_features = self._features.get(view, self.depth)
 
-    def batch(self, at: tf.Tensor) -> tf.Tensor:
-        """Implement `InputSource.batch`."""
-        given = tf.numpy_function(lambda at: self._now[at], [at], tf.float32)
-        return tf.ensure_shape(given, (None, *self.val.shape[1:]))
+    def get_batch(self, positions: tf.Tensor) -> tf.Tensor:
+        """Implement `InputSource.get_batch`."""
+        features = tf.numpy_function(
+            lambda positions: self._current_features[positions], [positions], tf.float32
+        )
+        return tf.ensure_shape(features, (None, *self.val.shape[1:]))
 
 
 class BatchFeeder(keras.callbacks.Callback):
@@ -124,31 +127,31 @@ class BatchFeeder(keras.callbacks.Callback):
         config: Config of the run.
 
     Attributes:
-        steps: Batches per epoch.
+        steps_per_epoch: Batches per epoch.
     """
 
     def __init__(self, source: InputSource, config: RunConfig) -> None:
         super().__init__()
         self._source, self._config = source, config
-        self._order = np.arange(len(source.fitting.labels))
-        self.steps = math.ceil(len(self._order) / config.batch_size)  # per epoch
+        self._order = np.arange(len(source.train_split.labels))
+        self.steps_per_epoch = math.ceil(len(self._order) / config.batch_size)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Start the epoch in the source, and draw its order of the images."""
-        self._source.begin(epoch)
-        chance = np.random.default_rng([self._config.seed, epoch])
-        self._order = chance.permutation(len(self._order))
+        self._source.begin_epoch(epoch)
+        rng = np.random.default_rng([self._config.seed, epoch])
+        self._order = rng.permutation(len(self._order))
 
     def batches(self) -> tf.data.Dataset:
         """Return batches of (inputs, labels), each image once per epoch."""
-        size, labels = self._config.batch_size, self._source.fitting.labels
+        size, labels = self._config.batch_size, self._source.train_split.labels
 
         def read(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            at = tf.numpy_function(
+            positions = tf.numpy_function(
                 lambda step: self._order[step * size : (step + 1) * size], [step], tf.int64
             )
-            at = tf.ensure_shape(at, (None,))
-            return self._source.batch(at), tf.gather(labels, at)
+            positions = tf.ensure_shape(positions, (None,))
+            return self._source.get_batch(positions), tf.gather(labels, positions)
 
-        steps = tf.data.Dataset.range(self.steps)
+        steps = tf.data.Dataset.range(self.steps_per_epoch)
         return steps.map(read, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)

@@ -38,14 +38,14 @@ def build_backbone(config: RunConfig) -> keras.Model:
     """
     weights = load_pretrained_weights(config)  # before the seed: it draws random numbers
     keras.utils.set_random_seed(config.seed)
-    facts = BACKBONES[config.backbone]
+    backbone = BACKBONES[config.backbone]
     pixels = keras.Input((config.image_size, config.image_size, 1), dtype="uint8")
-    if facts.application is None:
-        features = _cnn(layers.Rescaling(facts.scale, facts.offset)(pixels))
+    if backbone.application is None:
+        features = _cnn(layers.Rescaling(backbone.scale, backbone.offset)(pixels))
     else:
-        grey = layers.Rescaling(facts.scale, facts.offset)(pixels)
-        colours = layers.Concatenate()([grey] * 3)
-        network = facts.network(config.alpha, pooling="avg", input_tensor=colours)
+        gray = layers.Rescaling(backbone.scale, backbone.offset)(pixels)
+        rgb = layers.Concatenate()([gray] * 3)
+        network = backbone.build(config.alpha, pooling="avg", input_tensor=rgb)
         [features] = network.outputs
     model = keras.Model(pixels, features, name="backbone")
     if weights is not None:
@@ -80,23 +80,25 @@ class TrainablePart(keras.Model):
     Args:
         model: Model as `build_model` returns it.
         depth: Cut of the inputs, as in `submodel_between`.
-        fixed_statistics: Whether the backbone runs in inference mode, and only the head in training
-            mode, so that batch normalization statistics never change. `training=False` in the
-            model's own graph would not suffice: Keras 3 passes the `training=True` of `fit` on to
-            every layer of a graph.
+        freeze_batch_norm: Whether the backbone runs in inference mode, and only the head in
+            training mode, so that batch normalization statistics never change. `training=False` in
+            the model's own graph would not suffice: Keras 3 passes the `training=True` of `fit` on
+            to every layer of a graph.
     """
 
-    def __init__(self, model: keras.Model, depth: int, fixed_statistics: bool) -> None:
+    def __init__(self, model: keras.Model, depth: int, freeze_batch_norm: bool) -> None:
         super().__init__()
         network = model.get_layer("backbone")
-        self.open_blocks = submodel_between(network, model.name, depth, 0) if depth else None
+        self.unfrozen_blocks = submodel_between(network, model.name, depth, 0) if depth else None
         self.head = model.get_layer("head")
-        self._fixed = fixed_statistics
+        self._freeze_batch_norm = freeze_batch_norm
 
     def call(self, inputs: keras.KerasTensor, training: bool | None = None) -> keras.KerasTensor:
         """Return the logits: float32, shape (batch, 1)."""
-        if self.open_blocks is not None:
-            inputs = self.open_blocks(inputs, training=False if self._fixed else training)
+        if self.unfrozen_blocks is not None:
+            inputs = self.unfrozen_blocks(
+                inputs, training=False if self._freeze_batch_norm else training
+            )
         return self.head(inputs, training=training)
 
 
@@ -143,20 +145,20 @@ def blocks(network: keras.Model, name: str) -> list[list[keras.Layer]]:
     Raises:
         ValueError: The table states another number of blocks.
     """
-    facts, narrow = BACKBONES[name], _single_tensor_layers(network)
-    found: list[list[keras.Layer]] = [[]]
+    backbone, cut_layers = BACKBONES[name], _single_tensor_layers(network)
+    all_blocks: list[list[keras.Layer]] = [[]]
     for layer in network.layers:
-        found[-1].append(layer)
-        if re.fullmatch(facts.block_end, layer.name) and layer.name in narrow:
-            found.append([])
-    rest = found.pop()
-    if len(found) != facts.blocks:
+        all_blocks[-1].append(layer)
+        if re.fullmatch(backbone.block_end, layer.name) and layer.name in cut_layers:
+            all_blocks.append([])
+    rest = all_blocks.pop()
+    if len(all_blocks) != backbone.blocks:
         raise ValueError(
-            f"{name} must have {facts.blocks} blocks, as the table of backbones says: "
-            f"'{facts.block_end}' gives {len(found)}; fix the one or the other"
+            f"{name} must have {backbone.blocks} blocks, as the table of backbones says: "
+            f"'{backbone.block_end}' gives {len(all_blocks)}; fix the one or the other"
         )
-    found[-1] += rest
-    return found
+    all_blocks[-1] += rest
+    return all_blocks
 
 
 def _single_tensor_layers(network: keras.Model) -> set[str]:
@@ -168,13 +170,13 @@ def _single_tensor_layers(network: keras.Model) -> set[str]:
             if id(tensor) in made_at:  # the input layer's input is its own output
                 needed_until[made_at[id(tensor)]] = position
         made_at[id(layer.output)] = position
-    reach = 0  # how far into the graph the layers before this one are needed
-    found = set()
+    last_needed = 0  # how far into the graph the layers before this one are needed
+    names = set()
     for position, layer in enumerate(network.layers):
-        if reach <= position:
-            found.add(layer.name)
-        reach = max(reach, needed_until[position])
-    return found
+        if last_needed <= position:
+            names.add(layer.name)
+        last_needed = max(last_needed, needed_until[position])
+    return names
 
 
 def unfreeze(model: keras.Model, depth: int) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 # Keras has ImageNet's weights of every network for this size; their shapes do not depend on it
-SHAPE = (224, 224, 3)
+IMAGENET_INPUT_SHAPE = (224, 224, 3)
 
 # A layer's name and the shapes of its weights
 LayerShapes = tuple[str, list[tuple[int, ...]]]
@@ -58,13 +58,15 @@ def load_pretrained_weights(config: RunConfig) -> list[np.ndarray] | None:
 
 @lru_cache(maxsize=1)  # all trials of a study share the weights
 def _load(name: str, alpha: float, weights: str) -> list[np.ndarray]:
-    facts = BACKBONES[name]
+    backbone = BACKBONES[name]
     if weights == "imagenet":
-        with _explained_download(name):
-            return facts.network(alpha, weights=weights, input_shape=SHAPE).get_weights()
-    network = facts.network(alpha, input_shape=SHAPE)
+        with _translate_download_errors(name):
+            return backbone.build(
+                alpha, weights=weights, input_shape=IMAGENET_INPUT_SHAPE
+            ).get_weights()
+    network = backbone.build(alpha, input_shape=IMAGENET_INPUT_SHAPE)
     if difference := _first_difference(network, Path(weights)):
-        width = f" with alpha {alpha}" if facts.scalable else ""
+        width = f" with alpha {alpha}" if backbone.scalable else ""
         raise UserError(f"{weights} does not fit {name}{width}: {difference}")
     try:
         network.load_weights(weights)
@@ -76,7 +78,7 @@ def _load(name: str, alpha: float, weights: str) -> list[np.ndarray]:
 
 
 @contextmanager
-def _explained_download(name: str) -> Iterator[None]:
+def _translate_download_errors(name: str) -> Iterator[None]:
     """Turn the exceptions of Keras about ImageNet's weights into a `UserError`."""
     try:
         yield
@@ -94,16 +96,18 @@ def _explained_download(name: str) -> Iterator[None]:
 
 def _first_difference(network: "keras.Model", file: Path) -> str | None:
     """Describe where a file in Keras Applications' layout stops fitting, if it does."""
-    expected = [(it.name, [tuple(w.shape) for w in it.weights]) for it in network.layers]
+    expected = [
+        (layer.name, [tuple(weight.shape) for weight in layer.weights]) for layer in network.layers
+    ]
     try:
-        found = _stored_layers(file)
+        stored_layers = _stored_layers(file)
     except Exception:  # untrusted files make a parser raise nearly anything
         return (
             "it is no HDF5 file in the layout of Keras Applications, whose names end in no_top.h5 "
             "or notop.h5; get such a file"
         )
     with_weights = [layer for layer in expected if layer[1]]
-    pairs = zip_longest(with_weights, found, fillvalue=("nothing", []))
+    pairs = zip_longest(with_weights, stored_layers, fillvalue=("nothing", []))
     for (name, shapes), (stored, stored_shapes) in pairs:
         if shapes != stored_shapes:
             return f"where it has {stored} {stored_shapes}, the network has {name} {shapes}"
@@ -118,15 +122,21 @@ def _stored_layers(file: Path) -> list[LayerShapes]:
     """Return the layers with weights in a file; a whole model has them one level deeper."""
     with h5py.File(file) as stored:
         group = stored if "layer_names" in stored.attrs else stored["model_weights"]
-        names = [_text(it) for it in group.attrs["layer_names"]]
-        found = [
-            (name, [_own(group, f"{name}/{_text(it)}") for it in group[name].attrs["weight_names"]])
+        names = [_text(name) for name in group.attrs["layer_names"]]
+        layers = [
+            (
+                name,
+                [
+                    _weight_shape(group, f"{name}/{_text(weight_name)}")
+                    for weight_name in group[name].attrs["weight_names"]
+                ],
+            )
             for name in names
         ]
-    return [layer for layer in found if layer[1]]
+    return [layer for layer in layers if layer[1]]
 
 
-def _own(group: h5py.Group, path: str) -> tuple[int, ...]:
+def _weight_shape(group: h5py.Group, path: str) -> tuple[int, ...]:
     """Return the shape of weights.
 
     Raises:
@@ -136,6 +146,6 @@ def _own(group: h5py.Group, path: str) -> tuple[int, ...]:
         if isinstance(group.get(part, getlink=True), h5py.ExternalLink):
             raise ValueError
         group = group[part]
-    if group.external or group.is_virtual:
+    if group.is_external or group.is_virtual:
         raise ValueError
     return group.shape

@@ -73,12 +73,12 @@ class Phase:
     Attributes:
         unfreeze_depth: Number of blocks that train.
         learning_rate: Learning rate, or its maximum in a schedule.
-        until: Last epoch at most, counted from 1 over the whole fit.
+        end_epoch: Last epoch at most, counted from 1 over the whole fit.
     """
 
     unfreeze_depth: int
     learning_rate: float
-    until: int
+    end_epoch: int
 
 
 def phases(config: RunConfig) -> list[Phase]:
@@ -92,17 +92,17 @@ def phases(config: RunConfig) -> list[Phase]:
     if config.weights == "none" or depth == 0:
         return [Phase(depth, rate, config.epochs)]
     head = Phase(0, rate, min(config.head_epochs, config.epochs - 1))
-    whole = Phase(depth, rate * config.fine_tune_lr_factor, config.epochs)
-    return [head, whole] if head.until else [whole]
+    fine_tuning = Phase(depth, rate * config.fine_tune_lr_factor, config.epochs)
+    return [head, fine_tuning] if head.end_epoch else [fine_tuning]
 
 
 def train(
     config: RunConfig,
     images: DecodedDataset,
     callbacks: Sequence[EpochCallback] = (),
-    deepest: int = 0,
+    max_unfreeze_depth: int = 0,
 ) -> TrainingResult:
-    """Fit the model of a config on `train`, and keep the weights that are best on `val`.
+    """Fit the model of a config on `train`, and keep the weights that are best on `val_logits`.
 
     Members are fitted one after the other, each from its own seed; epochs are counted through all
     of them. Early stopping ends a phase after `patience` epochs without a better objective. Both
@@ -113,7 +113,8 @@ def train(
         config: Config of the run.
         images: The decoded data set.
         callbacks: Called after each epoch.
-        deepest: Greatest `unfreeze_depth` of the runs that share cached features with this one.
+        max_unfreeze_depth: Greatest `unfreeze_depth` of the runs that share cached features with
+            this one.
 
     Returns:
         The trained model with its logits of validation.
@@ -124,15 +125,17 @@ def train(
     """
     report = _EpochEnd(callbacks)
     members = [
-        _fit_member(config.model_copy(update={"seed": seed}), images, deepest, report)
+        _fit_member(config.model_copy(update={"seed": seed}), images, max_unfreeze_depth, report)
         for seed in _member_seeds(config)
     ]
     logits = zip(*(member.logits for member in members), strict=True)
-    val, scored, changed = (np.mean(of_members, axis=0) for of_members in logits)
+    val_logits, objective_logits, perturbed = (
+        np.mean(member_logits, axis=0) for member_logits in logits
+    )
     model = build_ensemble([member.model for member in members], config.flip_tta == "on")
-    score = float(roc_auc_score(images.split("val").labels, scored))
+    score = float(roc_auc_score(images.split("val").labels, objective_logits))
     return TrainingResult(
-        model, tuple(member.best_epoch for member in members), score, val, changed
+        model, tuple(member.best_epoch for member in members), score, val_logits, perturbed
     )
 
 
@@ -159,41 +162,50 @@ class _MemberResult:
 
 
 def _fit_member(
-    config: RunConfig, images: DecodedDataset, deepest: int, report: keras.callbacks.Callback
+    config: RunConfig,
+    images: DecodedDataset,
+    max_unfreeze_depth: int,
+    report: keras.callbacks.Callback,
 ) -> _MemberResult:
     keras.utils.clear_session()  # the state of a previous model would stay in memory
     history: LogitHistory = []
-    with _input_sources(config, images, deepest) as source_of:
+    with _input_sources(config, images, max_unfreeze_depth) as source_of:
         model = network.build_model(config)
-        ended = [
+        results = [
             _fit_phase(config, phase, model, source_of(phase), history, report)
             for phase in phases(config)
         ]
-        best = max(ended, key=lambda phase: phase.score)  # the first of equals
+        best = max(results, key=lambda phase: phase.score)  # the first of equals
         model.set_weights(best.weights)
         if config.flip_tta == "on":
-            logits = _mirrored_logits(config, model, images.split("val"))
+            logits = _flip_tta_logits(config, model, images.split("val"))
         else:
-            changed = predict_logits(best.part, best.source.perturbed(perturb.ALL_PERTURBATIONS))
-            logits = (*history[best.epoch], changed)
+            perturbed = predict_logits(
+                best.part, best.source.perturb_val(perturb.ALL_PERTURBATIONS)
+            )
+            logits = (*history[best.epoch], perturbed)
     return _MemberResult(model, best.epoch + 1, logits)
 
 
-def _mirrored_logits(
+def _flip_tta_logits(
     config: RunConfig, member: keras.Model, val: Split
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return `_MemberResult.logits`, each the mean of an image and its flipped image."""
-    mirrored = build_ensemble([member], mirror=True)
-    as_is = scored = predict_logits(mirrored, val.images)
+    flipped_ensemble = build_ensemble([member], flip_tta=True)
+    unchanged = objective_logits = predict_logits(flipped_ensemble, val.images)
     if config.objective == "val_blurred_auc":
-        scored = predict_logits(mirrored, perturb.perturb_split(val, perturb.BLUR_ONLY).images)
-    changed = predict_logits(mirrored, perturb.perturb_split(val, perturb.ALL_PERTURBATIONS).images)
-    return as_is, scored, changed
+        objective_logits = predict_logits(
+            flipped_ensemble, perturb.perturb_split(val, perturb.BLUR_ONLY).images
+        )
+    perturbed = predict_logits(
+        flipped_ensemble, perturb.perturb_split(val, perturb.ALL_PERTURBATIONS).images
+    )
+    return unchanged, objective_logits, perturbed
 
 
 @contextmanager
 def _input_sources(
-    config: RunConfig, images: DecodedDataset, deepest: int
+    config: RunConfig, images: DecodedDataset, max_unfreeze_depth: int
 ) -> Iterator[Callable[[Phase], InputSource]]:
     """Yield a function from a phase to its source: cached features if they pay and fit the disk.
 
@@ -204,8 +216,12 @@ def _input_sources(
     if config.feature_cache == "off" or config.unfreeze_depth == BACKBONES[config.backbone].blocks:
         yield lambda _: PixelSource(images, config, shared=False)
         return
-    with feature_cache.open_feature_cache(config, deepest) as store:
-        depths = {it.unfreeze_depth for it in phases(config) if store.pays(it.unfreeze_depth)}
+    with feature_cache.open_feature_cache(config, max_unfreeze_depth) as store:
+        depths = {
+            phase.unfreeze_depth
+            for phase in phases(config)
+            if store.is_worth_storing(phase.unfreeze_depth)
+        }
         if depths and not _features_fit_budget(config, images, store, depths):
             depths.clear()
 
@@ -220,15 +236,19 @@ def _input_sources(
 def _features_fit_budget(
     config: RunConfig, images: DecodedDataset, store: FeatureCache, depths: set[int]
 ) -> bool:
-    fitting, val = images.split("train"), images.split("val")
-    epochs, variation = (
+    train_split, val = images.split("train"), images.split("val")
+    epochs, augmentation = (
         range(min(config.epochs, feature_cache.N_VIEWS)),
-        AugmentationConfig.of(config),
+        AugmentationConfig.from_config(config),
     )
-    views = [feature_cache.view_for_epoch(fitting, epoch, variation) for epoch in epochs]
+    views = [feature_cache.view_for_epoch(train_split, epoch, augmentation) for epoch in epochs]
     views.append(feature_cache.View(val))
-    for ends in (perturb.ALL_PERTURBATIONS, perturb.BLUR_ONLY):  # not every run needs both
-        views.append(feature_cache.View(replace(val, made_by=perturb.made_by(val, ends))))
+    for specs in (perturb.ALL_PERTURBATIONS, perturb.BLUR_ONLY):  # not every run needs both
+        views.append(
+            feature_cache.View(
+                replace(val, preprocessing=perturb.describe_preprocessing(val, specs))
+            )
+        )
     sizes = store.sizes(views, depths)
     needed, allowed = sum(sizes.values()), available_bytes(sizes)
     if needed <= allowed:
@@ -270,21 +290,21 @@ def _fit_phase(
 ) -> _PhaseResult:
     network.unfreeze(model, phase.unfreeze_depth)
     # Statistics of random weights carry no information: MobileNet does not learn if they are fixed
-    part = network.TrainablePart(model, source.depth, fixed_statistics=config.weights != "none")
-    feed = BatchFeeder(source, config)
-    steps = (phase.until - len(history)) * feed.steps
+    part = network.TrainablePart(model, source.depth, freeze_batch_norm=config.weights != "none")
+    feeder = BatchFeeder(source, config)
+    steps = (phase.end_epoch - len(history)) * feeder.steps_per_epoch
     cosine = config.lr_schedule == "cosine"
     compile_model(part, _cosine(phase.learning_rate, steps) if cosine else phase.learning_rate)
     stopping = keras.callbacks.EarlyStopping(
         config.objective, mode="max", patience=config.patience, restore_best_weights=True
     )
     part.fit(
-        feed.batches(),
+        feeder.batches(),
         initial_epoch=len(history),
-        epochs=phase.until,
-        class_weight=class_weights(source.fitting.labels),
+        epochs=phase.end_epoch,
+        class_weight=class_weights(source.train_split.labels),
         # Each callback needs what the ones before it do
-        callbacks=[feed, _Validation(source, config.objective, history), report, stopping],
+        callbacks=[feeder, _Validation(source, config.objective, history), report, stopping],
         shuffle=False,  # `BatchFeeder` shuffles
         verbose=0,
     )
@@ -297,8 +317,8 @@ def _cosine(rate: float, steps: int) -> CosineDecay:
     Adam's first steps are as long as its learning rate, whatever the gradients. At the full rate
     they would undo what pretrained blocks have learned.
     """
-    rising = steps // 10
-    return CosineDecay(0.0, steps - rising, warmup_target=rate, warmup_steps=rising)
+    warmup_steps = steps // 10
+    return CosineDecay(0.0, steps - warmup_steps, warmup_target=rate, warmup_steps=warmup_steps)
 
 
 class OneDeviceAdam(keras.optimizers.Adam):
@@ -361,11 +381,13 @@ class _Validation(keras.callbacks.Callback):
         weights = np.take(list(class_weights(labels).values()), labels)
         logs["val_loss"] = log_loss(labels, expit(logits), sample_weight=weights)
         logs["val_auc"] = roc_auc_score(labels, logits)
-        scored = logits
+        objective_logits = logits
         if self._objective == "val_blurred_auc":
-            scored = predict_logits(self.model, self._source.perturbed(perturb.BLUR_ONLY))
-            logs["val_blurred_auc"] = roc_auc_score(labels, scored)
-        self._history.append((logits, scored))
+            objective_logits = predict_logits(
+                self.model, self._source.perturb_val(perturb.BLUR_ONLY)
+            )
+            logs["val_blurred_auc"] = roc_auc_score(labels, objective_logits)
+        self._history.append((logits, objective_logits))
 
 
 class _EpochEnd(keras.callbacks.Callback):
@@ -376,6 +398,6 @@ class _EpochEnd(keras.callbacks.Callback):
         self._functions, self._epochs = functions, itertools.count(1)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        number, metrics = next(self._epochs), {name: float(it) for name, it in logs.items()}
+        number, metrics = next(self._epochs), {name: float(value) for name, value in logs.items()}
         for function in self._functions:
             function(number, metrics)

@@ -27,7 +27,7 @@ class Attribute(Generic[T]):
 
     name: str
 
-    def of(self, owner: Owner) -> T:
+    def read(self, owner: Owner) -> T:
         """Return the attribute's value.
 
         Raises:
@@ -46,11 +46,11 @@ class Attribute(Generic[T]):
 
 RUN_ID: Attribute[str] = Attribute("run_id")  # of the MLflow run, of a study and of a trial
 
-# Of a study. `StudySpec.facts` has more, by which a study is compared with a command's parameters
+# Of a study. `StudySpec.identity` has more: a study is compared by it with a command's options
 FIXED: Attribute[dict[str, str]] = Attribute("fixed")  # field that is not searched → value
 OBJECTIVE: Attribute[str] = Attribute("objective")
 SEARCH_SPACE: Attribute[dict[str, str]] = Attribute("search_space")  # distributions as JSON
-GOAL: Attribute[dict[str, Any]] = Attribute("goal")  # the fields of `StudyLimits`
+LIMITS: Attribute[dict[str, Any]] = Attribute("goal")  # the fields of `StudyLimits`
 MODEL_NAME: Attribute[str] = Attribute("model_name")  # registered model of the winner
 WINNER: Attribute[dict[str, Any]] = Attribute("winner")  # trial, version, evaluation on test
 IMPROVEMENT: Attribute[dict[str, Any]] = Attribute("improvement")  # best over baseline

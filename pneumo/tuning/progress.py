@@ -43,7 +43,7 @@ class StudyProgress:
             after_trials: Called by `update` if trials have ended since its previous call.
         """
         self._study, self._after_trials = study, after_trials
-        self._objective = attributes.OBJECTIVE.of(study)
+        self._objective = attributes.OBJECTIVE.read(study)
         self._trials = study.get_trials(deepcopy=False)
         self._reported = {trial.number for trial in self._trials if trial.state.is_finished()}
         self._bar = Progress(
@@ -55,10 +55,10 @@ class StudyProgress:
             speed_estimate_period=math.inf,  # a trial may take an hour
         )
         self._task = self._bar.add_task(
-            "", total=StudyLimits.of(study).trials, completed=self._done()
+            "", total=StudyLimits.from_study(study).trials, completed=self._count_done()
         )
         self._live = Live(
-            get_renderable=self._drawing,
+            get_renderable=self._render,
             console=console,
             refresh_per_second=2,
             redirect_stderr=sys.stderr.isatty(),
@@ -82,14 +82,14 @@ class StudyProgress:
         """
         with suppress(*STORE_ERRORS):
             self._trials = self._study.get_trials(deepcopy=False)
-            self._bar.update(self._task, completed=self._done())
-            ended = [it for it in self._trials if it.state.is_finished()]
-            if new := [it for it in ended if it.number not in self._reported]:
+            self._bar.update(self._task, completed=self._count_done())
+            ended = [trial for trial in self._trials if trial.state.is_finished()]
+            if new := [trial for trial in ended if trial.number not in self._reported]:
                 for trial in new:
                     self._report(trial)
                 self._after_trials()
 
-    def _done(self) -> int:
+    def _count_done(self) -> int:
         return sum(trial.state in FINISHED_STATES for trial in self._trials)
 
     def _report(self, trial: FrozenTrial) -> None:
@@ -97,36 +97,38 @@ class StudyProgress:
         if trial.state == TrialState.FAIL or not supports_live_display():
             echo(describe(trial))
 
-    def _drawing(self) -> Group:
-        columns = (Column(min_width=width, no_wrap=True) for width in (0, len(self._score(0)), 0))
+    def _render(self) -> Group:
+        columns = (
+            Column(min_width=width, no_wrap=True) for width in (0, len(self._format_score(0)), 0)
+        )
         table = Table.grid(*columns, padding=(0, 2))
-        for row in (self._best(), *self._running()):
+        for row in (self._best_row(), *self._running_rows()):
             table.add_row(*row)
         return Group(self._bar, table)
 
-    def _best(self) -> tuple[str, str, str]:
+    def _best_row(self) -> tuple[str, str, str]:
         best = best_trial_of(self._trials)
-        return ("best", self._score(best.value), f"trial {best.number}") if best else NO_BEST
+        return ("best", self._format_score(best.value), f"trial {best.number}") if best else NO_BEST
 
-    def _running(self) -> Iterator[tuple[str, str, str]]:
+    def _running_rows(self) -> Iterator[tuple[str, str, str]]:
         for trial in self._trials:
             if trial.state == TrialState.RUNNING:
                 score = final_score(trial)
                 epoch = f"epoch {trial.last_step}" if trial.last_step else "starting"
-                shown = "" if score is None else self._score(score)
-                yield f"trial {trial.number}", shown, f"{epoch}{_process_of(trial)}"
+                score_text = "" if score is None else self._format_score(score)
+                yield f"trial {trial.number}", score_text, f"{epoch}{_process_of(trial)}"
 
-    def _score(self, value: float) -> str:
+    def _format_score(self, value: float) -> str:
         return f"{OBJECTIVE_LABELS[self._objective]} {value:.4f}"
 
 
 def _process_of(trial: FrozenTrial) -> str:
     """Describe the process that runs a trial, or return '' if it is this one."""
     process = ProcessId.from_values(attributes.PROCESS.get(trial, ()))
-    here = ProcessId.current()
-    if not process.pid or process == here:
+    own_process = ProcessId.current()
+    if not process.pid or process == own_process:
         return ""
-    host = "" if process.machine == here.machine else f" on {process.host}"
+    host = "" if process.machine == own_process.machine else f" on {process.host}"
     return f", process {process.pid}{host}"
 
 
@@ -135,7 +137,7 @@ def describe(trial: FrozenTrial) -> str:
     if trial.state == TrialState.FAIL:
         return f"trial {trial.number:3d}  failed: {attributes.ERROR.get(trial, ENDED)}"
     state = "pruned" if trial.state == TrialState.PRUNED else ""
-    objective = attributes.CONFIG.of(trial)["objective"]
+    objective = attributes.CONFIG.read(trial)["objective"]
     score = f"{OBJECTIVE_LABELS[objective]} {final_score(trial):.4f} {state:6}"
-    took = f"{trial.duration.seconds:4d} s"
-    return f"trial {trial.number:3d}  {score}  {took}  {attributes.NAME.of(trial)}"
+    duration = f"{trial.duration.seconds:4d} s"
+    return f"trial {trial.number:3d}  {score}  {duration}  {attributes.NAME.read(trial)}"

@@ -26,21 +26,21 @@ def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
-def find_baseline(complete: Sequence[FrozenTrial], plan: StudySpec) -> FrozenTrial | None:
+def find_baseline(complete: Sequence[FrozenTrial], spec: StudySpec) -> FrozenTrial | None:
     """Return the first complete trial with the baseline's values.
 
     Args:
         complete: Complete trials by number.
-        plan: Search of the study.
+        spec: Search of the study.
 
     Returns:
         The trial, or None if there is none.
     """
-    asked = plan.baseline()
-    return next((trial for trial in complete if trial.params == asked), None)
+    baseline_params = spec.baseline()
+    return next((trial for trial in complete if trial.params == baseline_params), None)
 
 
-def store_improvement(study: optuna.Study, plan: StudySpec) -> None:
+def store_improvement(study: optuna.Study, spec: StudySpec) -> None:
     """Compute and store a bound of the best trial's improvement over the baseline.
 
     See `bootstrap.bound_improvement`. Nothing is computed if the stored bound is for the same
@@ -50,24 +50,24 @@ def store_improvement(study: optuna.Study, plan: StudySpec) -> None:
 
     Args:
         study: A study with at least one complete trial.
-        plan: Search of the study.
+        spec: Search of the study.
     """
     complete = complete_trials(study)
     stored = read_improvement(study, complete)
-    baseline, best = find_baseline(complete, plan), study.best_trial
+    baseline, best = find_baseline(complete, spec), study.best_trial
     if not baseline or baseline.number == best.number:
         return
     if stored and stored.trials == len(complete) - 1:  # no trial was left out
         return
-    others = [it for it in complete if it.number not in (baseline.number, best.number)]
+    others = [trial for trial in complete if trial.number not in (baseline.number, best.number)]
     try:
-        found = bootstrap.bound_improvement(
+        improvement = bootstrap.bound_improvement(
             _predictions(baseline), _predictions(best), _readable(study, others)
         )
     except Exception as error:  # the study has its winner in any case
         echo(f"the improvement over the baseline has no bound ({_reason(error)})")
         return
-    attributes.IMPROVEMENT.set(study, asdict(found) | {"complete": len(complete)})
+    attributes.IMPROVEMENT.set(study, asdict(improvement) | {"complete": len(complete)})
 
 
 def read_improvement(study: optuna.Study, complete: Sequence[FrozenTrial]) -> Improvement | None:
@@ -87,7 +87,7 @@ def read_improvement(study: optuna.Study, complete: Sequence[FrozenTrial]) -> Im
 
 
 def _predictions(trial: FrozenTrial) -> pd.DataFrame:
-    return results.read_predictions(attributes.RUN_ID.of(trial), "val")
+    return results.read_predictions(attributes.RUN_ID.read(trial), "val")
 
 
 def _readable(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Iterator[pd.DataFrame]:
@@ -97,7 +97,7 @@ def _readable(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Iterator[pd
         try:
             predictions = _predictions(trial)
         except Exception as error:
-            mlflow.get_run(attributes.RUN_ID.of(study))  # raises if no run can be read
+            mlflow.get_run(attributes.RUN_ID.read(study))  # raises if no run can be read
             echo(f"trial {trial.number} has no readable predictions ({_reason(error)})")
         else:
             yield predictions

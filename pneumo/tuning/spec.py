@@ -139,10 +139,14 @@ def validate_search_space(
     Raises:
         UserError: A value of the search space is invalid.
     """
-    whole = PartiallyFixedTrial(base, fixed)
-    experiment.suggest(whole, base)
-    for name, it in whole.distributions.items():
-        ends = it.choices if isinstance(it, CategoricalDistribution) else (it.low, it.high)
+    recorder = PartiallyFixedTrial(base, fixed)
+    experiment.suggest(recorder, base)
+    for name, distribution in recorder.distributions.items():
+        ends = (
+            distribution.choices
+            if isinstance(distribution, CategoricalDistribution)
+            else (distribution.low, distribution.high)
+        )
         for value in ends:
             try:
                 experiment.suggest(PartiallyFixedTrial(base, fixed, chosen={name: value}), base)
@@ -200,7 +204,7 @@ class StudySpec:
         return self.experiment.base.override(self.fixed)
 
     @classmethod
-    def of(cls, study: optuna.Study, dataset: Dataset, weights: str = "") -> "StudySpec":
+    def from_study(cls, study: optuna.Study, dataset: Dataset, weights: str = "") -> "StudySpec":
         """Read the search with which a study was created.
 
         Args:
@@ -212,9 +216,9 @@ class StudySpec:
             UserError: The study has a file of weights and `weights` is '', or its experiment cannot
                 be loaded.
         """
-        facts = study.user_attrs
-        fixed = rename_fields(facts["fixed"])
-        fixed |= {name: str(facts[name]) for name in STUDY_FIELDS}
+        stored = study.user_attrs
+        fixed = rename_fields(stored["fixed"])
+        fixed |= {name: str(stored[name]) for name in STUDY_FIELDS}
         if weights:
             fixed["weights"] = weights
         elif ":" in fixed.get("weights", ""):
@@ -222,26 +226,26 @@ class StudySpec:
                 f"study '{study.study_name}' begins from the weights {fixed['weights']} (name and "
                 "sha256): give --weights, the path of that file here"
             )
-        return cls(load_experiment(facts["experiment"], searched=True), dataset, fixed)
+        return cls(load_experiment(stored["experiment"], require_search_space=True), dataset, fixed)
 
-    def facts(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Return the values that distinguish a study from all others."""
         base = self.base
-        own = {name: getattr(base, name) for name in STUDY_FIELDS}
-        text = base.as_text()  # has a digest of the file of weights, not its path
+        study_fields = {name: getattr(base, name) for name in STUDY_FIELDS}
+        params = base.to_params()  # has a digest of the file of weights, not its path
         return {
             "experiment": self.experiment.name,
-            "fixed": {field: text[field] for field in self.fixed if field not in own},
-            **own,
+            "fixed": {field: params[field] for field in self.fixed if field not in study_fields},
+            **study_fields,
             "data_digest": self.dataset.digest,
-            "base": text,
+            "base": params,
         }
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """Return the distribution of each suggestion, by its name."""
-        search = PartiallyFixedTrial(self.base, self.fixed)
-        self.experiment.suggest(search, self.base)
-        return search.distributions
+        recorder = PartiallyFixedTrial(self.base, self.fixed)
+        self.experiment.suggest(recorder, self.base)
+        return recorder.distributions
 
     def sampler(self) -> PerTrialSeededTPESampler:
         """Return the sampler that suggests a trial's values."""
@@ -256,9 +260,9 @@ class StudySpec:
         config = self.experiment.suggest(
             PartiallyFixedTrial(self.base, self.fixed, trial), self.base
         )
-        kept = {field: getattr(self.base, field) for field in self.fixed}
-        kept["seed"] = derive_seed(self.base.seed, trial.number)
-        return config.model_copy(update=kept)
+        unchanged = {field: getattr(self.base, field) for field in self.fixed}
+        unchanged["seed"] = derive_seed(self.base.seed, trial.number)
+        return config.model_copy(update=unchanged)
 
     def baseline(self) -> dict[str, Any]:
         """Return the suggestions that give the base config.
@@ -266,8 +270,8 @@ class StudySpec:
         Raises:
             UserError: No suggestions give the base config.
         """
-        search = PartiallyFixedTrial(self.base, self.fixed)
-        config = self.experiment.suggest(search, self.base)
+        recorder = PartiallyFixedTrial(self.base, self.fixed)
+        config = self.experiment.suggest(recorder, self.base)
         different = [
             field
             for field in RunConfig.model_fields
@@ -278,15 +282,15 @@ class StudySpec:
                 f"suggest in experiments/{self.experiment.name}.py must be able to give BASE, "
                 f"and cannot in {', '.join(different)}; change one of the two"
             )
-        return search.baseline
+        return recorder.baseline
 
-    def searched(self) -> list[str]:
+    def searched_fields(self) -> list[str]:
         """Return the fields of a run that are searched, in the order of their suggestions."""
         return list(
             dict.fromkeys(field_and_base_value(self.base, name)[0] for name in self.baseline())
         )
 
-    def asked(self) -> list[dict[str, Any]]:
+    def initial_params(self) -> list[dict[str, Any]]:
         """Return the suggestions of a study's first trials: the baseline, and the enqueued trials.
 
         An enqueued trial has the baseline's value for each name that it omits. Fixed fields are
@@ -297,14 +301,17 @@ class StudySpec:
                 not suggested.
         """
         baseline, queue = self.baseline(), self.experiment.enqueued_trials
-        whole = PartiallyFixedTrial(self.base, ())
-        self.experiment.suggest(whole, self.base)
-        for name in {name for values in queue for name in values} - whole.baseline.keys():
+        recorder = PartiallyFixedTrial(self.base, ())
+        self.experiment.suggest(recorder, self.base)
+        for name in {name for values in queue for name in values} - recorder.baseline.keys():
             raise UserError(
                 f"ENQUEUED_TRIALS in experiments/{self.experiment.name}.py must hold what its "
-                f"suggest suggests, {', '.join(whole.baseline)}: got '{name}'"
+                f"suggest suggests, {', '.join(recorder.baseline)}: got '{name}'"
             )
         return [
             baseline,
-            *({name: it.get(name, baseline[name]) for name in baseline} for it in queue),
+            *(
+                {name: distribution.get(name, baseline[name]) for name in baseline}
+                for distribution in queue
+            ),
         ]

@@ -116,8 +116,8 @@ def _open(url: str) -> optuna.storages.RDBStorage:
 
 
 def _connect(dialect: Dialect, _: Any, args: Any, options: Any) -> Any:
-    away = dialect.loaded_dbapi.OperationalError
-    return _retry(lambda: dialect.connect(*args, **options), away, MAX_OUTAGE)
+    failure = dialect.loaded_dbapi.OperationalError
+    return _retry(lambda: dialect.connect(*args, **options), failure, MAX_OUTAGE)
 
 
 def _retry(call: Callable[[], T], failure: type[Exception], patience: float) -> T:
@@ -138,9 +138,9 @@ def _retry(call: Callable[[], T], failure: type[Exception], patience: float) -> 
 
 def _on_stale_trial(study: optuna.Study, trial: FrozenTrial) -> None:
     """Fail the MLflow run of a stale trial, and enqueue the trial again if it was enqueued."""
-    if asked := trial.system_attrs.get("fixed_params"):
-        study.enqueue_trial(asked)
-    study_runs.fail_stale_trial(attributes.RUN_ID.of(study), trial.number)
+    if enqueued_params := trial.system_attrs.get("fixed_params"):
+        study.enqueue_trial(enqueued_params)
+    study_runs.fail_stale_trial(attributes.RUN_ID.read(study), trial.number)
 
 
 def how_to_continue(name: str) -> str:

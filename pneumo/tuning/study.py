@@ -34,25 +34,25 @@ MAX_CONSECUTIVE_FAILURES = 3
 INTERRUPTED = "interrupted"  # error of a trial that a person interrupted
 
 
-def load_study(storage: optuna.storages.RDBStorage, name: str, plan: StudySpec) -> optuna.Study:
-    """Load a study that must have the same search as `plan` and its run in this MLflow store.
+def load_study(storage: optuna.storages.RDBStorage, name: str, spec: StudySpec) -> optuna.Study:
+    """Load a study that must have the same search as `spec` and its run in this MLflow store.
 
     Args:
         storage: Optuna's database.
         name: Name of the study.
-        plan: The search that the study must have.
+        spec: The search that the study must have.
 
     Raises:
         UserError: The study has another search, or its runs are in another store.
     """
-    study = _existing(storage, name, plan)
-    for fact, value in plan.facts().items():
-        begun_with = study.user_attrs.get(fact)
-        if isinstance(begun_with, dict):
-            begun_with = rename_fields(begun_with)
-        _require_same(name, fact, begun_with, value)
-    _require_same_search_space(study, plan)
-    if not runs.run_exists(run_id := attributes.RUN_ID.of(study)):
+    study = _open_existing(storage, name, spec)
+    for key, value in spec.identity().items():
+        stored_value = study.user_attrs.get(key)
+        if isinstance(stored_value, dict):
+            stored_value = rename_fields(stored_value)
+        _require_same(name, key, stored_value, value)
+    _require_same_search_space(study, spec)
+    if not runs.run_exists(run_id := attributes.RUN_ID.read(study)):
         raise UserError(
             f"study '{name}' must be in both stores: Optuna's database at {storage_address()} has "
             f"it, and MLflow at {session.tracking_address()} does not (run {run_id}); set "
@@ -61,41 +61,41 @@ def load_study(storage: optuna.storages.RDBStorage, name: str, plan: StudySpec) 
     return study
 
 
-def _require_same(name: str, fact: str, begun_with: Any, value: Any) -> None:
-    if begun_with == value:
+def _require_same(name: str, key: str, stored_value: Any, value: Any) -> None:
+    if stored_value == value:
         return
-    if fact == "base" and begun_with:  # a message about one field is easier to read
-        field = next(it for it in value if begun_with.get(it) != value[it])
-        fact, begun_with, value = f"{field} of BASE", begun_with.get(field), value[field]
+    if key == "base" and stored_value:  # a message about one field is easier to read
+        field = next(field for field in value if stored_value.get(field) != value[field])
+        key, stored_value, value = f"{field} of BASE", stored_value.get(field), value[field]
     raise UserError(
-        f"study '{name}' was begun with {fact} {begun_with}: got {value}; "
+        f"study '{name}' was begun with {key} {stored_value}: got {value}; "
         "give what it was begun with, or another name"
     )
 
 
-def _require_same_search_space(study: optuna.Study, plan: StudySpec) -> None:
+def _require_same_search_space(study: optuna.Study, spec: StudySpec) -> None:
     """Raise `UserError` unless a study's search space differs in ranges at most.
 
     Optuna accepts changed ranges of numbers. Trials of different choices, scales or hyperparameters
     cannot share a study.
     """
-    space = plan.search_space()
-    begun = {
+    space = spec.search_space()
+    stored_space = {
         suggestion: json_to_distribution(text)
         for suggestion, text in attributes.SEARCH_SPACE.get(study, {}).items()
     }
-    _require_same(study.study_name, "search space", sorted(begun), sorted(space))
+    _require_same(study.study_name, "search space", sorted(stored_space), sorted(space))
     for suggestion, distribution in space.items():
         try:
-            check_distribution_compatibility(begun[suggestion], distribution)
+            check_distribution_compatibility(stored_space[suggestion], distribution)
         except ValueError:
-            fact = f"search space {suggestion}"
-            _require_same(study.study_name, fact, begun[suggestion], distribution)
+            key = f"search space {suggestion}"
+            _require_same(study.study_name, key, stored_space[suggestion], distribution)
 
 
-def _existing(storage: optuna.storages.RDBStorage, name: str, plan: StudySpec) -> optuna.Study:
+def _open_existing(storage: optuna.storages.RDBStorage, name: str, spec: StudySpec) -> optuna.Study:
     return optuna.load_study(
-        storage=storage, study_name=name, sampler=plan.sampler(), pruner=plan.pruner()
+        storage=storage, study_name=name, sampler=spec.sampler(), pruner=spec.pruner()
     )
 
 
@@ -107,7 +107,7 @@ def attach_to_study(
     Args:
         name: Name of the study.
         dataset: Its data.
-        weights: See `StudySpec.of`.
+        weights: See `StudySpec.from_study`.
         patience: See `open_storage`.
 
     Returns:
@@ -123,9 +123,9 @@ def attach_to_study(
             f"{', '.join(sorted(names)) or 'none'}: got '{name}'; set PNEUMO_STORAGE to the "
             "database of the study, or begin it with tune"
         )
-    begun = optuna.load_study(storage=storage, study_name=name)
-    plan = StudySpec.of(begun, dataset, weights)
-    return load_study(storage, name, plan), plan
+    existing = optuna.load_study(storage=storage, study_name=name)
+    spec = StudySpec.from_study(existing, dataset, weights)
+    return load_study(storage, name, spec), spec
 
 
 def check_name_is_new(name: str) -> None:
@@ -139,17 +139,17 @@ def check_name_is_new(name: str) -> None:
 
 
 def create_study(
-    storage: optuna.storages.RDBStorage, name: str, plan: StudySpec, run_id: str
+    storage: optuna.storages.RDBStorage, name: str, spec: StudySpec, run_id: str
 ) -> optuna.Study:
     """Create a study in Optuna, describe it in MLflow, and enqueue its first trials.
 
     Prints the study's name, where to see it, and a summary of the images. The baseline is the first
-    trial: see `StudySpec.asked`.
+    trial: see `StudySpec.initial_params`.
 
     Args:
         storage: Optuna's database.
         name: Name of the study.
-        plan: Search of the study.
+        spec: Search of the study.
         run_id: Id of the study's run, which must be active.
 
     Raises:
@@ -158,30 +158,33 @@ def create_study(
     runs.name_run(mlflow.active_run(), f"study {name}")
     echo(f"study {name}")  # at once: a process that dies cannot print it later
     echo(session.view_hint(run_id))
-    echo(results.decode_and_log(plan.dataset, plan.base).summary())
-    asked = plan.asked()
+    echo(results.decode_and_log(spec.dataset, spec.base).summary())
+    initial_params = spec.initial_params()
     study = optuna.create_study(
         storage=storage,
         study_name=name,
         direction="maximize",
-        sampler=plan.sampler(),
-        pruner=plan.pruner(),
+        sampler=spec.sampler(),
+        pruner=spec.pruner(),
     )
-    space = {name: distribution_to_json(it) for name, it in plan.search_space().items()}
-    for fact, value in {**plan.facts(), "search_space": space, "run_id": run_id}.items():
-        study.set_user_attr(fact, value)
-    for suggestions in asked:
+    space = {
+        name: distribution_to_json(distribution)
+        for name, distribution in spec.search_space().items()
+    }
+    for key, value in {**spec.identity(), "search_space": space, "run_id": run_id}.items():
+        study.set_user_attr(key, value)
+    for suggestions in initial_params:
         study.enqueue_trial(suggestions)
     mlflow.set_tag(tags.STUDY, name)
     settings = {
         "sampler": {"name": "TPESampler", **TPE_OPTIONS},
         "pruner": {"name": "MedianPruner", **MEDIAN_PRUNER_OPTIONS}
-        if plan.experiment.prune
+        if spec.experiment.prune
         else {},
-        "base": plan.base.as_text(),
-        "baseline": asked[0],
+        "base": spec.base.to_params(),
+        "baseline": initial_params[0],
     }
-    mlflow.log_dict(plan.facts() | settings, "study.json")
+    mlflow.log_dict(spec.identity() | settings, "study.json")
     return study
 
 
@@ -194,31 +197,31 @@ def warn_of_other_commit(study: optuna.Study, run_id: str) -> None:
         study: The study.
         run_id: Id of the worker's or the resume's run.
     """
-    begun, here = (
-        runs.commit_of(mlflow.get_run(it)) for it in (attributes.RUN_ID.of(study), run_id)
+    commit, own_commit = (
+        runs.commit_of(mlflow.get_run(it)) for it in (attributes.RUN_ID.read(study), run_id)
     )
-    if begun and here and begun != here:
+    if commit and own_commit and commit != own_commit:
         echo(
-            f"warning: study {study.study_name} was begun at commit {begun[:8]}, and this is "
-            f"{here[:8]}: its trials may not be comparable"
+            f"warning: study {study.study_name} was begun at commit {commit[:8]}, and this is "
+            f"{own_commit[:8]}: its trials may not be comparable"
         )
 
 
-def prepare_resume(study: optuna.Study, plan: StudySpec) -> None:
+def prepare_resume(study: optuna.Study, spec: StudySpec) -> None:
     """Fail the trials of dead processes, and enqueue again each initial trial that was lost.
 
     Args:
         study: The study.
-        plan: Search of the study.
+        spec: Search of the study.
     """
     fail_dead_trials(study)
     reconcile_runs(study)
-    alive = (*FINISHED_STATES, TrialState.WAITING, TrialState.RUNNING)
-    trials = study.get_trials(deepcopy=False, states=alive)
-    there = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
-    for suggestions in plan.asked():
-        if suggestions in there:
-            there.remove(suggestions)
+    unfailed_states = (*FINISHED_STATES, TrialState.WAITING, TrialState.RUNNING)
+    trials = study.get_trials(deepcopy=False, states=unfailed_states)
+    known_params = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
+    for suggestions in spec.initial_params():
+        if suggestions in known_params:
+            known_params.remove(suggestions)
         else:
             study.enqueue_trial(suggestions)
     echo(f"continuing study {study.study_name}: {count_finished_trials(study)} trials are done")
@@ -250,8 +253,8 @@ def is_dead(process: ProcessId) -> bool:
     """
     if serves_one_machine():
         return not process.is_running()
-    here = ProcessId.current()
-    same_machine = bool(here.boot_id) and process.machine == here.machine
+    own_process = ProcessId.current()
+    same_machine = bool(own_process.boot_id) and process.machine == own_process.machine
     return same_machine and not process.is_running()
 
 
@@ -259,7 +262,7 @@ def reconcile_runs(study: optuna.Study) -> None:
     """Reconcile the runs of a study's finished trials in MLflow with Optuna."""
     trials = study.get_trials(deepcopy=False)
     ended = {trial.number: trial.state.name for trial in trials if trial.state.is_finished()}
-    study_runs.reconcile_trial_runs(attributes.RUN_ID.of(study), ended, is_dead)
+    study_runs.reconcile_trial_runs(attributes.RUN_ID.read(study), ended, is_dead)
 
 
 def wait_for_running_trials(study: optuna.Study) -> None:
@@ -270,13 +273,13 @@ def wait_for_running_trials(study: optuna.Study) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(study)
-        left = running_trials(study)
-        if not left:
+        running = running_trials(study)
+        if not running:
             return
-        for trial in left:
+        for trial in running:
             if trial.number not in announced:
                 echo(f"waiting for trial {trial.number}, {_owner(trial)}")
-        announced |= {trial.number for trial in left}
+        announced |= {trial.number for trial in running}
         signals.raise_if_interrupted()
         time.sleep(2)
 
@@ -321,48 +324,48 @@ class StudyLimits:
     trial_timeout: int | None = None
 
     @classmethod
-    def of(cls, study: optuna.Study) -> "StudyLimits":
+    def from_study(cls, study: optuna.Study) -> "StudyLimits":
         """Read the limits that a study has for all processes."""
-        return cls(**attributes.GOAL.of(study))
+        return cls(**attributes.LIMITS.read(study))
 
-    def set(self, study: optuna.Study) -> None:
+    def save(self, study: optuna.Study) -> None:
         """Store the limits in a study."""
-        attributes.GOAL.set(study, asdict(self))
+        attributes.LIMITS.set(study, asdict(self))
 
-    def reached(self, study: optuna.Study) -> bool:
+    def is_reached(self, study: optuna.Study) -> bool:
         """Return whether no new trial may start."""
-        late = self.deadline is not None and time.time() >= self.deadline
-        return late or count_finished_trials(study) >= self.trials
+        deadline_passed = self.deadline is not None and time.time() >= self.deadline
+        return deadline_passed or count_finished_trials(study) >= self.trials
 
 
 class FailureCounter:
     """A counter of consecutive failures, between which nothing was done.
 
     Args:
-        done: Returns how much has been done so far.
+        count_done: Returns how much has been done so far.
     """
 
-    def __init__(self, done: Callable[[], int]) -> None:
-        self._done, self._before, self._failures = done, done(), 0
+    def __init__(self, count_done: Callable[[], int]) -> None:
+        self._done, self._before, self._failures = count_done, count_done(), 0
 
     def add(self) -> bool:
         """Count one failure; return whether there are now `MAX_CONSECUTIVE_FAILURES`."""
-        now = self._done()
-        self._failures = self._failures + 1 if now == self._before else 1
-        self._before = now
+        n_done = self._done()
+        self._failures = self._failures + 1 if n_done == self._before else 1
+        self._before = n_done
         return self._failures >= MAX_CONSECUTIVE_FAILURES
 
 
 def repeated_failure(study: optuna.Study) -> str | None:
     """Return the last error if the last three ended trials failed with its type, or None."""
-    ended = [it for it in study.get_trials(deepcopy=False) if it.state.is_finished()]
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     errors = [
-        attributes.ERROR.get(it, INTERRUPTED) if it.state == TrialState.FAIL else ""
-        for it in ended[-MAX_CONSECUTIVE_FAILURES:]
+        attributes.ERROR.get(trial, INTERRUPTED) if trial.state == TrialState.FAIL else ""
+        for trial in ended[-MAX_CONSECUTIVE_FAILURES:]
     ]
-    kinds = {error.partition(":")[0] for error in errors}
-    alike = len(errors) == MAX_CONSECUTIVE_FAILURES and len(kinds) == 1
-    return errors[-1] if alike and not kinds & {"", INTERRUPTED} else None
+    types = {error.partition(":")[0] for error in errors}
+    have_one_type = len(errors) == MAX_CONSECUTIVE_FAILURES and len(types) == 1
+    return errors[-1] if have_one_type and not types & {"", INTERRUPTED} else None
 
 
 def require_no_repeated_failure(study: optuna.Study) -> None:
@@ -381,17 +384,17 @@ def final_score(trial: FrozenTrial) -> float | None:
     return trial.intermediate_values.get(trial.last_step)
 
 
-def delete_models_beyond_best(study: optuna.Study, keep: int, at_most: int | None = None) -> None:
+def delete_models_beyond_best(study: optuna.Study, keep: int, limit: int | None = None) -> None:
     """Delete the models of the complete trials that are not among the best.
 
     Args:
         study: The study.
         keep: Number of the best trials whose models are kept.
-        at_most: Maximum number of trials whose models are deleted, from the best on, or None for
+        limit: Maximum number of trials whose models are deleted, from the best on, or None for
             all.
     """
     with cache.lock(f"evict {study.study_name}"):
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         best_first = sorted(complete, key=lambda trial: -trial.value)  # stable: the first of equals
-        for trial in best_first[keep:][:at_most]:
-            model_files.delete_model(attributes.MODEL_URI.of(trial))
+        for trial in best_first[keep:][:limit]:
+            model_files.delete_model(attributes.MODEL_URI.read(trial))

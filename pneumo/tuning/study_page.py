@@ -30,8 +30,8 @@ class StudyPage:
     It also stores the page's text, in short, as the description of the run.
     """
 
-    def __init__(self, study: optuna.Study, plan: StudySpec) -> None:
-        self._study, self._plan = study, plan
+    def __init__(self, study: optuna.Study, spec: StudySpec) -> None:
+        self._study, self._spec = study, spec
         self._due = 0.0
 
     def refresh(self) -> None:
@@ -41,46 +41,46 @@ class StudyPage:
 
     def write(self, state: str) -> None:
         """Write the page of a study in `state`; print a line if that fails."""
-        began = time.monotonic()
+        start = time.monotonic()
         try:
             self._write(state)
         except Exception as error:  # the trials go on without a page
             reason = format_error(error).partition("\n")[0]
             echo(f"the study's page could not be written ({reason})")
-        ended = time.monotonic()
-        self._due = ended + max(MIN_REFRESH_SECONDS, (ended - began) / MAX_OVERHEAD_FRACTION)
+        end = time.monotonic()
+        self._due = end + max(MIN_REFRESH_SECONDS, (end - start) / MAX_OVERHEAD_FRACTION)
 
     def _write(self, state: str) -> None:
-        report = StudyReport(summarize(self._study, self._plan, state))
+        report = StudyReport(summarize(self._study, self._spec, state))
         files = {"study.html": report.page().encode()}
-        study_runs.log_study(attributes.RUN_ID.of(self._study), files, report.description())
+        study_runs.log_study(attributes.RUN_ID.read(self._study), files, report.description())
 
 
-def summarize(study: optuna.Study, plan: StudySpec, state: str) -> StudySummary:
+def summarize(study: optuna.Study, spec: StudySpec, state: str) -> StudySummary:
     """Summarize a study from the present content of its storage.
 
     Args:
         study: The study.
-        plan: Search of the study.
+        spec: Search of the study.
         state: `RUNNING`, `STOPPED` or `DONE`.
     """
     trials = study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     best = study.best_trial if complete else None
-    baseline = selection.find_baseline(complete, plan)
+    baseline = selection.find_baseline(complete, spec)
     winner = attributes.WINNER.get(study, {})
     return StudySummary(
         study=study,
-        run_id=attributes.RUN_ID.of(study),
+        run_id=attributes.RUN_ID.read(study),
         state=state,
-        experiment=plan.experiment.name,
-        question=plan.experiment.question,
-        dataset=plan.dataset,
-        base=plan.base,
-        experiment_base=plan.experiment.base.as_text(),
-        fixed=rename_fields(attributes.FIXED.of(study)),
-        searched=plan.searched(),
-        n_trials=StudyLimits.of(study).trials,
+        experiment=spec.experiment.name,
+        question=spec.experiment.question,
+        dataset=spec.dataset,
+        base=spec.base,
+        experiment_base=spec.experiment.base.to_params(),
+        fixed=rename_fields(attributes.FIXED.read(study)),
+        searched_fields=spec.searched_fields(),
+        n_trials=StudyLimits.from_study(study).trials,
         n_done=count_finished_trials(study),
         trials=[_summarize_trial(trial) for trial in trials],
         best=_summarize_trial(best) if best else None,
@@ -95,13 +95,13 @@ def summarize(study: optuna.Study, plan: StudySpec, state: str) -> StudySummary:
 
 
 def _summarize_trial(trial: FrozenTrial) -> TrialSummary:
-    scored = trial.state == TrialState.COMPLETE or trial.intermediate_values
+    has_score = trial.state == TrialState.COMPLETE or trial.intermediate_values
     return TrialSummary(
         number=trial.number,
         state=trial.state.name,
         run_id=attributes.RUN_ID.get(trial, ""),
         name=attributes.NAME.get(trial, ""),
-        score=final_score(trial) if scored else None,
+        score=final_score(trial) if has_score else None,
         config=rename_fields(attributes.CONFIG.get(trial, {})),
         epochs=trial.last_step or 0,
         seconds=_seconds(trial),
@@ -122,10 +122,10 @@ def _changed_ranges(trials: list[FrozenTrial]) -> Iterator[tuple[str, int, str, 
     ranges: dict[str, str] = {}
     for trial in trials:
         for name, space in trial.distributions.items():
-            now = _range(space)
-            if ranges.setdefault(name, now) != now:
-                yield name, trial.number, ranges[name], now
-            ranges[name] = now
+            current_range = _range(space)
+            if ranges.setdefault(name, current_range) != current_range:
+                yield name, trial.number, ranges[name], current_range
+            ranges[name] = current_range
 
 
 def _range(space: BaseDistribution) -> str:
@@ -138,9 +138,12 @@ def _range(space: BaseDistribution) -> str:
 def _is_near_edge(value: float, space: FloatDistribution) -> bool:
     """Return whether better values may lie beyond an end; below 0 there are none."""
     scale = math.log if space.log else float
-    near = EDGE_FRACTION * (scale(space.high) - scale(space.low))
-    below, above = scale(value) - scale(space.low), scale(space.high) - scale(value)
-    return above < near or (space.low > 0 and below < near)
+    distance = EDGE_FRACTION * (scale(space.high) - scale(space.low))
+    distance_to_low, distance_to_high = (
+        scale(value) - scale(space.low),
+        scale(space.high) - scale(value),
+    )
+    return distance_to_high < distance or (space.low > 0 and distance_to_low < distance)
 
 
 def _seconds(trial: FrozenTrial) -> float:
@@ -148,20 +151,22 @@ def _seconds(trial: FrozenTrial) -> float:
 
 
 def _time_by_activity(trials: list[FrozenTrial]) -> dict[str, float]:
-    spent: dict[str, float] = defaultdict(float)
+    durations: dict[str, float] = defaultdict(float)
     processes = defaultdict(list)
     for trial in trials:
         if not trial.state.is_finished():
             continue
         processes[tuple(attributes.PROCESS.get(trial, ()))].append(trial)
-        parts = attributes.SECONDS.get(trial, {})
-        for part, seconds in parts.items():
-            spent[f"{part} of complete trials"] += seconds
-        rest = f"{trial.state.name.lower()} trials"
-        spent[rest if not parts else "bookkeeping"] += _seconds(trial) - sum(parts.values())
-    for own in processes.values():
-        began = min(it.datetime_start for it in own)
-        ended = max(it.datetime_complete for it in own)
-        between = (ended - began).total_seconds() - sum(map(_seconds, own))
-        spent["between trials"] += between
-    return spent
+        stages = attributes.SECONDS.get(trial, {})
+        for stage, seconds in stages.items():
+            durations[f"{stage} of complete trials"] += seconds
+        activity = f"{trial.state.name.lower()} trials"
+        durations[activity if not stages else "bookkeeping"] += _seconds(trial) - sum(
+            stages.values()
+        )
+    for process_trials in processes.values():
+        start = min(trial.datetime_start for trial in process_trials)
+        end = max(trial.datetime_complete for trial in process_trials)
+        idle = (end - start).total_seconds() - sum(map(_seconds, process_trials))
+        durations["between trials"] += idle
+    return durations

@@ -49,7 +49,7 @@ def run_trial(
     config: RunConfig,
     dataset: Dataset,
     callbacks: Sequence[EpochCallback] = (),
-    deepest: int = 0,
+    max_unfreeze_depth: int = 0,
     meanwhile: Callable[[], None] = lambda: None,
     **run: Any,
 ) -> TrialResult:
@@ -63,7 +63,7 @@ def run_trial(
         config: Config of the run.
         dataset: The images; only training and validation are used.
         callbacks: See `train`; called in the training's thread.
-        deepest: See `train`.
+        max_unfreeze_depth: See `train`.
         meanwhile: Called in the calling thread, twice a second while the model trains.
         **run: See `runs.trial_run`.
 
@@ -77,12 +77,14 @@ def run_trial(
     with runs.trial_run(config=config, **run) as run_id:
         images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
         report = [partial(results.log_epoch, run_id), *callbacks]
-        result = signals.run_in_thread(lambda: train(config, images, report, deepest), meanwhile)
+        result = signals.run_in_thread(
+            lambda: train(config, images, report, max_unfreeze_depth), meanwhile
+        )
         clock.append(time.monotonic())
         val = images.split("val")
-        divisor = fit_temperature(val.labels, result.val_logits)
-        probabilities = to_probabilities(result.val_logits, divisor)
-        threshold = _threshold(config, val.labels, result.perturbed_logits / divisor)
+        temperature = fit_temperature(val.labels, result.val_logits)
+        probabilities = to_probabilities(result.val_logits, temperature)
+        threshold = _threshold(config, val.labels, result.perturbed_logits / temperature)
         evaluation = evaluate_predictions(val, probabilities, threshold)
         evaluation.metrics.setdefault(config.objective.removeprefix("val_"), result.score)
         results.log_evaluation("val", evaluation, confusion_matrix_file("val", evaluation))
@@ -90,7 +92,7 @@ def run_trial(
         clock.append(time.monotonic())
         settings = {
             "threshold": threshold,
-            "temperature": divisor,
+            "temperature": temperature,
             "val_uncalibrated": calibration_metrics(val.labels, expit(result.val_logits)),
             "resize": config.resize,
             "decoder": DECODER_VERSION,
@@ -110,6 +112,6 @@ def _threshold(config: RunConfig, labels: np.ndarray, logits: np.ndarray) -> flo
 def run_name(config: RunConfig) -> str:
     """Describe a config in few words, for lists of runs."""
     return (
-        f"{config.as_text()['dense_widths']} · drop {config.dropout:.2g} · "
+        f"{config.to_params()['dense_widths']} · drop {config.dropout:.2g} · "
         f"unfreeze {config.unfreeze_depth}"
     )

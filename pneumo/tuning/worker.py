@@ -33,7 +33,7 @@ from pneumo.tuning.trial import run_name, run_trial
 
 def run_trials(
     study: optuna.Study,
-    plan: StudySpec,
+    spec: StudySpec,
     update: Callable[[], None] = lambda: None,
     enforce_timeout: bool = False,
 ) -> None:
@@ -43,7 +43,7 @@ def run_trials(
 
     Args:
         study: A study whose `StudyLimits` are set.
-        plan: Search of the study.
+        spec: Search of the study.
         update: Called twice a second while a trial trains, and when a trial has ended.
         enforce_timeout: Whether a trial that exceeds the limits' `trial_timeout` is ended together
             with this process. A traceback of each thread is then printed on standard error.
@@ -53,12 +53,12 @@ def run_trials(
             failed three times without a trial in between.
     """
     gc.freeze()  # modules stay, so later collections can skip them
-    work = _TrialLoop(study, plan, update, enforce_timeout)
-    failures = FailureCounter(lambda: work.ended)
+    loop = _TrialLoop(study, spec, update, enforce_timeout)
+    failures = FailureCounter(lambda: loop.ended)
     while True:
         try:
-            work.finish_own_trials()
-            return work.search()
+            loop.finish_own_trials()
+            return loop.run()
         except StudyFailedError:
             raise
         except Exception as error:  # from a store: Optuna catches errors of trials
@@ -77,19 +77,19 @@ class _TrialLoop:
     def __init__(
         self,
         study: optuna.Study,
-        plan: StudySpec,
+        spec: StudySpec,
         update: Callable[[], None],
         enforce_timeout: bool,
     ) -> None:
-        self._study, self._plan, self._update = study, plan, update
+        self._study, self._spec, self._update = study, spec, update
         self._enforce_timeout = enforce_timeout
         self._scores: dict[int, float] = {}
         self.ended = 0  # trials
 
-    def search(self) -> None:
+    def run(self) -> None:
         """Run trials until the limits are reached, or three in a row have failed."""
-        self._goal = StudyLimits.of(self._study)
-        if self._goal.reached(self._study):
+        self._limits = StudyLimits.from_study(self._study)
+        if self._limits.is_reached(self._study):
             return
         signals.raise_if_interrupted()  # before a trial starts that would be lost
         self._study.optimize(
@@ -110,16 +110,16 @@ class _TrialLoop:
     def _trial_ended(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self.ended += 1
         self._update()
-        if keep := self._goal.keep_models:
-            delete_models_beyond_best(study, keep, at_most=1)  # earlier calls deleted the rest
-        if self._goal.reached(study) or repeated_failure(study):
+        if n_kept := self._limits.keep_models:
+            delete_models_beyond_best(study, n_kept, limit=1)  # earlier calls deleted the rest
+        if self._limits.is_reached(study) or repeated_failure(study):
             study.stop()
         signals.raise_if_interrupted()  # before the next trial starts
 
     def _objective(self, trial: optuna.Trial) -> float:
-        limit = self._goal.trial_timeout if self._enforce_timeout else None
+        limit = self._limits.trial_timeout if self._enforce_timeout else None
         with _hard_timeout(limit):
-            score = _objective(trial, self._plan, self._update)
+            score = _objective(trial, self._spec, self._update)
         self._scores = {trial.number: score}
         return score
 
@@ -141,23 +141,23 @@ def _hard_timeout(seconds: int | None) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _objective(trial: optuna.Trial, plan: StudySpec, update: Callable[[], None]) -> float:
+def _objective(trial: optuna.Trial, spec: StudySpec, update: Callable[[], None]) -> float:
     study = trial.study
     attributes.PROCESS.set(trial, ProcessId.current())
-    tags = runs.provenance_tags(plan.experiment.name, plan.dataset)
+    tags = runs.provenance_tags(spec.experiment.name, spec.dataset)
     try:
-        config = plan.suggest(trial)
-        attributes.CONFIG.set(trial, config.as_text())
+        config = spec.suggest(trial)
+        attributes.CONFIG.set(trial, config.to_params())
         name = run_name(config)
         attributes.NAME.set(trial, name)
-        depths = trial.distributions.get("unfreeze_depth")
-        done = run_trial(
+        depth_range = trial.distributions.get("unfreeze_depth")
+        result = run_trial(
             config,
-            plan.dataset,
+            spec.dataset,
             [_pruning_callback(trial, config.objective)],
-            deepest=depths.high if depths else config.unfreeze_depth,
+            max_unfreeze_depth=depth_range.high if depth_range else config.unfreeze_depth,
             meanwhile=update,
-            parent_id=attributes.RUN_ID.of(study),
+            parent_id=attributes.RUN_ID.read(study),
             name=f"trial {trial.number} · {name}",
             tags={**tags, STUDY: study.study_name},
             trial_number=trial.number,
@@ -171,10 +171,10 @@ def _objective(trial: optuna.Trial, plan: StudySpec, update: Callable[[], None])
     except Exception as error:
         attributes.ERROR.set(trial, format_error(error))
         raise
-    attributes.RUN_ID.set(trial, done.run_id)
-    attributes.MODEL_URI.set(trial, done.model_uri)
-    attributes.SECONDS.set(trial, done.seconds)
-    return done.metrics[config.objective.removeprefix("val_")]
+    attributes.RUN_ID.set(trial, result.run_id)
+    attributes.MODEL_URI.set(trial, result.model_uri)
+    attributes.SECONDS.set(trial, result.seconds)
+    return result.metrics[config.objective.removeprefix("val_")]
 
 
 def _pruning_callback(trial: optuna.Trial, objective: str) -> EpochCallback:

@@ -42,7 +42,7 @@ def _original() -> tuple[Stored, Path]:
     atexit.register(shutil.rmtree, folder)
     images = str(write_images(folder / "images"))
     with store_in(folder) as client:
-        made = run_of("left", open_dataset(images, needs=("train", "test")))
+        made = run_of("left", open_dataset(images, required_splits=("train", "test")))
         registered = register(made, "pneumonia")
         for alias in ("champion", "previous"):
             client.set_registered_model_alias("pneumonia", alias, "1")

@@ -19,7 +19,7 @@ def stores(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_it_is_refused_with_its_reason_or_handled(
+def test_input_is_rejected_with_a_reason_or_handled(
     case, stores, cache, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -36,7 +36,7 @@ def test_it_is_refused_with_its_reason_or_handled(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
-def test_a_model_is_refused_with_its_reason_or_handled(case, store, tmp_path, capsys):
+def test_a_model_is_rejected_with_a_reason_or_handled(case, store, tmp_path, capsys):
     arguments = case.make(tmp_path)
     capsys.readouterr()
     code = main(arguments)

@@ -25,7 +25,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("what", PLANTED)
-def test_what_lies_beside_a_model_is_not_run(store, tmp_path, what):
+def test_files_next_to_a_model_are_not_run(store, tmp_path, what):
     stored = stores(tmp_path)
     PLANTED[what](files_of(tmp_path, stored.trial))
     found = models.find_model(stored.trial)
@@ -58,7 +58,7 @@ def test_a_lambda_would_run_where_keras_is_told_to_trust_it(store, tmp_path):
     assert Path(payloads.RAN).exists()
 
 
-def test_addresses_that_name_no_model(store, tmp_path, capsys):
+def test_invalid_model_uris(store, tmp_path, capsys):
     stored = stores(tmp_path)
     for address in bad.MORE_ADDRESSES:
         case = Case(address, lambda _: [], bad.RULE)

@@ -53,7 +53,7 @@ def test_a_field_takes_a_value_or_says_why_not(field, value):
         assert str(config).startswith(f"{field} must be ")
     else:
         assert RunConfig().override(config.model_dump()) == config
-        assert all(map(is_printable_text, config.as_text().values()))
+        assert all(map(is_printable_text, config.to_params().values()))
 
 
 def flags() -> list[tuple[str, str]]:
@@ -109,7 +109,7 @@ def test_a_flag_takes_a_value_or_the_command_ends_in_one_line(
         ["evaluate", "--data", "no\nwhere"],
     ],
 )
-def test_nothing_heavy_is_imported_for_a_mistake(arguments, tmp_path):
+def test_a_user_error_imports_nothing_heavy(arguments, tmp_path):
     code = (
         "import sys\nfrom pneumo.__main__ import main\n"
         f"code = main({arguments!r})\n"

@@ -75,7 +75,7 @@ def unpacked(kind: str, content: bytes, folder: Path) -> None:
 @pytest.mark.parametrize("kind", MADE)
 @examples(60)
 @given(names=NAMES)
-def test_whatever_its_files_are_called(kind, names, own_cache, tmp_path):
+def test_unusual_file_names(kind, names, own_cache, tmp_path):
     unpacked(kind, MADE[kind](names), tmp_path)
 
 
@@ -85,7 +85,7 @@ def test_whatever_its_files_are_called(kind, names, own_cache, tmp_path):
     changes=st.lists(st.tuples(st.integers(0, 2_000), st.binary(max_size=4)), max_size=6),
     length=st.integers(0, 12_000),
 )
-def test_whatever_is_wrong_with_its_bytes(kind, changes, length, own_cache, tmp_path):
+def test_damaged_files_are_rejected(kind, changes, length, own_cache, tmp_path):
     content = bytearray(MADE[kind](GOOD))
     for place, wrong in changes:
         place %= len(content)

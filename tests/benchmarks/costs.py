@@ -126,10 +126,10 @@ def above_the_cut(
     config = config_of(options).override({"unfreeze_depth": depth})
     model = build_model(config)
     network = FeatureExtractor(model.get_layer("backbone"), config.backbone)
-    frozen = network.compiled(network.pixels, depth, AugmentationConfig())
+    frozen = network.compile_segment(network.input_depth, depth, AugmentationConfig())
     neutral = np.zeros((count, N_FACTORS), np.float32)
     inputs = outputs(frozen, images, neutral)
-    part = TrainablePart(model, depth, fixed_statistics=True)
+    part = TrainablePart(model, depth, freeze_batch_norm=True)
     compile_model(part, config.learning_rate)
     return (
         per_image(lambda: outputs(frozen, images, neutral), count),

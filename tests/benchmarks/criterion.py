@@ -279,7 +279,7 @@ def main() -> None:
     parser.add_argument("--above", type=float, default=0, help="leave out trials of less val_auc")
     options = parser.parse_args()
     session.configure_mlflow()
-    dataset = open_dataset(options.data, needs=("train", "test"))
+    dataset = open_dataset(options.data, required_splits=("train", "test"))
     images = dataset.decode(64, 0.01)
     val, test = images.split("val").rows, images.split("test").rows
     storage, every = open_storage(), []

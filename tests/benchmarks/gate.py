@@ -56,7 +56,7 @@ def held(number: int, noise: np.ndarray, spread: float, threshold: float) -> Eva
             "probability": expit((2 * labels - 1 + noise) * 2 / spread**2),
         }
     )
-    return EvaluatedModel(predictions, threshold, f"m version {number}", synthetic=False)
+    return EvaluatedModel(predictions, threshold, f"m version {number}", is_synthetic=False)
 
 
 def spread_of(auc: float) -> float:
@@ -106,9 +106,9 @@ def shares_of_equals(champions: int, decisions: int, seed: int = 0) -> dict[floa
         decision = decide(before, candidate, Margins(MARGIN, 1))
         lows = ["sensitivity_difference_low", "best_sensitivity_difference_low"]
         lows.append(f"{MOST_SENSITIVE}sensitivity_difference")
-        low = min(decision.figures.get(name, 0) for name in lows)
+        low = min(decision.metrics.get(name, 0) for name in lows)
         for margin in passed:
-            passed[margin] += decision.promoted and low > -margin
+            passed[margin] += decision.is_promoted and low > -margin
     return {margin: count / decisions for margin, count in passed.items()}
 
 

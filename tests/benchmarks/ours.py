@@ -72,7 +72,7 @@ def search() -> dict[str, Any]:
         os.environ["PNEUMO_STORAGE"] = f"sqlite:///{folder}/optuna.db"
         plan = spec.StudySpec(
             Experiment("benchmark", base, suggest),
-            open_dataset(str(Path(options.folder) / "ours"), needs=("train", "test")),
+            open_dataset(str(Path(options.folder) / "ours"), required_splits=("train", "test")),
             fixed={},
         )
         outcome = tune_and_register(plan, trials=options.trials, model_name="benchmark")

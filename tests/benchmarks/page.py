@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000])
     options = parser.parse_args()
-    sample = open_dataset("sample", needs=("train", "test"))
+    sample = open_dataset("sample", required_splits=("train", "test"))
     with tempfile.TemporaryDirectory() as folder, store_in(Path(folder)):
         name = run_study(sample).study.study_name
         study = optuna.load_study(study_name=name, storage=os.environ["PNEUMO_STORAGE"])

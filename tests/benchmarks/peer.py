@@ -28,7 +28,7 @@ def build_model(hp: keras_tuner.HyperParameters) -> keras.Model:
     x = layers.RandomRotation(0.1 * strength)(x)
     x = layers.RandomContrast(0.4 * strength)(x)
     x = layers.Rescaling(facts.scale, facts.offset)(x)
-    base = facts.network(options.alpha, input_shape=(options.size, options.size, 3))
+    base = facts.build(options.alpha, input_shape=(options.size, options.size, 3))
     base.load_weights(options.weights)
     unfreeze(base, hp.Int("unfreeze_depth", *DEPTH))
     x = layers.GlobalAveragePooling2D()(base(x, training=False))

@@ -26,7 +26,7 @@ def stub_of(config: RunConfig) -> Callable[..., TrainingResult]:
         config: RunConfig,
         images: DecodedDataset,
         callbacks: Sequence[EpochCallback] = (),
-        deepest: int = 0,
+        max_unfreeze_depth: int = 0,
     ) -> TrainingResult:
         metrics = dict.fromkeys(("loss", "auc", "val_loss", "val_auc"), 0.5)
         for epoch in range(1, config.epochs + 1):

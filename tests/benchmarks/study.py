@@ -66,7 +66,7 @@ def _mean(*measured: dict[str, Any]) -> Costs:
 def _random_weights(options: argparse.Namespace, folder: Path) -> str:
     """A file of random weights, for networks whose weights are not at hand."""
     path = folder / f"{options.backbone}_random_no_top.h5"
-    network = BACKBONES[options.backbone].network(options.alpha, input_shape=(224, 224, 3))
+    network = BACKBONES[options.backbone].build(options.alpha, input_shape=(224, 224, 3))
     with h5py.File(path, "w") as file:
         write(network, file)
     return str(path)

@@ -104,7 +104,7 @@ def mistakes(folder, tmp_path, monkeypatch):
         ("", "the following arguments are required: command"),
     ],
 )
-def test_a_mistake_gets_one_line_and_exit_code_2(mistakes, capsys, arguments, message):
+def test_a_user_error_gets_one_line_and_exit_code_2(mistakes, capsys, arguments, message):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     assert main(arguments.split()) == 2
     for number, handler in handlers.items():
@@ -119,7 +119,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(mistakes, capsys, arguments, me
 @pytest.mark.parametrize(
     ("text", "truth"), [("true", True), ("ON", True), ("False", False), ("off", False), ("", False)]
 )
-def test_a_truth_is_true_or_false_on_or_off_in_any_case(text, truth):
+def test_a_boolean_is_true_or_false_or_on_or_off_in_any_case(text, truth):
     _, options = parse(["promote", "--rollback", text])
     assert options.rollback is truth
 
@@ -131,7 +131,7 @@ def test_an_empty_value_stands_for_the_default():
 
 
 @pytest.mark.slow
-def test_a_budget_that_is_no_number_is_a_mistake(store, monkeypatch):
+def test_an_invalid_budget_is_a_user_error(store, monkeypatch):
     monkeypatch.setenv("PNEUMO_FEATURES", "plenty")
     code, _, errors = run("train")
     assert code == 2
@@ -140,7 +140,7 @@ def test_a_budget_that_is_no_number_is_a_mistake(store, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_mistake_found_late_leaves_no_run_running(store, folder):
+def test_a_late_user_error_leaves_no_run_running(store, folder):
     for file in list((folder / "train" / "NORMAL").iterdir())[:20]:
         file.write_bytes(b"no image")
     for command in ("prepare", "train", "tune"):

@@ -97,7 +97,7 @@ def test_what_evaluate_leaves(stores, on_test):
     assert files(stores[1], made.info.run_id) == {f"test/{name}" for name in EVIDENCE}
 
 
-def test_it_finds_what_the_study_found(stores, on_test):
+def test_it_reproduces_the_studys_result(stores, on_test):
     study, client = stores
     winner = client.get_run(study.study.user_attrs["run_id"])
     of_test = {it: value for it, value in winner.data.metrics.items() if it.startswith("test_")}
@@ -133,7 +133,7 @@ def test_every_number_follows_from_the_predictions(on_test):
         },
         abs=1e-9,
     )
-    assert found["accuracy_of_all_pneumonia"] == labels.mean()
+    assert found["prevalence"] == labels.mean()
     assert (found["images"], found["patients"]) == (len(table), table["patient"].nunique())
     for name, values_there in found["subgroups"].items():
         rows = table[table["subtype"] == name.partition("/")[2]]
@@ -236,7 +236,7 @@ class _Page(HTMLParser):
         self.cells.append(data.strip())
 
 
-def test_the_page_stands_alone_and_says_what_was_found(stores, on_test):
+def test_the_page_is_self_contained_and_has_the_findings(stores, on_test):
     made, output = on_test
     page, found = text(made.info.run_id, "test/evidence.html"), numbers(made)
     read = _Page(page)
@@ -260,7 +260,7 @@ def test_the_page_stands_alone_and_says_what_was_found(stores, on_test):
         assert sentence in page
 
 
-def test_what_is_left_without_centre_or_border(stores, sample, on_test):
+def test_auc_without_center_or_border(stores, sample, on_test):
     """From the stored model and the images, by scikit-learn."""
     model = models.find_model(MODEL).model
     test = sample.decode(32, 0).split("test")
@@ -280,7 +280,7 @@ def findings(numbers_there, images, trial) -> str:
     return " ".join(evaluation_report.list_findings(numbers_there, images, trial, "test", seen))
 
 
-def test_the_published_failure_cannot_be_missed(stores, sample, on_test):
+def test_the_published_failure_is_reported(stores, sample, on_test):
     """97 % on validation, and on test all images called pneumonia."""
     study, client = stores
     here = dict(auc=0.5, accuracy=0.625, sensitivity=1.0, specificity=0.0)
@@ -289,7 +289,7 @@ def test_the_published_failure_cannot_be_missed(stores, sample, on_test):
         **numbers(on_test[0]),
         "at_threshold": here,
         "validation": dict(auc=0.99, accuracy=0.974, sensitivity=0.98, specificity=0.96),
-        "accuracy_of_all_pneumonia": 0.625,
+        "prevalence": 0.625,
     }
     [trial] = children(client, study)
     sentences = findings(found, sample.decode(32, 0), trial)

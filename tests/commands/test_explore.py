@@ -26,7 +26,7 @@ CONSTANT = {"pixels": 9216.0, "aspect": 1.0, "colour": "grey"}
 
 
 def opened(data) -> Dataset:
-    return open_dataset(str(data), needs=(), in_conflict=True)
+    return open_dataset(str(data), required_splits=(), allow_conflicts=True)
 
 
 def described(data) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def wrong(folder):
     return folder
 
 
-def test_a_name_that_tells_no_patient_is_no_patient_of_two_splits(wrong):
+def test_a_name_without_a_patient_is_not_shared_between_splits(wrong):
     Image.effect_noise((96, 96), 50).save(wrong / "test" / "PNEUMONIA" / "scan 7.png")
     numbers = dataset_profile.compute_statistics(described(wrong))
     assert (numbers["unknown_patients"], numbers["shared_patients"]) == (3, ["IM-0103"])
@@ -106,7 +106,7 @@ def test_copies_across_classes_and_splits(wrong):
     assert dataset_profile.compute_statistics(described(wrong))["shared_patients"] == ["IM-0103"]
 
 
-def test_what_is_there_is_counted(looked, sample):
+def test_existing_entries_are_counted(looked, sample):
     counts = dataset_profile.count_images(looked)
     assert list(counts["split"].unique()) == ["train", "val", "test"]
     assert counts["images"].sum() == 546
@@ -150,7 +150,7 @@ def sharper(**splits: tuple[float, float]) -> pd.DataFrame:
     )
 
 
-def test_what_metadata_give_away():
+def test_metadata_leakage():
     leakage = dataset_profile.measure_metadata_leakage(sharper(train=(0, 3), test=(0, 3)))
     assert set(leakage) == {"label", "split", "split_normal", "split_pneumonia"}
     # two normal distributions, three standard deviations apart
@@ -162,7 +162,7 @@ def test_what_metadata_give_away():
         assert leakage[name]["auc"] == pytest.approx(0.5, abs=0.08)
 
 
-def test_the_label_is_told_on_training_images():
+def test_the_label_is_predicted_on_training_images():
     table = sharper(train=(0, 3), test=(3, 0))
     assert dataset_profile.measure_metadata_leakage(table)["label"]["sharpness"] > 0.95
     alone = dataset_profile.measure_metadata_leakage(table[table["split"] == "test"])
@@ -179,12 +179,12 @@ def test_no_patient_is_on_both_sides_of_a_fold():
     assert dataset_profile.measure_metadata_leakage(table)["label"]["auc"] < 0.7
 
 
-def test_too_few_patients_say_nothing():
+def test_too_few_patients_give_no_result():
     table = pd.concat([known("train", 0, 4), known("train", 1, 50), known("test", 1, 50)])
     assert set(dataset_profile.measure_metadata_leakage(table)) == {"split", "split_pneumonia"}
 
 
-def test_what_must_not_be_missed(wrong):
+def test_required_findings(wrong):
     found = list(data_report.list_findings(dataset_profile.compute_statistics(described(wrong))))
     for sentence in (
         "groups of identical files lie in more than one split: what is tested there has been",
@@ -249,7 +249,7 @@ def test_test_images_alone_and_no_image_at_all(store, folder):
 
 @pytest.mark.slow
 def test_the_real_archive(store, real_archive):
-    explore.explore_dataset(open_dataset(str(real_archive), needs=()))
+    explore.explore_dataset(open_dataset(str(real_archive), required_splits=()))
     [made] = store.search_runs(["0"])
     found = made.data.metrics
     copies = {key: value for key, value in found.items() if key.startswith("duplicate_")}
@@ -263,7 +263,7 @@ def test_the_real_archive(store, real_archive):
     parts = {key: value for key, value in found.items() if key.endswith("_patients")}
     assert parts.pop("unknown_patients") == parts.pop("shared_patients") == 0
     assert sum(parts.values()) == found["patients"] == 3865
-    assert (found["images"], found["unreadable"], found["most_images"]) == (5528, 0, 30)
+    assert (found["images"], found["unreadable"], found["max_images_per_patient"]) == (5528, 0, 30)
     numbers = json.loads(text(made.info.run_id, "explore/numbers.json"))
     assert numbers["constant"] == {"pixels": 224.0**2, "aspect": 1.0, "colour": "RGB"}
     page = mlflow.artifacts.load_text(f"runs:/{made.info.run_id}/explore/explore.html")

@@ -113,7 +113,7 @@ def test_every_file_has_its_row(study, client, few, out):
 
 
 @pytest.mark.slow
-def test_what_is_there_is_continued(study, few, out, capsys):
+def test_an_existing_csv_is_continued(study, few, out, capsys):
     assert predicted_here(capsys, few, out)[0] == 0
     whole = out.read_text()
     lines = whole.splitlines(keepends=True)

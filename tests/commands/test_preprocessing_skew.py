@@ -23,7 +23,7 @@ def model(request):
     return build_ensemble(members, mirror)
 
 
-def test_the_twin_is_the_model_until_its_pixels_are_divided(model):
+def test_the_float_clone_equals_the_model_on_undivided_pixels(model):
     images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 1), np.uint8)
     twin = preprocessing_skew.with_float_input(model)
     assert predict_logits(twin, images.astype(np.float32)) == pytest.approx(

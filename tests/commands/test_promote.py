@@ -29,7 +29,7 @@ POOR, GOOD, POOR_AGAIN, GOOD_AGAIN = 1, 2, 3, 4
 def images(tmp_path_factory):
     """A data set that counts as real."""
     folder = write_images(tmp_path_factory.mktemp("images") / "halves")
-    return open_dataset(str(folder), needs=("train", "test"))
+    return open_dataset(str(folder), required_splits=("train", "test"))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def original(images, tmp_path_factory):
         for number in (POOR, GOOD, POOR_AGAIN, GOOD_AGAIN):
             register(run_of("right" if number % 2 else "left", images), NAME)
             if number in (POOR, GOOD):
-                assert promote_version(NAME, "challenger", images, "test", 0.02).promoted
+                assert promote_version(NAME, "challenger", images, "test", 0.02).is_promoted
     return folder
 
 
@@ -88,18 +88,18 @@ GONE = {
 
 
 @pytest.mark.parametrize("what", GONE)
-def test_a_champion_is_weighed_by_its_stored_evaluation(client, images, what):
+def test_a_champion_is_compared_by_its_stored_evaluation(client, images, what):
     spoil, _ = GONE[what]
     stored = client.get_run(evaluation(client, GOOD)).data.metrics
     spoil(client, GOOD)
     before = evaluations(client)
     decision = promote_version(NAME, str(GOOD_AGAIN), images, "test", 0.02)
-    assert decision.promoted
+    assert decision.is_promoted
     assert decision.champion_vacant == ""
     assert evaluations(client) == before + 1  # of the candidate
     for name in ("auc", "sensitivity", "threshold", "ece"):
-        assert decision.figures[f"champion_{name}"] == stored[f"test_{name}"]
-    assert decision.figures["auc_difference_low"] == 0
+        assert decision.metrics[f"champion_{name}"] == stored[f"test_{name}"]
+    assert decision.metrics["auc_difference_low"] == 0
     made = last_promotion(client, NAME)
     assert "pneumo.champion_vacant" not in made.data.tags
     assert "champion_vacant" not in json.loads(text(made.info.run_id, "promotion.json"))
@@ -137,7 +137,7 @@ def test_a_champion_without_evidence_counts_as_vacant(client, images, what, caps
     assert decision == "promoted over version 2, which could not be compared"
 
 
-def test_a_demo_does_not_follow_a_real_champion_that_counts_as_vacant(client, images):
+def test_a_synthetic_model_does_not_replace_a_real_champion_that_counts_as_vacant(client, images):
     for number in (POOR, GOOD):
         remove_runs(evaluation(client, number))
     remove_files(client, GOOD)
@@ -157,12 +157,12 @@ def test_an_evaluation_of_other_images_is_not_compared(client, images):
     lines = table.read_text().splitlines(keepends=True)
     table.write_text("".join(lines[:-1]))
     decision = promote_version(NAME, str(GOOD_AGAIN), images, "test", 0.02)
-    assert decision.promoted
+    assert decision.is_promoted
     assert decision.champion_vacant == (
         "the evaluation of pneumonia version 2 is not for the same images, patients and labels as "
         "that of pneumonia version 4"
     )
-    assert "best_auc_difference" in decision.figures
+    assert "best_auc_difference" in decision.metrics
     # the candidate's own is made again where its table is missing
     run_id = evaluation(client, GOOD_AGAIN)
     shutil.rmtree(Path(client.get_run(run_id).info.artifact_uri) / "test")
@@ -180,7 +180,7 @@ def test_a_champion_keeps_its_own_threshold(client, images):
     for spoil in (lambda: None, lambda: remove_trial(client, GOOD)):
         spoil()
         decision = promote_version(NAME, str(POOR_AGAIN), images, "test", 0.02)
-        assert decision.figures["champion_threshold"] == own
+        assert decision.metrics["champion_threshold"] == own
     # of a version that was promoted before the threshold was noted
     client.delete_model_version_tag(NAME, str(POOR), "pneumo.threshold")
     assert registry.own_threshold(version(client, POOR)) == own
@@ -189,35 +189,35 @@ def test_a_champion_keeps_its_own_threshold(client, images):
 
 
 def test_small_steps_down_from_the_best_champion_are_refused(client, images):
-    assert promote_version(NAME, str(POOR_AGAIN), images, "test", 1, 1).promoted
-    assert promote_version(NAME, str(POOR), images, "test", 1, 1).promoted
+    assert promote_version(NAME, str(POOR_AGAIN), images, "test", 1, 1).is_promoted
+    assert promote_version(NAME, str(POOR), images, "test", 1, 1).is_promoted
     assert aliases(client, NAME) == {"challenger": 4, "champion": 1, "previous": 3}
     # version 2 has no alias any more; its tag says that it was champion
     assert set(registry.champions(NAME)) == {1, 2, 3}
     decision = promote_version(NAME, str(POOR_AGAIN), images, "test", 0.02)
-    assert decision.figures["auc_difference"] == 0
+    assert decision.metrics["auc_difference"] == 0
     best = client.get_run(evaluation(client, GOOD)).data.metrics
-    assert decision.figures["best_champion_auc"] == best["test_auc"]
+    assert decision.metrics["best_champion_auc"] == best["test_auc"]
     assert decision.reasons
     named = "smaller than that of pneumonia version 2, the best champion so far, and less than"
     assert all(named in reason for reason in decision.reasons)
     made = last_promotion(client, NAME)
-    assert made.data.metrics == decision.figures
+    assert made.data.metrics == decision.metrics
     assert tags(made)["pneumo.reason"] == "; ".join(decision.reasons)
     client.delete_run(evaluation(client, GOOD))
     decision = promote_version(NAME, str(POOR_AGAIN), images, "test", 0.02)
-    assert decision.promoted
-    assert not [name for name in decision.figures if name.startswith("best_")]
+    assert decision.is_promoted
+    assert not [name for name in decision.metrics if name.startswith("best_")]
 
 
 def test_a_deleted_version_is_no_longer_the_best(client, images):
-    assert promote_version(NAME, str(POOR_AGAIN), images, "test", 1, 1).promoted
+    assert promote_version(NAME, str(POOR_AGAIN), images, "test", 1, 1).is_promoted
     client.delete_model_version(NAME, str(GOOD))
     assert set(registry.champions(NAME)) == {1, 3}
-    assert promote_version(NAME, str(POOR), images, "test", 0.02).promoted
+    assert promote_version(NAME, str(POOR), images, "test", 0.02).is_promoted
 
 
-def test_champions_of_before_are_tagged_when_others_follow(client):
+def test_earlier_champions_are_tagged_when_they_are_replaced(client):
     for number in (POOR, GOOD):
         client.delete_model_version_tag(NAME, str(number), "pneumo.was_champion")
     assert set(registry.champions(NAME)) == {1, 2}  # by their aliases
@@ -272,7 +272,7 @@ def mlflow_store() -> str:
     return mlflow.get_tracking_uri()
 
 
-def test_the_way_back_needs_the_files_alone(client, images, capsys):
+def test_a_rollback_needs_only_the_files(client, images, capsys):
     runs = [it.info.run_id for it in client.search_runs(["0"])]
     remove_runs(*runs)
     code, output, errors = run_here(capsys, "promote", "--rollback", "true")

@@ -33,7 +33,7 @@ def test_train(store):
 
 
 @pytest.mark.slow
-def test_what_is_registered_is_the_mean_of_all_members_and_their_mirror_images(store, sample):
+def test_the_registered_model_averages_all_members_and_their_flipped_images(store, sample):
     flags = "--ensemble_size 2 --horizontal_flip on --flip_tta on --threshold_rule midpoint"
     flags += " --epochs 2 --image_size 32"
     code, output, errors = run("train", *flags.split(), "--model_name", "mine")

@@ -59,7 +59,7 @@ def test_what_leaves_the_archive_is_refused_and_nothing_stays(tmp_path, own_cach
     assert left_behind(own_cache) == []
 
 
-def test_a_zip_that_leaves_is_refused(tmp_path, own_cache):
+def test_a_zip_with_paths_outside_it_is_rejected(tmp_path, own_cache):
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as zipped:
         zipped.writestr("../evil", b"x")
     with pytest.raises(UserError, match="a path that leaves the archive"):
@@ -68,7 +68,9 @@ def test_a_zip_that_leaves_is_refused(tmp_path, own_cache):
 
 
 @pytest.mark.parametrize("name", ["torn.tar.gz", "torn.zip"])
-def test_a_torn_archive_leaves_nothing_and_a_whole_one_works_then(tmp_path, own_cache, name):
+def test_a_truncated_archive_leaves_nothing_and_a_complete_one_works_afterwards(
+    tmp_path, own_cache, name
+):
     whole = tmp_path / name
     if name.endswith("zip"):
         with zipfile.ZipFile(whole, "w") as zipped:

@@ -62,11 +62,11 @@ def left(own_cache) -> list[str]:
 def test_what_is_downloaded_is_the_data_set(sample, content, source, own_cache):
     with serving({PATH: content}) as server:
         source(server.address)
-        dataset = open_dataset("mendeley", needs=("train", "test"))
+        dataset = open_dataset("mendeley", required_splits=("train", "test"))
         assert open_dataset("mendeley").digest == dataset.digest == sample.digest
     assert server.asked == [(PATH, None)]  # once
     assert dataset.name == "mendeley"
-    assert not dataset.synthetic
+    assert not dataset.is_synthetic
     assert (dataset.root / DOWNLOADED).exists()  # the last to make room for others
     assert left(own_cache) == []
 
@@ -122,7 +122,7 @@ def test_other_content_is_refused_and_does_not_stay(content, source, own_cache):
     )
 
 
-def test_a_server_that_falls_silent_is_asked_again(sample, content, source, monkeypatch):
+def test_a_server_that_stops_sending_is_tried_again(sample, content, source, monkeypatch):
     monkeypatch.setattr(download, "READ_TIMEOUT", 0.5)
     with serving({PATH: content}, breaks_after=[2 * CHUNK]) as server:
         server.silence = 2
@@ -184,7 +184,7 @@ def test_a_server_without_the_file(source):
             open_dataset("mendeley")
 
 
-def test_the_number_of_images_is_the_proof(content, source):
+def test_the_number_of_images_is_checked(content, source):
     with serving({PATH: content}) as server:
         source(server.address, images={"train": 5232, "test": 624})
         with pytest.raises(UserError, match=r"must hold .*5232.*: got .*400"):

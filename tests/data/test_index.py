@@ -25,7 +25,7 @@ from pneumo.runtime.errors import UserError
         ("scan_0001.png", "scan_0001.png", ""),
     ],
 )
-def test_patients_are_told_by_four_counters(tmp_path, name, patient, subtype):
+def test_patients_are_distinguished_by_four_counters(tmp_path, name, patient, subtype):
     file = tmp_path / "train" / "NORMAL" / name
     file.parent.mkdir(parents=True)
     file.write_bytes(b"x")
@@ -75,7 +75,7 @@ def write_patients(folder, text: str) -> None:
     (folder / "patients.csv").write_text(text)
 
 
-def test_a_list_of_patients_wins_over_file_names(folder):
+def test_a_list_of_patients_takes_precedence_over_file_names(folder):
     plain = index.build_index(folder)
     assert index.has_unknown_patient(plain).sum() == 0
     (folder / "train" / "NORMAL" / "a.png").write_bytes(b"1")
@@ -101,7 +101,7 @@ def test_a_list_of_patients_wins_over_file_names(folder):
         ("path,patient\nX,\n", "must name each image once, with a patient"),
     ],
 )
-def test_a_list_that_does_not_fit_is_refused(folder, text, message):
+def test_an_invalid_list_is_rejected(folder, text, message):
     write_patients(folder, text.replace("X", index.build_index(folder)["path"][0]))
     with pytest.raises(UserError, match=message):
         index.build_index(folder)
@@ -126,7 +126,7 @@ def test_what_is_no_data_set_is_refused(tmp_path, folder):
         open_dataset("nowhere.zip")
     shutil.rmtree(folder / "test" / "NORMAL")
     with pytest.raises(UserError, match="must hold images in test/NORMAL, and has none"):
-        open_dataset(str(folder), needs=("train", "test"))
+        open_dataset(str(folder), required_splits=("train", "test"))
     for file in folder.rglob("*.png"):
         file.unlink()
     with pytest.raises(UserError, match="no image in them"):
@@ -134,7 +134,7 @@ def test_what_is_no_data_set_is_refused(tmp_path, folder):
 
 
 def test_the_real_data(real_archive):
-    dataset = open_dataset(str(real_archive), needs=("train", "test"))
+    dataset = open_dataset(str(real_archive), required_splits=("train", "test"))
     rows = dataset.rows
     official = rows["split"].replace("val", "train")
     assert official.value_counts().to_dict() == {"train": 5216, "test": 312}
@@ -148,7 +148,7 @@ def test_the_real_data(real_archive):
     assert unpacked.rows.equals(rows)
 
 
-def test_a_name_may_be_all_patient(folder):
+def test_a_file_name_may_be_the_patient_alone(folder):
     (folder / "train" / "NORMAL" / "IM-0115").write_bytes(b"1")
     assert index.has_unknown_patient(index.build_index(folder)).sum() == 0
 
@@ -163,9 +163,9 @@ def test_duplicates_and_copies_elsewhere_are_counted(folder):
     shutil.copytree(folder / "test", folder / "chest_xray" / "test")  # as in Kaggle's archive
     first, second, *_ = sorted((folder / "test" / "NORMAL").iterdir())
     second.write_bytes(first.read_bytes())
-    dataset = open_dataset(str(folder), needs=("test",))
+    dataset = open_dataset(str(folder), required_splits=("test",))
     copies = sum(1 for _ in (folder / "chest_xray").rglob("*.png"))
-    assert dataset.census == {
+    assert dataset.file_counts == {
         "found": 546 + copies,
         "junk": 0,
         "elsewhere": copies,

@@ -18,7 +18,7 @@ def sharpness(image: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("name", "amount"), ALL_PERTURBATIONS)
-def test_an_image_changes_and_always_alike(name, amount):
+def test_a_perturbation_changes_an_image_always_in_the_same_way(name, amount):
     before = DISC.copy()
     changed = perturb(DISC, name, amount)
     assert (changed.dtype, changed.shape) == (np.uint8, DISC.shape)
@@ -34,7 +34,7 @@ def test_what_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", ["blur", "sharpen", "noise", "resample", "jpeg", "crop"])
-def test_the_stronger_end_changes_more(name):
+def test_a_greater_amount_changes_more(name):
     _, slight, strong = PERTURBATIONS[name]
     less, more = (
         np.abs(perturb(DISC, name, it).astype(int) - DISC).mean() for it in (slight, strong)
@@ -42,13 +42,13 @@ def test_the_stronger_end_changes_more(name):
     assert 0 < less < more
 
 
-def test_sharpness_goes_where_it_should():
+def test_sharpness_changes_in_the_right_direction():
     for name in ("blur", "resample"):
         assert sharpness(perturb(DISC, name, PERTURBATIONS[name][1])) < sharpness(DISC)
     assert sharpness(perturb(DISC, "sharpen", 1.5)) > sharpness(DISC)
 
 
-def test_greys_follow_their_formulas():
+def test_gamma_and_contrast_follow_their_formulas():
     assert (perturb(RAMP, "gamma", 1.5) == np.round(255 * (RAMP / 255) ** 1.5)).all()
     mean = RAMP.mean()
     assert (perturb(RAMP, "contrast", 0.7) == np.round(mean + (RAMP - mean) * 0.7)).all()

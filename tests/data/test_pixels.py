@@ -60,7 +60,7 @@ def test_an_unreadable_image_is_left_out_and_named_up_to_a_limit(folder, own_cac
         dataset.decode(32, max_unreadable=0.001)
 
 
-def test_a_class_of_which_no_image_can_be_read_is_refused_when_it_is_asked_for(folder, own_cache):
+def test_a_class_without_readable_images_is_rejected_when_it_is_needed(folder, own_cache):
     for file in (folder / "test" / "NORMAL").iterdir():
         file.write_bytes(b"")
     images = open_dataset(str(folder)).decode(32, max_unreadable=1)
@@ -71,7 +71,7 @@ def test_a_class_of_which_no_image_can_be_read_is_refused_when_it_is_asked_for(f
         images.split("test")
 
 
-def test_what_the_disk_does_not_give_is_not_kept_as_unreadable(folder, own_cache):
+def test_a_disk_error_is_not_cached_as_an_unreadable_image(folder, own_cache):
     dataset = open_dataset(str(folder))
     away = folder.rename(folder.with_name("away"))
     with pytest.raises(

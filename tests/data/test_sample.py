@@ -14,7 +14,7 @@ def test_the_same_bytes_every_time(own_cache):
 
 def test_counts(sample):
     rows = sample.rows
-    assert sample.synthetic
+    assert sample.is_synthetic
     assert sample.unknown_patients == 0
     assert len(rows) == 546
     assert rows.groupby("subtype")["patient"].nunique().to_dict() == {
@@ -26,7 +26,7 @@ def test_counts(sample):
     assert rows["sha256"].is_unique
 
 
-def test_brightness_alone_does_not_tell_the_classes_apart(sample):
+def test_brightness_alone_does_not_separate_the_classes(sample):
     from sklearn.metrics import roc_auc_score
 
     train = sample.decode(32, 0).split("train")

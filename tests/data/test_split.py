@@ -133,7 +133,7 @@ def test_only_images_that_can_be_read_make_a_patient_one_of_both_splits(folder):
     )
 
 
-def test_images_of_one_name_that_tells_no_patient_are_not_of_one_patient(folder):
+def test_images_with_the_same_name_without_a_patient_are_different_patients(folder):
     paths = [f"{split}/{name}/0001.png" for split in ("train", "test") for name in index.CLASSES]
     for path in paths:
         add_image(folder, path)

@@ -46,15 +46,15 @@ def test_the_copy_has_all_training_images_and_the_listed_test_images(folder, kep
     }
     table = pd.DataFrame.from_dict(listed, orient="index", columns=["patient", "age"])
     table.to_csv(folder / "patients.csv", index_label="path")
-    original = open_dataset(str(folder), needs=("train", "test"))
+    original = open_dataset(str(folder), required_splits=("train", "test"))
     out = tmp_path / "half"
     write_subset(original, listed_in(tmp_path / "list.txt", kept), out)
-    copy = open_dataset(str(out), needs=("train", "test"))
+    copy = open_dataset(str(out), required_splits=("train", "test"))
     wanted = (original.rows["split"] != "test") | original.rows["path"].isin(kept)
     assert 0 < len(kept) < (original.rows["split"] == "test").sum()
     expected = original.rows[wanted].reset_index(drop=True)
     pd.testing.assert_frame_equal(copy.rows, expected)
-    assert copy.census["elsewhere"] == 1
+    assert copy.file_counts["elsewhere"] == 1
     assert (out / "patients.csv").read_text() == (
         f"path,patient,age\n{kept[0]},007,NA\nval/NORMAL/IM-0101-0001.png,7,\n"
     )
@@ -88,7 +88,7 @@ def test_an_empty_folder_is_filled(folder, kept, tmp_path):
     ],
     ids=["unknown", "one class", "empty"],
 )
-def test_a_list_that_does_not_fit_is_refused(folder, kept, tmp_path, change, message):
+def test_an_invalid_list_is_rejected(folder, kept, tmp_path, change, message):
     lines = change(kept)
     file = listed_in(tmp_path / "list.txt", lines)
     with pytest.raises(UserError) as raised:
@@ -106,7 +106,7 @@ def test_what_is_no_list_is_refused(folder, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["xrays", "list.txt", "nowhere/half", "link"])
-def test_a_place_that_is_taken_is_refused(folder, kept, tmp_path, name):
+def test_an_occupied_folder_is_rejected(folder, kept, tmp_path, name):
     file = listed_in(tmp_path / "list.txt", kept)
     (tmp_path / "link").symlink_to("elsewhere")
     before = sorted(tmp_path.rglob("*"))
@@ -161,7 +161,7 @@ def with_others(base, folder):
 
 
 def test_the_half_of_the_real_images(real_archive, tmp_path):
-    original = open_dataset(str(real_archive), needs=("train", "test"))
+    original = open_dataset(str(real_archive), required_splits=("train", "test"))
     whole = open_dataset(str(with_others(original.base, tmp_path / "whole")))
     assert len(whole.rows) == len(original.rows) + 2
     write_subset(whole, HALF, tmp_path / "half")

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 
 import pytest
 from optuna.trial import FixedTrial
@@ -25,9 +26,17 @@ def test_the_experiments_that_there_are():
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_a_lab_note(name):
     note = ast.get_docstring(ast.parse((EXPERIMENTS_DIR / f"{name}.py").read_text()))
-    assert note.splitlines()[0].endswith("?")
-    for part in ("Command   mlflow run . -e ", "Expected  ", "Result    "):
-        assert f"\n{part}" in note
+    question, *parts = re.split(r"\n\n(?=(?:Command|Expected|Result|Interpretation)\b)", note)
+    assert question.endswith("?")
+    assert "\n" not in question
+    patterns = (
+        r"Command:\n    mlflow run \. -e ",
+        r"Expected:\n    ",
+        r"Result \(\d{4}-\d\d-\d\d\):\n    ",
+        r"Interpretation:\n    ",
+    )
+    for pattern, part in zip(patterns, parts, strict=True):
+        assert re.match(pattern, part)
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -45,7 +54,7 @@ def test_the_baseline_lies_in_the_search_space(name):
 def test_what_is_queued_lies_in_the_search_space(name, sample):
     experiment = load_experiment(name)
     plan = StudySpec(experiment, sample, {})
-    asked = plan.asked()
+    asked = plan.initial_params()
     assert len(asked) == 1 + len(experiment.enqueued_trials)
     for suggestions in asked:
         experiment.suggest(FixedTrial(suggestions), experiment.base)  # which warns of others
@@ -65,7 +74,7 @@ def test_each_trains(name, sample):
     assert result.val_logits.shape == (len(images.split("val").rows),)
 
 
-def test_a_file_says_what_a_trial_takes_of_a_cluster(monkeypatch):
+def test_an_experiment_file_sets_the_resources_of_a_trial(monkeypatch):
     assert load_experiment("tune").resources == {"num_cpus": 1}
     asked = {"num_cpus": 4, "num_gpus": 0.5}
     module = importlib.import_module("experiments.tune")
@@ -80,4 +89,4 @@ def test_an_unknown_experiment_is_refused_with_the_known_ones():
 
 def test_a_study_needs_a_search_space():
     with pytest.raises(UserError, match="needs suggest.* in experiments/cnn.py"):
-        load_experiment("cnn", searched=True)
+        load_experiment("cnn", require_search_space=True)

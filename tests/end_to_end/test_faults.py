@@ -44,7 +44,7 @@ def said(run_id: str) -> tuple[str | None, str]:
     return run.data.tags.get("optuna.state"), run.info.status
 
 
-def test_runs_say_what_optuna_says(parent):
+def test_runs_agree_with_optuna(parent):
     runs = [
         run_below(parent, 0, "COMPLETE", "FINISHED"),
         run_below(parent, 1),  # its process has died
@@ -138,7 +138,7 @@ def test_on_sqlite_a_trial_without_a_living_process_is_dead_at_once(store):
     assert ended == [True] * len(dead) + [False] * len(alive) + [True]
 
 
-def test_on_other_databases_only_processes_of_this_container_are_judged(monkeypatch):
+def test_on_other_databases_only_processes_of_this_container_count_as_dead(monkeypatch):
     monkeypatch.setenv("PNEUMO_STORAGE", POSTGRESQL)
     here = ProcessId.current()
     others = other_processes()
@@ -152,7 +152,7 @@ def test_on_other_databases_only_processes_of_this_container_are_judged(monkeypa
     assert not is_dead(ended_process())
 
 
-def test_a_trial_that_nobody_has_is_dead_after_a_while(store, monkeypatch):
+def test_an_unclaimed_trial_is_dead_after_a_while(store, monkeypatch):
     study = optuna.create_study(storage=open_storage())
     study.ask()
     fail_dead_trials(study)

@@ -50,7 +50,7 @@ pytestmark = pytest.mark.slow
 TRIAL_TIMEOUT = 60  # seconds
 
 
-def test_a_worker_joins_from_elsewhere_and_leaves(shared, tmp_path, monkeypatch):
+def test_a_worker_of_another_machine_joins_and_exits(shared, tmp_path, monkeypatch):
     command = ["-m", "pneumo", "tune", "--trials", "4", "--study", "joined", "--epochs", "25"]
     with ThreadPoolExecutor(1) as other:
         driver = other.submit(watch, *command, *SMALL)
@@ -77,11 +77,11 @@ def test_a_worker_joins_from_elsewhere_and_leaves(shared, tmp_path, monkeypatch)
     assert joined.data.tags["mlflow.parentRunId"] == run_of("joined")
 
 
-def test_what_fell_silent_elsewhere_is_ended_by_the_next(shared, sample, monkeypatch):
+def test_stale_trials_of_another_machine_are_ended_by_the_next_process(shared, sample, monkeypatch):
     plan = StudySpec(load_experiment("tune"), sample, {"image_size": "32"})
     with mlflow.start_run() as parent:
         study = create_study(open_storage(), "silent", plan, parent.info.run_id)
-        StudyLimits(1).set(study)
+        StudyLimits(1).save(study)
         worker = start("worker", "--study", "silent", "--data", "sample")
         until(lambda: at_work(shared))
         worker.kill()
@@ -104,11 +104,11 @@ def cut_connection(url: str) -> None:
         assert own.execute(f"SELECT pg_terminate_backend(pid) {waiting}").fetchall() == [(True,)]
 
 
-def test_a_score_that_did_not_arrive_is_told_again(servers, shared, sample, monkeypatch, capsys):
+def test_a_score_that_was_not_stored_is_sent_again(servers, shared, sample, monkeypatch, capsys):
     with mlflow.start_run() as parent, ThreadPoolExecutor(1) as other:
         plan = StudySpec(TINY, sample, {})
         study = create_study(open_storage(), "cut", plan, parent.info.run_id)
-        StudyLimits(2).set(study)
+        StudyLimits(2).save(study)
         cutting = []
 
         def run_and_cut(*arguments, **options):
@@ -174,7 +174,7 @@ def suggest(trial, base):
 """
 
 
-def test_a_night_in_which_all_goes_wrong(servers, shared, sample, monkeypatch, capsys, tmp_path):
+def test_a_study_survives_many_faults(servers, shared, sample, monkeypatch, capsys, tmp_path):
     trials, server = servers
     let_workers_load(monkeypatch, tmp_path / "project", TROUBLED)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")  # tries again sooner
@@ -194,7 +194,7 @@ def test_a_night_in_which_all_goes_wrong(servers, shared, sample, monkeypatch, c
 
     with mlflow.start_run() as parent:
         study = create_study(open_storage(), "bad", plan, parent.info.run_id)
-        StudyLimits(4, trial_timeout=TRIAL_TIMEOUT).set(study)
+        StudyLimits(4, trial_timeout=TRIAL_TIMEOUT).save(study)
         with ThreadPoolExecutor(1) as other:
             failing = other.submit(stores_fail)
             run_search(study, plan, 2)

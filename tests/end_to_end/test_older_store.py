@@ -221,7 +221,7 @@ def test_a_version_is_evaluated_as_its_trial_was(client, capsys):
 
 
 @pytest.mark.parametrize("model", [TRIED, CHAMPION])
-def test_a_version_predicts_what_it_has_predicted(client, older, images, tmp_path, capsys, model):
+def test_a_version_repeats_its_earlier_predictions(client, older, images, tmp_path, capsys, model):
     give(capsys, *predict(model, images, tmp_path / "out.csv"))
     found, expected = scores(tmp_path / "out.csv"), scores(older / PREDICTED[model])
     pd.testing.assert_series_equal(found, expected, rtol=0, atol=1e-6)
@@ -246,7 +246,7 @@ def test_a_version_is_served_by_its_own_code(client, older, images, tmp_path, kn
     assert answer["found"] == pytest.approx(list(expected), abs=1e-6)
 
 
-def test_a_champion_is_followed_and_brought_back(newer, tmp_path, capsys):
+def test_a_champion_is_replaced_and_restored(newer, tmp_path, capsys):
     with copies(newer, tmp_path) as client:
         evaluated = client.search_runs(["0"], "tags.`pneumo.kind` = 'evaluate'")
         assert len(evaluated) == 2  # the champion was held by what was stored of it

@@ -103,7 +103,7 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     images = str(handmade.write_images(folder / "images"))
     with store_in(folder):
-        dataset = open_dataset(images, needs=("train", "test"))
+        dataset = open_dataset(images, required_splits=("train", "test"))
         for half in ("right", "left"):
             made = handmade.run_of(half, dataset)
             handmade.register(made, "pneumonia")
@@ -125,7 +125,7 @@ def place(prepared, tmp_path):
         yield prepared / "images"
 
 
-def test_every_command_is_given_somewhere():
+def test_every_command_is_documented():
     assert {kind(command) for command in COMMANDS} == {*ELSEWHERE, *HERE, "tour"}
     for file, content in ELSEWHERE.values():
         assert content in (ROOT / file).read_text()
@@ -179,7 +179,7 @@ def test_the_pages_of_mlflow(place, tmp_path):
 
 
 @pytest.mark.slow
-def test_from_a_git_address_under_a_name_of_ones_own(place, tmp_path):
+def test_from_a_git_address_under_a_custom_name(place, tmp_path):
     [named] = [it for it in COMMANDS if kind(it) == "--experiment-name"]
     [fetched] = [it for it in COMMANDS if kind(it) == "GIT_ADDRESS"]
     subprocess.run(

@@ -116,7 +116,7 @@ SHAPES = {
 
 
 @pytest.mark.slow
-def test_the_command_that_the_readme_gives(address, expected, tmp_path):
+def test_the_command_in_the_readme(address, expected, tmp_path):
     if not (shutil.which("jq") and shutil.which("curl")):
         pytest.skip("needs jq and curl: apt install jq curl")
     [command] = re.findall(r"^base64 < .*$", (ROOT / "README.md").read_text(), re.M)
@@ -160,7 +160,7 @@ def huge_png(side: int = 30_000) -> bytes:
 
 
 @pytest.mark.slow
-def test_what_cannot_be_read_gets_its_error_and_the_others_their_answer(address, expected, encoded):
+def test_an_unreadable_image_gets_an_error_and_the_others_a_prediction(address, expected, encoded):
     whole = base64.b64decode(encoded[0])
     bad = {
         "truncated": whole[: len(whole) // 2],
@@ -179,7 +179,7 @@ def test_what_cannot_be_read_gets_its_error_and_the_others_their_answer(address,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("body", ["", "{}", "text", '{"inputs": {"picture": ["x"]}}'])
-def test_a_request_that_makes_no_sense_is_refused_and_the_server_lives(address, encoded, body):
+def test_an_invalid_request_is_rejected_and_the_server_keeps_running(address, encoded, body):
     headers = {"Content-Type": "application/json"}
     answer = requests.post(f"{address}/invocations", data=body, headers=headers, timeout=60)
     assert answer.status_code == 400

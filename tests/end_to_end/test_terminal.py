@@ -138,7 +138,7 @@ def test_it_is_drawn_seldom_and_at_once():
         assert "best " in screen
 
 
-def test_no_colour_is_drawn_where_none_is_wanted():
+def test_no_color_is_printed_if_it_is_disabled():
     assert any(map(COLOURS.fullmatch, study().styles))
     seen = study(NO_COLOR="1")
     assert not list(filter(COLOURS.fullmatch, seen.styles))

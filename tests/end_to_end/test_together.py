@@ -50,7 +50,7 @@ def seen(folder: Path):
 
 
 @pytest.mark.slow
-def test_of_two_imports_at_once_one_unpacks(store, own_cache, packed):
+def test_one_of_two_simultaneous_imports_unpacks(store, own_cache, packed):
     call = ["prepare", "--data", str(packed), "--image_size", "32"]
     sha256 = archive.hashlib.sha256(packed.read_bytes()).hexdigest()
     with seen(own_cache / "archives") as folders:

@@ -89,7 +89,7 @@ def without_linux(folder, code: str, *arguments: str) -> subprocess.CompletedPro
 
 
 @pytest.mark.parametrize(("file", "found"), [("pneumo/any.py", "here"), ("tests/any.py", "all")])
-def test_nothing_of_linux_is_left_to_this_project(tmp_path, file, found):
+def test_linux_functions_are_hidden_from_the_project(tmp_path, file, found):
     code = (
         "import json, multiprocessing, os, signal, sys, tempfile, shutil\n"
         f"exec(compile({READING!r}, {str(ROOT / file)!r}, 'exec'))\n"

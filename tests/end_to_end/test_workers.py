@@ -170,12 +170,12 @@ def test_a_study_that_cannot_go_on_stops(store, sample, tmp_path, monkeypatch, e
     with mlflow.start_run() as parent:
         plan = StudySpec(TINY, sample, {})
         study = create_study(open_storage(), "night", plan, parent.info.run_id)
-        StudyLimits(4).set(study)
+        StudyLimits(4).save(study)
         with pytest.raises(StudyFailedError, match=reason):
             run_search(study, plan, workers=2)
 
 
-def test_a_mistake_that_a_worker_finds_is_the_users(store, tmp_path):
+def test_a_user_error_in_a_worker_is_reported_as_one(store, tmp_path):
     (tmp_path / "words.h5").write_text("words")
     weights = ["--weights", str(tmp_path / "words.h5")]
     flags = ["--experiment", "tune_mobilenet", "--image_size", "32", *weights]
@@ -186,7 +186,7 @@ def test_a_mistake_that_a_worker_finds_is_the_users(store, tmp_path):
     assert "RUNNING" not in {run.info.status for run in store.search_runs(["0"])}
 
 
-def test_who_may_not_join(store, folder, sample):
+def test_workers_that_may_not_join(store, folder, sample):
     plan = StudySpec(load_experiment("tune"), sample, {"image_size": "32", "epochs": "1"})
     tune_and_register(plan, trials=1, model_name="m", name="night")
     code, _, errors = run("worker", "--study", "nacht", "--data", "sample")

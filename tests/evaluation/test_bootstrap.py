@@ -85,7 +85,7 @@ def test_bands_of_a_single_sample_are_its_curves():
 def test_the_same_model_twice_does_not_differ():
     same = bootstrap.compare_models(some(2), some(2).sample(frac=1, random_state=0), (0.5, 0.5))
     assert (same.auc_difference, same.low, same.high, same.sensitivity_difference) == (0, 0, 0, 0)
-    assert (same.first_only, same.second_only) == (0, 0)
+    assert (same.only_first_correct, same.only_second_correct) == (0, 0)
     assert -0.1 < same.sensitivity_low <= 0 <= same.sensitivity_high < 0.1
 
 
@@ -98,8 +98,8 @@ def test_two_models_on_the_same_images():
     assert found.auc_difference == pytest.approx(aucs[1] - aucs[0], abs=1e-12)
     assert 0 < found.low < found.auc_difference < found.high
     right = [(it["probability"] >= 0.5) == labels for it in (worse, better)]
-    assert found.first_only == (right[0] & ~right[1]).sum() == 0
-    assert found.second_only == (~right[0] & right[1]).sum() > 0
+    assert found.only_first_correct == (right[0] & ~right[1]).sum() == 0
+    assert found.only_second_correct == (~right[0] & right[1]).sum() > 0
     mirrored = bootstrap.compare_models(better, worse, (0.5, 0.5))
     assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
 

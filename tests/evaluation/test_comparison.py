@@ -35,7 +35,7 @@ def held(separation: float, title: str = "m version 1", seed: int = 0, **changes
             "probability": expit(scores),
         }
     )
-    facts = {"synthetic": False, "threshold": 0.4, "predictions": predictions}
+    facts = {"is_synthetic": False, "threshold": 0.4, "predictions": predictions}
     return EvaluatedModel(title=title, **{**facts, **changes})
 
 
@@ -46,10 +46,10 @@ GOOD, BETTER, POOR = (
 )
 
 
-def test_the_first_champion_needs_the_floors_alone():
+def test_the_first_champion_needs_only_the_minimum_metrics():
     decision = gate(GOOD, {}, synthetic_images=False, margins=MARGINS)
-    assert decision.promoted
-    assert set(decision.figures) == {f"candidate_{name}" for name in GOOD.metrics()}
+    assert decision.is_promoted
+    assert set(decision.metrics) == {f"candidate_{name}" for name in GOOD.metrics()}
 
 
 @pytest.mark.parametrize(
@@ -59,16 +59,16 @@ def test_the_first_champion_needs_the_floors_alone():
         ({"threshold": 0.001}, "specificity is 0.{3}, and 0.60 is the least"),
     ],
 )
-def test_each_floor(changes, reason):
+def test_each_minimum_metric(changes, reason):
     decision = gate(held(3.0, **changes), {}, synthetic_images=False, margins=MARGINS)
     [only] = decision.reasons
     name = reason.partition(" ")[0]
-    value = decision.figures[f"candidate_{name}"]
+    value = decision.metrics[f"candidate_{name}"]
     assert only == reason.replace("0.{3}", f"{value:.3f}")
     assert value == held(3.0, **changes).metrics()[name]
 
 
-def test_probabilities_that_are_not_true():
+def test_miscalibrated_probabilities():
     shrunk = GOOD.predictions.assign(probability=GOOD.predictions["probability"] / 4)
     untrue = held(3.0, predictions=shrunk, threshold=GOOD.threshold / 4)
     [reason] = gate(untrue, {}, synthetic_images=False, margins=MARGINS).reasons
@@ -78,15 +78,15 @@ def test_probabilities_that_are_not_true():
 def test_a_better_one_and_an_equal_one_pass():
     for candidate in (BETTER, held(3.0, "m version 4")):
         decision = gate(candidate, {"": GOOD}, synthetic_images=False, margins=MARGINS)
-        assert decision.promoted
+        assert decision.is_promoted
         for name in ("auc", "sensitivity"):
             difference = candidate.metrics()[name] - GOOD.metrics()[name]
-            assert decision.figures[f"{name}_difference"] == pytest.approx(difference, abs=1e-12)
+            assert decision.metrics[f"{name}_difference"] == pytest.approx(difference, abs=1e-12)
 
 
-def test_a_worse_one_is_refused_for_its_area_alone():
+def test_a_worse_model_is_rejected_for_its_auc_alone():
     decision = gate(POOR, {"": BETTER}, synthetic_images=False, margins=Margins(0.02, 1))
-    low = decision.figures["auc_difference_low"]
+    low = decision.metrics["auc_difference_low"]
     assert low < -0.02
     [reason] = decision.reasons
     assert reason.startswith(
@@ -95,7 +95,7 @@ def test_a_worse_one_is_refused_for_its_area_alone():
 
 
 def test_the_margin_is_the_bound_itself():
-    figures = gate(POOR, {"": BETTER}, synthetic_images=False, margins=Margins(1, 1)).figures
+    figures = gate(POOR, {"": BETTER}, synthetic_images=False, margins=Margins(1, 1)).metrics
     bounds = [-figures[f"{name}_difference_low"] for name in ("auc", "sensitivity")]
     assert min(bounds) > 0
     above = [np.nextafter(bound, 1) for bound in bounds]
@@ -105,19 +105,19 @@ def test_the_margin_is_the_bound_itself():
         ([above[0], bounds[1]], False),
     ):
         decision = gate(POOR, {"": BETTER}, synthetic_images=False, margins=Margins(*margins))
-        assert decision.promoted == promoted
+        assert decision.is_promoted == promoted
 
 
-def test_each_is_judged_at_its_own_threshold():
+def test_each_model_is_evaluated_at_its_own_threshold():
     other = held(3.0, threshold=0.5)
-    figures = gate(GOOD, {"": other}, synthetic_images=False, margins=MARGINS).figures
+    figures = gate(GOOD, {"": other}, synthetic_images=False, margins=MARGINS).metrics
     values, labels = GOOD.predictions["probability"], GOOD.predictions["label"]
     right = [(values >= it.threshold) == labels for it in (other, GOOD)]
-    assert figures["champion_alone_right"] == (right[0] & ~right[1]).sum()
-    assert figures["candidate_alone_right"] == (right[1] & ~right[0]).sum()
+    assert figures["champion_only_correct"] == (right[0] & ~right[1]).sum()
+    assert figures["candidate_only_correct"] == (right[1] & ~right[0]).sum()
     for who, threshold in (("candidate", 0.4), ("champion", 0.5)):
         found = {key.removeprefix(f"{who}_"): it for key, it in figures.items() if who in key}
-        found.pop("alone_right")
+        found.pop("only_correct")
         assert found == metrics.compute_metrics(labels.to_numpy(), values.to_numpy(), threshold)
 
 
@@ -134,18 +134,18 @@ def test_each_is_judged_at_its_own_threshold():
         (False, True, False, None),
     ],
 )
-def test_synthetic_images_move_no_real_champion(candidate, champion, images, refused):
-    follows = {} if champion is None else {"": held(3.0, synthetic=champion)}
-    decision = gate(held(3.0, "m version 2", synthetic=candidate), follows, images, MARGINS)
+def test_synthetic_images_replace_no_real_champion(candidate, champion, images, refused):
+    follows = {} if champion is None else {"": held(3.0, is_synthetic=champion)}
+    decision = gate(held(3.0, "m version 2", is_synthetic=candidate), follows, images, MARGINS)
     if refused:
         [reason] = decision.reasons
         assert refused in reason
     else:
-        assert decision.promoted
+        assert decision.is_promoted
 
 
-def test_a_demo_cannot_follow_a_real_one_even_where_it_does_better():
-    demo = held(4.5, synthetic=True, seed=1)
+def test_a_synthetic_model_cannot_replace_a_real_one_even_if_it_is_better():
+    demo = held(4.5, is_synthetic=True, seed=1)
     decision = gate(demo, {"": GOOD}, synthetic_images=True, margins=MARGINS)
     assert len(decision.reasons) == 2
 
@@ -169,13 +169,13 @@ def with_sensitivity(found: int, title: str = "m version 1", of: int = 390) -> E
         }
     )
     threshold = np.sort(predictions["probability"][:of])[of - found]
-    return EvaluatedModel(predictions, threshold, title, synthetic=False)
+    return EvaluatedModel(predictions, threshold, title, is_synthetic=False)
 
 
 def test_sensitivity_that_is_lost_at_the_threshold_is_noticed():
     champion, candidate = with_sensitivity(389), with_sensitivity(352, "m version 2")
     decision = gate(candidate, {"": champion}, synthetic_images=False, margins=MARGINS)
-    figures = decision.figures
+    figures = decision.metrics
     assert figures["auc_difference_low"] == 0
     assert figures["sensitivity_difference"] == pytest.approx((352 - 389) / 390, abs=1e-12)
     low = figures["sensitivity_difference_low"]
@@ -183,7 +183,7 @@ def test_sensitivity_that_is_lost_at_the_threshold_is_noticed():
     assert reason.startswith(
         f"its sensitivity may be {-low:.4f} smaller than that of m version 1, and less than 0.05 is"
     )
-    assert gate(candidate, {"": champion}, False, Margins(0.02, 0.15)).promoted
+    assert gate(candidate, {"": champion}, False, Margins(0.02, 0.15)).is_promoted
 
 
 def test_patients_are_drawn_with_all_images_for_sensitivity_too():
@@ -192,14 +192,14 @@ def test_patients_are_drawn_with_all_images_for_sensitivity_too():
     low = []
     for patients in (champion.predictions["patient"], of_three):
         pair = [replace_patients(it, patients) for it in (candidate, champion)]
-        figures = gate(pair[0], {"": pair[1]}, False, MARGINS).figures
+        figures = gate(pair[0], {"": pair[1]}, False, MARGINS).metrics
         low.append(figures["sensitivity_difference_low"])
     assert low[1] != low[0]
 
 
 def replace_patients(it: EvaluatedModel, patients) -> EvaluatedModel:
     predictions = it.predictions.assign(patient=patients)
-    return EvaluatedModel(predictions, it.threshold, it.title, it.synthetic)
+    return EvaluatedModel(predictions, it.threshold, it.title, it.is_synthetic)
 
 
 def test_the_best_champion_so_far_is_a_reference_of_its_own():
@@ -208,12 +208,12 @@ def test_the_best_champion_so_far_is_a_reference_of_its_own():
     champion = {f"champion_{name}" for name in GOOD.metrics()}
     candidate = {f"candidate_{name}" for name in GOOD.metrics()}
     best = {f"best_{name}" for name in champion | COMPARED}
-    assert set(decision.figures) == candidate | champion | COMPARED | best
+    assert set(decision.metrics) == candidate | champion | COMPARED | best
     for reason in decision.reasons:
         assert "m version 2, the best champion so far, " in reason
     alone = gate(held(2.6, "m version 4", threshold=0.3, seed=3), {"": BETTER}, False, MARGINS)
     for name in champion | COMPARED:
-        assert decision.figures[f"best_{name}"] == alone.figures[name]
+        assert decision.metrics[f"best_{name}"] == alone.metrics[name]
 
 
 def test_the_best_so_far_has_the_greatest_area_then_the_greatest_sensitivity():
@@ -233,7 +233,7 @@ def more_specific(found: int, number: int) -> EvaluatedModel:
     normal = values[model.predictions["label"] == 0]
     values[normal.nlargest(number).index] *= 0.5
     predictions = model.predictions.assign(probability=values)
-    return EvaluatedModel(predictions, model.threshold, model.title, synthetic=False)
+    return EvaluatedModel(predictions, model.threshold, model.title, is_synthetic=False)
 
 
 def test_a_candidate_is_compared_with_up_to_three_champions():
@@ -250,12 +250,12 @@ def test_a_candidate_is_compared_with_up_to_three_champions():
 def test_sensitivity_that_is_lost_in_small_steps_is_noticed_while_the_area_grows():
     first, *others = (more_specific(393 - 4 * number, number) for number in range(1, 9))
     for before, candidate in pairwise([first, *others]):
-        assert decide([before], candidate, MARGINS).promoted  # each is good enough for the last
+        assert decide([before], candidate, MARGINS).is_promoted  # each is good enough for the last
         assert candidate.metrics()["auc"] > before.metrics()["auc"]
     champions = [first]
     for candidate in others:
         decision = decide(champions, candidate, MARGINS)
-        if not decision.promoted:
+        if not decision.is_promoted:
             break
         champions.append(candidate)
     assert decision.reasons == [
@@ -271,11 +271,11 @@ def test_fourteen_small_steps_down_are_not_all_promoted():
     first, *others = drifting()
     assert DRIFT[0] - DRIFT[-1] > 0.02
     for before, candidate in pairwise([first, *others]):
-        assert decide([before], candidate, MARGINS).promoted  # each is good enough for the last
+        assert decide([before], candidate, MARGINS).is_promoted  # each is good enough for the last
     champions = [first]
     for candidate in others:
         decision = decide(champions, candidate, MARGINS)
-        if decision.promoted:
+        if decision.is_promoted:
             champions.append(candidate)
         else:
             assert any("m version 1, the best champion so far" in it for it in decision.reasons)

@@ -40,7 +40,7 @@ def image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (1, MAX_MAP_SIDE, MAX_MAP_SIDE, 1), np.uint8)
 
 
-def test_behind_an_average_it_is_grad_cam(image):
+def test_after_an_average_it_equals_grad_cam(image):
     [found] = HiResCam(handmade(MAX_MAP_SIDE, False, np.array([3.0, -2.0])))(image)
     values = image[0, ..., 0].astype(float)
     expected = np.maximum(3 * values - 2 * (255 - values), 0)
@@ -50,7 +50,7 @@ def test_behind_an_average_it_is_grad_cam(image):
     assert (found == 0).any()
 
 
-def test_behind_all_places_each_counts_by_itself(image):
+def test_each_place_counts_separately_after_a_flatten(image):
     kernel = np.random.default_rng(1).normal(size=(MAX_MAP_SIDE, MAX_MAP_SIDE, 2))
     [found] = HiResCam(handmade(MAX_MAP_SIDE, True, kernel.ravel()))(image)
     values = image[0, ..., 0].astype(float)
@@ -67,7 +67,7 @@ def test_large_maps_are_summed_up_in_cells():
     assert peak.max(axis=0).tolist() == [10, 6]
 
 
-def test_nothing_speaks_for_pneumonia_and_no_image(image):
+def test_no_evidence_and_no_image(image):
     hires_cam = HiResCam(handmade(MAX_MAP_SIDE, False, np.array([-1.0, 0.0])))
     assert (hires_cam(image) == 0).all()
     assert hires_cam(image[:0]).shape == (0, MAX_MAP_SIDE, MAX_MAP_SIDE)
@@ -84,7 +84,7 @@ def test_images_have_maps_of_their_own():
         assert together[place] == pytest.approx(hires_cam(images[place : place + 1])[0], abs=1e-6)
 
 
-def test_an_overlay_leaves_what_says_nothing():
+def test_an_overlay_without_heat_changes_nothing():
     pixels = np.array([[10, 200]], np.uint8)
     found = overlay_heat_map(pixels, np.array([[0.0, 1.0]]))
     assert found[0, 0].tolist() == [10, 10, 10]
@@ -108,7 +108,7 @@ def test_every_backbone_and_no_matter_which_blocks_train(backbone, maps):
     assert (HiResCam(model)(images) == found).all()
 
 
-def test_of_members_it_shows_what_their_mean_says():
+def test_heat_maps_of_an_ensemble_combine_its_members():
     image = np.zeros((1, MAX_MAP_SIDE, MAX_MAP_SIDE, 1), np.uint8)
     image[0, 1, 1], image[0, 5, 5] = 100, 200
     first, second = (
@@ -121,7 +121,7 @@ def test_of_members_it_shows_what_their_mean_says():
     assert not found.any()  # as much speaks against it as for it
 
 
-def test_of_a_mirrored_model_it_shows_what_both_images_say():
+def test_heat_maps_of_flip_tta_combine_both_images():
     image = np.zeros((1, MAX_MAP_SIDE, MAX_MAP_SIDE, 1), np.uint8)
     image[0, 1, 1], image[0, 5, 5] = 100, 200
     kernel = np.zeros((MAX_MAP_SIDE, MAX_MAP_SIDE, 2))
@@ -129,7 +129,7 @@ def test_of_a_mirrored_model_it_shows_what_both_images_say():
     model = handmade(MAX_MAP_SIDE, True, kernel.ravel())
     [left], [right] = HiResCam(model)(image), HiResCam(model)(image[:, :, ::-1])
     assert (left[1, 1], left[5, 5], right[5, 2]) == (1, 0, 1)
-    [found] = HiResCam(build_ensemble([model], mirror=True))(image)
+    [found] = HiResCam(build_ensemble([model], flip_tta=True))(image)
     assert found == pytest.approx(image[0, ..., 0] / 200, abs=1e-6)
 
 

@@ -69,7 +69,7 @@ def test_all_hits_by_hand():
     assert (low, high) == pytest.approx((0.025 ** (1 / size), 1), abs=1e-6)
 
 
-def test_all_right_is_no_certainty():
+def test_an_interval_has_width_if_all_are_correct():
     patients = np.repeat(np.arange(98), np.arange(98) % 3 + 1)
     labels = np.r_[np.ones(len(patients), int), np.zeros(98, int)]
     found = metric_intervals(
@@ -156,7 +156,7 @@ def test_bounds_are_ordered_around_the_value(seed):
         assert value - 1e-12 <= high <= 1
 
 
-def test_a_single_patient_shows_nothing():
+def test_a_single_patient_gives_an_uninformative_interval():
     assert proportion_interval(np.array([5]), np.array([5])) == (0, 1)
     assert auc_interval(np.array([0, 0, 1]), np.array([0.1, 0.2, 0.9]), np.arange(3)) == (
         0,

@@ -56,7 +56,7 @@ def test_calibration_error_by_hand():
     assert error == pytest.approx((2 * 0.25 + 2 * (0.95 - 0.5)) / 4, abs=1e-6)
 
 
-def test_a_rate_of_nothing_is_not_a_number():
+def test_a_rate_of_no_images_is_nan():
     scores = compute_metrics(LABELS, SCORES, threshold=2.0)
     assert np.isnan(scores["ppv"])
     assert scores["sensitivity"] == 0
@@ -143,7 +143,7 @@ def unsure(temperature: float, images: int = 20_000) -> tuple[np.ndarray, np.nda
 
 
 @pytest.mark.parametrize("factor", [0.4, 1.0, 2.5])
-def test_the_temperature_is_by_how_much_a_model_is_too_sure(factor):
+def test_the_temperature_measures_overconfidence(factor):
     labels, logits = unsure(factor)
     found = fit_temperature(labels, logits)
     assert found == pytest.approx(factor, rel=0.05)
@@ -156,7 +156,7 @@ def test_the_temperature_is_by_how_much_a_model_is_too_sure(factor):
     assert np.array_equal(np.argsort(logits), np.argsort(logits / found))
 
 
-def test_classes_that_are_told_apart_perfectly_or_not_at_all_have_an_end_of_the_range():
+def test_perfectly_or_not_separated_classes_give_a_bound_of_the_temperature():
     labels = np.array([0, 0, 1, 1])
     assert fit_temperature(labels, np.array([-2.0, -1, 1, 2])) == pytest.approx(0.1, rel=1e-3)
     assert fit_temperature(labels, np.array([2.0, 1, -1, -2])) == pytest.approx(10, rel=1e-3)

@@ -28,7 +28,7 @@ ALL = 200  # test images of the handmade data set, and as many patients
 def dataset(tmp_path_factory):
     """A data set that counts as real."""
     folder = write_images(tmp_path_factory.mktemp("images") / "halves")
-    return open_dataset(str(folder), needs=("train", "test"))
+    return open_dataset(str(folder), required_splits=("train", "test"))
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def as_test(dataset, split, folder, *, name="{}", change=False, every=1):
                 image = Image.open(target)
                 image.putpixel((0, 0), image.getpixel((0, 0)) ^ 1)
                 image.save(target)
-    return open_dataset(str(folder), needs=("test",))
+    return open_dataset(str(folder), required_splits=("test",))
 
 
 def reasons(dataset, split="test") -> list[str]:
@@ -75,7 +75,7 @@ def tagged(client, version="1") -> str | None:
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 64), ("val", 16)])
-def test_training_images_as_test_are_recognised(stored, dataset, tmp_path, split, count):
+def test_training_images_used_as_test_are_detected(stored, dataset, tmp_path, split, count):
     """Under other names, of other patients."""
     again = as_test(dataset, split, tmp_path / "again", name="again-{}")
     run, numbers, findings = evaluated(stored, again)
@@ -119,7 +119,7 @@ def test_other_images_of_the_same_patients(stored, dataset, tmp_path):
     # As the reason says
     for path in again.base.rglob("*.png"):
         path.rename(path.with_name(path.name.replace("person", "person9").replace("IM-", "IM-9")))
-    others = open_dataset(str(again.base), needs=("test",))
+    others = open_dataset(str(again.base), required_splits=("test",))
     run, numbers, findings = evaluated(stored, others)
     assert numbers["overlap"] == {"images": 0, "patients": 0, "own_test": 0}
     assert tags(run)["pneumo.external"] == "true"
@@ -127,14 +127,14 @@ def test_other_images_of_the_same_patients(stored, dataset, tmp_path):
     assert reasons(others) == []
 
 
-def test_names_that_tell_no_patient_show_no_overlap(store, tmp_path):
+def test_names_without_a_patient_show_no_overlap(store, tmp_path):
     """Where `train` takes such data `promote` decides on them, too."""
     folder = write_images(tmp_path / "numbered")
     for split in ("train", "test"):
         for name in ("NORMAL", "PNEUMONIA"):
             for number, file in enumerate(sorted((folder / split / name).iterdir())):
                 file.rename(file.with_name(f"{name[0]}{number:04}.png"))
-    data = open_dataset(str(folder), needs=("train", "test"))
+    data = open_dataset(str(folder), required_splits=("train", "test"))
     assert data.unknown_patients == len(data.rows) == ALL + 80
     stored = register(run_of("left", data), NAME)
     trained, _ = results.read_files(stored.trial.info.run_id)
@@ -187,7 +187,7 @@ def test_looks_are_counted_by_images_and_by_model(store, stored, dataset, tmp_pa
     # The same images in an archive, and alone
     with tarfile.open(tmp_path / "halves.tar.gz", "w:gz") as archive:
         archive.add(dataset.base, "halves")
-    packed = open_dataset(str(tmp_path / "halves.tar.gz"), needs=("train", "test"))
+    packed = open_dataset(str(tmp_path / "halves.tar.gz"), required_splits=("train", "test"))
     run, numbers, findings = evaluated(stored, packed)
     assert looks(numbers) == (2, 3)
     assert "Looks at test: this model 2, all models 3." in findings
@@ -200,7 +200,7 @@ def test_looks_are_counted_by_images_and_by_model(store, stored, dataset, tmp_pa
     assert tagged(store) == "3"
 
 
-def test_many_looks_by_others_are_said(store, stored, dataset):
+def test_many_looks_by_other_models_are_reported(store, stored, dataset):
     digest = dataset.images_digest("test")
     elsewhere = store.create_experiment("elsewhere")
     for number in range(3):

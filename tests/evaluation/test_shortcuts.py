@@ -46,7 +46,7 @@ def cohort():
     return images, table
 
 
-def test_what_becomes_black():
+def test_the_occluded_regions():
     images = np.full((2, SIDE, SIDE, 1), 7, np.uint8)
     found = dict(shortcuts.occlude_regions(images))
     assert list(found) == ["centre", "border"]
@@ -84,7 +84,7 @@ def test_a_model_of_the_centre_needs_it(cohort):
     assert "whole image is +0.000 (+0.000 to +0.000). It hardly needs the border" in words["border"]
 
 
-def test_a_model_of_the_border_is_found_out(cohort):
+def test_a_model_that_uses_the_border_is_detected(cohort):
     found, whole = checked(cohort, 1 - CENTRE)
     auc = roc_auc_score(whole["label"], whole["probability"])
     assert found["centre"]["auc"] == pytest.approx(auc)
@@ -98,7 +98,7 @@ def test_a_model_of_the_border_is_found_out(cohort):
 @pytest.mark.parametrize(
     ("low", "high", "leans"), [(-0.05, 0.01, False), (-0.05, -0.01, True), (0.01, 0.02, False)]
 )
-def test_leaning_on_the_border_must_be_sure(low, high, leans):
+def test_use_of_the_border_is_claimed_only_if_the_interval_excludes_0(low, high, leans):
     values = {"auc": 0.7, "auc_low": 0.4, "auc_high": 0.8, "difference": (low + high) / 2}
     found = values | {"difference_low": low, "difference_high": high}
     words = shortcuts.describe_occlusion({"centre": found, "border": found})
@@ -106,7 +106,7 @@ def test_leaning_on_the_border_must_be_sure(low, high, leans):
     assert "cannot separate the classes" in words["centre"]
 
 
-def test_what_it_makes_of_both(cohort):
+def test_a_model_of_the_whole_image_needs_both_regions(cohort):
     images, table = cohort
     found, _ = checked(cohort, np.ones((SIDE, SIDE)))
     black = images.copy()

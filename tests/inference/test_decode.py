@@ -8,20 +8,20 @@ from pneumo.inference.decode import UnreadableImageError, decode
 from tests.support.images import RAMP, file_of
 
 
-def test_grey_pixels_stay_as_they_are():
+def test_gray_pixels_stay_as_they_are():
     decoded = decode(file_of(Image.fromarray(RAMP)), 64)
     assert decoded.dtype == np.uint8
     assert np.array_equal(decoded, RAMP)
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_no_white_is_made_up(mode):
+def test_images_of_32_bits_without_a_known_white_are_rejected(mode):
     with pytest.raises(UnreadableImageError, match="32 bits a pixel, whose white is not known"):
         decode(file_of(Image.fromarray(RAMP).convert(mode), "TIFF"), 64)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA"])
-def test_colour_becomes_grey(mode):
+def test_color_becomes_gray(mode):
     assert np.array_equal(decode(file_of(Image.fromarray(RAMP).convert(mode)), 64), RAMP)
 
 
@@ -30,7 +30,7 @@ def test_sixteen_bits_keep_their_range():
     assert np.array_equal(decode(file_of(deep), 64), RAMP)
 
 
-def test_a_turned_photograph_is_turned_back():
+def test_a_rotated_photograph_is_rotated_back():
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     turned = Image.fromarray(RAMP[::-1, ::-1].copy())

@@ -100,7 +100,7 @@ def test_a_value_is_bytes_or_unreadable(value):
 
 @given(st.lists(VALUES, max_size=20), st.data())
 @examples(150)
-def test_each_value_gets_its_answer_and_the_others_theirs(model, values, data):
+def test_each_value_gets_its_own_prediction(model, values, data):
     place = data.draw(st.integers(0, len(values)))
     require_answers(model, [*values[:place], FILES[0], *values[place:]], place)
 
@@ -127,7 +127,7 @@ def test_odd_and_very_large_values(model, value):
     assert answers(model, [value])[0]["error"]
 
 
-def test_no_value_is_no_answer(model):
+def test_an_empty_request_gives_no_rows(model):
     assert answers(model, []) == []
 
 

@@ -101,7 +101,7 @@ def _requirements(folder: Path) -> list[str]:
     return (folder / "requirements.txt").read_text().split()
 
 
-def test_who_loads_a_model_first_still_finds_the_project(study, tmp_path):
+def test_the_project_is_importable_after_a_model_was_loaded(study, tmp_path):
     folder = mlflow.artifacts.download_artifacts("models:/pneumonia-sample@challenger")
     code = (
         "import sys, mlflow\n"

@@ -81,9 +81,9 @@ def begun(plan, name: str):
     """A study without trials, within its run."""
     with runs.command_run("study", "", {}) as parent:
         study = optuna.create_study(direction="maximize", study_name=name)
-        for fact, value in {**plan.facts(), "run_id": parent}.items():
+        for fact, value in {**plan.identity(), "run_id": parent}.items():
             study.set_user_attr(fact, value)
-        StudyLimits(5).set(study)
+        StudyLimits(5).save(study)
         yield study
 
 
@@ -111,7 +111,7 @@ def test_the_page(study):
     assert columns in read
 
 
-def test_the_best_is_held_against_the_baseline(study):
+def test_the_best_is_compared_with_the_baseline(study):
     best = study.best_trial
     runs = [study.trials[0].user_attrs["run_id"], best.user_attrs["run_id"]]
     tables = [predictions(one, "val") for one in runs]
@@ -265,8 +265,8 @@ def test_the_description(study):
     run = mlflow.get_run(run_id(study))
     asked, found, then, link = run.data.tags["mlflow.note.content"].split("\n\n")
     assert asked == (
-        "**Asked** Does the whole way work on this machine, from images to a registered model, in "
-        "minutes? Experiment tune on sample: 3 trials of at most 2 epochs over "
+        "**Asked** Does the whole workflow run on this machine, from images to a registered model, "
+        "in minutes? Experiment tune on sample: 3 trials of at most 2 epochs over "
         f"{', '.join(FIELDS)} (image_size 32 fixed)."
     )
     assert found.startswith(
@@ -355,12 +355,12 @@ def test_the_baseline_may_be_the_best(study, plan):
 @pytest.mark.parametrize(
     ("rate", "wants_room"), [(1e-4, True), (1.05e-4, True), (1e-3, False), (1e-2, True)]
 )
-def test_what_lies_at_an_edge_wants_room(rate, wants_room):
+def test_best_values_at_the_edge_of_a_range_are_reported(rate, wants_room):
     space = optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
     assert study_page._is_near_edge(rate, space) == wants_room
 
 
-def test_below_zero_is_no_room():
+def test_there_is_no_better_value_below_zero():
     space = optuna.distributions.FloatDistribution(0.0, 0.6)
     assert not study_page._is_near_edge(0.0, space)
     assert study_page._is_near_edge(0.6, space)

@@ -13,7 +13,7 @@ from pneumo.runtime.errors import UserError
 
 
 @pytest.mark.parametrize("build", [lambda _: None, lambda it: it.mkdir(parents=True)])
-def test_a_cache_that_is_deleted_meanwhile_is_a_mistake(own_cache, build):
+def test_a_cache_deleted_during_use_is_a_user_error(own_cache, build):
     """Also if the build goes on in a folder of the same name, as for each file of an archive."""
 
     def build_and_delete(folder: Path) -> None:
@@ -27,14 +27,14 @@ def test_a_cache_that_is_deleted_meanwhile_is_a_mistake(own_cache, build):
     assert [it.name for it in kept.parent.iterdir()] == ["1"]
 
 
-def test_what_was_built_from_the_cache_has_gone(own_cache):
+def test_a_source_deleted_from_the_cache_is_a_user_error(own_cache):
     source = cache.get_or_build("source", lambda folder: (folder / "a").touch())
     shutil.rmtree(source)
     with pytest.raises(UserError, match="was deleted while it was in use; give the same command"):
         cache.get_or_build("things/1", lambda _: (source / "a").read_bytes())
 
 
-def test_a_file_of_somebody_else_that_is_missing_is_no_matter_of_the_cache(own_cache, tmp_path):
+def test_a_missing_file_outside_the_cache_is_not_an_error_of_the_cache(own_cache, tmp_path):
     with pytest.raises(FileNotFoundError, match="missing"):
         cache.get_or_build("things/1", lambda _: (tmp_path / "missing").read_bytes())
 
@@ -66,7 +66,7 @@ def small_disk(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize("is_full", ["from the start", "meanwhile"])
-def test_a_full_disk_is_said_in_a_line(small_disk, tmp_path, sample, monkeypatch, is_full):
+def test_a_full_disk_is_reported_in_one_line(small_disk, tmp_path, sample, monkeypatch, is_full):
     files = [sample.base / path for path in sample.rows["path"]]
     written = []
     write_at = cache.write_at

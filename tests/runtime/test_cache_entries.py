@@ -45,7 +45,7 @@ UNIT = 1000
 LITTLE = 29_000  # that with an entry's own files is less than 30 units
 
 
-def test_the_least_recently_used_of_all_kinds_makes_room_first(small_budget):
+def test_the_least_recently_used_entry_of_all_kinds_is_evicted_first(small_budget):
     newest = make(f"pixels/{KEYS[1]}", LITTLE, used=4)
     oldest = make(f"features/{KEYS[2]}", LITTLE, used=1)
     middle = make(f"perturbed/{KEYS[3]}", LITTLE, used=3)
@@ -62,7 +62,7 @@ def test_the_least_recently_used_of_all_kinds_makes_room_first(small_budget):
     assert list((small_budget / "pixels").iterdir()) == []
 
 
-def test_use_is_what_counts(small_budget):
+def test_last_use_decides_about_eviction(small_budget):
     first = make(f"pixels/{KEYS[1]}", LITTLE, used=1)
     second = make(f"pixels/{KEYS[2]}", LITTLE, used=2)
     release(keep(f"pixels/{KEYS[1]}"))
@@ -71,7 +71,7 @@ def test_use_is_what_counts(small_budget):
     assert not second.exists()
 
 
-def test_what_only_a_download_brings_back_goes_last(small_budget):
+def test_downloads_are_evicted_last(small_budget):
     archive = make(f"archives/{KEYS[1]}", LITTLE, used=1)
     (archive / DOWNLOADED).touch()
     os.utime(archive, (1, 1))
@@ -90,7 +90,7 @@ def test_what_only_a_download_brings_back_goes_last(small_budget):
     assert not downloads.exists()
 
 
-def test_nothing_but_what_is_surely_ours_is_removed(small_budget):
+def test_only_own_files_are_removed(small_budget):
     foreign = [
         small_budget / name
         for name in ("downloads", "pixels/holiday", "sample-2", "mine", ".mine.draft", "run-1")
@@ -102,7 +102,7 @@ def test_nothing_but_what_is_surely_ours_is_removed(small_budget):
     assert all((folder / "file").is_file() for folder in foreign)
 
 
-def test_what_must_be_made_is_made_beyond_the_budget(sample, own_cache, monkeypatch):
+def test_a_needed_entry_may_exceed_the_budget(sample, own_cache, monkeypatch):
     monkeypatch.setenv("PNEUMO_CACHE_GIB", "0")
     other = make(f"pixels/{KEYS[1]}")
     images = sample.decode(32, 0)
@@ -113,7 +113,7 @@ def test_what_must_be_made_is_made_beyond_the_budget(sample, own_cache, monkeypa
 
 @pytest.mark.parametrize("variable", ["PNEUMO_CACHE_GIB", "PNEUMO_FEATURES"])
 @pytest.mark.parametrize("text", ["many", "-1", "1.5"])
-def test_a_budget_that_is_no_number_is_refused(own_cache, monkeypatch, variable, text):
+def test_an_invalid_budget_is_rejected(own_cache, monkeypatch, variable, text):
     monkeypatch.setenv(variable, text)
     with pytest.raises(UserError, match=f"^{variable} must be a whole number.* got '{text}'$"):
         limit()
@@ -135,7 +135,7 @@ def test_the_budget_leaves_half_of_the_free_disk(own_cache, monkeypatch):
     assert available_bytes([]) == GIB
 
 
-def test_what_others_use_is_no_room_and_what_is_ones_own_is(small_budget):
+def test_entries_of_others_in_use_reduce_the_budget_and_own_entries_do_not(small_budget):
     used, unused = (make(f"features/{KEYS[it]}", LITTLE) for it in (1, 2))
     assert available_bytes([]) == 100 * UNIT
     hold(used)
@@ -253,7 +253,7 @@ def test_an_entry_is_held_from_its_draft_on(small_budget):
     assert not entry.exists()
 
 
-def test_what_has_gone_while_it_is_counted_is_passed_over(small_budget, monkeypatch):
+def test_entries_removed_during_the_count_are_skipped(small_budget, monkeypatch):
     stays, goes = (make(f"features/{KEYS[it]}", LITTLE, used=it) for it in (1, 2))
     scan = os.scandir
 

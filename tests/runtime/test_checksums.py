@@ -52,7 +52,7 @@ def kind(request, sample, weights, own_cache, monkeypatch) -> Kind:
             FeatureExtractor(network.build_backbone(config), config.backbone), config, 0
         )
         module, build = FeatureCache, "_compute"
-        found = Kind("features.npy", lambda: store.of(View(split), 0), builds)
+        found = Kind("features.npy", lambda: store.get(View(split), 0), builds)
     original = getattr(module, build)
 
     def counted(*given):
@@ -117,7 +117,7 @@ def test_what_was_changed_is_built_again_once(kind, damage):
 
 
 @pytest.mark.parametrize("damage", [zero_half_unseen, break_checksums, forget_checksums])
-def test_bytes_that_a_loss_of_power_took_are_found_after_the_boot(kind, damage, monkeypatch):
+def test_bytes_lost_in_a_power_failure_are_detected_after_the_boot(kind, damage, monkeypatch):
     expected = np.array(kind.values())
     damage(entry_of(kind) / kind.file)
     boot_again(monkeypatch)
@@ -225,7 +225,7 @@ def test_a_read_only_cache_is_verified_by_each_process(remount, monkeypatch, rea
     assert entry.is_dir()
 
 
-def test_no_file_of_a_build_is_ours_and_all_of_a_folder_count(own_cache):
+def test_checksums_cover_all_files_of_a_build_and_no_own_ones(own_cache):
     def build(draft: Path) -> None:
         (draft / "below").mkdir()
         (draft / "below" / "file").write_bytes(b"abc")

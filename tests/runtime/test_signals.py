@@ -31,7 +31,7 @@ def send(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_breaks_into_nothing_and_is_heard_by_the_next_check(number):
+def test_a_signal_interrupts_nothing_before_the_next_check(number):
     signals.raise_if_interrupted()
     send(number)
     with pytest.raises(KeyboardInterrupt):
@@ -39,13 +39,13 @@ def test_a_signal_breaks_into_nothing_and_is_heard_by_the_next_check(number):
     time.sleep(1.5)  # and that is all
 
 
-def test_where_nothing_checks_it_breaks_in_after_a_while():
+def test_without_a_check_a_signal_interrupts_after_a_while():
     send(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         time.sleep(30)
 
 
-def test_the_clean_up_is_left_in_peace_for_a_while(monkeypatch):
+def test_signals_during_the_cleanup_are_ignored_for_a_while(monkeypatch):
     send(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         signals.raise_if_interrupted()
@@ -62,14 +62,14 @@ class Destroyed:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_that_was_lost_comes_again():
+def test_a_lost_interrupt_is_raised_again():
     signals.raise_if_interrupted()
     Destroyed()  # Python ignores what a destructor raises
     with pytest.raises(KeyboardInterrupt):
         signals.raise_if_interrupted()
 
 
-def test_an_item_of_a_long_list_is_such_a_check():
+def test_each_item_of_a_long_list_is_a_check():
     seen = track(range(3), 3, "Counting")
     assert next(seen) == 0
     send(signal.SIGINT)
@@ -93,7 +93,7 @@ def test_work_in_a_thread_returns():
 
 
 @pytest.mark.parametrize("where", ["work", "meanwhile"])
-def test_what_is_raised_comes_up_here(where):
+def test_an_exception_reaches_the_caller(where):
     ended = threading.Event()
 
     def fail():

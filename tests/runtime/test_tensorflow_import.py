@@ -23,7 +23,7 @@ os.abort()
 """
 
 
-def test_an_abort_in_the_import_of_tensorflow_is_told(tmp_path, monkeypatch):
+def test_an_abort_in_the_import_of_tensorflow_is_shown(tmp_path, monkeypatch):
     (tmp_path / "tensorflow.py").write_text(ABORTING)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
     monkeypatch.chdir(tmp_path)
@@ -34,7 +34,7 @@ def test_an_abort_in_the_import_of_tensorflow_is_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_why_a_gpu_that_is_asked_for_is_not_found_is_told(monkeypatch):
+def test_the_reason_for_a_missing_gpu_is_shown(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "97")
     code = "from pneumo.runtime.tensorflow_import import import_tensorflow; import_tensorflow()"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -42,7 +42,7 @@ def test_why_a_gpu_that_is_asked_for_is_not_found_is_told(monkeypatch):
     assert "failed call to cuInit" in process.stderr
 
 
-def test_a_first_import_makes_nothing_that_collections_go_through():
+def test_gc_is_off_during_the_first_import_and_its_objects_are_frozen():
     frozen = gc.get_freeze_count()
     with gc_frozen_import("gc"):  # that is here, and garbage must not stay
         assert gc.isenabled()
@@ -55,7 +55,7 @@ def test_a_first_import_makes_nothing_that_collections_go_through():
     gc.unfreeze()
 
 
-def test_gpu_memory_grows_unless_it_is_told_not_to(tmp_path):
+def test_gpu_memory_grows_unless_it_is_disabled(tmp_path):
     """A stand-in for TensorFlow writes what it finds when it is imported."""
     (tmp_path / "tensorflow.py").write_text(
         "import os\nprint(os.environ['TF_FORCE_GPU_ALLOW_GROWTH'])\nraise ImportError\n"
@@ -95,7 +95,7 @@ os.write(2, b"after it")
         (True, "os.write(2, 2_000_000 * b'x'); os.abort()", "a line\nand morex{2000000}"),
     ],
 )
-def test_native_code_is_heard_when_it_ends_badly(well, then, shown):
+def test_output_of_native_code_is_shown_after_a_failure(well, then, shown):
     code = NATIVE.format(well=well, then=then)
     command = [sys.executable, "-c", code]
     process = subprocess.run(
@@ -105,7 +105,7 @@ def test_native_code_is_heard_when_it_ends_badly(well, then, shown):
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
-def test_nothing_stays_of_what_waits_for_an_abort(error, capfd):
+def test_the_process_that_waits_for_an_abort_ends(error, capfd):
     files, processes = os.listdir("/dev/fd"), psutil.Process().children()
     with suppress(ValueError, KeyboardInterrupt), stderr_on_failure_only(lambda: True):
         os.write(2, b"a line")

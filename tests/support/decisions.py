@@ -3,7 +3,7 @@
 DIFFERENCES = {
     f"{name}_difference{end}" for name in ("auc", "sensitivity") for end in ("", "_low", "_high")
 }
-COMPARED = DIFFERENCES | {"champion_alone_right", "candidate_alone_right"}
+COMPARED = DIFFERENCES | {"champion_only_correct", "candidate_only_correct"}
 
 
 def aliases(client, name) -> dict[str, int]:

@@ -22,10 +22,12 @@ def small_config(weights: Path) -> RunConfig:
     return RunConfig(**SMALL, weights=str(weights), epochs=4, patience=9, dense_widths=(16,))
 
 
-def features_of(config: RunConfig, deepest: int = 0) -> FeatureCache:
+def features_of(config: RunConfig, max_unfreeze_depth: int = 0) -> FeatureCache:
     """The store of what its frozen network gives."""
     return FeatureCache(
-        FeatureExtractor(network.build_backbone(config), config.backbone), config, deepest
+        FeatureExtractor(network.build_backbone(config), config.backbone),
+        config,
+        max_unfreeze_depth,
     )
 
 

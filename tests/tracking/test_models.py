@@ -25,7 +25,7 @@ def test_a_model_that_is_not_there(study, address, message):
     assert "\n" not in str(caught.value)
 
 
-def test_another_ones_model_is_refused(study):
+def test_a_foreign_model_is_rejected(study):
     class Other(mlflow.pyfunc.PythonModel):
         def predict(self, context, model_input: list[str]):
             return model_input

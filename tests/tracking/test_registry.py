@@ -43,7 +43,7 @@ def client(tmp_path_factory, cache):
 def images(tmp_path_factory):
     """A data set that counts as real, and its folder."""
     folder = write_images(tmp_path_factory.mktemp("images") / "halves")
-    return open_dataset(str(folder), needs=("train", "test")), folder
+    return open_dataset(str(folder), required_splits=("train", "test")), folder
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +65,10 @@ def name(request) -> str:
 
 
 def promoted(name, images, candidate="challenger") -> bool:
-    return promote_version(name, candidate, images[0], "test", 0.02).promoted
+    return promote_version(name, candidate, images[0], "test", 0.02).is_promoted
 
 
-def test_better_equal_and_worse_challengers_and_the_way_back(client, images, runs, name):
+def test_better_equal_and_worse_challengers_and_a_rollback(client, images, runs, name):
     register(runs["poor"], name)
     assert promoted(name, images)  # the first champion needs the floors alone
     assert aliases(client, name) == {"challenger": 1, "champion": 1}
@@ -111,9 +111,9 @@ def test_what_a_decision_leaves(client, images, runs, name):
     decision = promote_version(name, "2", images[0], "test", 0.02)
     made = last_promotion(client, name)
     assert made.info.status == "FINISHED"
-    assert made.data.metrics == decision.figures
+    assert made.data.metrics == decision.metrics
     both = {f"{who}_{metric}" for who in ("champion", "candidate") for metric in METRICS}
-    assert set(decision.figures) == both | COMPARED
+    assert set(decision.metrics) == both | COMPARED
     dataset = images[0]
     assert decision.reasons
     assert tags(made) == {
@@ -129,7 +129,7 @@ def test_what_a_decision_leaves(client, images, runs, name):
         "pneumo.reason": "; ".join(decision.reasons),
     }
     stored = json.loads(text(made.info.run_id, "promotion.json"))
-    assert stored == {"promoted": False, "reasons": decision.reasons, **decision.figures}
+    assert stored == {"promoted": False, "reasons": decision.reasons, **decision.metrics}
     # the evaluation that was missing is a child, made as `evaluate` makes it
     below = client.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{made.info.run_id}'")
     assert [tags(it)["pneumo.kind"] for it in below] == ["evaluate"]
@@ -141,7 +141,7 @@ def test_what_a_decision_leaves(client, images, runs, name):
         assert f"(#/experiments/0/runs/{made.info.run_id}{TRAINING})" in found.description
 
 
-def test_what_a_version_says(client, images, runs, name):
+def test_the_description_of_a_version(client, images, runs, name):
     stored = register(runs["good"], name)
     trial = client.get_run(runs["good"][0])
     version = client.get_model_version(name, "1")
@@ -175,7 +175,7 @@ def test_what_a_version_says(client, images, runs, name):
     assert "Last decision: promoted, as the first champion." in version.description
 
 
-def test_images_that_made_the_model_prove_nothing(client, images, runs, name):
+def test_training_images_are_not_evidence(client, images, runs, name):
     register(runs["good"], name)
     for split in ("val", "train"):
         *_, reason = promote_version(name, "challenger", images[0], split, 0.02).reasons
@@ -214,7 +214,7 @@ def test_files_that_were_changed_are_refused_unopened(client, images, runs, name
         models.find_model(f"models:/{name}@challenger")
 
 
-def test_a_champion_whose_files_and_evaluation_are_gone(client, images, runs, name):
+def test_a_champion_without_files_and_evaluation(client, images, runs, name):
     stored = register(runs["good"], name)
     assert promoted(name, images)
     register(runs["poor"], name)
@@ -222,7 +222,7 @@ def test_a_champion_whose_files_and_evaluation_are_gone(client, images, runs, na
     [folder] = Path.cwd().rglob(f"{stored.model_id}/artifacts")
     shutil.rmtree(folder)
     decision = promote_version(name, "challenger", images[0], "test", 0.02)
-    assert decision.promoted
+    assert decision.is_promoted
     assert "they are missing; do not use this version" in decision.champion_vacant
     assert last_promotion(client, name).data.tags["pneumo.champion_vacant"]
     assert aliases(client, name) == {"challenger": 2, "champion": 2, "previous": 1}
@@ -232,7 +232,7 @@ def test_a_champion_whose_files_and_evaluation_are_gone(client, images, runs, na
         roll_back(name)
 
 
-def test_mistakes(client, images, runs, name):
+def test_user_errors(client, images, runs, name):
     with pytest.raises(UserError, match="must be a registered model in .*got 'nobody'"):
         promote_version("nobody", "challenger", images[0], "test", 0.02)
     register(runs["good"], name)
@@ -246,7 +246,7 @@ def test_mistakes(client, images, runs, name):
     assert not client.search_runs(["0"], f"tags.`pneumo.model` = '{name}'")
 
 
-def test_of_two_promoters_at_once_one_wins(client, images, runs, name):
+def test_one_of_two_simultaneous_promotions_succeeds(client, images, runs, name):
     for _ in range(2):
         register(runs["good"], name)
     call = ["promote", "--model_name", name, "--data", str(images[1]), "--candidate"]
@@ -306,9 +306,9 @@ def test_an_evaluation_is_found_by_model_data_and_split(client, images, runs, na
     assert evaluations.find_evaluation(stored.model_id, images[0].digest, "val") is None
 
 
-def test_an_evaluation_that_was_cut_off_is_not_taken_for_one(client, images):
+def test_an_incomplete_evaluation_does_not_count(client, images):
     def evaluate(model_id: str, fails: bool) -> None:
-        with evaluations.tag_evaluation("a model", model_id, "test", external=False):
+        with evaluations.tag_evaluation("a model", model_id, "test", is_external=False):
             if fails:
                 raise RuntimeError
 

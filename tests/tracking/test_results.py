@@ -31,7 +31,7 @@ def test_a_run_lists_the_files_that_it_uses(store, tmp_path):
     table.to_csv(folder / "patients.csv", index=False)
     for split in ("train", "test"):
         (folder / split / "NORMAL" / "torn.png").write_bytes(split.encode())
-    data = open_dataset(str(folder), needs=("train", "test"))
+    data = open_dataset(str(folder), required_splits=("train", "test"))
     with mlflow.start_run() as run:
         results.log_files(data.decode(SIDE, 0.1))
     assert files(store, run.info.run_id) == {"data/files.csv", "data/test_files.csv"}
@@ -82,7 +82,9 @@ def test_predictions_are_read_as_they_were_written(store, tmp_path, names):
         listed[renamed.relative_to(folder).as_posix()] = names[number % len(names)]
     table = pd.DataFrame(listed.items(), columns=["path", "patient"])
     table.to_csv(folder / "patients.csv", index=False)
-    test = open_dataset(str(folder), needs=("train", "test")).decode(SIDE, 0).split("test")
+    test = (
+        open_dataset(str(folder), required_splits=("train", "test")).decode(SIDE, 0).split("test")
+    )
     found = evaluate_predictions(
         test, np.random.default_rng(0).random(len(test.rows)), 0.5, intervals=True
     )

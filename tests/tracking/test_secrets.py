@@ -56,16 +56,16 @@ SECRETS = [
         ("postgresql://me@here/x", "postgresql://me@here/x"),
     ],
 )
-def test_what_stands_in_addresses_is_hidden(said, shown):
+def test_credentials_in_urls_are_hidden(said, shown):
     assert redact_passwords(said) == shown
     assert str(UserError(said)) == shown
 
 
-def test_a_mistake_is_one_line_that_controls_no_terminal():
+def test_an_error_message_is_one_line_without_control_characters():
     assert str(UserError("got 'a\r\n\x1b[2Jb'  c")) == "got 'a \\x1b[2Jb'  c"
 
 
-def test_half_a_password_is_not_taken_for_the_host(monkeypatch):
+def test_part_of_a_password_is_not_used_as_the_host(monkeypatch):
     monkeypatch.setenv("PNEUMO_STORAGE", "postgresql://me:half@other@127.0.0.1:1/x")
     with pytest.raises(UserError, match="must name a database by a URL with one @") as raised:
         open_storage()
@@ -161,7 +161,7 @@ def test_a_run_that_is_called_by_a_git_address(store, monkeypatch, given, kept):
 
 
 @pytest.mark.slow
-def test_a_wrong_password_is_told_without_it(database, store, monkeypatch, capsys):
+def test_a_wrong_password_is_reported_without_the_password(database, store, monkeypatch, capsys):
     with psycopg.connect(database) as own:  # the right one is asked for
         own.execute("SELECT 1")
     monkeypatch.setenv("PNEUMO_STORAGE", _with(database, USER, f"{PASSWORD}-not"))
@@ -212,9 +212,7 @@ def test_a_server_that_does_not_know_the_password(guarded):
 
 
 @pytest.mark.slow
-def test_an_error_that_holds_an_address_is_kept_without_its_password(
-    store, sample, tmp_path, capsys
-):
+def test_an_error_with_a_url_is_stored_without_its_password(store, sample, tmp_path, capsys):
     address = _with(f"postgresql://127.0.0.1:{free_port()}/x", USER, PASSWORD)
 
     def failing(trial, base):

@@ -155,7 +155,7 @@ def test_optuna_agrees_with_mlflow(study, client):
         "objective": "val_auc",
         "data_digest": study.study.user_attrs["data_digest"],
         "run_id": study.study.user_attrs["run_id"],
-        "base": BASE.as_text(),
+        "base": BASE.to_params(),
         "search_space": facts["search_space"],
         "model_name": "pneumonia-sample",
     }

@@ -40,7 +40,7 @@ def settings(authority, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("asks", [False, True], ids=["open to all", "asks for a certificate"])
-def test_the_first_request_is_made_as_all_others(authority, settings, asks):
+def test_the_first_request_uses_the_same_client(authority, settings, asks):
     with serving({"/version": b"3"}) as server:
         server.encrypt(authority.server, authority.own if asks else None)
         mlflow.set_tracking_uri(server.address)
@@ -69,7 +69,7 @@ def test_the_first_request_is_made_as_all_others(authority, settings, asks):
         ({session.SERVER_CERTIFICATE: "own", INSECURE: "true"}, False, None),
     ],
 )
-def test_what_is_not_trusted_is_said_in_a_line(
+def test_an_untrusted_certificate_is_reported_in_one_line(
     authority, settings, capsys, tmp_path, variables, asks, reason
 ):
     settings(**variables)

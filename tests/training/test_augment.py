@@ -11,9 +11,9 @@ def images(count: int = 4) -> tf.Tensor:
     return tf.constant(np.random.default_rng(0).integers(0, 256, (count, 33, 33, 1), np.uint8))
 
 
-def varied(batch, *variation, seed=(1, 2)) -> np.ndarray:
+def varied(batch, *augmentation, seed=(1, 2)) -> np.ndarray:
     return augment(
-        batch, AugmentationConfig(*variation), tf.constant(sample_factors(len(batch), *seed))
+        batch, AugmentationConfig(*augmentation), tf.constant(sample_factors(len(batch), *seed))
     ).numpy()
 
 
@@ -28,7 +28,7 @@ def test_uint8_in_and_out_each_image_its_own_way():
     assert len({image.tobytes() for image in result}) == 4
 
 
-def test_an_image_varies_as_its_own_chance_says_whatever_the_batch():
+def test_the_augmentation_of_an_image_depends_on_its_factors_alone():
     whole = varied(images(), 1, 0.5, True)
     chance = tf.constant(sample_factors(4, 1, 2))
     for at in ([2], [3, 0]):
@@ -38,7 +38,7 @@ def test_an_image_varies_as_its_own_chance_says_whatever_the_batch():
         assert np.array_equal(part, whole[at])
 
 
-def test_no_chance_changes_nothing():
+def test_factors_of_0_change_nothing():
     neutral = tf.zeros([4, N_FACTORS])
     assert np.array_equal(
         augment(images(), AugmentationConfig(1, 0, True), neutral).numpy(), images().numpy()
@@ -55,7 +55,7 @@ def test_an_even_image_stays_as_it_is():
     assert np.array_equal(varied(even, 1.0), even.numpy())
 
 
-def test_the_centre_stays_and_the_rest_turns_by_36_degrees_at_most():
+def test_the_center_stays_and_the_rest_rotates_by_36_degrees_at_most():
     dots = np.zeros((64, 65, 65, 1), np.uint8)
     dots[:, 31:34, 31:34] = 255  # the centre
     dots[:, 31:34, 55:58] = 255  # 24 pixels to its right
@@ -70,7 +70,7 @@ def test_the_centre_stays_and_the_rest_turns_by_36_degrees_at_most():
         assert abs(np.degrees(np.arctan2(y[outer].mean(), x[outer].mean()))) <= 36 + 2
 
 
-def seen(variation: AugmentationConfig, **chance: float) -> np.ndarray:
+def seen(augmentation: AugmentationConfig, **chance: float) -> np.ndarray:
     """What is left of an image whose pixels say where they are: columns, then rows."""
     place = {"size": 3, "x": 4, "y": 5, "ratio": 6}
     drawn = np.zeros((2, N_FACTORS), np.float32)
@@ -79,7 +79,7 @@ def seen(variation: AugmentationConfig, **chance: float) -> np.ndarray:
     ramp = np.arange(101, dtype=np.uint8)
     columns = np.broadcast_to(2 * ramp, (101, 101))
     batch = tf.constant(np.stack([columns, columns.T])[..., np.newaxis])
-    columns, rows = augment(batch, variation, tf.constant(drawn)).numpy()[..., 0] / 2.0
+    columns, rows = augment(batch, augmentation, tf.constant(drawn)).numpy()[..., 0] / 2.0
     assert np.ptp(columns, axis=0).max() == np.ptp(rows, axis=1).max() == 0
     return np.stack([columns[0], rows[:, 0]])
 
@@ -101,7 +101,7 @@ def test_a_crop_lies_within_the_image_where_chance_puts_it(chance, columns, rows
     assert found[1] == pytest.approx(np.linspace(*rows, 101), abs=0.5)
 
 
-def test_half_of_the_images_are_mirrored_and_nothing_else_happens_to_them():
+def test_half_of_the_images_are_flipped_and_not_changed_otherwise():
     batch = tf.repeat(images(1), 400, axis=0)
     result = varied(batch, 0, 0, True)
     mirrored = (result == batch.numpy()[:, :, ::-1]).all(axis=(1, 2, 3))

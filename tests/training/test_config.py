@@ -9,7 +9,7 @@ from pneumo.training.config import RENAMED_FIELDS, RunConfig, rename_fields
 
 def test_text_and_back():
     config = RunConfig(dropout=0.1, dense_widths=(128, 64), epochs=3)
-    assert RunConfig().override(config.as_text()) == config
+    assert RunConfig().override(config.to_params()) == config
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_dense_widths(text, widths):
 
 
 def test_no_dense_layer_is_written_none():
-    assert RunConfig(dense_widths=(0, 0)).as_text()["dense_widths"] == "none"
+    assert RunConfig(dense_widths=(0, 0)).to_params()["dense_widths"] == "none"
 
 
 def test_is_frozen():
@@ -89,9 +89,9 @@ def test_weights_are_shown_by_name_and_content(tmp_path):
     file.write_bytes(b"abc")
     config = RunConfig(backbone="mobilenet", weights=file)
     assert config == RunConfig(backbone="mobilenet", weights=str(file))
-    assert config.as_text()["weights"] == "mine.h5:ba7816bf"
+    assert config.to_params()["weights"] == "mine.h5:ba7816bf"
     assert config.override({"dropout": "0.1"}).weights == str(file)
-    assert RunConfig(backbone="mobilenet", weights="ImageNet").as_text()["weights"] == "imagenet"
+    assert RunConfig(backbone="mobilenet", weights="ImageNet").to_params()["weights"] == "imagenet"
 
 
 def test_an_unknown_field_is_refused_with_the_known_ones():
@@ -131,4 +131,4 @@ def test_stored_fields_get_the_names_of_today():
 def test_switches_are_on_and_off_or_true_and_false(text, value):
     for field in ("horizontal_flip", "flip_tta", "feature_cache"):
         config = RunConfig().override({field: text})
-        assert config.as_text()[field] == value
+        assert config.to_params()[field] == value

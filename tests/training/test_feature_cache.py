@@ -32,9 +32,9 @@ def config(weights, own_cache) -> RunConfig:
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
-@pytest.mark.parametrize("deepest", [0, 4])
-def test_what_is_stored_is_what_the_network_gives(config, images, depth, deepest):
-    split, store = images.split("train"), features_of(config, deepest)
+@pytest.mark.parametrize("max_unfreeze_depth", [0, 4])
+def test_what_is_stored_is_what_the_network_gives(config, images, depth, max_unfreeze_depth):
+    split, store = images.split("train"), features_of(config, max_unfreeze_depth)
     backbone = network.build_backbone(config)
     lower = network.submodel_between(backbone, "mobilenet", BACKBONES["mobilenet"].blocks, depth)
     varied = augment(
@@ -44,24 +44,24 @@ def test_what_is_stored_is_what_the_network_gives(config, images, depth, deepest
         (View(split), split.images),
         (View(split, AugmentationConfig(0.5), 1), varied),
     ):
-        found = store.of(view, depth)
+        found = store.get(view, depth)
         assert (found.dtype, found.flags.writeable) == (np.float32, False)
         assert found == pytest.approx(lower.predict(inputs, verbose=0), abs=1e-5)
 
 
 def test_a_higher_cut_starts_from_a_stored_lower_one(config, images, own_cache):
     split = images.split("val")
-    expected = np.array(features_of(config).of(View(split), 0))
-    store = features_of(config, deepest=2)
-    store.of(View(split), 2)
+    expected = np.array(features_of(config).get(View(split), 0))
+    store = features_of(config, max_unfreeze_depth=2)
+    store.get(View(split), 2)
     cache_of_0 = cache_path(store.name(View(split), 0))
     (cache_of_0 / ARRAY_FILE).unlink()
     black = replace(split, pixels=np.zeros_like(split.pixels))  # of the same files
-    assert np.array_equal(store.of(View(black), 0), expected)
+    assert np.array_equal(store.get(View(black), 0), expected)
 
 
 def test_what_is_computed_from_pixels_is_kept_at_the_deepest_cut_too(config, images, own_cache):
-    features_of(config, deepest=3).of(View(images.split("val")), 1)
+    features_of(config, max_unfreeze_depth=3).get(View(images.split("val")), 1)
     assert {depth for depth, _, _ in stored(own_cache)} == {1, 3}
 
 
@@ -78,12 +78,12 @@ def test_multiply_adds_are_those_of_the_layers_below_a_cut():
     ("backbone", "alpha", "paying"),
     [("mobilenet", 0.25, 12), ("mobilenet", 1, 12), ("resnet50v2", 1, 16), ("cnn", 1, 1)],
 )
-def test_only_cuts_that_save_more_than_they_cost_pay(backbone, alpha, paying):
+def test_only_cuts_that_save_more_than_they_cost_are_stored(backbone, alpha, paying):
     fields = {"backbone": backbone, "alpha": alpha, "image_size": 64, "unfreeze_depth": 0}
-    store = features_of(RunConfig(**fields), deepest=99)
+    store = features_of(RunConfig(**fields), max_unfreeze_depth=99)
     depths = range(BACKBONES[backbone].blocks)
-    assert [it for it in depths if store.pays(it)] == list(range(paying))
-    assert store._deepest == paying - 1
+    assert [it for it in depths if store.is_worth_storing(it)] == list(range(paying))
+    assert store._max_unfreeze_depth == paying - 1
 
 
 def name(config: RunConfig, split: Split, depth: int = 1, **view) -> str:
@@ -92,13 +92,13 @@ def name(config: RunConfig, split: Split, depth: int = 1, **view) -> str:
 
 def test_the_key_changes_with_each_ingredient(config, images, sample, monkeypatch):
     split = images.split("train")
-    first = {"variation": AugmentationConfig(0.5), "number": 0}
+    first = {"augmentation": AugmentationConfig(0.5), "number": 0}
     names = [name(config, split, **first)]
     names.append(name(config, split, 0, **first))
-    names.append(name(config, split, variation=AugmentationConfig(0.75), number=0))
-    names.append(name(config, split, variation=AugmentationConfig(0.5, 0.5), number=0))
-    names.append(name(config, split, variation=AugmentationConfig(0.5, 0, True), number=0))
-    names.append(name(config, split, variation=AugmentationConfig(0.5), number=1))
+    names.append(name(config, split, augmentation=AugmentationConfig(0.75), number=0))
+    names.append(name(config, split, augmentation=AugmentationConfig(0.5, 0.5), number=0))
+    names.append(name(config, split, augmentation=AugmentationConfig(0.5, 0, True), number=0))
+    names.append(name(config, split, augmentation=AugmentationConfig(0.5), number=1))
     names.append(name(config, images.split("val"), **first))
     names.append(name(config, replace(split, rows=split.rows[::-1]), **first))
     names.append(name(config.override({"image_size": 64}), split, **first))
@@ -175,7 +175,7 @@ store = FeatureCache(FeatureExtractor(network.build_backbone(config), config.bac
 split = open_dataset("sample").decode(32, 0).split("train")
 print("ready", flush=True)
 sys.stdin.readline()
-print(store.of(View(split), 0).sum(), flush=True)
+print(store.get(View(split), 0).sum(), flush=True)
 """
 
 
@@ -195,7 +195,7 @@ def asking(config: RunConfig, die: bool = False) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_of_two_processes_one_computes_and_the_other_waits(config, own_cache):
+def test_one_of_two_processes_computes_and_the_other_waits(config, own_cache):
     both = [asking(config), asking(config)]
     for process in both:
         process.stdin.write("\n")
@@ -207,13 +207,13 @@ def test_of_two_processes_one_computes_and_the_other_waits(config, own_cache):
 
 
 @pytest.mark.slow
-def test_a_killed_writer_leaves_nothing_that_is_believed(config, own_cache, sample):
+def test_an_entry_of_a_killed_writer_is_not_used(config, own_cache, sample):
     process = asking(config, die=True)
     assert process.communicate("\n")[0] == "computing\n"
     [draft] = own_cache.glob("features/.*.draft")
     assert (draft / ARRAY_FILE).read_bytes() == b"half"
     split = open_dataset("sample").decode(32, 0).split("train")
-    found = features_of(config).of(View(split), 0)
+    found = features_of(config).get(View(split), 0)
     backbone = network.build_backbone(config)
     assert found == pytest.approx(backbone.predict(split.images, verbose=0), abs=1e-5)
     assert not draft.exists()

@@ -32,27 +32,27 @@ def config(weights, own_cache) -> RunConfig:
 
 
 @pytest.mark.parametrize("fields", [{}, {"head_epochs": 0}])
-def test_a_cut_that_does_not_pay_is_trained_from_pixels_with_the_same_result(
+def test_a_cut_not_worth_storing_is_trained_from_pixels_with_the_same_result(
     config, images, own_cache, monkeypatch, fields
 ):
     fields |= {"unfreeze_depth": 12, "epochs": 3, "augment_strength": 0.5}
     config = config.override(fields)
-    found = train(config, images, deepest=12)
+    found = train(config, images, max_unfreeze_depth=12)
     depths = {depth for depth, _, _ in stored(own_cache)}
     assert depths == ({0, 11} if config.head_epochs else set())
     monkeypatch.setattr(feature_cache, "WORTH_A_BYTE", 0)
-    expected = train(config, images, deepest=12)
+    expected = train(config, images, max_unfreeze_depth=12)
     assert {depth for depth, _, _ in stored(own_cache)} >= {12}
     assert found.best_epochs == expected.best_epochs
     assert found.val_logits == pytest.approx(expected.val_logits, abs=1e-4)
     assert found.perturbed_logits == pytest.approx(expected.perturbed_logits, abs=1e-4)
 
 
-def test_the_room_for_a_run_is_what_it_will_store(config, images, own_cache, monkeypatch):
+def test_the_budget_for_a_run_is_what_it_will_store(config, images, own_cache, monkeypatch):
     config = config.override({"unfreeze_depth": 1, "epochs": 2, "augment_strength": 0.5})
     asked, target = [], "pneumo.training.train.available_bytes"
     monkeypatch.setattr(target, lambda sizes: asked.append(sizes) or 10**12)
-    train(config.override({"objective": "val_blurred_auc"}), images, deepest=2)
+    train(config.override({"objective": "val_blurred_auc"}), images, max_unfreeze_depth=2)
     [sizes] = asked
     folders = {it.relative_to(own_cache).as_posix(): it for it in own_cache.glob("features/*")}
     assert sizes.keys() >= folders.keys()
@@ -61,7 +61,7 @@ def test_the_room_for_a_run_is_what_it_will_store(config, images, own_cache, mon
         assert sizes[name] == np.load(folder / ARRAY_FILE, mmap_mode="r").nbytes
 
 
-def test_a_run_lets_go_of_its_features_when_it_ends(config, images, own_cache):
+def test_a_run_releases_its_features_when_it_ends(config, images, own_cache):
     used = []
 
     def look(*_):

@@ -50,7 +50,7 @@ def test_the_real_weights():
         alpha=0.25, include_top=False, weights=str(path), input_shape=(224, 224, 3)
     )
     assert same(pretrained.load_pretrained_weights(config), expected.get_weights())
-    assert config.as_text()["weights"] == f"{FILE}:dbdb03ee"
+    assert config.to_params()["weights"] == f"{FILE}:dbdb03ee"
 
 
 def test_other_shapes_are_refused_with_the_first_layer_that_differs(weights):
@@ -111,10 +111,10 @@ def test_imagenets_weights_are_downloaded_by_keras_once(weights, keras_home, mon
         pretrained._load.cache_clear()
         assert same(pretrained.load_pretrained_weights(config), network().get_weights())
     assert server.asked == [(f"/{FILE}", None)]
-    assert config.as_text()["weights"] == "imagenet"
+    assert config.to_params()["weights"] == "imagenet"
 
 
-def test_offline_one_line_says_which_file_to_put_where(weights, keras_home, monkeypatch):
+def test_offline_the_error_names_the_file_and_its_folder(weights, keras_home, monkeypatch):
     with serving({}) as server:
         keras_loads_from(server.address, monkeypatch)
         with pytest.raises(UserError) as mistake:

@@ -67,7 +67,7 @@ def balanced_loss(labels, logits) -> float:
     )
 
 
-def test_training_and_validation_losses_are_of_one_kind(images):
+def test_training_and_validation_losses_are_comparable(images):
     """A fit that hardly moves has one loss throughout, whose images are those of the labels."""
     result, epochs = fit(images, epochs=1, learning_rate=1e-12, dropout=0, augment_strength=0)
     for name in ("train", "val"):
@@ -118,7 +118,7 @@ def test_members_are_fitted_one_by_one_and_averaged(images, tmp_path):
     assert result.score == pytest.approx(roc_auc_score(val.labels, blurred), abs=1e-6)
 
 
-def test_a_mirrored_model_is_judged_as_it_is_used(images, tmp_path):
+def test_a_flip_tta_model_is_evaluated_as_it_is_used(images, tmp_path):
     result, epochs = fit(
         images, horizontal_flip="on", flip_tta="on", learning_rate=0.01, objective="val_blurred_auc"
     )
@@ -162,7 +162,7 @@ def test_a_cosine_rises_before_it_falls():
     assert float(_cosine(0.01, 9)(0)) == pytest.approx(0.01)  # too short to rise
 
 
-def test_patience_ends_the_training(images):
+def test_early_stopping_ends_the_training(images):
     _, epochs = fit(images, epochs=40, patience=1, learning_rate=0.01)
     aucs = [metrics["val_auc"] for _, metrics in epochs]
     assert len(aucs) < 40
@@ -183,7 +183,7 @@ def moved(before: keras.Model, after: keras.Model) -> list[str]:
     return [old.path for old, new in pairs if not np.array_equal(old.numpy(), new.numpy())]
 
 
-def test_depth_decides_which_weights_move(images):
+def test_depth_decides_which_weights_change(images):
     keras.utils.set_random_seed(0)
     before = network.build_model(CONFIG.override({"unfreeze_depth": 1})).get_layer("backbone")
     result, _ = fit(images, unfreeze_depth=1, epochs=1)
@@ -226,7 +226,7 @@ def test_two_phases_have_one_rising_epoch(images, weights):
     assert len(epochs) > falls[0]
 
 
-def test_fine_tuning_moves_the_open_blocks_but_no_statistics(images, weights):
+def test_fine_tuning_changes_the_unfrozen_blocks_but_no_statistics(images, weights):
     config = small(weights, epochs=1)  # one epoch has no phase of the head alone
     before = network.build_model(config).get_layer("backbone")
     result = train(config, images)
@@ -237,7 +237,7 @@ def test_fine_tuning_moves_the_open_blocks_but_no_statistics(images, weights):
     assert not any("moving" in path for path in paths)
 
 
-def test_from_scratch_the_statistics_of_the_open_blocks_move(images):
+def test_from_scratch_the_statistics_of_the_unfrozen_blocks_change(images):
     config = RunConfig(**SMALL).override({"unfreeze_depth": 1, "epochs": 1})
     before = network.build_model(config).get_layer("backbone")
     paths = moved(before, train(config, images).model.get_layer("backbone"))
@@ -276,7 +276,7 @@ def test_what_a_callback_raises_reaches_the_caller(images):
     assert seen == [1, 2]
 
 
-def test_a_loss_that_is_no_number_ends_the_training(images):
+def test_a_nan_loss_ends_the_training(images):
     keras.config.set_floatx("float16")  # whose numbers end at 65,504
     try:
         with pytest.raises(TrainingDivergedError, match="lower learning_rate"):

@@ -39,7 +39,7 @@ def test_a_continued_study_stays_under_its_own_run(store, sample):
     assert tags(store.get_run(study_id))["pneumo.kind"] == "study"
 
 
-def test_test_is_touched_again_only_for_another_winner(store, sample):
+def test_test_is_evaluated_again_only_for_another_winner(store, sample):
     first = run_study(sample, trials=1, name="night")
     study_id = first.study.user_attrs["run_id"]
     again = run_study(sample, trials=1, name="night")
@@ -69,7 +69,7 @@ def test_test_is_touched_again_only_for_another_winner(store, sample):
         ({"dropout": "0.1"}, "fixed {}: got {'dropout': '0.1'}"),
     ],
 )
-def test_a_study_is_continued_as_it_was_begun(finished, sample, fixed, fact):
+def test_a_study_is_resumed_with_its_original_settings(finished, sample, fixed, fact):
     outcome, folder = finished
     with store_in(folder), pytest.raises(UserError, match=re.escape(f"was begun with {fact}")):
         run_study(sample, name=outcome.study.study_name, fixed=fixed)
@@ -89,7 +89,7 @@ def test_a_study_is_continued_in_the_store_of_its_runs(finished, sample, tmp_pat
     )
 
 
-def test_a_lost_baseline_is_asked_for_again(store, sample):
+def test_a_lost_baseline_is_enqueued_again(store, sample):
     study_id = run_study(sample, trials=1, name="night").study.user_attrs["run_id"]
     # as if trial 0 had been interrupted
     with sqlite3.connect("optuna.db") as database:

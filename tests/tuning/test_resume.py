@@ -164,7 +164,7 @@ def test_another_base_or_search_space_is_refused(study, sample, experiment, fact
     )
 
 
-def test_other_ranges_are_taken_and_listed(store, sample):
+def test_other_ranges_are_accepted_and_listed(store, sample):
     before = run_study(sample, trials=1, name="night").study.user_attrs["run_id"]
     assert "range before" not in text(before, "study/study.html")
     found = tune_and_register(

@@ -144,7 +144,7 @@ def searching(**space) -> Experiment:
         {"batch_size": ("suggest_categorical", {"choices": [16, 32]})},
     ],
 )
-def test_a_space_that_fits_is_let_through(space):
+def test_a_valid_search_space_is_accepted(space):
     validate_search_space(searching(**space), RunConfig(), {})
 
 

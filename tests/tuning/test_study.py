@@ -101,7 +101,7 @@ def test_what_an_experiment_queues_is_tried_first(store, sample):
     assert again[3].params == fields
 
 
-def test_blurred_images_choose_the_trial_where_asked_to(store, sample):
+def test_blurred_images_choose_the_trial_with_that_objective(store, sample):
     outcome = run_study(sample, fixed={"objective": "val_blurred_auc"}, name="elsewhere")
     assert outcome.study.user_attrs["objective"] == "val_blurred_auc"
     val = sample.decode(BASE.image_size, 0).split("val")
@@ -141,7 +141,7 @@ def test_a_queue_of_what_is_not_suggested_is_refused(sample):
     with pytest.raises(
         UserError, match="ENQUEUED_TRIALS in experiments/odd.py .* dropout, .*: got 'dropuot'"
     ):
-        plan.asked()
+        plan.initial_params()
 
 
 def test_a_baseline_outside_the_search_space_is_refused(store, sample):

@@ -17,12 +17,12 @@ from tests.support.studies import BASE, EPOCH, TINY, children, files, tags, text
 pytestmark = pytest.mark.slow
 
 
-def test_who_has_heard_an_interrupt_begins_no_trial(store, sample, monkeypatch):
+def test_an_interrupted_worker_starts_no_trial(store, sample, monkeypatch):
     plan = StudySpec(TINY, sample, {})
     with mlflow.start_run() as parent:
         study = create_study(open_storage(), "night", plan, parent.info.run_id)
-        StudyLimits(1).set(study)
-        monkeypatch.setattr(signals._State, "asked", True)
+        StudyLimits(1).save(study)
+        monkeypatch.setattr(signals._State, "requested", True)
         with pytest.raises(KeyboardInterrupt):
             run_trials(study, plan)
     assert [trial.state.name for trial in study.trials] == ["WAITING"]
@@ -44,7 +44,7 @@ def searched(suggest, sample, trials, pruner=None) -> tuple[optuna.Study, str]:
             pruner=pruner or optuna.pruners.NopPruner(),
         )
         study.set_user_attr("run_id", run.info.run_id)
-        StudyLimits(trials).set(study)
+        StudyLimits(trials).save(study)
         plan = StudySpec(Experiment("tiny", BASE, suggest), sample, {})
         run_trials(study, plan)
     return study, run.info.run_id
@@ -81,7 +81,7 @@ def test_a_failed_trial_has_its_traceback_and_is_replaced(store, sample):
     assert "ValueError: " in text(failed.info.run_id, "traceback.txt")
 
 
-def test_three_failures_alike_stop_a_study(store, sample):
+def test_three_failures_of_the_same_type_stop_a_study(store, sample):
     def suggest(trial, base):
         return base.model_copy(update={"dense_widths": (-1,)})
 

@@ -36,7 +36,7 @@ def command(tmp_path, monkeypatch):
         ("os.write(1, b'\\xff\\n')", 0, "", "", "\N{REPLACEMENT CHARACTER}\n"),
     ],
 )
-def test_what_a_worker_says(command, capsys, code, exit_code, reason, trace, printed):
+def test_the_output_of_a_worker(command, capsys, code, exit_code, reason, trace, printed):
     # On its way out Python flushes what is printed, and os._exit does not
     command(code.replace("os._exit", "sys.stdout.flush(); os._exit"))
     ended = SimpleQueue()
@@ -47,7 +47,7 @@ def test_what_a_worker_says(command, capsys, code, exit_code, reason, trace, pri
     assert ended.get(timeout=10) is worker
 
 
-def test_what_a_worker_is_given(command, capsys, monkeypatch, tmp_path):
+def test_the_arguments_of_a_worker(command, capsys, monkeypatch, tmp_path):
     command("print(sys.argv[1:], os.environ['A'], os.environ.get('MLFLOW_RUN_ID'), os.getpid())")
     monkeypatch.setenv("MLFLOW_RUN_ID", "1234")  # else it would end that run
     (tmp_path / "here").mkdir()
@@ -59,7 +59,7 @@ def test_what_a_worker_is_given(command, capsys, monkeypatch, tmp_path):
     assert capsys.readouterr().out == printed
 
 
-def test_a_worker_that_does_not_leave_is_killed(command):
+def test_a_worker_that_does_not_exit_is_killed(command):
     command("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)")
     worker = Worker(0, [], {}, SimpleQueue())
     worker.terminate()
@@ -87,7 +87,7 @@ def test_how_a_worker_ends(command, code, error, message):
         run_worker(0, [], {})
 
 
-def test_an_interrupt_that_wakes_nobody_ends_the_worker(command, tmp_path):
+def test_an_interrupt_from_python_ends_the_worker(command, tmp_path):
     """As Ray cancels a task: Python sees it only where the main thread runs."""
     ended = tmp_path / "ended"
     command(

@@ -238,8 +238,8 @@ class Parser(argparse.ArgumentParser):
         options, unknown = super().parse_known_args(*arguments)
         if unknown:
             self.error(f"unrecognized arguments: {quoted(' '.join(unknown))}")
-        if lost := [name for name, value in vars(options).items() if value == []]:
-            self.error(f"argument --{lost[0]}: must not be '--'")  # argparse turns it into a list
+        if empty := [name for name, value in vars(options).items() if value == []]:
+            self.error(f"argument --{empty[0]}: must not be '--'")  # argparse turns it into a list
         return options, unknown
 
     def error(self, message: str) -> NoReturn:
@@ -263,18 +263,18 @@ def parse(arguments: list[str]) -> tuple[str, Options]:
     """
     parser = Parser(prog="pneumo", description="An experiment harness for chest X-rays.")
     parsers = _add_commands(parser)
-    given = {flag: text for flag, text in vars(parser.parse_args(arguments)).items() if text}
-    command = given.pop("command")
+    values = {flag: text for flag, text in vars(parser.parse_args(arguments)).items() if text}
+    command = values.pop("command")
     options = COMMANDS[command].options
-    overrides = {flag: given.pop(flag) for flag in options.run_fields if flag in given}
+    overrides = {flag: values.pop(flag) for flag in options.run_fields if flag in values}
     if overrides:
-        given["overrides"] = overrides
+        values["overrides"] = overrides
     try:
-        return command, options(**given)
+        return command, options(**values)
     except ValidationError as error:
         first = error.errors()[0]
         flag, rule = first["loc"][0], first["msg"].removeprefix("Value error, ")
-        parsers[command].error(f"argument --{flag}: {rule}: got '{quoted(given[flag])}'")
+        parsers[command].error(f"argument --{flag}: {rule}: got '{quoted(values[flag])}'")
 
 
 def _add_commands(parser: Parser) -> dict[str, Parser]:
@@ -282,8 +282,10 @@ def _add_commands(parser: Parser) -> dict[str, Parser]:
     commands = parser.add_subparsers(
         required=True, dest="command", metavar="command", parser_class=Parser
     )
-    for name, (options, what) in COMMANDS.items():
-        command = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
+    for name, (options, description) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=description, description=description, allow_abbrev=False
+        )
         for flag, field in flags_of(options).items():
             required = field.is_required()
             command.add_argument(
@@ -292,7 +294,8 @@ def _add_commands(parser: Parser) -> dict[str, Parser]:
                 default=argparse.SUPPRESS,
                 metavar="VALUE",
                 type=partial(_text, required),
-                help=field.description + ("" if flag in options.run_fields else _default(field)),
+                help=field.description
+                + ("" if flag in options.run_fields else _default_note(field)),
             )
     return commands.choices
 
@@ -302,16 +305,18 @@ def flags_of(options: type[Options]) -> dict[str, FieldInfo]:
     flags: dict[str, FieldInfo] = {}
     for name, field in options.model_fields.items():
         if name == "overrides":
-            flags |= {it: RunConfig.model_fields[it] for it in options.run_fields}
+            flags |= {
+                field_name: RunConfig.model_fields[field_name] for field_name in options.run_fields
+            }
         else:
             flags[name] = field
     return flags
 
 
-def _default(field: FieldInfo) -> str:
+def _default_note(field: FieldInfo) -> str:
     """Return the help's text about the default, or '' if there is no fixed default."""
-    shows = not field.is_required() and field.default is not None
-    return f" (default: {field.default})" if shows else ""
+    has_default = not field.is_required() and field.default is not None
+    return f" (default: {field.default})" if has_default else ""
 
 
 def _text(required: bool, text: str) -> str:

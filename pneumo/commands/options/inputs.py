@@ -65,26 +65,28 @@ def _load_tune(options: TuneOptions) -> Inputs:
 
     if options.launcher == "local":  # a cluster assigns its own GPUs
         require_gpus(options.workers, options.workers_per_gpu)
-    experiment = load_experiment(options.experiment, searched=True)
+    experiment = load_experiment(options.experiment, require_search_space=True)
     config = experiment.base.override(options.overrides)
     validate_search_space(experiment, config, options.overrides)
-    return Inputs(experiment, config, open_dataset(options.data, needs=("train", "test")))
+    return Inputs(experiment, config, open_dataset(options.data, required_splits=("train", "test")))
 
 
 def _load_worker(options: WorkerOptions) -> Inputs:
     if not options.driven:  # the process that starts a driven worker assigns its GPU
         require_gpus(options.workers, options.workers_per_gpu)
-    return Inputs(dataset=open_dataset(options.data, needs=("train", "test")))
+    return Inputs(dataset=open_dataset(options.data, required_splits=("train", "test")))
 
 
 def _load_train(options: TrainOptions) -> Inputs:
     experiment = load_experiment(options.experiment)
     config = experiment.base.override(options.overrides)
-    return Inputs(experiment, config, open_dataset(options.data, needs=("train",)))
+    return Inputs(experiment, config, open_dataset(options.data, required_splits=("train",)))
 
 
 def _load_evaluate(options: EvaluateOptions) -> Inputs:
-    return Inputs(dataset=open_dataset(options.data, needs=published_splits(options.split)))
+    return Inputs(
+        dataset=open_dataset(options.data, required_splits=published_splits(options.split))
+    )
 
 
 def _load_promote(options: PromoteOptions) -> Inputs:
@@ -92,7 +94,9 @@ def _load_promote(options: PromoteOptions) -> Inputs:
         return Inputs()
     if not options.data:
         raise UserError("promote needs data to decide on: give --data, or --rollback true")
-    return Inputs(dataset=open_dataset(options.data, needs=published_splits(options.split)))
+    return Inputs(
+        dataset=open_dataset(options.data, required_splits=published_splits(options.split))
+    )
 
 
 def _load_predict(options: PredictOptions) -> Inputs:
@@ -101,18 +105,18 @@ def _load_predict(options: PredictOptions) -> Inputs:
 
 
 def _load_explore(options: ExploreOptions) -> Inputs:
-    return Inputs(dataset=open_dataset(options.data, needs=(), in_conflict=True))
+    return Inputs(dataset=open_dataset(options.data, required_splits=(), allow_conflicts=True))
 
 
 def _load_prepare(options: PrepareOptions) -> Inputs:
     config = RunConfig().override(options.overrides)
     if bool(options.test_images) != bool(options.out):
         raise UserError("test_images and out go together: give both, or neither")
-    dataset = open_dataset(options.data, needs=("test",) if options.out else ())
+    dataset = open_dataset(options.data, required_splits=("test",) if options.out else ())
     if options.out:
         out = _absolute(options.out)
         write_subset(dataset, _absolute(options.test_images), out)
-        dataset = open_dataset(str(out), needs=())
+        dataset = open_dataset(str(out), required_splits=())
     return Inputs(config=config, dataset=dataset)
 
 
@@ -120,25 +124,25 @@ def _absolute(path: str) -> Path:
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 
-def _path_of_csv(given: str) -> Path:
+def _path_of_csv(path: str) -> Path:
     """Return the path of the CSV; raise `UserError` if no file can be written there."""
-    out = Path(os.path.expanduser(given))
+    out = Path(os.path.expanduser(path))
     if len(os.fsencode(out.name)) > MAX_FILE_NAME_BYTES:
         raise UserError(
             f"out must have a name of up to {MAX_FILE_NAME_BYTES} bytes: got '{quoted(out.name)}'"
         )
     if os.path.isdir(out) or not os.path.isdir(out.absolute().parent):
-        raise UserError(f"out must be a CSV file in a folder that is there: got '{quoted(given)}'")
+        raise UserError(f"out must be a CSV file in a folder that is there: got '{quoted(path)}'")
     return out
 
 
-def find_images(images: str, out: Path) -> list[str]:
+def find_images(pattern: str, out: Path) -> list[str]:
     """Find image files.
 
     Hidden files, `__MACOSX`, `out` itself and its heat maps are left out.
 
     Args:
-        images: A file, a folder, which is searched with all its subfolders, or a glob of either.
+        pattern: A file, a folder, which is searched with all its subfolders, or a glob of either.
         out: Path of the CSV.
 
     Returns:
@@ -148,18 +152,18 @@ def find_images(images: str, out: Path) -> list[str]:
         UserError: There are no files.
     """
     # A file name may contain characters that are special in a glob
-    named = [images] if os.path.exists(images) else glob.iglob(images, recursive=True)
-    found = {file for place in map(Path, named) for file in _files_at(place)}
-    written = out.resolve(), heat_map_folder(out).resolve()
+    roots = [pattern] if os.path.exists(pattern) else glob.iglob(pattern, recursive=True)
+    candidates = {file for root in map(Path, roots) for file in _files_at(root)}
+    outputs = out.resolve(), heat_map_folder(out).resolve()
     files = sorted(
         str(file)
-        for file in found
-        if not any(it in (file.resolve(), *file.resolve().parents) for it in written)
+        for file in candidates
+        if not any(output in (file.resolve(), *file.resolve().parents) for output in outputs)
     )
     if not files:
         raise UserError(
             "images must be a file, a folder or a glob of image files: "
-            f"'{quoted(images)}' names none"
+            f"'{quoted(pattern)}' names none"
         )
     require_text(files)
     return files
@@ -170,11 +174,11 @@ def heat_map_folder(out: Path) -> Path:
     return out.with_name(f"{out.stem}_explained")
 
 
-def _files_at(place: Path) -> list[Path]:
+def _files_at(path: Path) -> list[Path]:
     """Return the file itself, or all files below a folder except junk."""
-    if place.is_file():
-        return [place]
-    return [file for file in place.rglob("*") if file.is_file() and not is_junk(file, place)]
+    if path.is_file():
+        return [path]
+    return [file for file in path.rglob("*") if file.is_file() and not is_junk(file, path)]
 
 
 LOADERS: dict[type[Options], Callable[..., Inputs]] = {

@@ -27,16 +27,16 @@ from pneumo.tuning.study import (
 )
 
 
-def worker_arguments(study: optuna.Study, plan: StudySpec) -> list[str]:
+def worker_arguments(study: optuna.Study, spec: StudySpec) -> list[str]:
     """Return the arguments of the command `worker` for a worker that another process starts.
 
     Args:
         study: The study.
-        plan: Search of the study.
+        spec: Search of the study.
     """
-    arguments = ["--driven", "true", "--study", study.study_name, "--data", plan.dataset.source]
-    if ":" in plan.base.as_text()["weights"]:
-        arguments += ["--weights", plan.base.weights]
+    arguments = ["--driven", "true", "--study", study.study_name, "--data", spec.dataset.source]
+    if ":" in spec.base.to_params()["weights"]:
+        arguments += ["--weights", spec.base.weights]
     return arguments
 
 
@@ -50,10 +50,10 @@ def worker_environment(number: int, workers: int) -> dict[str, str]:
         number: Number of the worker, from 0.
         workers: Number of workers.
     """
-    share = thread_limit_environment(max(1, cpu_count() // workers))
-    if found := visible_gpus():
-        share["CUDA_VISIBLE_DEVICES"] = found[number % len(found)]
-    return share
+    environment = thread_limit_environment(max(1, cpu_count() // workers))
+    if gpus := visible_gpus():
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    return environment
 
 
 def thread_limit_environment(count: int) -> dict[str, str]:
@@ -63,7 +63,7 @@ def thread_limit_environment(count: int) -> dict[str, str]:
     return {name: str(count) for name in (*names, "TF_NUM_INTEROP_THREADS")}
 
 
-def launch(study: optuna.Study, plan: StudySpec, workers: int, progress: StudyProgress) -> None:
+def launch(study: optuna.Study, spec: StudySpec, workers: int, progress: StudyProgress) -> None:
     """Search a study in several processes until its limits are reached, and wait for them.
 
     A worker may die, or end itself because its trial exceeds the limits' `trial_timeout`. Its trial
@@ -71,7 +71,7 @@ def launch(study: optuna.Study, plan: StudySpec, workers: int, progress: StudyPr
 
     Args:
         study: A study whose `StudyLimits` are set.
-        plan: Search of the study.
+        spec: Search of the study.
         workers: Number of processes.
         progress: Display of the study, updated while it runs.
 
@@ -81,7 +81,7 @@ def launch(study: optuna.Study, plan: StudySpec, workers: int, progress: StudyPr
             died without a finished trial in between.
     """
     deaths, ended = FailureCounter(lambda: count_finished_trials(study)), SimpleQueue()
-    start = partial(_start, study, plan, workers, ended)
+    start = partial(_start, study, spec, workers, ended)
     running = [start(number) for number in range(workers)]
     try:
         while running:
@@ -95,7 +95,7 @@ def launch(study: optuna.Study, plan: StudySpec, workers: int, progress: StudyPr
             if worker.wait() == 0:
                 continue
             _report_death(worker, study)
-            prepare_resume(study, plan)
+            prepare_resume(study, spec)
             if worker.trace:
                 _log_hang(worker, study)
             require_no_repeated_failure(study)
@@ -104,18 +104,18 @@ def launch(study: optuna.Study, plan: StudySpec, workers: int, progress: StudyPr
                     f"{MAX_CONSECUTIVE_FAILURES} workers have died without a trial done: look at "
                     "what they said, or give fewer workers if the memory is too small"
                 )
-            if not StudyLimits.of(study).reached(study):
+            if not StudyLimits.from_study(study).is_reached(study):
                 running.append(start(worker.number))
     finally:
         _end(running)
 
 
 def _start(
-    study: optuna.Study, plan: StudySpec, workers: int, ended: SimpleQueue[Worker], number: int
+    study: optuna.Study, spec: StudySpec, workers: int, ended: SimpleQueue[Worker], number: int
 ) -> Worker:
     environment = worker_environment(number, workers)
     environment["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
-    return Worker(number, worker_arguments(study, plan), environment, ended)
+    return Worker(number, worker_arguments(study, spec), environment, ended)
 
 
 def _report_death(worker: Worker, study: optuna.Study) -> None:
@@ -128,21 +128,21 @@ def _report_death(worker: Worker, study: optuna.Study) -> None:
 
 
 def _timeout(study: optuna.Study) -> str:
-    return f"trial not done after {StudyLimits.of(study).trial_timeout} s, the limit"
+    return f"trial not done after {StudyLimits.from_study(study).trial_timeout} s, the limit"
 
 
 def _log_hang(worker: Worker, study: optuna.Study) -> None:
     """Log where a worker's trial hung, to the run of the trial."""
     for trial in study.get_trials(deepcopy=False):
         if _was_lost_by(worker, trial):
-            where = f"{_timeout(study)}; where each thread was:\n\n{worker.trace}"
-            study_runs.log_hang_traceback(attributes.RUN_ID.of(study), trial.number, where)
+            report = f"{_timeout(study)}; where each thread was:\n\n{worker.trace}"
+            study_runs.log_hang_traceback(attributes.RUN_ID.read(study), trial.number, report)
 
 
 def _was_lost_by(worker: Worker, trial: FrozenTrial) -> bool:
     """Return whether a trial failed because this worker, which ran it, has ended."""
-    own = tuple(attributes.PROCESS.get(trial, ())) == worker.id
-    return own and trial.state == TrialState.FAIL and not attributes.ERROR.get(trial, "")
+    ran_here = tuple(attributes.PROCESS.get(trial, ())) == worker.id
+    return ran_here and trial.state == TrialState.FAIL and not attributes.ERROR.get(trial, "")
 
 
 def _end(workers: list[Worker]) -> None:

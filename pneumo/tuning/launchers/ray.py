@@ -55,18 +55,18 @@ def check_prerequisites() -> None:
             "launcher=ray needs Ray, which is an extra: free its line in conda.yaml of the #, here "
             "and on the cluster, or leave launcher as it is"
         ) from None
-    for name, uri, wanted in (
+    for name, uri, scheme in (
         ("PNEUMO_STORAGE", os.environ.get("PNEUMO_STORAGE", ""), "postgresql"),
         ("MLFLOW_TRACKING_URI", mlflow.get_tracking_uri(), "http"),
     ):
-        if not uri.startswith(wanted):
+        if not uri.startswith(scheme):
             raise UserError(
                 f"launcher=ray needs {name} at a server that the whole cluster can reach, "
-                f"{wanted}://…: got {uri.rpartition('@')[2] or 'none'}"
+                f"{scheme}://…: got {uri.rpartition('@')[2] or 'none'}"
             )
 
 
-def launch(study: optuna.Study, plan: StudySpec, workers: int, progress: StudyProgress) -> None:
+def launch(study: optuna.Study, spec: StudySpec, workers: int, progress: StudyProgress) -> None:
     """Search a study in several tasks of the cluster until its limits are reached.
 
     Each task has the resources that the experiment requests, and starts the command `worker` on its
@@ -75,7 +75,7 @@ def launch(study: optuna.Study, plan: StudySpec, workers: int, progress: StudyPr
 
     Args:
         study: A study whose `StudyLimits` are set.
-        plan: Search of the study.
+        spec: Search of the study.
         workers: Number of tasks.
         progress: Display of the study, updated while it runs.
 
@@ -86,7 +86,7 @@ def launch(study: optuna.Study, plan: StudySpec, workers: int, progress: StudyPr
     """
     import ray
 
-    resources = plan.experiment.resources
+    resources = spec.experiment.resources
     cores = max(1, int(resources.get("num_cpus", 1)))
     environment = {**thread_limit_environment(cores), **store_variables()}
     with _ray_session():
@@ -96,8 +96,8 @@ def launch(study: optuna.Study, plan: StudySpec, workers: int, progress: StudyPr
             retry_exceptions=[WorkerDiedError],
             **resources,
         )
-        arguments = worker_arguments(study, plan)
-        running = {task.remote(it, arguments, environment): it for it in range(workers)}
+        arguments = worker_arguments(study, spec)
+        running = {task.remote(number, arguments, environment): number for number in range(workers)}
         each = ", ".join(f"{name}={amount}" for name, amount in resources.items()) or "one core"
         echo(f"waiting for the cluster to start {workers} workers with {each} each")
         try:
@@ -106,7 +106,7 @@ def launch(study: optuna.Study, plan: StudySpec, workers: int, progress: StudyPr
                 _forget_ended(running, study)
         finally:
             _end(list(running))
-    if not StudyLimits.of(study).reached(study):
+    if not StudyLimits.from_study(study).is_reached(study):
         raise StudyFailedError(
             "all workers have died, whenever Ray started them again: look at what they said"
         )
@@ -114,8 +114,10 @@ def launch(study: optuna.Study, plan: StudySpec, workers: int, progress: StudyPr
 
 def store_variables() -> dict[str, str]:
     """Return this process's environment variables by which tasks reach the same stores."""
-    found = {name: value for name, value in os.environ.items() if name.startswith(STORE_VARIABLES)}
-    return {**found, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+    variables = {
+        name: value for name, value in os.environ.items() if name.startswith(STORE_VARIABLES)
+    }
+    return {**variables, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
 
 
 @contextmanager
@@ -125,8 +127,8 @@ def _ray_session() -> Iterator[None]:
 
     with tempfile.TemporaryDirectory() as folder:
         for name in ("pneumo", "experiments"):
-            without = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(PROJECT_ROOT / name, Path(folder) / name, ignore=without)
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(PROJECT_ROOT / name, Path(folder) / name, ignore=ignore)
         address = os.environ.get("RAY_ADDRESS") or "auto"
         try:
             _probe(address)

@@ -53,10 +53,10 @@ class Worker:
         # -P: without the current folder, where a file may have the name of a module
         command = [sys.executable, "-P", "-m", "pneumo", "worker", *arguments]
         path = os.pathsep.join(filter(None, (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))))
-        own = {name: it for name, it in os.environ.items() if name != "MLFLOW_RUN_ID"}
+        inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"}
         self._process = subprocess.Popen(
             command,
-            env={**own, "PYTHONPATH": path, **environment},
+            env={**inherited, "PYTHONPATH": path, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -216,7 +216,7 @@ class StudyReport:
             yield f"Its AUC {self._difference()}."
         if winner:
             test_auc = format_with_interval(winner["test_metrics"], "auc")
-            yield f"On test, asked for trial {winner['trial']} alone: AUC {test_auc}."
+            yield f"On test, trial {winner['trial']} has an AUC of {test_auc}."
 
     @property
     def _best_is_baseline(self) -> bool:
@@ -287,7 +287,7 @@ class StudyReport:
             "trials done": self._done(),
             "best validation AUC": self._comparison.auc if self._comparison else "–",
             "above the baseline": self._above(),
-            "test AUC, asked once": test or "not asked yet",
+            "test AUC": test or "not evaluated yet",
         }
 
     def _above(self) -> str:

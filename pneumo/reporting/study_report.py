@@ -220,7 +220,7 @@ class StudyReport:
             yield f"Its AUC {self._describe_difference()}."
         if winner:
             test_auc = format_with_interval(winner["test_metrics"], "auc")
-            yield f"On test, asked for trial {winner['trial']} alone: AUC {test_auc}."
+            yield f"On test, trial {winner['trial']} has an AUC of {test_auc}."
 
     @property
     def _best_is_baseline(self) -> bool:
@@ -291,7 +291,7 @@ class StudyReport:
             "trials done": self._describe_progress(),
             "best validation AUC": self._comparison.auc if self._comparison else "–",
             "above the baseline": self._describe_improvement(),
-            "test AUC, asked once": test or "not asked yet",
+            "test AUC": test or "not evaluated yet",
         }
 
     def _describe_improvement(self) -> str:

@@ -274,7 +274,7 @@ def test_the_description(study):
         f"({best.user_attrs['name']}), validation AUC {best.value:.3f} ("
     )
     assert found.endswith(
-        f"On test, asked for trial {best.number} alone: AUC {format_with_interval(test, 'auc')}."
+        f"On test, trial {best.number} has an AUC of {format_with_interval(test, 'auc')}."
     )
     assert then.endswith("Give it real X-rays (-P data=PATH): these are synthetic.")
     page = f"#/experiments/0/runs/{run_id(study)}/artifacts/study/study.html"

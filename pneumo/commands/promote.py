@@ -287,7 +287,7 @@ def _read_evaluated(version: ModelVersion, dataset: Dataset, split: str) -> Eval
     run_id = _find_evaluation(models.logged_model_id(version), dataset, split)
     if run_id is None:
         return None
-    threshold = registry.own_threshold(version)
+    threshold = registry.stored_threshold(version)
     if threshold is None:
         threshold = evaluations.evaluated_threshold(run_id, split)
     predictions = results.read_predictions(run_id, split)

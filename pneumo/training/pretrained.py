@@ -146,6 +146,6 @@ def _weight_shape(group: h5py.Group, path: str) -> tuple[int, ...]:
         if isinstance(group.get(part, getlink=True), h5py.ExternalLink):
             raise ValueError
         group = group[part]
-    if group.is_external or group.is_virtual:
+    if group.external or group.is_virtual:
         raise ValueError
     return group.shape

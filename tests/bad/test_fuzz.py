@@ -123,7 +123,7 @@ def test_a_user_error_imports_nothing_heavy(arguments, tmp_path):
 @examples(300)
 @given(st.text(st.characters(exclude_characters="/"), min_size=1, max_size=40))
 def test_every_name_has_a_patient(name):
-    path, label, subtype, patient, split = index._row(f"val/PNEUMONIA/{name}", None)
+    path, label, subtype, patient, split = index._parse_path(f"val/PNEUMONIA/{name}", None)
     assert (path, label, split) == (f"val/PNEUMONIA/{name}", 1, "train")
     assert patient
     assert name.startswith(patient)
@@ -142,7 +142,7 @@ KINDS |= {"IM-{}": "IM", "NORMAL2-IM-{}": "NORMAL2-IM"}
 )
 def test_a_patient_has_one_name_whatever_follows_it(kind, number, rest):
     patient = kind.format(number)
-    _, _, subtype, found, _ = row = index._row(f"train/NORMAL/{patient}{rest}", None)
+    _, _, subtype, found, _ = row = index._parse_path(f"train/NORMAL/{patient}{rest}", None)
     assert (found, subtype) == (patient, KINDS[kind])
     rows = pd.DataFrame([(*row, "")], columns=index.COLUMNS)
     assert not index.has_unknown_patient(rows).any()

@@ -183,9 +183,9 @@ def test_a_champion_keeps_its_own_threshold(client, images):
         assert decision.metrics["champion_threshold"] == own
     # of a version that was promoted before the threshold was noted
     client.delete_model_version_tag(NAME, str(POOR), "pneumo.threshold")
-    assert registry.own_threshold(version(client, POOR)) == own
+    assert registry.stored_threshold(version(client, POOR)) == own
     remove_trial(client, POOR)
-    assert registry.own_threshold(version(client, POOR)) is None
+    assert registry.stored_threshold(version(client, POOR)) is None
 
 
 def test_small_steps_down_from_the_best_champion_are_refused(client, images):

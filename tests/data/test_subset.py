@@ -144,7 +144,9 @@ def test_the_list_and_the_folder_go_together(capsys, flag):
 def test_the_half_that_the_results_are_for():
     paths = HALF.read_text().splitlines()
     assert paths == sorted(set(paths))
-    rows = pd.DataFrame([(*index._row(path, None), "") for path in paths], columns=index.COLUMNS)
+    rows = pd.DataFrame(
+        [(*index._parse_path(path, None), "") for path in paths], columns=index.COLUMNS
+    )
     assert rows["label"].value_counts().to_dict() == {0: 117, 1: 195}
     assert set(rows["split"]) == {"test"}
     assert not index.has_unknown_patient(rows).any()

@@ -181,42 +181,42 @@ class StudyReport:
 
     def description(self) -> str:
         """Return the report's text in Markdown, with a link to the page."""
-        link = f"[The page of this study]({session.ui_path(mlflow.get_run(self._it.run_id), PAGE)})"
+        link = f"[Report on this study]({session.ui_path(mlflow.get_run(self._it.run_id), PAGE)})"
         words = [f"**{name}** {text}" for name, text in self._words().items()]
         return "\n\n".join([*words, link])
 
     def _words(self) -> dict[str, str]:
         return {
-            "Asked": self._asked(),
-            "Found": " ".join(self._found()),
-            "Next": " ".join(self._next()),
+            "Question": self._asked(),
+            "Result": " ".join(self._found()),
+            "Next step": " ".join(self._next()),
         }
 
     def _asked(self) -> str:
         it = self._it
-        kept = f" ({', '.join(f'{name} {value}' for name, value in it.fixed.items())} fixed)"
+        kept = f" Fixed: {', '.join(f'{name} {value}' for name, value in it.fixed.items())}."
         return (
             f"{it.question or 'Which values are the best?'} Experiment {it.experiment} "
-            f"on {it.dataset.name}: {it.n_trials} trials of at most {it.base.epochs} epochs over "
-            f"{', '.join(it.searched)}{kept if it.fixed else ''}."
+            f"on {it.dataset.name}, {it.n_trials} trials of at most {it.base.epochs} epochs. "
+            f"Searched: {', '.join(it.searched)}.{kept if it.fixed else ''}"
         )
 
     def _found(self) -> Iterator[str]:
         best, winner = self._it.best, self._it.winner
-        yield f"{self._done()} trials are done."
+        yield f"{self._done()} trials are finished."
         if not best:
-            yield "None has come to its end yet."
+            yield "No trial is complete yet."
             return
-        yield f"The best is trial {best.number} ({best.name}), {', '.join(self._reached())}."
+        yield f"The best is trial {best.number} ({best.name}) with {', '.join(self._reached())}."
         if not self._comparison:
-            yield "The baseline has no result to hold it against."
+            yield "There is no result of the baseline for a comparison."
         elif self._best_is_baseline:
-            yield "It is the baseline: nothing that was tried is better."
+            yield "It is the baseline: no other trial is better."
         else:
             yield f"Its AUC {self._difference()}."
         if winner:
             test_auc = format_with_interval(winner["test_metrics"], "auc")
-            yield f"On test, asked for trial {winner['trial']} alone: AUC {test_auc}."
+            yield f"On test, only trial {winner['trial']} was evaluated: AUC {test_auc}."
 
     @property
     def _best_is_baseline(self) -> bool:
@@ -226,13 +226,13 @@ class StudyReport:
         """Describe the best compared with the baseline: better only if the bound is above 0."""
         gain, improvement = self._comparison.gain, self._it.improvement
         if improvement and improvement.low > 0:
-            return f"is {gain} above the baseline's: {self._bound()}"
+            return f"is higher than the baseline's by {gain}: {self._bound()}"
         differs = f"differs from the baseline's by {gain}"
         if improvement:
             return f"{differs}, which may be chance: {self._bound()}"
         if self._it.state == DONE:
             return f"{differs}, which may be chance: no confidence bound could be computed"
-        return f"{differs}; whether that may be chance is computed at the study's end"
+        return f"{differs}; its confidence bound is computed when the study ends"
 
     def _bound(self) -> str:
         """Return the confidence bound of the difference in words, or "" if there is none."""
@@ -245,7 +245,7 @@ class StudyReport:
         if alternatives == 1:
             return bound
         readable = f"{found.trials} of " if found.trials < alternatives else ""
-        return f"{bound}, accounting for the choice among {readable}{alternatives} trials"
+        return f"{bound}, corrected for the selection among {readable}{alternatives} trials"
 
     def _reached(self) -> Iterator[str]:
         if self._score != "validation AUC" or not self._comparison:
@@ -263,38 +263,39 @@ class StudyReport:
     def _next(self) -> Iterator[str]:
         it = self._it
         if it.state == RUNNING:
-            yield "It runs; this is written anew about once a minute."
+            yield "The study is running. This report is updated about once a minute."
             return
         if it.state == STOPPED:
-            yield f"It was stopped before its end: to continue, {it.how_to_continue}."
+            yield f"The study was stopped before its end. To resume it, {it.how_to_continue}."
             return
         for name in it.at_edge:
             yield (
-                f"The best {name} lies at the edge of what was searched: widen its range in "
+                f"The best {name} is at the edge of its range. Widen that range in "
                 f"experiments/{it.experiment}.py."
             )
         if it.dataset.source == SAMPLE:
-            yield "Give it real X-rays (-P data=PATH): these are synthetic."
+            yield "These images are synthetic. Use real X-rays (-P data=PATH)."
         else:
-            yield "Read test/evidence.html among the artifacts; if it convinces you, " + _command(
-                "promote", model_name=it.winner["model_name"], data=it.dataset.source
+            yield (
+                "Read test/evidence.html in the artifacts. If the results convince you, run "
+                + _command("promote", model_name=it.winner["model_name"], data=it.dataset.source)
             )
 
     def _headline(self) -> dict[str, str]:
         winner = self._it.winner
         test = winner and format_with_interval(winner["test_metrics"], "auc")
         return {
-            "trials done": self._done(),
+            "finished trials": self._done(),
             "best validation AUC": self._comparison.auc if self._comparison else "–",
-            "above the baseline": self._above(),
-            "test AUC, asked once": test or "not asked yet",
+            "gain over the baseline": self._above(),
+            "test AUC, evaluated once": test or "not evaluated yet",
         }
 
     def _above(self) -> str:
         if not self._comparison:
             return "–"
         if self._best_is_baseline:
-            return "the baseline is the best"
+            return "the baseline is best"
         improvement = self._it.improvement
         low = f" (≥ {improvement.low:+.4f})" if improvement else ""
         return f"{self._comparison.gain}{low}"

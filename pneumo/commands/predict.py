@@ -40,10 +40,10 @@ def predict(options: PredictOptions, inputs: Inputs) -> int:
         if options.explain:
             write_heat_maps(stored, files, heat_map_folder(out))
     if before := len(files) - counts["images"]:
-        echo(f"{before} images were in {out} before")
+        echo(f"skipped {before} images that {out} already contains")
     echo(
-        f"{counts['images']} images, {counts['positive']} called pneumonia, "
-        f"{counts['unreadable']} unreadable: {out}"
+        f"predicted {counts['images']} images: {counts['positive']} positive (pneumonia), "
+        f"{counts['unreadable']} unreadable; see {out}"
     )
     if options.explain:
         echo(f"heat maps: {heat_map_folder(out)}")
@@ -112,17 +112,20 @@ def _completed_paths(out: Path, stored: LoadedModel) -> set[str]:
     header, *rows = csv.reader(text.splitlines(keepends=True))
     if header == WITHOUT_ID:
         raise UserError(
-            f"out must have the columns {','.join(HEADER)}: '{out}' was written by an earlier "
-            "pneumo, without model_id; give another out"
+            f"--out must have the columns {','.join(HEADER)}: '{out}' was written by an older "
+            "version of pneumo, without model_id. Choose another file."
         )
     if header != HEADER:
-        raise UserError(f"out must be a CSV that predict has written, or new: got '{out}'")
+        raise UserError(
+            f"--out must be a new file, or a CSV that predict has written: got '{out}'. "
+            "Choose another file."
+        )
     cut_off = rows and not (text.endswith("\n") and len(rows[-1]) == len(HEADER))
     whole = rows[:-1] if cut_off else rows  # without the row that a dead process began
     if others := {row[HEADER.index("model_id")] for row in whole} - {stored.model_id}:
         raise UserError(
-            f"out must hold predictions of {stored.title} alone, model_id {stored.model_id}: "
-            f"'{out}' holds some of {', '.join(sorted(others))}; give another out"
+            f"--out must contain only predictions of {stored.title} (model_id {stored.model_id}): "
+            f"'{out}' contains predictions of {', '.join(sorted(others))}. Choose another file."
         )
     if cut_off:
         repaired = out.with_name(f"{out.name}.part")
@@ -151,7 +154,7 @@ def write_heat_maps(stored: LoadedModel, files: Sequence[str], folder: Path) -> 
     common = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
     places = {file: folder / f"{os.path.relpath(file, common)}.png" for file in files}
     left = [file for file in files if not places[file].exists()]
-    for file, picture in track(_explained(stored, left), len(left), "Explaining"):
+    for file, picture in track(_explained(stored, left), len(left), "Drawing heat maps"):
         if picture is not None:
             place = places[file]
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ def _join(options: WorkerOptions, dataset: Dataset) -> int:
     study, plan = attach_to_study(options.study, dataset, options.weights or "")
     goal, done = StudyLimits.of(study), count_finished_trials(study)
     if goal.reached(study):
-        echo(f"study {options.study} needs no more trials: {done} are done")
+        echo(f"study {options.study} needs no more trials: {done} are finished")
         return 0
     if options.workers == 1:
         prepare_to_fit(plan.base)
@@ -40,7 +40,7 @@ def _join(options: WorkerOptions, dataset: Dataset) -> int:
     tags |= {STUDY: options.study, PARENT: attributes.RUN_ID.of(study)}
     with runs.command_run("worker", f"of {options.study}", tags) as run_id:
         warn_of_other_commit(study, run_id)
-        echo(f"joined study {options.study}: {done} trials are done")
+        echo(f"joined study {options.study}: {done} trials are finished")
         run_search(study, plan, options.workers)
     return 0
 

@@ -87,7 +87,7 @@ def check_image_counts(rows: pd.DataFrame, source: RemoteDataset) -> None:
     """
     found = rows["split"].value_counts().to_dict()
     if found != source.images:
-        raise UserError(f"{source.file_name} must hold {source.images} images: got {found}")
+        raise UserError(f"{source.file_name} must contain {source.images} images: got {found}")
 
 
 def _download(source: RemoteDataset, file: Path) -> None:
@@ -98,23 +98,25 @@ def _download(source: RemoteDataset, file: Path) -> None:
         part.unlink(missing_ok=True)  # a later attempt cannot resume from it
         raise
     except requests.HTTPError as error:
-        raise _failure(source, f"the server answered {error.response.status_code}") from None
+        raise _failure(
+            source, f"the server responded with status {error.response.status_code}"
+        ) from None
     except requests.RequestException as error:
         raise _failure(source, f"the connection failed ({type(error).__name__})") from None
     with part.open("rb") as received:
         sha256 = hashlib.file_digest(received, "sha256").hexdigest()
     if sha256 != source.sha256:
         part.unlink()  # a later attempt cannot resume from it
-        raise _failure(source, f"what came has another sha256, {sha256}")
+        raise _failure(source, f"the downloaded file has another sha256, {sha256}")
     part.rename(file)
 
 
 def _failure(source: RemoteDataset, reason: str) -> UserError:
     return UserError(
-        f"{source.file_name} could not be downloaded: {reason}; try again, or "
-        f"1. get {source.url} with a browser, "
-        f"2. see that its sha256 is {source.sha256}, "
-        f"3. give the file itself: data=PATH/{source.file_name}"
+        f"{source.file_name} could not be downloaded: {reason}. Try again, or "
+        f"1. download {source.url} with a browser, "
+        f"2. check that its sha256 is {source.sha256}, "
+        f"3. pass the file: data=PATH/{source.file_name}"
     )
 
 
@@ -154,7 +156,7 @@ def _require_same_scheme(source: RemoteDataset, answer: requests.Response) -> No
     wanted = urlsplit(source.url).scheme
     for step in (*answer.history, answer):
         if urlsplit(step.url).scheme != wanted:
-            raise _failure(source, f"the server led from {wanted} to {step.url}")
+            raise _failure(source, f"the server redirected from {wanted} to {step.url}")
 
 
 def _size(part: Path) -> int:

@@ -232,7 +232,8 @@ def end_run_by_outcome(
             _end_active_run(*ended, states, trace="FAILED" in ended)
         except MlflowException as unanswered:  # `reconcile_trial_runs` ends it later
             echo(
-                f"the end of run {run.info.run_name} is not stored ({describe_failure(unanswered)})"
+                f"the status of run {run.info.run_name} could not be stored "
+                f"({describe_failure(unanswered)})"
             )
         raise
     else:

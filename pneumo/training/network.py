@@ -152,8 +152,8 @@ def blocks(network: keras.Model, name: str) -> list[list[keras.Layer]]:
     rest = found.pop()
     if len(found) != facts.blocks:
         raise ValueError(
-            f"{name} must have {facts.blocks} blocks, as the table of backbones says: "
-            f"'{facts.block_end}' gives {len(found)}; fix the one or the other"
+            f"{name} must have {facts.blocks} blocks according to BACKBONES: "
+            f"'{facts.block_end}' matches {len(found)}. Correct one of the two."
         )
     found[-1] += rest
     return found

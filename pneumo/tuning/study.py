@@ -54,8 +54,8 @@ def load_study(storage: optuna.storages.RDBStorage, name: str, plan: StudySpec) 
     _require_same_search_space(study, plan)
     if not runs.run_exists(attributes.RUN_ID.of(study)):
         raise UserError(
-            f"study '{name}' has its runs in another MLflow store than this one; "
-            "set MLFLOW_TRACKING_URI to where it was begun"
+            f"study '{name}' was created with another MLflow store than this one. "
+            "Set MLFLOW_TRACKING_URI to that store."
         )
     return study
 
@@ -67,8 +67,8 @@ def _require_same(name: str, fact: str, begun_with: Any, value: Any) -> None:
         field = next(it for it in value if begun_with.get(it) != value[it])
         fact, begun_with, value = f"{field} of BASE", begun_with.get(field), value[field]
     raise UserError(
-        f"study '{name}' was begun with {fact} {begun_with}: got {value}; "
-        "give what it was begun with, or another name"
+        f"study '{name}' was created with {fact} {begun_with}: got {value}. "
+        "Use the original value, or another study name."
     )
 
 
@@ -118,8 +118,8 @@ def attach_to_study(
     storage = open_storage(patience)
     if name not in (names := optuna.get_all_study_names(storage)):
         raise UserError(
-            f"study must be one of those in PNEUMO_STORAGE ({', '.join(sorted(names)) or 'none'}): "
-            f"got '{name}'; begin it with tune"
+            f"--study must be a study in PNEUMO_STORAGE ({', '.join(sorted(names)) or 'none'}): "
+            f"got '{name}'. Create it with tune."
         )
     begun = optuna.load_study(storage=storage, study_name=name)
     plan = StudySpec.of(begun, dataset, weights)
@@ -131,8 +131,8 @@ def check_name_is_new(name: str) -> None:
     if run_id := study_runs.find_study(name):
         raise UserError(
             f"study '{name}' must be in both stores: MLflow at {session.tracking_address()} has it "
-            f"(run {run_id}), and Optuna's database at {storage_address()} does not; set "
-            "PNEUMO_STORAGE to the database that it was begun in, or give another name"
+            f"(run {run_id}), but Optuna's database at {storage_address()} does not. Set "
+            "PNEUMO_STORAGE to the database in which it was created, or use another name."
         )
 
 
@@ -197,8 +197,8 @@ def warn_of_other_commit(study: optuna.Study, run_id: str) -> None:
     )
     if begun and here and begun != here:
         echo(
-            f"warning: study {study.study_name} was begun at commit {begun[:8]}, and this is "
-            f"{here[:8]}: its trials may not be comparable"
+            f"warning: study {study.study_name} was created at commit {begun[:8]}, but this "
+            f"process runs {here[:8]}. Their trials may not be comparable."
         )
 
 
@@ -219,7 +219,7 @@ def prepare_resume(study: optuna.Study, plan: StudySpec) -> None:
             there.remove(suggestions)
         else:
             study.enqueue_trial(suggestions)
-    echo(f"continuing study {study.study_name}: {count_finished_trials(study)} trials are done")
+    echo(f"resuming study {study.study_name}: {count_finished_trials(study)} trials are finished")
 
 
 def running_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -283,12 +283,12 @@ def _owner(trial: FrozenTrial) -> str:
     """Describe the process that runs a trial, and when the trial fails if the process is gone."""
     process = attributes.PROCESS.get(trial, None)
     if not process:
-        return f"which no process has claimed: it fails {MAX_UNCLAIMED_SECONDS} s after its start"
+        return f"which no process has claimed; it fails {MAX_UNCLAIMED_SECONDS} s after its start"
     process = ProcessId.from_values(process)
-    owner = f"which process {process.pid} on {process.host} is running"
+    owner = f"which runs in process {process.pid} on {process.host}"
     if serves_one_machine():
         return owner
-    return f"{owner}: it fails if that is silent for {GRACE_PERIOD} s"
+    return f"{owner}; it fails after {GRACE_PERIOD} s without a heartbeat"
 
 
 def count_finished_trials(study: optuna.Study) -> int:
@@ -367,8 +367,9 @@ def require_no_repeated_failure(study: optuna.Study) -> None:
     """Raise `StudyFailedError` if the last three trials that ended have the same error."""
     if error := repeated_failure(study):
         raise StudyFailedError(
-            f"{MAX_CONSECUTIVE_FAILURES} trials in a row failed alike ({error}); "
-            "the traceback is with their runs in MLflow: fix the cause and start again"
+            f"{MAX_CONSECUTIVE_FAILURES} consecutive trials failed with the same type of error "
+            f"({error}). Their runs in MLflow contain the tracebacks. Fix the cause, and run the "
+            "command again."
         )
 
 

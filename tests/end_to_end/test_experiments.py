@@ -74,10 +74,10 @@ def test_a_file_says_what_a_trial_takes_of_a_cluster(monkeypatch):
 
 
 def test_an_unknown_experiment_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="one of best, cnn, .*: got 'tine'; to add one"):
+    with pytest.raises(UserError, match="one of best, cnn, .*: got 'tine'. To add one"):
         load_experiment("tine")
 
 
 def test_a_study_needs_a_search_space():
-    with pytest.raises(UserError, match="needs suggest.* in experiments/cnn.py"):
+    with pytest.raises(UserError, match="requires a function suggest.*: experiments/cnn.py"):
         load_experiment("cnn", searched=True)

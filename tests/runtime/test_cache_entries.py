@@ -115,7 +115,9 @@ def test_what_must_be_made_is_made_beyond_the_budget(sample, own_cache, monkeypa
 @pytest.mark.parametrize("text", ["many", "-1", "1.5"])
 def test_a_budget_that_is_no_number_is_refused(own_cache, monkeypatch, variable, text):
     monkeypatch.setenv(variable, text)
-    with pytest.raises(UserError, match=f"^{variable} must be a whole number.* got '{text}'$"):
+    with pytest.raises(
+        UserError, match=f"^{variable} must be a non-negative integer.* got '{text}'$"
+    ):
         limit()
 
 

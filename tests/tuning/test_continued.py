@@ -71,7 +71,7 @@ def test_test_is_touched_again_only_for_another_winner(store, sample):
 )
 def test_a_study_is_continued_as_it_was_begun(finished, sample, fixed, fact):
     outcome, folder = finished
-    with store_in(folder), pytest.raises(UserError, match=re.escape(f"was begun with {fact}")):
+    with store_in(folder), pytest.raises(UserError, match=re.escape(f"was created with {fact}")):
         run_study(sample, name=outcome.study.study_name, fixed=fixed)
 
 
@@ -79,7 +79,7 @@ def test_a_study_is_continued_in_the_store_of_its_runs(finished, sample, tmp_pat
     outcome, folder = finished
     with store_in(folder):
         mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")
-        with pytest.raises(UserError, match="in another MLflow store.*set MLFLOW_TRACKING_URI"):
+        with pytest.raises(UserError, match="with another MLflow store.*Set MLFLOW_TRACKING_URI"):
             run_study(sample, name=outcome.study.study_name)
 
 

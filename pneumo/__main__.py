@@ -22,7 +22,7 @@ from pneumo.runtime.errors import (
 # Command → kind of its run, if the two differ
 KINDS = {"tune": "study"}
 
-INTERRUPTED = "interrupted; what was finished is kept"
+INTERRUPTED = "interrupted; finished work is kept"
 
 
 def main(argv: list[str] | None = None) -> int:

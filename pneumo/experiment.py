@@ -61,15 +61,15 @@ def load_experiment(name: str, require_search_space: bool = False) -> Experiment
     names = list_experiments()
     if name not in names:
         raise UserError(
-            f"experiment must be one of {', '.join(names)}: got '{quoted(name)}'; "
-            "to add one, copy the nearest file of experiments/"
+            f"experiment must be one of {', '.join(names)}: got '{quoted(name)}'. "
+            "To add one, copy the most similar file in experiments/."
         )
     module = importlib.import_module(f"experiments.{name}")
     suggest = getattr(module, "suggest", None)
     if require_search_space and suggest is None:
         raise UserError(
-            f"a study needs suggest(trial, base) in experiments/{name}.py, and there is none; "
-            f"train it instead: python -m pneumo train --experiment {name}"
+            f"a study requires a function suggest(trial, base): experiments/{name}.py has none. "
+            f"Train it without a search: python -m pneumo train --experiment {name}"
         )
     attributes = {
         field: getattr(module, attribute)

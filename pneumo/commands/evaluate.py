@@ -277,7 +277,7 @@ def evaluate_with_skew(
         results.log_evaluation(split, skewed, confusion_matrix_file(split, skewed))
     _print_skew(split, {"without skew": unskewed.evaluation, "with skew": skewed})
     for finding in metric_findings({**unskewed.numbers, "at_threshold": skewed.metrics}, split):
-        echo(f"note, with skew: {finding}")
+        echo(f"note (with preprocessing skew): {finding}")
 
 
 def _print_skew(split: str, evaluations: dict[str, Evaluation]) -> None:
@@ -289,4 +289,4 @@ def _print_skew(split: str, evaluations: dict[str, Evaluation]) -> None:
         )
         for name, it in evaluations.items()
     ]
-    print_table(f"The same model on {split}", ("", *SKEW_METRICS, "counts"), rows)
+    print_table(f"Effect of preprocessing skew on {split}", ("", *SKEW_METRICS, "counts"), rows)

@@ -31,7 +31,8 @@ def explore_dataset(dataset: Dataset) -> None:
         files = dataset_profile.profile_files(images)
         if dataset_profile.readable_files(files).empty:
             raise UserError(
-                f"{dataset.name} must hold image files, and none of {len(files)} is one"
+                f"{dataset.name} must contain readable images: none of its {len(files)} files is "
+                "readable. Fix or replace them."
             )
         results.log_data(images)
         numbers, copies = compute_statistics(files), dataset_profile.find_duplicates(files)

@@ -40,10 +40,10 @@ def predict(options: PredictOptions, inputs: Inputs) -> int:
         if options.explain:
             write_heat_maps(loaded_model, files, heat_map_folder(out))
     if already_done := len(files) - counts["images"]:
-        echo(f"{already_done} images were in {out} before")
+        echo(f"skipped {already_done} images that {out} already contains")
     echo(
-        f"{counts['images']} images, {counts['positive']} called pneumonia, "
-        f"{counts['unreadable']} unreadable: {out}"
+        f"predicted {counts['images']} images: {counts['positive']} positive (pneumonia), "
+        f"{counts['unreadable']} unreadable; see {out}"
     )
     if options.explain:
         echo(f"heat maps: {heat_map_folder(out)}")
@@ -119,17 +119,21 @@ def _completed_paths(out: Path, model: LoadedModel) -> set[str]:
     header, *rows = csv.reader(text.splitlines(keepends=True))
     if header == WITHOUT_ID:
         raise UserError(
-            f"out must have the columns {','.join(HEADER)}: '{out}' was written by an earlier "
-            "pneumo, without model_id; give another out"
+            f"--out must have the columns {','.join(HEADER)}: '{out}' was written by an older "
+            "version of pneumo, without model_id. Choose another file."
         )
     if header != HEADER:
-        raise UserError(f"out must be a CSV that predict has written, or new: got '{out}'")
+        raise UserError(
+            f"--out must be a new file, or a CSV that predict has written: got '{out}'. "
+            "Choose another file."
+        )
     is_cut_off = rows and not (text.endswith("\n") and len(rows[-1]) == len(HEADER))
     complete_rows = rows[:-1] if is_cut_off else rows  # without the row that a dead process began
     if other_models := {row[HEADER.index("model_id")] for row in complete_rows} - {model.model_id}:
         raise UserError(
-            f"out must hold predictions of {model.title} alone, model_id {model.model_id}: "
-            f"'{out}' holds some of {', '.join(sorted(other_models))}; give another out"
+            f"--out must contain only predictions of {model.title} (model_id {model.model_id}): "
+            f"'{out}' contains predictions of {', '.join(sorted(other_models))}. Choose another "
+            "file."
         )
     if is_cut_off:
         repaired = out.with_name(f"{out.name}.part")
@@ -159,7 +163,7 @@ def write_heat_maps(loaded_model: LoadedModel, files: Sequence[str], folder: Pat
     paths = {file: folder / f"{os.path.relpath(file, common_folder)}.png" for file in files}
     remaining = [file for file in files if not paths[file].exists()]
     for file, picture in track(
-        _draw_heat_maps(loaded_model, remaining), len(remaining), "Explaining"
+        _draw_heat_maps(loaded_model, remaining), len(remaining), "Drawing heat maps"
     ):
         if picture is not None:
             path = paths[file]

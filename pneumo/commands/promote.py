@@ -102,7 +102,8 @@ def promote_version(
             current = registry.set_champion(model_name, version, champion)
             if current != champion:
                 decision.reasons.append(
-                    f"version {current} has become champion meanwhile; hold it against that one"
+                    f"version {current} became champion in the meantime; promote again to compare "
+                    "with it"
                 )
                 champion = current
         results.log_decision(decision.reasons, decision.metrics, decision.champion_vacant)
@@ -125,13 +126,13 @@ def _print_decision(decision: Decision) -> None:
         rows = [
             [name, *(f"{metrics[f'{model}_{name}']:.3f}" for model in columns)] for name in SHOWN
         ]
-        print_table("What is weighed", ("", *columns.values()), rows)
+        print_table("Compared metrics", ("", *columns.values()), rows)
     for prefix, title in titles.items():
         for name in ("auc", "sensitivity"):
             difference = describe_difference(name, metrics, prefix)
             echo(f"{metric_title(name)} compared with the {title}: {difference}")
     if decision.champion_vacant:
-        echo(f"note: @{CHAMPION} counts as vacant: {decision.champion_vacant}")
+        echo(f"note: no comparison with @{CHAMPION}: {decision.champion_vacant}")
 
 
 def roll_back(model_name: str) -> None:
@@ -145,25 +146,25 @@ def roll_back(model_name: str) -> None:
     champion = registry.version_by_alias(model_name, CHAMPION)
     if not version:
         raise UserError(
-            f"rollback needs a version that has been champion of {model_name} before, @{PREVIOUS}, "
-            "and there is none; promote another version instead"
+            f"--rollback requires a previous champion: no version of {model_name} has the alias "
+            f"@{PREVIOUS}. Promote another version instead."
         )
     models.verify_registered_files(model_name, version)
     tags = {**_decision_tags(model_name, version, champion), ROLLBACK: "true"}
-    about = f"{model_name} version {version} again"
+    about = f"{model_name} version {version}, rollback"
     with runs.command_run("promote", about, tags) as run_id:
         current = registry.set_champion(model_name, version, champion)
         if current != champion:
             raise UserError(
-                f"version {current} of {model_name} has become champion meanwhile; look at it, and "
-                "start again if it is to be rolled back"
+                f"version {current} of {model_name} became champion in the meantime, so nothing "
+                "was rolled back. Check that version, and run the command again to roll it back."
             )
         results.log_decision([], {})
-        notes = {version: "brought back"}
+        notes = {version: "restored as champion"}
         if champion:
             notes = {
-                version: f"brought back in place of version {champion}",
-                champion: f"rolled back to version {version}",
+                version: f"restored as champion in place of version {champion}",
+                champion: f"replaced by version {version} in a rollback",
             }
         _annotate_versions(model_name, run_id, notes)
     echo(session.view_hint(run_id))
@@ -175,8 +176,8 @@ def _version_of(model_name: str, candidate: str) -> int:
     if version := registry.version_by_alias(model_name, candidate):
         return version
     raise UserError(
-        f"candidate must be an alias or a version of {model_name}: got '{candidate}', which no "
-        f"version has; the model of a study or of train has @{CHALLENGER}"
+        f"--candidate must be an alias or the number of a version of {model_name}: got "
+        f"'{candidate}'. The latest model of tune or train has the alias @{CHALLENGER}."
     )
 
 
@@ -192,7 +193,7 @@ def _decide(
     model_name: str, version: int, champion: int, dataset: Dataset, split: str, margins: Margins
 ) -> Decision:
     if version == champion:
-        return Decision([f"version {version} is the champion already"], {})
+        return Decision([f"version {version} is already the champion"], {})
     try:
         candidate = models.find_model(f"models:/{model_name}/{version}")
     except models.ModelTamperedError as reason:
@@ -276,8 +277,8 @@ def _comparable_champions(
     }
     if champion and champion not in paired and not vacancy:
         vacancy = (
-            f"the evaluation of {known[champion].title} is not for the same images, patients and "
-            f"labels as that of {candidate.title}"
+            f"the evaluations of {known[champion].title} and {candidate.title} differ in their "
+            "images, patients or labels"
         )
     return paired, vacancy
 
@@ -305,17 +306,17 @@ def _is_synthetic(version: ModelVersion) -> bool:
 def _version_notes(version: int, champion: int, decision: Decision) -> dict[int, str]:
     """Return what a decision means for each of the versions, in words."""
     if version == champion:
-        return {version: "stays champion; the candidate was the champion itself"}
+        return {version: "stays champion; it was also the candidate"}
     if not decision.is_promoted:
-        rejection = f"refused: {'; '.join(decision.reasons)}"
-        confirmation = f"stays champion, version {version} was refused"
+        rejection = f"rejected: {'; '.join(decision.reasons)}"
+        confirmation = f"stays champion; version {version} was rejected"
         return {champion: confirmation, version: rejection} if champion else {version: rejection}
     if not champion:
-        return {version: "promoted, as the first champion"}
+        return {version: "promoted as the first champion"}
     vacant = ", which could not be compared" if decision.champion_vacant else ""
     return {
-        version: f"promoted over version {champion}{vacant}",
-        champion: f"followed by {version}",
+        version: f"promoted in place of version {champion}{vacant}",
+        champion: f"replaced by version {version}",
     }
 
 

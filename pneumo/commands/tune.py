@@ -170,13 +170,13 @@ def _search_and_register(
             fail_dead_trials(study)  # trials of killed workers
             reconcile_runs(study)
             page.write(STOPPED)
-        echo(f"to continue, {how_to_continue(study.study_name)}")
+        echo(f"to resume the study, {how_to_continue(study.study_name)}")
         raise
     except STORE_ERRORS as error:
         reason = redact_passwords(str(error)).partition("\n")[0]
         raise StudyFailedError(
-            f"a store of the study has failed ({reason}); what was finished is kept: see that it "
-            f"answers, and {how_to_continue(study.study_name)}"
+            f"MLflow or Optuna's database failed ({reason}). Finished trials are kept. Check that "
+            f"both are available. To resume the study, {how_to_continue(study.study_name)}."
         ) from error
 
 
@@ -216,7 +216,9 @@ def _register_winner(study: optuna.Study, spec: StudySpec, model_name: str) -> S
     whose best trial is the same keeps its version and its evaluation.
     """
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        raise StudyFailedError("no trial came to its end, so there is no winner; allow more time")
+        raise StudyFailedError(
+            "no trial is complete, so the study has no best model. Allow more time."
+        )
     best, previous = study.best_trial, attributes.WINNER.get(study, {})
     winner = {"trial": best.number, "model_name": model_name}
     is_unchanged = all(previous.get(key) == value for key, value in winner.items())
@@ -279,7 +281,10 @@ def print_study(result: StudyResult) -> None:
     columns = "trial", "state", score, *result.searched_fields
     print_table(f"Study {result.study.study_name}", columns, rows)
     if waiting:
-        echo(f"{waiting} queued trials have not started: continue the study with more trials")
+        echo(
+            f"{waiting} enqueued trials did not start. To run them, resume the study with more "
+            "--trials."
+        )
     test = result.test_metrics
     echo(
         f"best: trial {best}, {score} {result.study.best_value:.4f}; "
@@ -290,5 +295,5 @@ def print_study(result: StudyResult) -> None:
         echo(f"note: {finding}")
     echo(f"registered: {result.model_name} version {result.version} as @{registry.CHALLENGER}")
     run_id = attributes.RUN_ID.read(result.study)
-    echo(f"the study's page: {session.artifact_location(run_id, PAGE)}")
+    echo(f"study report: {session.artifact_location(run_id, PAGE)}")
     echo(session.view_hint(run_id))

@@ -32,7 +32,7 @@ def _join(options: WorkerOptions, dataset: Dataset) -> int:
     study, spec = attach_to_study(options.study, dataset, options.weights or "")
     limits, n_done = StudyLimits.from_study(study), count_finished_trials(study)
     if limits.is_reached(study):
-        echo(f"study {options.study} needs no more trials: {n_done} are done")
+        echo(f"study {options.study} needs no more trials: {n_done} are finished")
         return 0
     if options.workers == 1:
         prepare_to_fit(spec.base)
@@ -40,7 +40,7 @@ def _join(options: WorkerOptions, dataset: Dataset) -> int:
     tags |= {STUDY: options.study, PARENT: attributes.RUN_ID.read(study)}
     with runs.command_run("worker", f"of {options.study}", tags) as run_id:
         warn_of_other_commit(study, run_id)
-        echo(f"joined study {options.study}: {n_done} trials are done")
+        echo(f"joined study {options.study}: {n_done} trials are finished")
         run_search(study, spec, options.workers)
     return 0
 

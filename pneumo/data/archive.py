@@ -55,8 +55,8 @@ def unpack(archive: Path) -> Path:
         raise
     except Exception as error:  # untrusted files make a parser raise nearly anything
         raise UserError(
-            f"{archive} could not be unpacked ({_reason(error)}); get the archive again, or "
-            "unpack it yourself and give the folder"
+            f"{archive} could not be unpacked ({_reason(error)}). Download the archive again, or "
+            "unpack it yourself and pass the folder."
         ) from None
 
 
@@ -80,8 +80,8 @@ def _extract(archive: Path, folder: Path) -> None:
             remaining -= _copy(source, file, remaining, archive)
     if names and all(name.endswith(NESTED_SUFFIXES) for name in names):
         raise UserError(
-            f"{archive} holds another archive, '{min(names.values())}', and nothing else: unpack "
-            "it, and give what is in it"
+            f"{archive} contains only another archive, '{min(names.values())}'. Unpack it, and "
+            "pass the inner archive."
         )
 
 
@@ -92,8 +92,8 @@ def _copy(source: IO[bytes], file: IO[bytes], max_bytes: int, archive: Path) -> 
         copied += len(chunk)
         if copied > max_bytes:
             raise UserError(
-                f"{archive} would become more than {MAX_COMPRESSION_RATIO} times as large when "
-                "unpacked, as no images do; nothing was unpacked: do not trust this file"
+                f"{archive} would unpack to more than {MAX_COMPRESSION_RATIO} times its size, "
+                "which images never do. Nothing was unpacked. Do not trust this file."
             )
         file.write(chunk)
     return copied
@@ -103,13 +103,13 @@ def _safe_path(name: str, archive: Path) -> PurePosixPath:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in (*path.parts, "")[0]:
         raise UserError(
-            f"{archive} holds '{quoted(name)}', a path that leaves the archive; "
-            "nothing was unpacked: do not trust this file"
+            f"{archive} contains '{quoted(name)}', a path outside of the archive. "
+            "Nothing was unpacked. Do not trust this file."
         )
     if not is_printable_text(name):
         raise UserError(
-            f"{archive} holds '{quoted(name)}', a name that cannot be read; nothing was unpacked: "
-            "pack the files again under names in UTF-8"
+            f"{archive} contains '{quoted(name)}', a name that is not printable text. Nothing was "
+            "unpacked. Create the archive again with file names in UTF-8."
         )
     return path
 
@@ -118,13 +118,13 @@ def _require_unique(path: str, names: dict[str, str], archive: Path) -> None:
     key = unicodedata.normalize("NFC", path).casefold()
     if key in names:
         raise UserError(
-            f"{archive} holds '{quoted(names[key])}' and '{quoted(path)}', which are one file on "
-            "some disks; nothing was unpacked: give each a name of its own"
+            f"{archive} contains '{quoted(names[key])}' and '{quoted(path)}', which are the same "
+            "file on some file systems. Nothing was unpacked. Rename one of them."
         )
     if len(names) == MAX_FILES:
         raise UserError(
-            f"{archive} holds more than {MAX_FILES:,} files; nothing was unpacked: unpack it "
-            "yourself and give the folder"
+            f"{archive} contains more than {MAX_FILES:,} files. Nothing was unpacked. Unpack it "
+            "yourself and pass the folder."
         )
     names[key] = path
 
@@ -144,8 +144,8 @@ def _zip(archive: Path) -> Iterator[Member]:
         for member in zipped.infolist():
             if member.flag_bits & ENCRYPTED:
                 raise UserError(
-                    f"{archive} is protected by a password; nothing was unpacked: unpack it "
-                    "yourself and give the folder"
+                    f"{archive} is protected by a password. Nothing was unpacked. Unpack it "
+                    "yourself and pass the folder."
                 )
             mode = member.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -156,6 +156,6 @@ def _zip(archive: Path) -> Iterator[Member]:
 
 def _special_file_error(name: str, archive: Path) -> UserError:
     return UserError(
-        f"{archive} holds '{quoted(name)}', a link or device; nothing was unpacked: "
-        "pack plain files only"
+        f"{archive} contains '{quoted(name)}', a link or device. Nothing was unpacked. "
+        "Create the archive again from regular files only."
     )

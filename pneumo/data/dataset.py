@@ -87,10 +87,10 @@ class Dataset:
     def license(self) -> str:
         """Owner and license of the data, if known."""
         if self.is_synthetic:
-            return "made by pneumo; they show nobody"
+            return "synthetic images made by pneumo, which show no real patients"
         if self.name in REMOTE_DATASETS:
             return REMOTE_DATASETS[self.name].license
-        return "not known here: ask the provider of the data"
+        return "unknown; ask the provider of the data"
 
     @property
     def file_counts(self) -> dict[str, int]:
@@ -153,9 +153,9 @@ class DecodedDataset:
         if count > limit * total:
             path, reason = next(iter(self.unreadable.items()))
             raise UserError(
-                f"{count} of {total} images cannot be read, more than the share "
-                f"max_unreadable={limit}; the first is {path} ({quoted(reason)}): "
-                "fix or remove them (explore lists them all), or allow more"
+                f"at most the fraction max_unreadable={limit} of the images may be unreadable: "
+                f"{count} of {total} are, the first is {path} ({quoted(reason)}). Fix or remove "
+                "them (explore lists all of them), or increase max_unreadable."
             )
 
     def split(self, name: str) -> Split:
@@ -169,8 +169,8 @@ class DecodedDataset:
         for label, class_name in enumerate(index.CLASSES):
             if not (is_chosen & (rows["label"] == label)).any():
                 raise UserError(
-                    f"{name} must hold images of {class_name} that can be read, and has none "
-                    f"({len(self.unreadable)} cannot be read); fix or replace them"
+                    f"{name} must contain readable images of {class_name}: it has none "
+                    f"({len(self.unreadable)} images are unreadable). Fix or replace them."
                 )
         positions = np.flatnonzero(is_chosen)
         return Split(
@@ -264,8 +264,8 @@ def _resolve(data: str) -> tuple[str, Path]:
         return path.resolve().name, path
     if not os.path.isfile(path):
         raise UserError(
-            f"data must be {ACCEPTED_SOURCES}: there is no '{quoted(data)}' here; "
-            "check the path (in a project run from a Git address it must be absolute)"
+            f"data must be {ACCEPTED_SOURCES}: '{quoted(data)}' does not exist. "
+            "Check the path. If MLflow runs the project from a Git URL, it must be absolute."
         )
     if not path.name.lower().endswith(archive.ARCHIVE_SUFFIXES):
         raise UserError(f"data must be {ACCEPTED_SOURCES}: got the file '{quoted(data)}'")
@@ -285,4 +285,4 @@ def _name_source_in_errors(root: Path, data: str) -> Iterator[None]:
 def _require_both_classes(rows: pd.DataFrame, split: str, base: Path) -> None:
     for label, name in enumerate(index.CLASSES):
         if not ((rows["split"] == split) & (rows["label"] == label)).any():
-            raise UserError(f"{base} must hold images in {split}/{name}, and has none; add them")
+            raise UserError(f"{base} must contain images in {split}/{name}: it has none. Add some.")

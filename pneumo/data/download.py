@@ -87,7 +87,7 @@ def check_image_counts(rows: pd.DataFrame, source: RemoteDataset) -> None:
     """
     counts = rows["split"].value_counts().to_dict()
     if counts != source.images:
-        raise UserError(f"{source.file_name} must hold {source.images} images: got {counts}")
+        raise UserError(f"{source.file_name} must contain {source.images} images: got {counts}")
 
 
 def _download(source: RemoteDataset, file: Path) -> None:
@@ -98,23 +98,25 @@ def _download(source: RemoteDataset, file: Path) -> None:
         part.unlink(missing_ok=True)  # a later attempt cannot resume from it
         raise
     except requests.HTTPError as error:
-        raise _failure(source, f"the server answered {error.response.status_code}") from None
+        raise _failure(
+            source, f"the server responded with status {error.response.status_code}"
+        ) from None
     except requests.RequestException as error:
         raise _failure(source, f"the connection failed ({type(error).__name__})") from None
     with part.open("rb") as downloaded:
         sha256 = hashlib.file_digest(downloaded, "sha256").hexdigest()
     if sha256 != source.sha256:
         part.unlink()  # a later attempt cannot resume from it
-        raise _failure(source, f"what came has another sha256, {sha256}")
+        raise _failure(source, f"the downloaded file has another sha256, {sha256}")
     part.rename(file)
 
 
 def _failure(source: RemoteDataset, reason: str) -> UserError:
     return UserError(
-        f"{source.file_name} could not be downloaded: {reason}; try again, or "
-        f"1. get {source.url} with a browser, "
-        f"2. see that its sha256 is {source.sha256}, "
-        f"3. give the file itself: data=PATH/{source.file_name}"
+        f"{source.file_name} could not be downloaded: {reason}. Try again, or "
+        f"1. download {source.url} with a browser, "
+        f"2. check that its sha256 is {source.sha256}, "
+        f"3. pass the file: data=PATH/{source.file_name}"
     )
 
 
@@ -156,7 +158,7 @@ def _require_same_scheme(source: RemoteDataset, response: requests.Response) -> 
     scheme = urlsplit(source.url).scheme
     for redirect in (*response.history, response):
         if urlsplit(redirect.url).scheme != scheme:
-            raise _failure(source, f"the server led from {scheme} to {redirect.url}")
+            raise _failure(source, f"the server redirected from {scheme} to {redirect.url}")
 
 
 def _size(part: Path) -> int:

@@ -47,7 +47,7 @@ def build_index(root: Path) -> pd.DataFrame:
     _require_known_folders(base)
     files = {file.relative_to(base).as_posix(): file for file in _files(base)}
     if not files:
-        raise UserError(f"{base} has the folders of a data set but no image in them; fill them")
+        raise UserError(f"{base} has the folders of a data set, but no images. Add images to them.")
     paths = sorted(files)
     require_text(paths)
     patients = _listed_patients(base, paths)
@@ -68,22 +68,25 @@ def _listed_patients(base: Path, paths: list[str]) -> dict[str, str]:
         table = read_table(file)
     except ValueError as error:
         raise UserError(
-            f"{file} must be a CSV with columns path and patient, in UTF-8: it cannot be read "
-            f"({str(error).strip()}); save it as such"
+            f"{file} must be a CSV in UTF-8 with the columns path and patient: it cannot be read "
+            f"({str(error).strip()}). Save it in that format."
         ) from None
     if missing := {"path", "patient"} - set(table):
         raise UserError(
-            f"{file} must be a CSV with columns path and patient, and has no {min(missing)}: "
-            f"its first line is '{quoted(','.join(table))}'; fix that"
+            f"{file} must be a CSV with the columns path and patient: it has no {min(missing)}, "
+            f"and its first line is '{quoted(','.join(table))}'. Add the column."
         )
     rows = list(zip(table["path"], table["patient"], strict=True))
     listed = dict(rows)
     if len(listed) < len(rows) or not all(listed.values()):
-        raise UserError(f"{file} must name each image once, with a patient; fix it")
+        raise UserError(
+            f"{file} must list each image at most once, with a patient. Remove duplicate paths, "
+            "and add missing patients."
+        )
     if unknown_paths := sorted(listed.keys() - set(paths)):
         raise UserError(
-            f"{file} names '{quoted(unknown_paths[0])}', which is no image here; "
-            f"paths start at its own folder, as {paths[0]}"
+            f"{file} must list images of the data set: '{quoted(unknown_paths[0])}' is not one. "
+            f"Use paths relative to the folder of the file, for example {paths[0]}."
         )
     return listed
 
@@ -116,9 +119,9 @@ def find_split_root(root: Path) -> Path:
     }
     if not bases:
         raise UserError(
-            f"{root} holds no data set: a data set has folders train/NORMAL, train/PNEUMONIA, "
-            f"test/NORMAL and test/PNEUMONIA, and here is {_list_folders(root)}; give a folder or "
-            "archive that does, or rename what is here"
+            f"{root} must contain the folders train/NORMAL, train/PNEUMONIA, test/NORMAL and "
+            f"test/PNEUMONIA: it contains {_list_folders(root)}. Pass another folder or archive, "
+            "or rename the folders."
         )
     return min(bases, key=lambda base: (len(base.parts), base))
 
@@ -132,7 +135,7 @@ def _list_folders(root: Path, max_listed: int = 6) -> str:
         folder.relative_to(root).as_posix() for folder in folders if not is_junk(folder, root)
     )
     remainder = [f"{len(names) - max_listed} more"] if len(names) > max_listed else []
-    return ", ".join([*names[:max_listed], *remainder]) or "no folder"
+    return ", ".join([*names[:max_listed], *remainder]) or "no folders"
 
 
 def _require_known_folders(base: Path) -> None:
@@ -145,8 +148,8 @@ def _require_known_folders(base: Path) -> None:
     names = [folder.relative_to(base).as_posix() for folder in unknown if folder.is_dir()]
     if names := sorted(folder for folder in names if not is_junk(base / folder, base)):
         raise UserError(
-            f"{base} must hold no classes but NORMAL and PNEUMONIA, in no folders but train, val "
-            f"and test: found {', '.join(names[:6])}; rename it, or move it elsewhere"
+            f"{base} may contain only the classes NORMAL and PNEUMONIA, in folders train, val and "
+            f"test: found {', '.join(names[:6])}. Rename these folders, or move them elsewhere."
         )
 
 
@@ -154,8 +157,8 @@ def require_text(paths: Collection[str]) -> None:
     """Raise `UserError` if a path cannot be printed and stored as text."""
     if bad := [path for path in paths if not is_printable_text(path)]:
         raise UserError(
-            f"file names must be UTF-8 without control characters: got {len(bad)} of {len(paths)} "
-            f"that are not, the first '{quoted(bad[0])}'; rename them, as with "
+            f"file names must be UTF-8 without control characters: {len(bad)} of {len(paths)} "
+            f"are not, the first is '{quoted(bad[0])}'. Rename them, for example with "
             "convmv -r -f latin1 -t utf8 --notest FOLDER"
         )
 

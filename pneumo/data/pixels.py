@@ -104,5 +104,6 @@ def read_file(file: Path) -> bytes:
         if error.errno == errno.ENOENT and cache.is_in_cache(file):
             raise cache.cache_deleted_error() from None
         raise UserError(
-            f"{file} cannot be read from the disk ({error.strerror}): see that it can, or remove it"
+            f"{file} cannot be read from the disk ({error.strerror}). Check its permissions and "
+            "the disk, or remove it."
         ) from None

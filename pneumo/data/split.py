@@ -13,8 +13,8 @@ from pneumo.runtime.errors import UserError, quoted
 
 # Column in which all copies of a file must agree → texts for the message if they do not
 CONFLICT_RULES = {
-    "label": ("under both labels", "one of the labels is wrong"),
-    "split": ("in train and in test", "what is tested would have been trained on"),
+    "label": ("in both classes", "one of the labels is wrong"),
+    "split": ("in train and in test", "train and test would not be independent"),
 }
 
 VALIDATION_FRACTION = 0.2
@@ -36,18 +36,18 @@ def raise_on_conflicts(base: Path, rows: pd.DataFrame) -> None:
         if pairs := list(_conflicting_pairs(base, rows, column)):
             first, second = (quoted(path) for path in pairs[0])
             raise UserError(
-                f"no image may be {where} ({why}), and {len(pairs)} {_are(pairs)}, the first as "
-                f"{first} and {second}; remove one of each pair: explore lists them all, in "
-                "duplicates.csv"
+                f"no image may be {where}, because {why}: {len(pairs)} {_are(pairs)}, the first as "
+                f"{first} and {second}. Remove one file of each pair. The command explore lists "
+                "all of them in duplicates.csv."
             )
     where, why = CONFLICT_RULES["split"]
     if patients := list(_patients_on_both_sides(base, rows)):
         name, of_train, of_test = (quoted(text) for text in patients[0])
         raise UserError(
-            f"no patient may be {where} ({why}), and {len(patients)} {_are(patients)}, the first "
-            f"'{name}' with {of_train} and {of_test}; if these are different people, list the "
-            "right patients in patients.csv, else remove the images of one side: explore lists "
-            "them all, in numbers.json"
+            f"no patient may be {where}, because {why}: {len(patients)} {_are(patients)}, the "
+            f"first is '{name}' with {of_train} and {of_test}. If these are different people, list "
+            "the right patients in patients.csv. Otherwise remove the images of one split. The "
+            "command explore lists all of them in numbers.json."
         )
 
 
@@ -123,8 +123,8 @@ def split_validation(rows: pd.DataFrame) -> pd.DataFrame:
         names = sorted(patients.index, key=lambda name: hashlib.sha256(name.encode()).digest())
         if len(names) < 2:
             raise UserError(
-                f"train/{CLASSES[label]} must hold images of two patients or more, one of them for "
-                f"validation: got {len(names)}; add images or check their names"
+                f"train/{CLASSES[label]} must contain images of at least two patients, one of them "
+                f"for validation: got {len(names)}. Add images, or check their file names."
             )
         chosen_patients += names[: max(1, round(VALIDATION_FRACTION * len(names)))]
     is_val = rows.index.isin(train.index[train["patient"].isin(chosen_patients)])

@@ -32,8 +32,8 @@ def write_subset(dataset: Dataset, list_file: Path, out: Path) -> None:
     """
     if dataset.is_synthetic:
         raise UserError(
-            f"test_images selects from real images, and {dataset.name} is synthetic; give other "
-            "data, or leave out test_images and out"
+            f"--test_images requires real images: {dataset.name} is synthetic. Pass another "
+            "--data, or omit --test_images and --out."
         )
     rows = _select(dataset, list_file)
     draft = out.with_name(f".{out.name}.{uuid4().hex}")
@@ -43,8 +43,8 @@ def write_subset(dataset: Dataset, list_file: Path, out: Path) -> None:
         draft.rename(out)  # replaces an empty folder, and raises if it is no longer empty
     except OSError as error:
         raise UserError(
-            f"out must be a folder that can be written: got '{quoted(out)}' ({error.strerror}); "
-            "see that there is room and permission, or give another"
+            f"--out must be a writable folder: got '{quoted(out)}' ({error.strerror}). Check the "
+            "free disk space and the permissions, or choose another folder."
         ) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -56,16 +56,16 @@ def _select(dataset: Dataset, list_file: Path) -> pd.DataFrame:
     is_test = rows["split"] == "test"
     if unknown := sorted(names - set(rows["path"][is_test])):
         raise UserError(
-            f"test_images must list test images of {dataset.name}, as test/CLASS/FILE: "
-            f"{len(unknown)} of {len(names)} lines name none, the first '{quoted(unknown[0])}'; "
-            "give the data set that the list was made for, or correct the list"
+            f"--test_images must list test images of {dataset.name} as test/CLASS/FILE: "
+            f"{len(unknown)} of {len(names)} lines match none, the first is "
+            f"'{quoted(unknown[0])}'. Pass the data set of the list, or correct the list."
         )
     is_listed = rows["path"].isin(names)
     for label, class_name in enumerate(CLASSES):
         if not (is_listed & (rows["label"] == label)).any():
             raise UserError(
-                f"test_images must list images of both classes: '{quoted(list_file)}' has none in "
-                f"test/{class_name}; add some"
+                f"--test_images must list images of both classes: '{quoted(list_file)}' lists none "
+                f"in test/{class_name}. Add some."
             )
     return rows[is_listed | ~is_test]
 
@@ -75,8 +75,8 @@ def _read_list(file: Path) -> set[str]:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"test_images must be a text file in UTF-8 with one path a line: got '{quoted(file)}' "
-            f"({getattr(error, 'strerror', None) or error}); check the path"
+            f"--test_images must be a text file in UTF-8 with one path per line: got "
+            f"'{quoted(file)}' ({getattr(error, 'strerror', None) or error}). Check the file."
         ) from None
     return {line.strip() for line in lines} - {""}
 
@@ -85,8 +85,8 @@ def _require_free(out: Path) -> None:
     is_free = not any(out.iterdir()) if out.is_dir() else not out.exists()
     if not is_free or out.is_symlink() or not out.parent.is_dir():
         raise UserError(
-            "out must be a new or an empty folder, in a folder that exists: got "
-            f"'{quoted(out)}'; give another"
+            "--out must be a new or empty folder in an existing folder: got "
+            f"'{quoted(out)}'. Choose another folder."
         )
 
 

@@ -143,13 +143,15 @@ def gate(
     if synthetic_images and not all(
         model.is_synthetic for model in (candidate, *references.values())
     ):
-        reasons.append("the images are synthetic and say nothing of a model of real ones")
+        reasons.append(
+            "synthetic images cannot decide about a model that was trained on real images"
+        )
     for prefix, reference in references.items():
         if candidate.is_synthetic and not reference.is_synthetic:
             reasons.append(demo_after_real(candidate.title, reference.title))
         compared = _compare_with_champion(candidate, reference)
         decision_metrics |= {f"{prefix}{name}": value for name, value in compared.items()}
-        title = f"{reference.title}{f', the {REFERENCES[prefix]}' if prefix else ''}"
+        title = f"{reference.title}{f' (the {REFERENCES[prefix]})' if prefix else ''}"
         if prefix == MOST_SENSITIVE:
             reasons += _sensitivity_reasons(compared, title, margins.sensitivity)
         else:
@@ -164,7 +166,7 @@ def demo_after_real(candidate: str, champion: str) -> str:
         candidate: Title of the model of synthetic images.
         champion: Title of the model of real images.
     """
-    return f"{candidate} was trained on synthetic images, {champion} on real ones"
+    return f"{candidate} was trained on synthetic images, but {champion} on real images"
 
 
 def _compare_with_champion(candidate: EvaluatedModel, champion: EvaluatedModel) -> dict[str, float]:
@@ -191,8 +193,9 @@ def _inferiority_reasons(
         low = compared[f"{name}_difference_low"]
         if not low > -margin:
             yield (
-                f"its {metric_title(name)} may be {-low:.4f} smaller than that of {champion}, and "
-                f"less than {margin} is allowed ({describe_difference(name, compared)})"
+                f"non-inferiority of its {metric_title(name)} to {champion} is not shown: it may "
+                f"be {-low:.4f} lower, and the margin is {margin} "
+                f"({describe_difference(name, compared)})"
             )
 
 
@@ -217,16 +220,16 @@ def describe_difference(name: str, metrics: Mapping[str, float], prefix: str = "
         prefix: See `REFERENCES`.
     """
     value, low, high = (metrics[f"{prefix}{name}_difference{suffix}"] for suffix in CI_SUFFIXES)
-    return f"difference {value:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
+    return f"difference {value:+.4f}, 95 % confidence interval {low:+.4f} to {high:+.4f}"
 
 
 def _limit_reasons(metrics: Mapping[str, float]) -> Iterator[str]:
     for name, floor in MIN_METRICS.items():
         if not metrics[name] >= floor:  # NaN fails as well
-            yield f"{name} is {metrics[name]:.3f}, and {floor:.2f} is the least"
+            yield f"{name} is {metrics[name]:.3f}, but the minimum is {floor:.2f}"
     for name, ceiling in MAX_METRICS.items():
         if not metrics[name] <= ceiling:
-            yield f"{name} is {metrics[name]:.3f}, and {ceiling:.2f} is the most"
+            yield f"{name} is {metrics[name]:.3f}, but the maximum is {ceiling:.2f}"
 
 
 def choose_references(

@@ -28,7 +28,7 @@ METADATA_TITLES = {
     "pixels": "size in pixels (width × height)",
     "aspect": "aspect ratio (width / height)",
     "bytes": "file size in bytes",
-    "mean": "intensity (mean pixel)",
+    "mean": "intensity (mean pixel value)",
     "sharpness": "sharpness",
 }
 
@@ -227,10 +227,10 @@ def file_issues(files: pd.DataFrame) -> Iterator[tuple[str, str]]:
         if row.error:
             yield row.path, f"unreadable: {row.error}"
     for path in files["path"][files["unknown"]]:
-        yield path, "its name contains no patient id: counted as a patient of its own"
+        yield path, "the file name contains no patient id: counted as a separate patient"
     if "colour" not in constant_columns(files):
         for row in color_images(files).itertuples():
-            yield row.path, f"stored in colour ({row.colour}): read as grey"
+            yield row.path, f"stored in color ({row.colour}): decoded as grayscale"
 
 
 def compute_statistics(files: pd.DataFrame) -> dict[str, Any]:

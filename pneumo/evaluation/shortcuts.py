@@ -69,22 +69,22 @@ def describe_occlusion(results: Mapping[str, Mapping[str, float]]) -> dict[str, 
     """Describe the two results of `occlusion_auc` in words."""
     center, border = results["centre"], results["border"]
     meaning = (
-        "The border alone separates the classes. There is little lung in it: look for "
-        "markers, collimation, or children lying differently"
+        "The border alone separates the classes, although it shows little of the lungs. "
+        "Look for markers, collimation, or a different positioning of the children"
         if differs_from_chance(center)
-        else "Without the centre it cannot separate the classes, as it should be"
+        else "Without the center the model cannot separate the classes, as expected"
     )
     border_use = (
-        "It leans on the border"
+        "The model relies on the border"
         if border["difference_high"] < 0
-        else "It hardly needs the border, as it should be"
+        else "The model hardly uses the border, as expected"
     )
     return {
         "centre": (
-            f"With the centre black the AUC is {format_with_interval(center, 'auc')}. {meaning}."
+            f"With a black center the AUC is {format_with_interval(center, 'auc')}. {meaning}."
         ),
         "border": (
-            f"With the border black it is {format_with_interval(border, 'auc')}; the difference to "
+            f"With a black border it is {format_with_interval(border, 'auc')}. The difference from "
             f"the whole image is {border['difference']:+.3f} ({border['difference_low']:+.3f} "
             f"to {border['difference_high']:+.3f}). {border_use}."
         ),

@@ -59,7 +59,7 @@ def decode(data: bytes, size: int, resize: str = "squash") -> np.ndarray:
         raise UnreadableImageError(_unidentified_reason(data)) from None
     except Image.DecompressionBombError:
         raise UnreadableImageError(
-            "it has more pixels than any radiograph; scale it down"
+            "too many pixels for a radiograph; scale the image down"
         ) from None
     except Exception as error:  # untrusted files make a parser raise nearly anything
         raise UnreadableImageError(str(error) or type(error).__name__) from error
@@ -82,11 +82,13 @@ def _check_supported(image: Image.Image) -> None:
         raise UnreadableImageError(f"{width} × {height} pixels, too few for a radiograph")
     if image.mode in ("I", "F"):  # Pillow would clip these at 255
         raise UnreadableImageError(
-            "32 bits a pixel, whose white is not known; save it with 8 or 16"
+            "32 bits per pixel, so the value of white is unknown; save the image with 8 or 16 bits"
         )
     if image.format == "TIFF" and image.info.get("compression") != "raw":
         # Pillow decodes it by a library that writes its own warnings to standard error
-        raise UnreadableImageError("a compressed TIFF; save it uncompressed, or as PNG")
+        raise UnreadableImageError(
+            "compressed TIFF is not supported; save it uncompressed, or as PNG"
+        )
 
 
 def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
@@ -98,16 +100,16 @@ def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
     bits = int(pixels.max()).bit_length()
     if bits < MIN_BITS_USED:
         raise UnreadableImageError(
-            f"16 bits a pixel of which {bits} are used, and white is not known; "
-            "stretch the values to 0 to 65535, or save it with 8 bits"
+            f"only {bits} of 16 bits per pixel are used, so the value of white is unknown; "
+            "scale the values to 0 to 65535, or save the image with 8 bits"
         )
     return (pixels >> 8).astype(np.uint8)
 
 
 def _unidentified_reason(data: bytes) -> str:
-    what = "no image format that can be read"
+    what = "not a supported image format"
     if not data:
         return f"{what}: the file is empty"
     if data[128:132] == b"DICM":
-        return f"{what}: DICOM; convert it to PNG, with dcmj2pnm --write-png or with pydicom"
+        return f"{what}: DICOM; convert it to PNG with dcmj2pnm --write-png or pydicom"
     return what

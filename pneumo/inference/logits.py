@@ -68,7 +68,9 @@ def predict_proba(model: keras.Model, images: np.ndarray, temperature: float = 1
             to a black image without an error.
     """
     if images.dtype != np.uint8:
-        raise TypeError(f"images must be uint8 pixels 0 to 255: got {images.dtype}")
+        raise TypeError(
+            f"images must have dtype uint8 and values from 0 to 255: got {images.dtype}"
+        )
     return to_probabilities(predict_logits(model, images), temperature)
 
 

@@ -129,7 +129,7 @@ def to_file_bytes(value: Any) -> bytes:
     if isinstance(value, str):  # text may contain surrogates, which UTF-8 cannot encode
         value = value.encode(errors="replace")
     if not isinstance(value, bytes):
-        raise UnreadableImageError(f"no image file, but {type(value).__name__}")
+        raise UnreadableImageError(f"not an image file, but {type(value).__name__}")
     if value.isascii():
         with suppress(binascii.Error):  # not base64; the decoder will reject it
             return base64.b64decode(b"".join(value.split()), validate=True)

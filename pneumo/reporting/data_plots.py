@@ -45,7 +45,7 @@ def plot_images_per_patient(sizes: pd.Series) -> Figure:
         ):
             patients = counts.value_counts().sort_index()
             axes.plot(patients.index, patients, marker, ls=":", ms=5, label=split)
-        axes.set(xlabel="images of a patient", ylabel="patients", yscale="log")
+        axes.set(xlabel="images per patient", ylabel="patients", yscale="log")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
         axes.set_title("Images per patient")
@@ -66,7 +66,7 @@ def plot_distributions(files: pd.DataFrame, titles: Mapping[str, str]) -> Figure
             axes.set_title(title)
             values = files[column]
             if values.nunique() == 1:
-                axes.text(0.5, 0.5, f"constant here:\n{values.iloc[0]:,g}", ha="center")
+                axes.text(0.5, 0.5, f"constant:\n{values.iloc[0]:,g}", ha="center")
                 axes.set_axis_off()
                 continue
             bins = np.linspace(values.min(), values.max(), 41)

@@ -29,9 +29,9 @@ NUMBER_FORMATS = {
 
 # What the classifiers of `dataset_profile.measure_metadata_leakage` distinguish
 TARGET_TITLES = {
-    "label": "PNEUMONIA from NORMAL",
-    "split": "test from training images",
-    **{f"split_{name.lower()}": f"the same, {name} alone" for name in CLASSES},
+    "label": "PNEUMONIA vs. NORMAL",
+    "split": "test vs. training images",
+    **{f"split_{name.lower()}": f"test vs. training, {name} only" for name in CLASSES},
 }
 
 
@@ -46,22 +46,22 @@ def list_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
     rates = _prevalences(numbers["classes"])
     if len(rates) == 2 and abs(rates["train"] - rates["test"]) > MAX_PREVALENCE_SHIFT:
         yield (
-            f"PNEUMONIA is {rates['train']:.1%} of the training images and {rates['test']:.1%} "
-            "of test: what suits the one as a threshold need not suit the other."
+            f"The prevalence of PNEUMONIA is {rates['train']:.1%} in the training images and "
+            f"{rates['test']:.1%} in the test images. A threshold that fits one may not fit the "
+            "other."
         )
     if numbers["unreadable"]:
-        yield f"{numbers['unreadable']} files cannot be read; they are listed with their reasons."
+        yield f"{numbers['unreadable']} files are unreadable. The report lists the reasons."
     if numbers["unknown_patients"]:
         yield (
-            f"{numbers['unknown_patients']} names contain no patient id: each counts as a "
-            "patient of its own, so that one patient may be on both sides of a split. Add a "
-            "patients.csv."
+            f"{numbers['unknown_patients']} file names contain no patient id. Each of these images "
+            "counts as a separate patient, so one patient may be in two splits. Add a patients.csv."
         )
     yield from _color_findings(numbers)
     if count := numbers["patients_with_several_images"]:
         yield (
-            f"{count} of {numbers['patients']} patients have more than one "
-            f"image, one has {numbers['max_images_per_patient']}: a split must be cut by patient."
+            f"{count} of {numbers['patients']} patients have more than one image, "
+            f"one has {numbers['max_images_per_patient']}. The images must be split by patient."
         )
 
 
@@ -69,22 +69,22 @@ def _duplicate_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
     copies = numbers["duplicates"]
     if copies["across_splits"]:
         yield (
-            f"{copies['across_splits']} groups of identical files lie in more than one split: what "
-            "is tested there has been trained on."
+            f"{copies['across_splits']} groups of identical files are in more than one split, so a "
+            "model would be tested on training images."
         )
     if shared := numbers["shared_patients"]:
-        yield f"{len(shared)} patients are in more than one split, as {shared[0]}."
+        yield f"{len(shared)} patients are in more than one split, for example {shared[0]}."
     if copies["across_classes"]:
         yield (
-            f"{copies['across_classes']} groups of identical files are NORMAL and PNEUMONIA at "
-            "once: one label is wrong."
+            f"{copies['across_classes']} groups of identical files are labeled both NORMAL and "
+            "PNEUMONIA, so one of the labels is wrong."
         )
     if copies["across_patients"]:
-        yield f"{copies['across_patients']} groups of identical files are of different patients."
+        yield f"{copies['across_patients']} groups of identical files belong to different patients."
     if copies["groups"]:
         yield (
-            f"{copies['groups']} groups of identical files, {copies['files']} files in all: each "
-            "counts as often as it is there."
+            f"{copies['groups']} groups of identical files contain {copies['files']} files. Each "
+            "file counts as a separate image."
         )
 
 
@@ -93,16 +93,16 @@ def _leakage_findings(leakage: Mapping[str, Mapping[str, float]]) -> Iterator[st
     if label and label["auc_low"] > 0.5:
         yield (
             "Size, aspect ratio, file size, intensity and sharpness alone separate PNEUMONIA from "
-            f"NORMAL with an AUC of {format_with_interval(label, 'auc')}: a model can have that "
-            "without having seen a lung."
+            f"NORMAL with an AUC of {format_with_interval(label, 'auc')}. A model can reach that "
+            "without using the lungs (shortcut learning)."
         )
     for name in CLASSES:
         shift = leakage.get(f"split_{name.lower()}")
         if shift and shift["auc_low"] > 0.5:
             yield (
-                f"By the same, test images of {name} can be separated from training ones (AUC "
-                f"{format_with_interval(shift, 'auc')}, 0.5 would be no shift): what is chosen on "
-                "validation need not hold on test."
+                f"The same metadata separate test images of {name} from training images (AUC "
+                f"{format_with_interval(shift, 'auc')}, 0.5 means no dataset shift). A choice made "
+                "on validation may not hold on test."
             )
 
 
@@ -110,16 +110,16 @@ def _color_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
     constant, color_counts = numbers["constant"], numbers["coloured"]
     if color_counts and "colour" not in constant:
         counts = ", ".join(f"{count} {name}" for name, count in color_counts.items())
-        yield f"Some images are stored in colour ({counts}); all are read as grey."
+        yield f"Some images are stored in color ({counts}). All are decoded as grayscale."
     constant_titles = [
         dataset_profile.METADATA_TITLES[name]
         for name in dataset_profile.METADATA_TITLES
         if name in constant
     ]
     if "colour" in constant:
-        constant_titles.append(f"colour ({constant['colour']})")
+        constant_titles.append(f"color ({constant['colour']})")
     if constant_titles:
-        yield f"Constant here, and so no hint in itself: {', '.join(constant_titles)}."
+        yield f"Constant in this data set, so not a shortcut: {', '.join(constant_titles)}."
 
 
 def _prevalences(classes: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
@@ -188,7 +188,7 @@ def render_page(
             "images": f"{numbers['images']:,}",
             "patients": f"{numbers['patients']:,}",
             "identical files": f"{numbers['duplicates']['files']:,}",
-            "AUC of the metadata alone": _label_auc(numbers["shortcut_auc"]),
+            "AUC of metadata alone": _label_auc(numbers["shortcut_auc"]),
         },
         counts=dataset_profile.count_images(files).to_dict("records"),
         sizes=_ranges(files, ["class"], ("pixels", "aspect", "bytes")),
@@ -218,7 +218,7 @@ def _label_auc(leakage: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _format_single_auc(auc: float, constant: bool) -> str:
-    return "constant here" if constant else format_number(auc)
+    return "constant" if constant else format_number(auc)
 
 
 def _ranges(
@@ -235,7 +235,7 @@ def _ranges(
             rows.append(
                 (
                     dataset_profile.METADATA_TITLES[name],
-                    f"constant here: {constant[name]:{NUMBER_FORMATS[name]}}",
+                    f"constant: {constant[name]:{NUMBER_FORMATS[name]}}",
                     [],
                 )
             )

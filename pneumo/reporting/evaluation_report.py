@@ -24,13 +24,13 @@ from pneumo.training.config import rename_fields
 # Titles of the metrics, in the order of the page
 METRIC_TITLES = {
     "auc": "area under the ROC curve (AUC)",
-    "sensitivity": "sensitivity: pneumonia that is found",
-    "specificity": "specificity: normal images that are called so",
+    "sensitivity": "sensitivity (recall of PNEUMONIA)",
+    "specificity": "specificity (recall of NORMAL)",
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "ppv": "positive predictive value (PPV)",
     "npv": "negative predictive value (NPV)",
-    "f1": "F1",
+    "f1": "F1 score",
     "mcc": "Matthews correlation coefficient",
     "average_precision": "average precision",
     "brier": "Brier score, 0 is best",
@@ -43,16 +43,16 @@ METRIC_TITLES = {
 # equally good models is expected to look better than it is by one standard error
 MANY_LOOKS = 4
 
-THRESHOLD_RULES = {"youden": "Youden's", "midpoint": "midway between the classes"}
+THRESHOLD_RULES = {"youden": "Youden's index", "midpoint": "midpoint between the classes"}
 
 CAPTIONS = {
-    "roc.png": "ROC curve; the band holds 95 % of samples of patients",
-    "precision_recall.png": "Precision and recall; the band as beside it",
-    "confusion_matrix.png": "Counts, and shares of each row",
-    "reliability.png": "Calibration, before and after temperature scaling",
-    "learning_curves.png": "Training of the kept model",
-    "worst_errors.png": "The worst errors, and below each its heat map (HiResCAM): brightest where "
-    "the image increases the logit the most",
+    "roc.png": "ROC curve with a 95 % bootstrap band by patient",
+    "precision_recall.png": "Precision-recall curve with a 95 % bootstrap band by patient",
+    "confusion_matrix.png": "Confusion matrix: counts, and fractions of each row",
+    "reliability.png": "Reliability diagram, before and after temperature scaling",
+    "learning_curves.png": "Learning curves of the stored model",
+    "worst_errors.png": "The worst errors, and below each its heat map (HiResCAM), which is "
+    "brightest where the image increases the logit the most",
 }
 
 
@@ -73,29 +73,29 @@ def list_findings(
         overlap: Overlap of the split with the model's images, or None if it is not known.
     """
     if images.dataset.is_synthetic:
-        yield "The images are synthetic: nothing here says anything about patients."
+        yield "The images are synthetic. These results say nothing about real patients."
     elif trial.data.tags[tags.SYNTHETIC] == "true":
-        yield "The model was trained on synthetic images: it knows nothing about patients."
+        yield "The model was trained on synthetic images. It has learned nothing about patients."
     if reason := explain_overlap(overlap):
         yield f"{reason[0].upper()}{reason[1:]}."
     yield from metric_findings(numbers, split)
     if shortcuts.differs_from_chance(numbers["shortcuts"]["centre"]):
         yield shortcuts.describe_occlusion(numbers["shortcuts"])["centre"]
     if overlap and overlap.is_external:
-        yield "External data: other images than those that the model was made with."
+        yield "External data: none of these images or patients was used to develop the model."
     if images.dataset.unknown_patients:
         yield (
-            f"{images.dataset.unknown_patients} images are of unknown patients, each counted as a "
-            "separate patient: the intervals may be too narrow, and other images of the same "
-            "patients in training are not recognized."
+            f"{images.dataset.unknown_patients} images have no known patient, and each counts as a "
+            "separate patient. The confidence intervals may be too narrow. Images of the same "
+            "patients in training are not detected."
         )
     if images.unreadable:
-        yield f"{len(images.unreadable)} images could not be read and are not counted."
+        yield f"{len(images.unreadable)} images are unreadable and are not counted."
     own, total = numbers["test_evaluations"], numbers["test_evaluations_of_all_models"]
     if own > 1 or total >= MANY_LOOKS:
         yield (
-            f"Looks at test: this model {own}, all models {total}. What is chosen by looking at "
-            "test is no longer tested by it."
+            f"Evaluations on these test images: {own} of this model, {total} of all models. If "
+            "test results influence which model is chosen, they are too optimistic."
         )
 
 
@@ -110,26 +110,26 @@ def metric_findings(numbers: Mapping[str, Any], split: str) -> Iterator[str]:
     if sorted((values["sensitivity"], values["specificity"])) == [0, 1]:
         class_name = "PNEUMONIA" if values["sensitivity"] else "NORMAL"
         yield (
-            f"The model calls every image {class_name}. Most often that means that pixels reach it "
-            "in another way than they did in training."
+            f"The model predicts {class_name} for every image. The most common cause is "
+            "preprocessing that differs from training (training-serving skew)."
         )
     majority = max(numbers["prevalence"], 1 - numbers["prevalence"])
     if values["accuracy_low"] <= majority:
         yield (
-            f"Accuracy {values['accuracy']:.1%} is not surely better than giving every image the "
-            f"same answer, which is right for {majority:.1%}."
+            f"Accuracy {values['accuracy']:.1%} is not significantly better than {majority:.1%}, "
+            "the accuracy of predicting the same class for every image."
         )
     if split != "val" and (degraded := _degraded_metrics(values, val)):
         yield (
-            f"Worse on {split} than validation promised: {', '.join(degraded)}. "
-            "These images differ from those that the model was chosen with."
+            f"Worse on {split} than on validation: {', '.join(degraded)}. "
+            "These images differ from those on which it was selected (dataset shift)."
         )
 
 
 def _degraded_metrics(values: Mapping[str, float], val: Mapping[str, float]) -> list[str]:
     """Describe each headline metric whose interval is below its value on validation."""
     return [
-        f"{metric_title(name)} {format_with_interval(values, name)} after {val[name]:.3f}"
+        f"{metric_title(name)} {format_with_interval(values, name)} instead of {val[name]:.3f}"
         for name in metrics.HEADLINE_METRICS
         if val[name] > values[f"{name}_high"]
     ]
@@ -246,18 +246,18 @@ def _selection(trial: Run) -> str:
     members = params.get("ensemble_size", "1")
     rule = THRESHOLD_RULES[params.get("threshold_rule", "youden")]
     choice = (
-        f"Within its run, the epoch with the greatest {params['objective']}"
-        f"{'' if members == '1' else f' of each of its {members} members'}; the temperature comes "
-        f"from validation, too, and the threshold ({rule}) from its images changed as if they came "
-        "from elsewhere."
+        f"Within its run, the epoch with the highest {params['objective']} was selected"
+        f"{'' if members == '1' else f' for each of the {members} ensemble members'}. The "
+        f"temperature was fitted on validation images. The threshold ({rule}) was chosen on "
+        "perturbed validation images."
     )
     if STUDY not in tags:
-        return f"One run of experiment {tags[EXPERIMENT]}, chosen among no others. {choice}"
+        return f"A single run of experiment {tags[EXPERIMENT]}, without a search. {choice}"
     states = study_runs.count_trial_states(trial)
     trials = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
     return (
         f"Trial {tags[TRIAL_NUMBER]} of study {tags[STUDY]} "
-        f"(trials: {trials}), the one with the greatest {trial.data.params['objective']}. {choice}"
+        f"(trials: {trials}), selected by the highest {trial.data.params['objective']}. {choice}"
     )
 
 
@@ -272,19 +272,19 @@ def explain_overlap(overlap: Overlap | None) -> str:
     """
     if overlap is None:
         return (
-            "it is not known which images the model was trained on, because its run has no "
+            "it is unknown which images the model was trained on, because its run has no "
             f"{results.TRAINING_FILES}; train it again"
         )
     if overlap.images:
         return (
             f"{overlap.images} of the {overlap.total} images are training or validation images of "
-            f"the model, and {overlap.patients} are of the same patients: they do not show how it "
-            "does on new ones"
+            f"the model, and {overlap.patients} show the same patients, so the results do not show "
+            "how it performs on new patients"
         )
     if overlap.patients:
         return (
-            f"{overlap.patients} of the {overlap.total} images are of patients that the model was "
-            "trained or chosen with: they do not show how it does on new ones; if these are "
-            "different people, give them different ids in patients.csv"
+            f"{overlap.patients} of the {overlap.total} images show patients with whom the model "
+            "was trained or validated, so the results do not show how it performs on new "
+            "patients; if these are different people, give them different ids in patients.csv"
         )
     return ""

@@ -92,7 +92,7 @@ def plot_roc(predictions: pd.DataFrame, threshold: float) -> Figure:
     with styled_figure(5, 4.8) as figure:
         axes = figure.add_subplot()
         axes.fill_between(
-            bootstrap.CURVE_GRID, low, high, color=BLUE, alpha=0.2, lw=0, label="95 %"
+            bootstrap.CURVE_GRID, low, high, color=BLUE, alpha=0.2, lw=0, label="95 % band"
         )
         axes.plot(fpr, tpr, color=BLUE, label="model")
         axes.plot([0, 1], [0, 1], ":", color=GRAY, label="chance")
@@ -101,7 +101,7 @@ def plot_roc(predictions: pd.DataFrame, threshold: float) -> Figure:
         axes.plot(*at, "o", color=ORANGE, label=f"threshold {threshold:.3f}", clip_on=False)
         set_unit_square(axes, "1 − specificity", "sensitivity")
         axes.legend(loc="lower right")
-        axes.set_title(f"ROC, area {metrics.roc_auc_score(labels, values):.3f}")
+        axes.set_title(f"ROC curve, AUC {metrics.roc_auc_score(labels, values):.3f}")
     return figure
 
 
@@ -118,10 +118,10 @@ def plot_precision_recall(predictions: pd.DataFrame, threshold: float) -> Figure
     with styled_figure(5, 4.8) as figure:
         axes = figure.add_subplot()
         axes.fill_between(
-            bootstrap.CURVE_GRID, low, high, color=BLUE, alpha=0.2, lw=0, label="95 %"
+            bootstrap.CURVE_GRID, low, high, color=BLUE, alpha=0.2, lw=0, label="95 % band"
         )
         axes.plot(recall, precision, color=BLUE, drawstyle="steps-post", label="model")
-        axes.axhline(labels.mean(), ls=":", color=GRAY, label="all called pneumonia")
+        axes.axhline(labels.mean(), ls=":", color=GRAY, label="all predicted PNEUMONIA")
         called = values >= threshold
         if called.any():
             at = called[labels == 1].mean(), labels[called].mean()
@@ -129,7 +129,7 @@ def plot_precision_recall(predictions: pd.DataFrame, threshold: float) -> Figure
         set_unit_square(axes, "sensitivity (recall)", "positive predictive value (precision)")
         axes.legend(loc="lower left")
         area = metrics.average_precision_score(labels, values)
-        axes.set_title(f"Precision and recall, average {area:.3f}")
+        axes.set_title(f"Precision-recall curve, average precision {area:.3f}")
     return figure
 
 
@@ -145,22 +145,22 @@ def plot_reliability(
     """
     with styled_figure(5, 5.6) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        above.plot([0, 1], [0, 1], ":", color=GRAY, label="perfect")
+        above.plot([0, 1], [0, 1], ":", color=GRAY, label="perfect calibration")
         for values, color, style, name in [
-            (uncalibrated, ORANGE, "s--", "before scaling"),
-            (probabilities, BLUE, "o-", "the model"),
+            (uncalibrated, ORANGE, "s--", "before temperature scaling"),
+            (probabilities, BLUE, "o-", "after temperature scaling"),
         ]:
             above.plot(*_calibration_curve(labels, values), style, color=color, label=name, ms=5)
-        set_unit_square(above, "", "share with pneumonia")
+        set_unit_square(above, "", "fraction with pneumonia")
         above.legend(loc="upper left")
-        above.set_title("Are the probabilities true?")
+        above.set_title("Reliability diagram")
         below.hist(
             [probabilities[labels == 0], probabilities[labels == 1]],
             bins=np.linspace(0, 1, N_BINS + 1),
             color=[BLUE, ORANGE],
             label=["NORMAL", "PNEUMONIA"],
         )
-        below.set(xlabel="probability of pneumonia", ylabel="images")
+        below.set(xlabel="predicted probability of pneumonia", ylabel="images")
         below.legend(fontsize=9, loc="upper center")
     return figure
 
@@ -190,11 +190,13 @@ def plot_learning_curves(epochs: pd.DataFrame) -> Figure:
         for axes, name, title in zip(
             figure.subplots(1, 2),
             ("loss", "auc"),
-            ("Loss, both classes weighing the same", "AUC"),
+            ("Loss, with equal weight of both classes", "AUC"),
             strict=True,
         ):
             axes.plot(epochs.index, epochs[name], "s--", color=ORANGE, ms=4, label="training")
-            axes.plot(epochs.index, epochs[f"val_{name}"], "o-", color=BLUE, ms=4, label="val")
+            axes.plot(
+                epochs.index, epochs[f"val_{name}"], "o-", color=BLUE, ms=4, label="validation"
+            )
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.set(xlabel="epoch", title=title)
             axes.legend()
@@ -219,14 +221,14 @@ def plot_worst_errors(
     missed = predictions[(labels == 1) & (values < threshold)].sort_values("probability")
     alarms = predictions[(labels == 0) & (values >= threshold)].sort_values("probability")[::-1]
     kinds = [
-        (f"PNEUMONIA called NORMAL: {len(missed)}", missed),
-        (f"NORMAL called PNEUMONIA: {len(alarms)}", alarms),
+        (f"PNEUMONIA predicted as NORMAL: {len(missed)}", missed),
+        (f"NORMAL predicted as PNEUMONIA: {len(alarms)}", alarms),
     ]
     heights = [4.8 if len(rows) else 0.5 for _, rows in kinds]  # inches
     with styled_figure(2 * N_WORST, sum(heights)) as figure:
         parts = figure.subfigures(2, 1, height_ratios=heights)
         for part, (title, rows) in zip(parts, kinds, strict=True):
-            note = f", the {N_WORST} furthest from the threshold" if len(rows) > N_WORST else ""
+            note = f", the {N_WORST} farthest from the threshold" if len(rows) > N_WORST else ""
             part.suptitle(title + note, fontsize=12)
             worst = rows[:N_WORST]
             maps = heat_maps(images[worst.index])

@@ -47,39 +47,39 @@ class StudyPlot:
 STUDY_PLOTS = {
     "optimization_history": StudyPlot(
         "plot_optimization_history",
-        "How the search went",
-        "Each complete trial, and the best until then. The best of many is too "
-        "optimistic: only other images show how good it is.",
+        "Optimization history",
+        "Score of each complete trial, and the best score so far. The best of many trials is too "
+        "optimistic (selection bias). Only other images show how good it is.",
     ),
     "parameter_importances": StudyPlot(
         "plot_param_importances",
-        "What matters",
-        "The share of the differences between trials that each parameter explains. With few "
-        "trials this changes with every one.",
+        "Hyperparameter importance",
+        "Fraction of the variation between trials that each hyperparameter explains. With few "
+        "trials, each new one changes these values.",
         min_complete_trials=2,
     ),
     "slices": StudyPlot(
         "plot_slice",
-        "Parameter by parameter",
-        "Each complete trial, the later the darker.",
+        "Score by hyperparameter",
+        "Each point is a complete trial. Later trials are darker.",
         width_per_param=210,
     ),
     "parallel_coordinates": StudyPlot(
         "plot_parallel_coordinate",
-        "All parameters at once",
-        "A line is a trial, the better the darker. Drag along an axis to choose among them.",
+        "Parallel coordinates",
+        "Each line is a trial. Better trials are darker. Drag along an axis to select trials.",
         width_per_param=130,
     ),
     "intermediate_values": StudyPlot(
         "plot_intermediate_values",
-        "Epoch by epoch",
-        "The score after each epoch; grey are the trials that were pruned.",
+        "Intermediate values",
+        "Score after each epoch. Pruned trials are gray.",
         uses_target_name=False,
     ),
     "timeline": StudyPlot(
         "plot_timeline",
-        "Who worked when",
-        "Each trial from its start to its end.",
+        "Timeline",
+        "Each trial, from its start to its end.",
         uses_target_name=False,
     ),
 }

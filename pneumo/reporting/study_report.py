@@ -184,38 +184,39 @@ class StudyReport:
     def description(self) -> str:
         """Return the report's text in Markdown, with a link to the page."""
         run = mlflow.get_run(self._summary.run_id)
-        link = f"[The page of this study]({session.ui_path(run, PAGE)})"
+        link = f"[Report on this study]({session.ui_path(run, PAGE)})"
         words = [f"**{name}** {text}" for name, text in self._sections().items()]
         return "\n\n".join([*words, link])
 
     def _sections(self) -> dict[str, str]:
         return {
-            "Asked": self._describe_question(),
-            "Found": " ".join(self._describe_findings()),
-            "Next": " ".join(self._next_steps()),
+            "Question": self._describe_question(),
+            "Result": " ".join(self._describe_findings()),
+            "Next step": " ".join(self._next_steps()),
         }
 
     def _describe_question(self) -> str:
         summary = self._summary
-        fixed = f" ({', '.join(f'{name} {value}' for name, value in summary.fixed.items())} fixed)"
+        fixed = f" Fixed: {', '.join(f'{name} {value}' for name, value in summary.fixed.items())}."
         return (
             f"{summary.question or 'Which values are the best?'} Experiment {summary.experiment} "
-            f"on {summary.dataset.name}: {summary.n_trials} trials of at most "
-            f"{summary.base.epochs} epochs over "
-            f"{', '.join(summary.searched_fields)}{fixed if summary.fixed else ''}."
+            f"on {summary.dataset.name}, {summary.n_trials} trials of at most "
+            f"{summary.base.epochs} epochs. "
+            f"Searched: {', '.join(summary.searched_fields)}.{fixed if summary.fixed else ''}"
         )
 
     def _describe_findings(self) -> Iterator[str]:
         best, winner = self._summary.best, self._summary.winner
-        yield f"{self._describe_progress()} trials are done."
+        yield f"{self._describe_progress()} trials are finished."
         if not best:
-            yield "None has come to its end yet."
+            yield "No trial is complete yet."
             return
-        yield f"The best is trial {best.number} ({best.name}), {', '.join(self._best_scores())}."
+        scores = ", ".join(self._best_scores())
+        yield f"The best is trial {best.number} ({best.name}) with {scores}."
         if not self._comparison:
-            yield "The baseline has no result to hold it against."
+            yield "There is no result of the baseline for a comparison."
         elif self._best_is_baseline:
-            yield "It is the baseline: nothing that was tried is better."
+            yield "It is the baseline: no other trial is better."
         else:
             yield f"Its AUC {self._describe_difference()}."
         if winner:
@@ -230,13 +231,13 @@ class StudyReport:
         """Describe the best compared with the baseline: better only if the bound is above 0."""
         gain, improvement = self._comparison.gain, self._summary.improvement
         if improvement and improvement.low > 0:
-            return f"is {gain} above the baseline's: {self._describe_bound()}"
+            return f"is higher than the baseline's by {gain}: {self._describe_bound()}"
         difference = f"differs from the baseline's by {gain}"
         if improvement:
             return f"{difference}, which may be chance: {self._describe_bound()}"
         if self._summary.state == DONE:
             return f"{difference}, which may be chance: no confidence bound could be computed"
-        return f"{difference}; whether that may be chance is computed at the study's end"
+        return f"{difference}; its confidence bound is computed when the study ends"
 
     def _describe_bound(self) -> str:
         """Return the confidence bound of the difference in words, or "" if there is none."""
@@ -249,7 +250,7 @@ class StudyReport:
         if alternatives == 1:
             return bound
         readable = f"{improvement.trials} of " if improvement.trials < alternatives else ""
-        return f"{bound}, accounting for the choice among {readable}{alternatives} trials"
+        return f"{bound}, corrected for the selection among {readable}{alternatives} trials"
 
     def _best_scores(self) -> Iterator[str]:
         if self._objective_title != "validation AUC" or not self._comparison:
@@ -267,30 +268,33 @@ class StudyReport:
     def _next_steps(self) -> Iterator[str]:
         summary = self._summary
         if summary.state == RUNNING:
-            yield "It runs; this is written anew about once a minute."
+            yield "The study is running. This report is updated about once a minute."
             return
         if summary.state == STOPPED:
-            yield f"It was stopped before its end: to continue, {summary.how_to_continue}."
+            yield f"The study was stopped before its end. To resume it, {summary.how_to_continue}."
             return
         for name in summary.at_edge:
             yield (
-                f"The best {name} lies at the edge of what was searched: widen its range in "
+                f"The best {name} is at the edge of its range. Widen that range in "
                 f"experiments/{summary.experiment}.py."
             )
         if summary.dataset.source == SAMPLE:
-            yield "Give it real X-rays (-P data=PATH): these are synthetic."
+            yield "These images are synthetic. Use real X-rays (-P data=PATH)."
         else:
-            yield "Read test/evidence.html among the artifacts; if it convinces you, " + _command(
-                "promote", model_name=summary.winner["model_name"], data=summary.dataset.source
+            yield (
+                "Read test/evidence.html in the artifacts. If the results convince you, run "
+                + _command(
+                    "promote", model_name=summary.winner["model_name"], data=summary.dataset.source
+                )
             )
 
     def _headline_numbers(self) -> dict[str, str]:
         winner = self._summary.winner
         test = winner and format_with_interval(winner["test_metrics"], "auc")
         return {
-            "trials done": self._describe_progress(),
+            "finished trials": self._describe_progress(),
             "best validation AUC": self._comparison.auc if self._comparison else "–",
-            "above the baseline": self._describe_improvement(),
+            "gain over the baseline": self._describe_improvement(),
             "test AUC": test or "not evaluated yet",
         }
 
@@ -298,7 +302,7 @@ class StudyReport:
         if not self._comparison:
             return "–"
         if self._best_is_baseline:
-            return "the baseline is the best"
+            return "the baseline is best"
         improvement = self._summary.improvement
         low = f" (≥ {improvement.low:+.4f})" if improvement else ""
         return f"{self._comparison.gain}{low}"

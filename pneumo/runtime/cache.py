@@ -107,16 +107,16 @@ def is_in_cache(path: str | Path | None) -> bool:
 def cache_deleted_error() -> UserError:
     """Build the error for a file that disappeared from the cache while it was in use."""
     return UserError(
-        f"the cache at {cache_path('')} was deleted while it was in use; give the same command "
-        "again"
+        f"the cache at {cache_path('')} was deleted while it was in use. Run the same command "
+        "again."
     )
 
 
 def _disk_full_error(folder: Path, error: OSError) -> UserError:
     group = folder.relative_to(cache_path("")).parts[0]
     return UserError(
-        f"the cache needs more disk than is free at {cache_path('')} ({error.strerror} for "
-        f"{group}): free some, or set PNEUMO_CACHE to a larger disk"
+        f"the cache needs more disk space than is free at {cache_path('')} ({error.strerror} for "
+        f"{group}). Free some space, or set PNEUMO_CACHE to a folder on a larger disk."
     )
 
 
@@ -180,7 +180,7 @@ def lock(name: str, timeout: float = -1) -> Iterator[FileLock]:
     except Timeout:
         if timeout >= 0:
             raise
-        echo(f"waiting for another process that works on {name.partition('/')[0]} in the cache")
+        echo(f"waiting for another process that holds the cache lock '{name.partition('/')[0]}'")
         file_lock.acquire()
     try:
         yield file_lock

@@ -228,7 +228,7 @@ def limit() -> int:
     name = "PNEUMO_CACHE_GIB" if os.environ.get("PNEUMO_CACHE_GIB") else "PNEUMO_FEATURES"
     text = os.environ.get(name) or DEFAULT_GIB
     if not text.isdecimal():
-        raise UserError(f"{name} must be a whole number of GiB, 0 or more: got '{text}'")
+        raise UserError(f"{name} must be a non-negative integer (GiB): got '{text}'")
     return int(text) * GIB
 
 

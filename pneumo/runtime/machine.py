@@ -40,7 +40,8 @@ def require_gpus(workers: int, workers_per_gpu: int) -> None:
     gpus = visible_gpus()
     if gpus and workers > len(gpus) * workers_per_gpu:
         raise UserError(
-            f"workers must be at most {len(gpus) * workers_per_gpu} with {len(gpus)} GPU and "
-            f"--workers_per_gpu {workers_per_gpu}: got {workers}; give fewer, or --workers_per_gpu "
-            f"{math.ceil(workers / len(gpus))}, or CUDA_VISIBLE_DEVICES=-1 to use no GPU"
+            f"--workers must be at most {len(gpus) * workers_per_gpu} with {len(gpus)} GPU(s) "
+            f"and --workers_per_gpu {workers_per_gpu}: got {workers}. Use fewer workers, or "
+            f"--workers_per_gpu {math.ceil(workers / len(gpus))}, or set CUDA_VISIBLE_DEVICES=-1 "
+            "to use no GPU."
         )

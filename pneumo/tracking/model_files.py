@@ -101,7 +101,7 @@ def load_files(folder: Path, model_uri: str) -> "PneumoniaModel":
     if missing := [file.name for file in files.values() if not file.is_file()]:
         raise _invalid_model_error(model_uri, f"it has no {missing[0]}")
     if not zipfile.is_zipfile(files["keras"]):  # else Keras reports a missing file
-        raise _invalid_model_error(model_uri, f"{files['keras'].name} is no file of Keras 3")
+        raise _invalid_model_error(model_uri, f"{files['keras'].name} is not a Keras 3 file")
     model = PneumoniaModel()
     try:
         model.load_from(files["keras"], files["settings"])
@@ -123,16 +123,16 @@ def _model_problems(model: "PneumoniaModel") -> Iterator[str]:
     network, size = model.keras_model, model.image_size
     shapes = *network.input_shape, *network.output_shape
     if type(size) is not int or shapes != (None, size, size, 1, None, 1):
-        yield f"it takes {network.input_shape} and gives {network.output_shape}"
+        yield f"its shapes are {network.input_shape} (input) and {network.output_shape} (output)"
     parts = [{layer.name for layer in member.layers} for member in ensemble_members(network)]
     if not all({"backbone", "head"} <= names for names in parts):
-        yield "it has no backbone and head"
+        yield "it has no layers 'backbone' and 'head'"
     if not _are_settings(model.settings):
-        yield f"its {MODEL_FILES['settings']} holds other than its settings"
+        yield f"its {MODEL_FILES['settings']} does not contain valid settings"
     if (decoder := model.settings.get("decoder", UNNOTED_DECODER_VERSION)) != DECODER_VERSION:
         yield (
-            f"its training images were decoded by version {decoder} of the decoder, "
-            f"not {DECODER_VERSION}"
+            f"its training images were decoded by version {decoder} of the decoder, but the "
+            f"current version is {DECODER_VERSION}"
         )
 
 
@@ -148,8 +148,8 @@ def _are_settings(settings: Any) -> bool:
 
 def _invalid_model_error(model_uri: str, why: str) -> UserError:
     return UserError(
-        f"model must be one as pneumo makes them: of '{model_uri}' {why}; "
-        "do not use it, and get or train another"
+        f"model must be a valid pneumo model: '{model_uri}' is not, because {why}. "
+        "Do not use it. Use another model, or train a new one."
     )
 
 

@@ -96,7 +96,7 @@ def _resolve_uri(model_uri: str) -> tuple[str, ModelVersion | None, str, str]:
     """Return a fixed URI, the version if the model has one, the model's id, and its run's id."""
     match, client = MODEL_URI_PATTERN.fullmatch(model_uri), mlflow.MlflowClient()
     if not match:
-        raise UserError(f"{_uri_rule(model_uri)}; MLflow's page of a model shows its address")
+        raise UserError(f"{_uri_rule(model_uri)}. The page of a model in MLflow shows its URI.")
     if match["id"]:
         logged_model = client.get_logged_model(match["id"])
         return model_uri, None, logged_model.model_id, logged_model.source_run_id
@@ -118,8 +118,8 @@ def _source_run(run_id: str | None, model_uri: str) -> Run:
         if error.error_code != runs.NOT_FOUND:
             raise
         raise TrialRemovedError(
-            f"the run that trained a model must be in {session.tracking_address()}: run {run_id}, "
-            f"of '{model_uri}', has been removed; train or tune again, or give another model"
+            f"the run that trained a model must be in {session.tracking_address()}: run {run_id} "
+            f"of '{model_uri}' has been removed. Pass another model, or train a new one."
         ) from None
     if run is None or run.data.tags.get(tags.KIND) != "trial":
         raise _foreign_model_error(model_uri)
@@ -144,14 +144,14 @@ def verify_registered_files(model_name: str, version: int) -> None:
     except (MlflowException, OSError) as error:
         raise UserError(
             f"the files of a version must be in {session.tracking_address()}: those of "
-            f"'{model_uri}' cannot be read ({error}); promote another version instead"
+            f"'{model_uri}' cannot be read ({error}). Promote another version instead."
         ) from None
 
 
 def _foreign_model_error(model_uri: str) -> UserError:
     return UserError(
-        f"model must be one that pneumo made: '{model_uri}' is another's; give the address of one "
-        "that train or tune has left, as MLflow's page of it shows it"
+        f"model must be created by pneumo: '{model_uri}' was not. Pass the URI of a model from "
+        "train or tune, which the page of the model in MLflow shows."
     )
 
 
@@ -160,10 +160,10 @@ def _require_unchanged(version: ModelVersion, folder: Path) -> None:
         raise _foreign_model_error(f"models:/{version.name}/{version.version}")
     digest, registered = model_digest(folder), version.tags[tags.MODEL_DIGEST]
     if digest != registered:
-        state = f"are {digest} now" if any(folder.iterdir()) else "are missing"
+        state = f"now have digest {digest}" if any(folder.iterdir()) else "are missing"
         raise ModelTamperedError(
             f"the files of {version.name} version {version.version} must be those that were "
-            f"registered, digest {registered}: they {state}; do not use this version"
+            f"registered, with digest {registered}: they {state}. Do not use this version."
         )
 
 

@@ -43,10 +43,11 @@ CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 TAGS_FROM_TRIAL = (*PROVENANCE, TRIAL_NUMBER)
 
 MODEL_DESCRIPTION = (
-    "Pneumonia or not, on chest X-rays of children. For research; not a medical device.\n\n"
+    "Classifies chest X-rays of children as pneumonia or normal. For research only; not a medical "
+    "device.\n\n"
     # As code, because MLflow turns names with an @ into links to people on GitHub
-    f"`@{CHALLENGER}` is the newest version; `@{CHAMPION}` the one to use, which `promote` chooses "
-    f"on evidence; `@{PREVIOUS}` the champion before it."
+    f"`@{CHALLENGER}` is the newest version. `@{CHAMPION}` is the version to use: `promote` moves "
+    f"this alias to a version that passes its gate. `@{PREVIOUS}` is the previous champion."
 )
 
 # Metrics in a version's description, and their titles
@@ -181,11 +182,11 @@ def update_description(model_name: str, version: int) -> None:
 
 
 def _describe_origin(tags: dict[str, str]) -> str:
-    origin = "A single run"
+    origin = "A single training run"
     if STUDY in tags:
         origin = f"Trial {tags[TRIAL_NUMBER]} of study {tags[STUDY]}"
     data = f"{tags[DATA]} (digest {tags[DATA_DIGEST]})"
-    synthetic = "**The images are synthetic: it knows nothing about patients.**"
+    synthetic = "**The images are synthetic: this model has learned nothing about patients.**"
     warning = synthetic if tags[SYNTHETIC] == "true" else ""
     return f"{origin}, experiment {tags[EXPERIMENT]}, on {data}. {warning}".strip()
 
@@ -201,20 +202,20 @@ def _links(version: ModelVersion) -> Iterator[tuple[str, str]]:
     """Yield a title and an address in MLflow's UI for each run that is still in the store."""
     tags, trial = version.tags, runs.find_run(version.run_id)
     if trial:
-        yield "the run that trained it", session.ui_path(trial)
+        yield "training run", session.ui_path(trial)
         study = STUDY in tags and runs.find_run(trial.data.tags[PARENT])
         if study:
-            yield "its study", session.ui_path(study)
-            yield "the page of that", session.ui_path(study, "study/study.html")
+            yield "study run", session.ui_path(study)
+            yield "study report", session.ui_path(study, "study/study.html")
     run, decision = (
         runs.find_run(tags[name]) if name in tags else None
         for name in (EVALUATION_RUN, PROMOTION_RUN)
     )
     # In the meantime the study's run may have become the evaluation of a later winner
     if run and version.source == f"models:/{evaluations.evaluated_model(run)}":
-        yield "evidence", session.ui_path(run, "test/evidence.html")
+        yield "evaluation report", session.ui_path(run, "test/evidence.html")
     if decision:
-        yield "the last decision", session.ui_path(decision)
+        yield "last decision", session.ui_path(decision)
 
 
 def version_by_alias(model_name: str, alias: str) -> int:
@@ -255,7 +256,8 @@ def require_version(model_name: str, version: str) -> int:
     )
     if version not in map(str, numbers):
         raise UserError(
-            f"{model_name} has the versions {', '.join(map(str, numbers)) or 'none'}: got {version}"
+            f"the version of {model_name} must be one of {', '.join(map(str, numbers)) or 'none'}: "
+            f"got {version}"
         )
     return int(version)
 

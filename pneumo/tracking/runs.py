@@ -231,7 +231,10 @@ def end_run_by_outcome(
         try:
             _end_active_run(*outcome, states, trace="FAILED" in outcome)
         except MlflowException as failure:  # `reconcile_trial_runs` ends it later
-            echo(f"the end of run {run.info.run_name} is not stored ({describe_failure(failure)})")
+            echo(
+                f"the status of run {run.info.run_name} could not be stored "
+                f"({describe_failure(failure)})"
+            )
         raise
     else:
         _end_active_run("FINISHED", "COMPLETE", states)

@@ -54,7 +54,7 @@ def _announce_wait(record: logging.LogRecord) -> bool:
     """
     retries = record.args[0] if record.msg.startswith("Retrying ") else None
     if retries and len(retries.history) == 1:
-        echo(f"waiting for MLflow's server at {tracking_address()}, which does not answer")
+        echo(f"waiting for MLflow's server at {tracking_address()}, which does not respond")
     return record.levelno >= logging.ERROR
 
 
@@ -89,7 +89,7 @@ def connect() -> None:
         return
     for name in (SERVER_CERTIFICATE, CLIENT_CERTIFICATE):
         if (file := os.environ.get(name)) and not os.path.exists(file):
-            raise UserError(f"{name} must be the path of a certificate: there is no '{file}' here")
+            raise UserError(f"{name} must be the path of a certificate: '{file}' does not exist")
     options = {"max_retries": 0, "timeout": FIRST_TIMEOUT, "raise_on_status": False}
     try:
         response = http_request(get_default_host_creds(uri), "/version", "GET", **options)
@@ -97,9 +97,8 @@ def connect() -> None:
         raise _unanswered(error) from None
     if response.status_code == HTTPStatus.UNAUTHORIZED:
         raise UserError(
-            f"MLflow's server at {tracking_address()} must be given a user and a password that it "
-            "knows: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-            "MLFLOW_TRACKING_TOKEN"
+            f"MLflow's server at {tracking_address()} requires a valid user and password. Set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
         )
 
 
@@ -113,20 +112,21 @@ def _unanswered(error: MlflowException) -> UserError:
         inner = inner.__context__
     if inner:
         return UserError(
-            f"MLflow's server at {tracking_address()} must have a certificate that is trusted "
-            f"here, and know yours if it asks for one ({inner.args[-1]}): set {SERVER_CERTIFICATE} "
-            f"to the file of its authority, {CLIENT_CERTIFICATE} to yours, or "
-            "MLFLOW_TRACKING_INSECURE_TLS=true to check nothing"
+            f"MLflow's server at {tracking_address()} must have a trusted certificate, and may "
+            f"require a client certificate ({inner.args[-1]}). Set {SERVER_CERTIFICATE} to the "
+            f"file of its certificate authority, and {CLIENT_CERTIFICATE} to your certificate. Or "
+            "set MLFLOW_TRACKING_INSECURE_TLS=true to turn verification off."
         )
     # Under TLS 1.3 a server may hang up on a client without a certificate and send no reason
     advice = (
-        f", or set {CLIENT_CERTIFICATE} if it asks for one"
+        f", or set {CLIENT_CERTIFICATE} if it requires a client certificate"
         if "https:" in tracking_address()
         else ""
     )
     return UserError(
-        f"MLFLOW_TRACKING_URI must name a server that answers: {tracking_address()} does not "
-        f"({type(reason).__name__}); start it, or correct the address{advice}"
+        "MLFLOW_TRACKING_URI must be the URL of a running server: "
+        f"{tracking_address()} does not respond ({type(reason).__name__}). "
+        f"Start the server, or correct the URL{advice}."
     )
 
 
@@ -190,5 +190,7 @@ def artifact_location(run_id: str, file: str) -> str:
 def view_hint(run_id: str) -> str:
     """Return the URL of a run in MLflow's UI, after the command that opens it on this store."""
     address = tracking_address()
-    server = "" if address.startswith("http") else f"mlflow ui --backend-store-uri {address}, then "
-    return f"look at it: {server}{ui_url(mlflow.get_run(run_id))}"
+    server = (
+        "" if address.startswith("http") else f"mlflow ui --backend-store-uri {address}, then open "
+    )
+    return f"view the run: {server}{ui_url(mlflow.get_run(run_id))}"

@@ -109,24 +109,24 @@ class RunConfig(BaseModel):
 
     backbone: str = Field("cnn", description="one of: " + ", ".join(BACKBONES))
     alpha: float = Field(
-        1.0, gt=0, le=4, description="width of MobileNet: times its own channels, above 0, up to 4"
+        1.0, gt=0, le=4, description="width multiplier of MobileNet, above 0, up to 4"
     )
     weights: Annotated[str, BeforeValidator(_weights)] = Field(
-        "none", description="none (random), imagenet, or the path of a file of weights"
+        "none", description="none (random initialization), imagenet, or the path of a weights file"
     )
     image_size: int = Field(
         128, ge=32, le=1024, description="side of the square input in pixels, 32 to 1024"
     )
     resize: Literal["squash", "pad"] = Field(
-        "squash", description="how an image becomes square: squash, or pad (with black)"
+        "squash", description="how images are made square: squash, or pad (with black)"
     )
     dropout: float = Field(
-        0.5, ge=0, le=0.9, description="share of units dropped in the head, 0 to 0.9"
+        0.5, ge=0, le=0.9, description="fraction of units dropped in the head, 0 to 0.9"
     )
     dense_widths: DenseWidths = Field(
         (128, 64),
         max_length=4,
-        description="up to four widths of dense layers in the head, 1 to 4096, as 128-64, or none",
+        description="widths of up to four dense layers in the head, 1 to 4096, as 128-64, or none",
     )
     augment_strength: float = Field(
         0.5, ge=0, le=1, description="strength of the augmentation, 0 (none) to 1"
@@ -139,7 +139,7 @@ class RunConfig(BaseModel):
         "0.9 (aspect ratio up to 4:3)",
     )
     horizontal_flip: OnOff = Field(
-        "off", description="on (half of the training images are flipped) or off"
+        "off", description="on (training images are flipped with probability 0.5) or off"
     )
     flip_tta: OnOff = Field(
         "off",
@@ -147,50 +147,60 @@ class RunConfig(BaseModel):
         "off",
     )
     unfreeze_depth: int = Field(
-        2, ge=0, description="blocks of the backbone that train, from its top; 0 is the head alone"
+        2,
+        ge=0,
+        description="number of trainable blocks at the top of the backbone; 0 trains only the head",
     )
     learning_rate: float = Field(
         1e-3, gt=0, le=1, description="Adam's learning rate, above 0, up to 1"
     )
     lr_schedule: Literal["constant", "cosine"] = Field(
         "constant",
-        description="learning_rate within a phase: constant, or cosine (rises for a tenth of it "
-        "and falls to 0 at its end)",
+        description="learning rate schedule within a phase: constant, or cosine (linear warm-up "
+        "for a tenth of the phase, then cosine decay to 0)",
     )
     head_epochs: int = Field(
-        1, ge=0, le=1000, description="epochs of the head alone before pretrained blocks train too"
+        1,
+        ge=0,
+        le=1000,
+        description="epochs that train only the head, before fine-tuning pretrained blocks",
     )
     fine_tune_lr_factor: float = Field(
-        0.1, gt=0, le=1, description="learning_rate of pretrained blocks: a factor above 0, up to 1"
+        0.1, gt=0, le=1, description="factor on learning_rate during fine-tuning, above 0, up to 1"
     )
     batch_size: int = Field(32, ge=1, le=1024, description="images per step, 1 to 1024")
-    epochs: int = Field(10, ge=1, le=1000, description="passes over the data at most, 1 to 1000")
+    epochs: int = Field(
+        10, ge=1, le=1000, description="maximum number of passes over the data, 1 to 1000"
+    )
     patience: int = Field(
-        3, ge=1, le=1000, description="epochs without a better objective before stopping, 1 to 1000"
+        3, ge=1, le=1000, description="early stopping: epochs without a better objective, 1 to 1000"
     )
     ensemble_size: int = Field(
         1, ge=1, le=20, description="number of networks whose logits one model averages, 1 to 20"
     )
     seed: int = Field(
-        0, ge=0, lt=2**32, description="seed of weights, order and augmentation, 0 to 2**32 - 1"
+        0,
+        ge=0,
+        lt=2**32,
+        description="seed of weights, image order and augmentation, 0 to 2**32 - 1",
     )
     objective: Literal["val_auc", "val_blurred_auc"] = Field(
         "val_auc",
-        description="what chooses the epoch and the trial: val_auc, or val_blurred_auc (that of "
-        "validation images made smooth)",
+        description="metric that selects the epoch and the trial: val_auc, or val_blurred_auc (AUC "
+        "on blurred validation images)",
     )
     threshold_rule: Literal["youden", "midpoint"] = Field(
         "youden",
-        description="the threshold on perturbed validation images: youden (most sensitivity + "
-        "specificity), or midpoint (midway between the mean logits of the classes)",
+        description="rule for the threshold on perturbed validation images: youden (maximum of "
+        "sensitivity + specificity), or midpoint (midway between the mean logits of the classes)",
     )
     feature_cache: OnOff = Field(
         "on",
-        description="on (the frozen blocks run once and what they give is kept) or off (they run "
-        "in every epoch, each with a new variation)",
+        description="on (the outputs of frozen blocks are computed once and cached) or off (they "
+        "are computed in every epoch, with new augmentation)",
     )
     max_unreadable: float = Field(
-        0.01, ge=0, le=1, description="share of unreadable images that is tolerated, 0 to 1"
+        0.01, ge=0, le=1, description="maximum fraction of unreadable images, 0 to 1"
     )
 
     @field_validator("backbone")
@@ -264,5 +274,5 @@ def _format_validation_error(error: ValidationError, given: Mapping[str, Any]) -
     field = RunConfig.model_fields.get(name)
     if field is None:
         fields = ", ".join(RunConfig.model_fields)
-        return f"'{quoted(name)}' is no field of a run; the fields are: {fields}"
+        return f"'{quoted(name)}' is not a field of a run. The fields are: {fields}"
     return f"{name} must be {field.description}: got '{quoted(given.get(name, first['input']))}'"

@@ -154,8 +154,8 @@ def blocks(network: keras.Model, name: str) -> list[list[keras.Layer]]:
     rest = all_blocks.pop()
     if len(all_blocks) != backbone.blocks:
         raise ValueError(
-            f"{name} must have {backbone.blocks} blocks, as the table of backbones says: "
-            f"'{backbone.block_end}' gives {len(all_blocks)}; fix the one or the other"
+            f"{name} must have {backbone.blocks} blocks according to BACKBONES: "
+            f"'{backbone.block_end}' matches {len(all_blocks)}. Correct one of the two."
         )
     all_blocks[-1] += rest
     return all_blocks

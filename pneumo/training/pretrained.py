@@ -72,7 +72,8 @@ def _load(name: str, alpha: float, weights: str) -> list[np.ndarray]:
         network.load_weights(weights)
     except Exception as error:  # untrusted files make a parser raise nearly anything
         raise UserError(
-            f"{weights} cannot be read to its end as weights of {name} ({error}); get it again"
+            f"{weights} cannot be read to its end as weights of {name} ({error}). Download it "
+            "again."
         ) from None
     return network.get_weights()
 
@@ -85,12 +86,12 @@ def _translate_download_errors(name: str) -> Iterator[None]:
     except Exception as error:  # Keras has no exception class for a failed download
         url = re.search(r"URL fetch failure on (\S+):", str(error))
         if url is None:
-            raise UserError(f"weights=imagenet cannot be had for {name}: {error}") from None
+            raise UserError(f"weights=imagenet is not available for {name}: {error}") from None
         file = url[1].rpartition("/")[2]
         folder = Path(os.environ.get("KERAS_HOME") or "~/.keras") / "models"
         raise UserError(
-            f"weights=imagenet needs {file}, which could not be downloaded; get {url[1]} "
-            f"elsewhere and put it into {folder}, or give its path as weights"
+            f"weights=imagenet requires {file}, which could not be downloaded. Download {url[1]} "
+            f"elsewhere and copy it to {folder}, or pass its path as weights."
         ) from None
 
 
@@ -103,8 +104,8 @@ def _first_difference(network: "keras.Model", file: Path) -> str | None:
         stored_layers = _stored_layers(file)
     except Exception:  # untrusted files make a parser raise nearly anything
         return (
-            "it is no HDF5 file in the layout of Keras Applications, whose names end in no_top.h5 "
-            "or notop.h5; get such a file"
+            "it is not an HDF5 file in the layout of Keras Applications. Use a file whose name "
+            "ends in no_top.h5 or notop.h5."
         )
     with_weights = [layer for layer in expected if layer[1]]
     pairs = zip_longest(with_weights, stored_layers, fillvalue=("nothing", []))

@@ -254,9 +254,9 @@ def _features_fit_budget(
     if needed <= allowed:
         return True
     echo(
-        f"the features of this run need {needed / GIB:.1f} GiB of disk, and {allowed / GIB:.1f} "
-        "are allowed: it trains without them, more slowly; raise PNEUMO_CACHE_GIB or free disk "
-        "space"
+        f"the features of this run need {needed / GIB:.1f} GiB of disk space, but only "
+        f"{allowed / GIB:.1f} GiB are available. The run trains without the feature cache, more "
+        "slowly. To use the cache, increase PNEUMO_CACHE_GIB or free disk space."
     )
     return False
 
@@ -376,7 +376,7 @@ class _Validation(keras.callbacks.Callback):
         labels, logits = self._source.val_labels, predict_logits(self.model, self._source.val)
         if not (np.isfinite(logs["loss"]) and np.isfinite(logits).all()):
             raise TrainingDivergedError(
-                f"the loss is {logs['loss']} after epoch {epoch + 1}: lower learning_rate"
+                f"the loss is {logs['loss']} after epoch {epoch + 1}. Use a lower learning_rate."
             )
         weights = np.take(list(class_weights(labels).values()), labels)
         logs["val_loss"] = log_loss(labels, expit(logits), sample_weight=weights)

@@ -65,7 +65,7 @@ def store_improvement(study: optuna.Study, spec: StudySpec) -> None:
             _predictions(baseline), _predictions(best), _readable(study, others)
         )
     except Exception as error:  # the study has its winner in any case
-        echo(f"the improvement over the baseline has no bound ({_reason(error)})")
+        echo(f"no confidence bound for the gain over the baseline ({_reason(error)})")
         return
     attributes.IMPROVEMENT.set(study, asdict(improvement) | {"complete": len(complete)})
 
@@ -98,7 +98,7 @@ def _readable(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Iterator[pd
             predictions = _predictions(trial)
         except Exception as error:
             mlflow.get_run(attributes.RUN_ID.read(study))  # raises if no run can be read
-            echo(f"trial {trial.number} has no readable predictions ({_reason(error)})")
+            echo(f"the predictions of trial {trial.number} cannot be read ({_reason(error)})")
         else:
             yield predictions
 

@@ -152,9 +152,9 @@ def validate_search_space(
                 experiment.suggest(PartiallyFixedTrial(base, fixed, chosen={name: value}), base)
             except UserError as error:
                 raise UserError(
-                    f"experiments/{experiment.name}.py searches {name} as far as {value}, which "
-                    f"cannot be: {error}; give --{field_and_base_value(base, name)[0]} too, or "
-                    "change the range"
+                    f"the search space of experiments/{experiment.name}.py contains {name} "
+                    f"{value}, which is invalid: {error}. Set "
+                    f"--{field_and_base_value(base, name)[0]} too, or change the range."
                 ) from None
 
 
@@ -223,8 +223,8 @@ class StudySpec:
             fixed["weights"] = weights
         elif ":" in fixed.get("weights", ""):
             raise UserError(
-                f"study '{study.study_name}' begins from the weights {fixed['weights']} (name and "
-                "sha256): give --weights, the path of that file here"
+                f"study '{study.study_name}' starts from the weights {fixed['weights']} (name and "
+                "sha256). Pass the path of that file on this machine as --weights."
             )
         return cls(load_experiment(stored["experiment"], require_search_space=True), dataset, fixed)
 
@@ -279,8 +279,8 @@ class StudySpec:
         ]
         if different:
             raise UserError(
-                f"suggest in experiments/{self.experiment.name}.py must be able to give BASE, "
-                f"and cannot in {', '.join(different)}; change one of the two"
+                f"suggest in experiments/{self.experiment.name}.py must be able to return BASE: "
+                f"it cannot return its {', '.join(different)}. Change suggest or BASE."
             )
         return recorder.baseline
 
@@ -305,8 +305,8 @@ class StudySpec:
         self.experiment.suggest(recorder, self.base)
         for name in {name for values in queue for name in values} - recorder.baseline.keys():
             raise UserError(
-                f"ENQUEUED_TRIALS in experiments/{self.experiment.name}.py must hold what its "
-                f"suggest suggests, {', '.join(recorder.baseline)}: got '{name}'"
+                f"ENQUEUED_TRIALS in experiments/{self.experiment.name}.py may contain only the "
+                f"names that suggest uses, {', '.join(recorder.baseline)}: got '{name}'"
             )
         return [
             baseline,

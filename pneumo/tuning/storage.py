@@ -62,21 +62,22 @@ def open_storage(patience: float = 0) -> optuna.storages.RDBStorage:
     url = storage_url()
     if url.partition("?")[0].count("@") > 1 and not url.startswith("sqlite"):
         raise UserError(  # without the URL: SQLAlchemy takes half the password for the host
-            "PNEUMO_STORAGE must name a database by a URL with one @; write those of a password "
-            "as %40"
+            "PNEUMO_STORAGE must be a database URL with at most one @. Write each @ of a password "
+            "as %40."
         )
     try:
         return _retry(lambda: _open(url), SQLAlchemyError, patience)
     except ArgumentError:
         raise UserError(
-            "PNEUMO_STORAGE must be the URL of a database, as postgresql://USER@HOST/DATABASE"
+            "PNEUMO_STORAGE must be the URL of a database, for example "
+            "postgresql://USER@HOST/DATABASE"
         ) from None
     except (SQLAlchemyError, ImportError) as error:
         reason = str(error.__cause__ or error).partition("\n")[0]
         raise UserError(
-            "PNEUMO_STORAGE must name a database that can be opened: "
-            f"got {storage_address()} ({reason}); "
-            "start it, or correct the URL"
+            "PNEUMO_STORAGE must be the URL of a database that can be opened: "
+            f"got {storage_address()} ({reason}). "
+            "Start the database, or correct the URL."
         ) from None
 
 
@@ -131,7 +132,7 @@ def _retry(call: Callable[[], T], failure: type[Exception], patience: float) -> 
             if time.monotonic() >= start + patience:
                 raise
         if not announced:
-            echo(f"waiting for Optuna's database at {storage_address()}, {patience:.0f} s at most")
+            echo(f"waiting at most {patience:.0f} s for Optuna's database at {storage_address()}")
             announced = True
         time.sleep(1)
 
@@ -145,7 +146,7 @@ def _on_stale_trial(study: optuna.Study, trial: FrozenTrial) -> None:
 
 def how_to_continue(name: str) -> str:
     """Return in words how to resume a study from where this process was started."""
-    return f"give the same command with {_storage_setting()}{session.format_option('study', name)}"
+    return f"run the same command with {_storage_setting()}{session.format_option('study', name)}"
 
 
 def _storage_setting() -> str:

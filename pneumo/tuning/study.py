@@ -55,8 +55,8 @@ def load_study(storage: optuna.storages.RDBStorage, name: str, spec: StudySpec) 
     if not runs.run_exists(run_id := attributes.RUN_ID.read(study)):
         raise UserError(
             f"study '{name}' must be in both stores: Optuna's database at {storage_address()} has "
-            f"it, and MLflow at {session.tracking_address()} does not (run {run_id}); set "
-            "MLFLOW_TRACKING_URI to the store that it was begun in, or give another name"
+            f"it, but MLflow at {session.tracking_address()} does not (run {run_id}). Set "
+            "MLFLOW_TRACKING_URI to the store in which it was created, or use another study name."
         )
     return study
 
@@ -68,8 +68,8 @@ def _require_same(name: str, key: str, stored_value: Any, value: Any) -> None:
         field = next(field for field in value if stored_value.get(field) != value[field])
         key, stored_value, value = f"{field} of BASE", stored_value.get(field), value[field]
     raise UserError(
-        f"study '{name}' was begun with {key} {stored_value}: got {value}; "
-        "give what it was begun with, or another name"
+        f"study '{name}' was created with {key} {stored_value}: got {value}. "
+        "Use the original value, or another study name."
     )
 
 
@@ -119,9 +119,9 @@ def attach_to_study(
     storage = open_storage(patience)
     if name not in (names := optuna.get_all_study_names(storage)):
         raise UserError(
-            f"study must be in Optuna's database at {storage_address()}, which has "
-            f"{', '.join(sorted(names)) or 'none'}: got '{name}'; set PNEUMO_STORAGE to the "
-            "database of the study, or begin it with tune"
+            f"--study must be in Optuna's database at {storage_address()}, which has "
+            f"{', '.join(sorted(names)) or 'none'}: got '{name}'. Set PNEUMO_STORAGE to the "
+            "database of the study, or create it with tune."
         )
     existing = optuna.load_study(storage=storage, study_name=name)
     spec = StudySpec.from_study(existing, dataset, weights)
@@ -133,8 +133,8 @@ def check_name_is_new(name: str) -> None:
     if run_id := study_runs.find_study(name):
         raise UserError(
             f"study '{name}' must be in both stores: MLflow at {session.tracking_address()} has it "
-            f"(run {run_id}), and Optuna's database at {storage_address()} does not; set "
-            "PNEUMO_STORAGE to the database that it was begun in, or give another name"
+            f"(run {run_id}), but Optuna's database at {storage_address()} does not. Set "
+            "PNEUMO_STORAGE to the database in which it was created, or use another name."
         )
 
 
@@ -202,8 +202,8 @@ def warn_of_other_commit(study: optuna.Study, run_id: str) -> None:
     )
     if commit and own_commit and commit != own_commit:
         echo(
-            f"warning: study {study.study_name} was begun at commit {commit[:8]}, and this is "
-            f"{own_commit[:8]}: its trials may not be comparable"
+            f"warning: study {study.study_name} was created at commit {commit[:8]}, but this "
+            f"process runs {own_commit[:8]}. Their trials may not be comparable."
         )
 
 
@@ -224,7 +224,7 @@ def prepare_resume(study: optuna.Study, spec: StudySpec) -> None:
             known_params.remove(suggestions)
         else:
             study.enqueue_trial(suggestions)
-    echo(f"continuing study {study.study_name}: {count_finished_trials(study)} trials are done")
+    echo(f"resuming study {study.study_name}: {count_finished_trials(study)} trials are finished")
 
 
 def running_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -288,12 +288,12 @@ def _owner(trial: FrozenTrial) -> str:
     """Describe the process that runs a trial, and when the trial fails if the process is gone."""
     process = attributes.PROCESS.get(trial, None)
     if not process:
-        return f"which no process has claimed: it fails {MAX_UNCLAIMED_SECONDS} s after its start"
+        return f"which no process has claimed; it fails {MAX_UNCLAIMED_SECONDS} s after its start"
     process = ProcessId.from_values(process)
-    owner = f"which process {process.pid} on {process.host} is running"
+    owner = f"which runs in process {process.pid} on {process.host}"
     if serves_one_machine():
         return owner
-    return f"{owner}: it fails if that is silent for {GRACE_PERIOD} s"
+    return f"{owner}; it fails after {GRACE_PERIOD} s without a heartbeat"
 
 
 def count_finished_trials(study: optuna.Study) -> int:
@@ -372,8 +372,9 @@ def require_no_repeated_failure(study: optuna.Study) -> None:
     """Raise `StudyFailedError` if the last three trials that ended have the same error."""
     if error := repeated_failure(study):
         raise StudyFailedError(
-            f"{MAX_CONSECUTIVE_FAILURES} trials in a row failed alike ({error}); "
-            "the traceback is with their runs in MLflow: fix the cause, and continue the study"
+            f"{MAX_CONSECUTIVE_FAILURES} consecutive trials failed with the same type of error "
+            f"({error}). Their runs in MLflow contain the tracebacks. Fix the cause, and continue "
+            "the study."
         )
 
 

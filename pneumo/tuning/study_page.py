@@ -46,7 +46,7 @@ class StudyPage:
             self._write(state)
         except Exception as error:  # the trials go on without a page
             reason = format_error(error).partition("\n")[0]
-            echo(f"the study's page could not be written ({reason})")
+            echo(f"the study report could not be written ({reason})")
         end = time.monotonic()
         self._due = end + max(MIN_REFRESH_SECONDS, (end - start) / MAX_OVERHEAD_FRACTION)
 

@@ -65,10 +65,11 @@ def run_trials(
             reason = format_error(error).partition("\n")[0]
             if failures.add():
                 raise StudyFailedError(
-                    f"a store of the study has failed {MAX_CONSECUTIVE_FAILURES} times without a "
-                    f"trial between ({reason}); see that it answers, and continue the study"
+                    f"MLflow or Optuna's database failed {MAX_CONSECUTIVE_FAILURES} times without "
+                    f"a finished trial in between ({reason}). Check that both are available, and "
+                    "continue the study."
                 ) from error
-            echo(f"a store of the study has failed, and the search goes on ({reason})")
+            echo(f"MLflow or Optuna's database failed, and the search continues ({reason})")
 
 
 class _TrialLoop:

@@ -12,7 +12,7 @@ from pneumo.data.sample import make_sample
 from tests.bad import Case
 
 IMAGE = "train/NORMAL/IM-0001-0001.png"
-NOTHING = "nothing was unpacked"
+NOTHING = "Nothing was unpacked"
 
 
 def _prepare(archive: Path) -> list[str]:
@@ -147,17 +147,19 @@ def _nested(folder: Path) -> list[str]:
 
 
 CASES = [
-    Case("tar, absolute path", _tar(tarfile.TarInfo("/etc/evil")), f"leaves.*{NOTHING}"),
-    Case("tar, ..", _tar(tarfile.TarInfo("../evil")), f"leaves.*{NOTHING}"),
-    Case("tar, .. within", _tar(tarfile.TarInfo("train/../../evil")), f"leaves.*{NOTHING}"),
-    Case("tar, .. with backslashes", _tar(tarfile.TarInfo("..\\evil")), f"leaves.*{NOTHING}"),
-    Case("tar, drive letter", _tar(tarfile.TarInfo("C:/evil")), f"leaves.*{NOTHING}"),
+    Case("tar, absolute path", _tar(tarfile.TarInfo("/etc/evil")), f"outside of.*{NOTHING}"),
+    Case("tar, ..", _tar(tarfile.TarInfo("../evil")), f"outside of.*{NOTHING}"),
+    Case("tar, .. within", _tar(tarfile.TarInfo("train/../../evil")), f"outside of.*{NOTHING}"),
+    Case("tar, .. with backslashes", _tar(tarfile.TarInfo("..\\evil")), f"outside of.*{NOTHING}"),
+    Case("tar, drive letter", _tar(tarfile.TarInfo("C:/evil")), f"outside of.*{NOTHING}"),
     Case("tar, link out", _tar(_special("soft", tarfile.SYMTYPE, "/etc/passwd")), "a link or"),
     Case("tar, hard link", _tar(_special("hard", tarfile.LNKTYPE, IMAGE)), "a link or device"),
     Case("tar, device", _tar(_special("device", tarfile.CHRTYPE)), "a link or device"),
     Case("tar, pipe", _tar(_special("pipe", tarfile.FIFOTYPE)), "a link or device"),
-    Case("tar, two names but for case", _tar(tarfile.TarInfo(IMAGE.upper())), "one file on some"),
-    Case("tar, one name twice", _tar(tarfile.TarInfo(IMAGE)), "one file on some disks"),
+    Case(
+        "tar, two names but for case", _tar(tarfile.TarInfo(IMAGE.upper())), "the same file on some"
+    ),
+    Case("tar, one name twice", _tar(tarfile.TarInfo(IMAGE)), "the same file on some file systems"),
     Case(
         "tar, two ways to write é", _tar(tarfile.TarInfo("e\u0301"), tarfile.TarInfo("\xe9")), "one"
     ),
@@ -167,18 +169,18 @@ CASES = [
         "tar, a file as a folder", _tar(tarfile.TarInfo(f"{IMAGE}/a.png")), "could not be unpacked"
     ),
     Case("tar, name of 300 letters", _tar(tarfile.TarInfo("a" * 300)), "File name too long"),
-    Case("tar, bomb", _bomb_of_tar, "100 times as large.*do not trust"),
-    Case("zip, absolute path", _zip("/etc/evil"), f"leaves.*{NOTHING}"),
-    Case("zip, ..", _zip("../evil"), f"leaves.*{NOTHING}"),
+    Case("tar, bomb", _bomb_of_tar, "100 times its size.*Do not trust"),
+    Case("zip, absolute path", _zip("/etc/evil"), f"outside of.*{NOTHING}"),
+    Case("zip, ..", _zip("../evil"), f"outside of.*{NOTHING}"),
     Case("zip, link", _zip(_link_in_zip()), "a link or device"),
-    Case("zip, two names but for case", _zip(IMAGE.upper()), "one file on some disks"),
-    Case("zip, bomb", _bomb_of_zip, "100 times as large.*do not trust"),
+    Case("zip, two names but for case", _zip(IMAGE.upper()), "the same file on some file systems"),
+    Case("zip, bomb", _bomb_of_zip, "100 times its size.*Do not trust"),
     Case("zip, password", _changed(_protected), "protected by a password"),
     Case("zip, cut off", _changed(lambda it: it[: len(it) // 2]), "could not be unpacked"),
     Case("zip, a byte wrong", _changed(lambda it: it[:300] + b"\0\1\2" + it[303:]), "CRC-32"),
     Case("zip, empty file", _changed(lambda it: b""), "could not be unpacked"),
-    Case("zip, nothing in it", _empty, r"empty\.zip holds no data set"),
-    Case("zip, a tar in it", _nested, "another archive, 'inner.tar.gz'.*give what is in it"),
+    Case("zip, nothing in it", _empty, r"empty\.zip must contain the folders"),
+    Case("zip, a tar in it", _nested, "another archive, 'inner.tar.gz'.*pass the inner archive"),
     Case(
         "tar, cut off", _changed(lambda it: it[: len(it) // 2], "a.tar.gz"), "could not be unpacked"
     ),

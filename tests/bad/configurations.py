@@ -7,7 +7,7 @@ def case(name: str, says: str, *arguments: str) -> Case:
     return Case(name, lambda _: list(arguments), says)
 
 
-TEXT = "must be 1 to 4096 characters in UTF-8, no control characters"
+TEXT = "must have 1 to 4096 UTF-8 characters and no control characters"
 
 CASES: list[Case] = [
     case("not a number", "dropout must be .* 0 to 0.9: got 'nan'$", "train", "--dropout", "nan"),
@@ -36,7 +36,9 @@ CASES: list[Case] = [
     case("a novel", rf"{TEXT}.*got 'x+…x+'", "train", "--resize", "x" * 10_000),
     case("an unknown flag", r"unrecognized arguments: --a\\nb x+…", "train", "--a\nb", "x" * 999),
     case("two dashes", "--dropout: must not be '--'", "train", "--dropout=--"),
-    case("no data", "--data: must be 1 to 4096 characters.*got ''", "explore", "--data", ""),
+    case(
+        "no data", "--data: must have 1 to 4096 UTF-8 characters.*got ''", "explore", "--data", ""
+    ),
     case("a path as a study", "--study: must be a name of .*got '../x'", "tune", "--study", "../x"),
     case("an address as a model", "--model_name: must be a name", "train", "--model_name", "a:b/c"),
     case(
@@ -59,14 +61,14 @@ CASES: list[Case] = [
     ),
     case(
         "images with too long a name",
-        "'w+…w+' names none$",
+        "'w+…w+' matches none$",
         "predict",
         "--out=o",
         f"--images={'w' * 4_000}",
     ),
     case(
         "an out with too long a name",
-        "out must have a name of up to 240 bytes: got 'w+…w+'$",
+        "out must have a file name of at most 240 bytes: got 'w+…w+'$",
         "predict",
         "--images=.",
         f"--out={'w' * 250}",
@@ -74,8 +76,8 @@ CASES: list[Case] = [
     case("a width of a network that has none", "alpha must be 1 with", "train", "--alpha", "0.5"),
     case(
         "a search that goes beyond what is fixed",
-        "tune_resnet.py searches unfreeze_depth as far as 4, which cannot be: unfreeze_depth must "
-        "be 0 to 2 with backbone cnn: got 4; give --unfreeze_depth too",
+        "tune_resnet.py contains unfreeze_depth 4, which is invalid: unfreeze_depth must "
+        "be 0 to 2 with backbone cnn: got 4. Set --unfreeze_depth too",
         *("tune", "--experiment", "tune_resnet", "--backbone", "cnn", "--weights", "none"),
     ),
     case(

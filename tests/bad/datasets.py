@@ -156,22 +156,25 @@ def named(data: str) -> Callable[[Path], list[str]]:
 
 
 BOTH_LABELS = (
-    r"no image may be under both labels .*, and 2 are, the first as train/NORMAL/(\S+) and "
-    r"train/PNEUMONIA/\1; remove one of each pair: explore lists them all"
+    r"no image may be in both classes, because .*: 2 are, the first as train/NORMAL/(\S+) and "
+    r"train/PNEUMONIA/\1\. Remove one file of each pair\. The command explore lists all"
 )
 
 BOTH_SPLITS = (
-    r"no patient may be in train and in test \(what is tested would have been trained on\), and 2 "
-    r"are, the first 'IM-0001' with train/NORMAL/IM-0001-0099\.png and "
-    r"test/NORMAL/IM-0001-0001\.png; if these are different people, list the right patients in "
-    r"patients\.csv, else remove the images of one side: explore lists them all, in numbers\.json\n"
+    r"no patient may be in train and in test, because train and test would not be independent: 2 "
+    r"are, the first is 'IM-0001' with train/NORMAL/IM-0001-0099\.png and "
+    r"test/NORMAL/IM-0001-0001\.png\. If these are different people, list the right patients in "
+    r"patients\.csv\. Otherwise remove the images of one split\. The command explore lists all of "
+    r"them in numbers\.json\.\n"
 )
 COMMANDS = ("prepare", "train", "tune", "worker --study night", "evaluate", "promote")
 
 CASES: list[Case] = [
-    Case("one class only", spoiled(one_class), "must hold images in test/PNEUMONIA, and has none"),
-    Case("empty class", spoiled(no_normal_image), "images in train/NORMAL, and has none; add them"),
-    Case("a class of one patient", spoiled(one_patient), "of two patients or more.* got 1; add"),
+    Case(
+        "one class only", spoiled(one_class), "must contain images in test/PNEUMONIA: it has none"
+    ),
+    Case("empty class", spoiled(no_normal_image), "images in train/NORMAL: it has none. Add"),
+    Case("a class of one patient", spoiled(one_patient), "of at least two patients.* got 1. Add"),
     Case("an image under both labels", spoiled(of_both_labels), BOTH_LABELS),
     Case("labels in conflict, tune", in_conflict("tune"), BOTH_LABELS),
     Case("labels in conflict, train", in_conflict("train"), BOTH_LABELS),
@@ -179,8 +182,8 @@ CASES: list[Case] = [
     Case(
         "an image in train and in test",
         spoiled(tested_and_trained),
-        r"no image may be in train and in test .*, and 1 is, the first as test/NORMAL/\S+ and "
-        r"train/NORMAL/IM-9999-0001\.png; remove one",
+        r"no image may be in train and in test, .*: 1 is, the first as test/NORMAL/\S+ and "
+        r"train/NORMAL/IM-9999-0001\.png\. Remove one",
     ),
     *(
         Case(
@@ -197,27 +200,29 @@ CASES: list[Case] = [
         "3 unreadable",
         refused=False,
     ),
-    Case("SICK for PNEUMONIA", spoiled(sick), "found train/SICK; rename it"),
-    Case("a third class", spoiled(third_class), "found train/COVID; rename it, or move it"),
-    Case("classes in lower case", spoiled(lower_case), "here is .*test/normal.* rename what"),
-    Case("another split", spoiled(other_split), "found validation; rename it"),
+    Case("SICK for PNEUMONIA", spoiled(sick), "found train/SICK. Rename"),
+    Case("a third class", spoiled(third_class), "found train/COVID. Rename these folders, or move"),
+    Case("classes in lower case", spoiled(lower_case), "it contains .*test/normal.* rename the"),
+    Case("another split", spoiled(other_split), "found validation. Rename"),
     Case(
-        "no folder at all", lambda folder: prepare(folder), "and here is no folder; give a folder"
+        "no folder at all",
+        lambda folder: prepare(folder),
+        "it contains no folders. Pass another folder",
     ),
-    Case("a name in Latin 1", spoiled(undecodable_name), r"train/NORMAL/K\\udcf6ln.png'; rename"),
-    Case("a name with an escape", spoiled(name_with_an_escape), r"/a\\n\\x1b\[2Jb.png'; rename"),
+    Case("a name in Latin 1", spoiled(undecodable_name), r"train/NORMAL/K\\udcf6ln.png'. Rename"),
+    Case("a name with an escape", spoiled(name_with_an_escape), r"/a\\n\\x1b\[2Jb.png'. Rename"),
     Case("links in a loop", spoiled(looping_links), CLEAN, refused=False),
     Case("linked folders", spoiled(linked_folder), CLEAN, refused=False),
-    Case("a broken disk", spoiled(broken_disk), "scan.png cannot be read from the disk .*see that"),
+    Case("a broken disk", spoiled(broken_disk), "scan.png cannot be read from the disk .*Check"),
     Case("a read-only folder", read_only, CLEAN, refused=False),
     Case("Unicode and spaces", far_away, f"{CLEAN}, 1 of unknown patients", refused=False),
     Case("changed since it was decoded", changed_since(PNG), "Decoding to 32 px", refused=False),
-    Case("broken since it was decoded", changed_since(b""), "1 of 52 images cannot be read"),
-    Case("binary patients.csv", patients(bytes(range(256))), "patients.csv must be a CSV .*save"),
+    Case("broken since it was decoded", changed_since(b""), "1 of 52 are"),
+    Case("binary patients.csv", patients(bytes(range(256))), "patients.csv must be a CSV .*Save"),
     Case("UTF-16 patients.csv", patients("path,patient\n".encode("utf-16")), "in UTF-8.*save it"),
-    Case("semicolons", patients(b"path;patient\na;b\n"), "its first line is 'path;patient'; fix"),
+    Case("semicolons", patients(b"path;patient\na;b\n"), "its first line is 'path;patient'. Add"),
     Case("ragged patients.csv", patients(b"path,patient\na,b\na,b,c\n"), "cannot be read.*line 3"),
     Case("patients.csv of Excel", patients(b"\xef\xbb\xbfpath,patient\r\n"), CLEAN, refused=False),
-    Case("a path that is too long", named("x" * 4_000), "there is no 'x+…x+' here; check"),
-    Case("a home of nobody", named("~nobody-here/xrays"), "there is no '~nobody-here/xrays' here"),
+    Case("a path that is too long", named("x" * 4_000), "'x+…x+' does not exist. Check"),
+    Case("a home of nobody", named("~nobody-here/xrays"), "'~nobody-here/xrays' does not exist"),
 ]

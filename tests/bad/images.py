@@ -51,27 +51,33 @@ PNG = file_of(GREY, "PNG")
 
 UNREADABLE = {
     "truncated JPEG": (JPEG[:600], "truncated"),
-    "JPEG of which the header alone is there": (JPEG[:20], "no image format|truncated"),
+    "JPEG of which the header alone is there": (
+        JPEG[:20],
+        "not a supported image format|truncated",
+    ),
     "PNG with a byte changed": (PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:], "broken|bad|CRC"),
     "empty file": (b"", "the file is empty"),
-    "decompression bomb": (claiming(30_000, 30_000), "more pixels than any radiograph"),
+    "decompression bomb": (claiming(30_000, 30_000), "too many pixels for a radiograph"),
     "file that claims 120 megapixels": (claiming(12_000, 10_000), "truncated|broken"),
     "one pixel": (file_of(Image.new("L", (1, 1)), "PNG"), "1 × 1 pixels, too few"),
     "line of pixels": (file_of(Image.new("L", (9_000, 1)), "PNG"), "9000 × 1 pixels, too few"),
     "12 bits in 16, as of a detector": (
         file_of(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 16), "PNG"),
-        "16 bits a pixel of which 12 are used, .*; stretch the values",
+        "only 12 of 16 bits per pixel are used, .*; scale the values",
     ),
-    "floating point TIFF": (file_of(GREY.convert("F"), "TIFF"), "32 bits a pixel"),
+    "floating point TIFF": (file_of(GREY.convert("F"), "TIFF"), "32 bits per pixel"),
     "compressed TIFF": (
         file_of(GREY, "TIFF", compression="tiff_lzw"),
-        "a compressed TIFF; save it",
+        "compressed TIFF is not supported; save it",
     ),
     "DICOM": (bytes(128) + b"DICM" + bytes(400), r"DICOM; convert it .* dcmj2pnm .* pydicom"),
-    "text": (b"The patient was not there.\n", "no image format that can be read"),
-    "page of an error": (b"<!DOCTYPE html><title>404</title>", "no image format that can be read"),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image format"),
-    "JPEG of a comment alone": (b"\xff\xd8\xff\xfe\x00\x06\x1b[2J", "no image format"),
+    "text": (b"The patient was not there.\n", "not a supported image format"),
+    "page of an error": (b"<!DOCTYPE html><title>404</title>", "not a supported image format"),
+    "PostScript": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "not a supported image format",
+    ),
+    "JPEG of a comment alone": (b"\xff\xd8\xff\xfe\x00\x06\x1b[2J", "not a supported image format"),
 }
 
 READABLE = {
@@ -100,7 +106,7 @@ def holding(content: bytes, *flags: str) -> Callable[[Path], list[str]]:
 
 def refused(what: str) -> Case:
     content, why = UNREADABLE[what]
-    says = rf"1 of 53 images .* is train/NORMAL/IM-9999-0001.jpeg \(.*({why}).*\): fix or remove"
+    says = rf"1 of 53 are, .* is train/NORMAL/IM-9999-0001.jpeg \(.*({why}).*\). Fix or remove"
     return Case(what, holding(content), says)
 
 

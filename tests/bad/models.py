@@ -102,12 +102,12 @@ def without_its_trial(_: Path) -> None:
     remove_runs(*(run.info.run_id for run in trials))
 
 
-CHANGED = r"must be those that were registered, digest .* do not use this version"
-MISSING = r"must be those that were registered, digest .*: they are missing; do not use this"
-REMOVED = "the run that trained a model must be in .*, has been removed; train or tune again, or"
+CHANGED = r"must be those that were registered, with digest .* Do not use this version"
+MISSING = r"must be those that were registered, with digest .*: they are missing. Do not use"
+REMOVED = "the run that trained a model must be in .* has been removed. Pass another model, or"
 VERSION, TRIAL = "models:/pneumonia/1", "{trial}"
-ANOTHERS = "must be one that pneumo made: .* is another's"
-UNUSABLE = "must be one as pneumo makes them: .*{}.*; do not use it"
+ANOTHERS = "must be created by pneumo: .* was not"
+UNUSABLE = "must be a valid pneumo model: .*{}.* Do not use it"
 
 SPOILED = [
     ("version, weights changed", "version", evaluates, VERSION, other_weights, CHANGED),
@@ -133,7 +133,7 @@ SPOILED = [
         evaluates,
         TRIAL,
         pickled("artifacts/model.keras"),
-        UNUSABLE.format("model.keras is no file of Keras 3"),
+        UNUSABLE.format("model.keras is not a Keras 3 file"),
     ),
     (
         "trial, Lambda layer",
@@ -157,7 +157,7 @@ SPOILED = [
         evaluates,
         TRIAL,
         another_network,
-        UNUSABLE.format(r"it takes \(None, 4\) and gives \(None, 3\)"),
+        UNUSABLE.format(r"its shapes are \(None, 4\) \(input\) and \(None, 3\)"),
     ),
     (
         "trial, torn network",
@@ -165,7 +165,7 @@ SPOILED = [
         predicts,
         TRIAL,
         torn,
-        UNUSABLE.format("model.keras is no file of Keras 3"),
+        UNUSABLE.format("model.keras is not a Keras 3 file"),
     ),
     (
         "trial, no settings",
@@ -181,7 +181,7 @@ SPOILED = [
         predicts,
         TRIAL,
         lambda it: settings(it, threshold="0.5; --"),
-        UNUSABLE.format("settings.json holds other than its settings"),
+        UNUSABLE.format("settings.json does not contain valid settings"),
     ),
     (
         "trial, threshold NaN",
@@ -189,7 +189,7 @@ SPOILED = [
         predicts,
         TRIAL,
         lambda it: settings(it, threshold=float("nan")),
-        UNUSABLE.format("settings.json holds other than its settings"),
+        UNUSABLE.format("settings.json does not contain valid settings"),
     ),
     (
         "trial, older decoder",
@@ -197,7 +197,9 @@ SPOILED = [
         predicts,
         TRIAL,
         lambda it: settings(it, decoder=DECODER_VERSION - 1),
-        UNUSABLE.format(f"by version {DECODER_VERSION - 1} of the decoder, not {DECODER_VERSION}"),
+        UNUSABLE.format(
+            f"by version {DECODER_VERSION - 1} of the decoder, but the current version"
+        ),
     ),
     (
         "another's pickle",
@@ -262,11 +264,11 @@ CASES: list[Case] = [
     Case(
         "name with quotes",
         _named(promotes, "o'neill\" or 1=1; --"),
-        "model_name: must be a name of letters, digits",
+        "model_name: must be a name of at most 60 letters, digits",
     ),
     Case(
         "candidate that is no number of a version",
         lambda folder: [*promotes(stores(folder), "pneumonia"), "--candidate", "9" * 50],
-        "pneumonia has the versions 1: got 9",
+        "version of pneumonia must be one of 1: got 9",
     ),
 ]

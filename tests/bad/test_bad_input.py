@@ -58,7 +58,7 @@ def test_what_stops_a_command_is_listed_and_counted_in_its_run(stores, tmp_path,
         assert run.info.status == "FAILED"
         assert run.data.metrics == {"images": 47, "unreadable": 5}
         table = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/data/unreadable.csv")
-        reason = "no image format that can be read: the file is empty"
+        reason = "not a supported image format: the file is empty"
         assert table == "path,reason\n" + "".join(
             f"{file.relative_to(data)},{reason}\n" for file in files
         )

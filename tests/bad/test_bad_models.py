@@ -38,7 +38,7 @@ def test_files_next_to_a_model_are_not_run(store, tmp_path, what):
 def test_a_pickle_is_not_opened(store, tmp_path):
     stored = stores(tmp_path)
     payloads.pickled("python_model.pkl")(files_of(tmp_path, stored.foreign))
-    with pytest.raises(UserError, match="is another's"):
+    with pytest.raises(UserError, match="must be created by pneumo"):
         models.find_model(f"models:/{stored.foreign}")
     assert not Path(payloads.RAN).exists()
     with suppress(Exception):  # what it gives is no model

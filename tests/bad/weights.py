@@ -50,7 +50,7 @@ def from_elsewhere(file: Path) -> None:
         stored["conv1"] = h5py.ExternalLink("secret.h5", "/conv1")
 
 
-NO_WEIGHTS = "does not fit mobilenet with alpha 0.25: it is no HDF5 file in the layout of Keras"
+NO_WEIGHTS = "does not fit mobilenet with alpha 0.25: it is not an HDF5 file in the layout of Keras"
 WEIGHTS = [
     ("of another width", "w.h5", of_another_width, "does not fit mobilenet .*: where it has conv1"),
     ("text", "w.h5", lambda file: file.write_text("words"), NO_WEIGHTS),
@@ -59,7 +59,7 @@ WEIGHTS = [
     ("a table", "w.h5", table, NO_WEIGHTS),
     ("layers that are a number", "w.h5", odd_layers, NO_WEIGHTS),
     ("of another file", "w.h5", from_elsewhere, NO_WEIGHTS),
-    ("by another name", "w.dat", lambda file: file.write_bytes(_weights()), "get it again"),
+    ("by another name", "w.dat", lambda file: file.write_bytes(_weights()), "Download it again"),
 ]
 
 

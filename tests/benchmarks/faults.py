@@ -233,7 +233,7 @@ def lost(night: Night, complete: set[int]) -> list[str]:
     except AssertionError as error:
         problems.append(f"stores disagree: {error}")
     if counted(night.trials()) not in (night.enough, night.enough + 1):
-        problems.append(f"{counted(night.trials())} trials are done")
+        problems.append(f"{counted(night.trials())} trials are finished")
     if (found := ends(night)) != (1, 1):
         problems.append("{} versions of the winner, {} evaluations on test".format(*found))
     gone = complete - night.complete()

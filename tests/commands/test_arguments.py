@@ -44,33 +44,36 @@ def mistakes(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("tune --data nowhere", "there is no 'nowhere' here"),
-        ("tune --data empty", "holds no data set"),
+        ("tune --data nowhere", "'nowhere' does not exist"),
+        ("tune --data empty", "must contain the folders train/NORMAL, "),
         ("tune --data words.txt", "got the file 'words.txt'"),
         ("tune --data torn.zip", "torn.zip could not be unpacked"),
-        ("tune --data xrays", "must hold images in test/NORMAL, and has none; add them"),
+        ("tune --data xrays", "must contain images in test/NORMAL: it has none. Add some."),
         ("explore", "the following arguments are required: --data"),
-        ("explore --data empty", "holds no data set"),
-        ("prepare --data xrays", "must hold images in test/NORMAL, and has none; add them"),
+        ("explore --data empty", "must contain the folders train/NORMAL, "),
+        ("prepare --data xrays", "must contain images in test/NORMAL: it has none. Add some."),
         (
             "tune --experiment tine",
             "experiment must be one of best, cnn, criterion, ",
         ),
-        ("tune --experiment cnn", "a study needs suggest(trial, base) in experiments/cnn.py"),
-        ("train --dropout 1.5", "dropout must be share of units dropped in the head, 0 to 0.9"),
-        ("train --epochs many", "epochs must be passes over the data at most"),
+        (
+            "tune --experiment cnn",
+            "a study requires a function suggest(trial, base): experiments/cnn.py has none",
+        ),
+        ("train --dropout 1.5", "dropout must be fraction of units dropped in the head, 0 to 0.9"),
+        ("train --epochs many", "epochs must be maximum number of passes"),
         ("train --unfreeze_depth 3", "unfreeze_depth must be 0 to 2 with backbone cnn: got 3"),
-        ("train --weights nowhere.h5", "or the path of a file of weights: got 'nowhere.h5'"),
+        ("train --weights nowhere.h5", "or the path of a weights file: got 'nowhere.h5'"),
         (
             "train --experiment tune_mobilenet --weights words.txt",
-            "words.txt does not fit mobilenet with alpha 0.25: it is no HDF5 file",
+            "words.txt does not fit mobilenet with alpha 0.25: it is not an HDF5 file",
         ),
-        ("tune --trials 0", "--trials: must be a whole number from 1 to 1000000000: got '0'"),
+        ("tune --trials 0", "--trials: must be an integer from 1 to 1000000000: got '0'"),
         (
             "tune --keep_models 0",
-            "--keep_models: must be a whole number from 1 to 1000000000: got '0'",
+            "--keep_models: must be an integer from 1 to 1000000000: got '0'",
         ),
-        ("promote", "promote needs data to decide on: give --data, or --rollback true"),
+        ("promote", "promote requires --data unless --rollback is true"),
         ("promote --rollback maybe", "--rollback: must be true or false: got 'maybe'"),
         ("promote --data sample --margin 2", "--margin: must be a number from 0 to 1: got '2'"),
         ("promote --data sample --margin much", "must be a number from 0 to 1: got 'much'"),
@@ -79,22 +82,25 @@ def mistakes(folder, tmp_path, monkeypatch):
             "--sensitivity_margin: must be a number from 0 to 1: got '-0.1'",
         ),
         ("predict --images words.txt", "the following arguments are required: --out"),
-        ("predict --images nowhere --out o.csv", "glob of image files: 'nowhere' names none"),
-        ("predict --images xrays --out a/o.csv", "in a folder that is there: got 'a/o.csv'"),
-        ("predict --images xrays --out xrays", "out must be a CSV file in a folder that is there"),
+        ("predict --images nowhere --out o.csv", "glob of image files: 'nowhere' matches none"),
+        ("predict --images xrays --out a/o.csv", "in an existing folder: got 'a/o.csv'"),
+        ("predict --images xrays --out xrays", "--out must be a CSV file in an existing folder"),
         ("predict --images xrays --out o.csv --explain yes", "--explain: must be true or false"),
         ("evaluate", "the following arguments are required: --data"),
-        ("evaluate --data nowhere", "there is no 'nowhere' here"),
+        ("evaluate --data nowhere", "'nowhere' does not exist"),
         ("evaluate --data sample --split tset", "--split: must be test, val or train: got 'tset'"),
-        ("evaluate --data sample --sensitivity 95", "--sensitivity: must be a share above 0, up"),
+        (
+            "evaluate --data sample --sensitivity 95",
+            "--sensitivity: must be a fraction above 0, up",
+        ),
         (
             "tune --launcher ray",
-            "launcher=ray needs Ray, which is an extra: free its line",
+            "launcher=ray requires Ray, which is not installed",
         ),
         ("tune --launcher sun", "--launcher: must be local or ray: got 'sun'"),
         (
             "tune --timeout soon",
-            "--timeout: must be a whole number from 1 to 1000000000: got 'soon'",
+            "--timeout: must be an integer from 1 to 1000000000: got 'soon'",
         ),
         (
             "tune --dropot 0.4",
@@ -135,7 +141,7 @@ def test_an_invalid_budget_is_a_user_error(store, monkeypatch):
     monkeypatch.setenv("PNEUMO_FEATURES", "plenty")
     code, _, errors = run("train")
     assert code == 2
-    assert "PNEUMO_FEATURES must be a whole number of GiB" in errors
+    assert "PNEUMO_FEATURES must be a non-negative integer" in errors
     assert store.search_runs(["0"]) == []
 
 
@@ -146,7 +152,7 @@ def test_a_late_user_error_leaves_no_run_running(store, folder):
     for command in ("prepare", "train", "tune"):
         code, _, errors = run(command, "--data", str(folder))
         assert code == 2
-        assert "20 of 546 images cannot be read" in errors
+        assert "20 of 546 are, the first is" in errors
         assert "Traceback" not in errors
     runs = store.search_runs(["0"])
     assert {run.info.status for run in runs} == {"FAILED"}
@@ -158,7 +164,7 @@ def test_a_late_user_error_leaves_no_run_running(store, folder):
     ("arguments", "code", "kind", "reason"),
     [
         ("tune --data nowhere", 2, "study", "data must be sample, mendeley"),
-        ("train --dropout 7", 2, "train", "dropout must be share of units"),
+        ("train --dropout 7", 2, "train", "dropout must be fraction of units"),
         ("explore --data nowhere --depth 3", 2, "explore", "unrecognized arguments: --depth 3"),
     ],
 )

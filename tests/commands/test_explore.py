@@ -76,7 +76,8 @@ def test_each_problem_is_found(wrong):
         == 2
     )
     assert (
-        issues["train/PNEUMONIA/person9003_virus_1.png"] == "stored in colour (RGB): read as grey"
+        issues["train/PNEUMONIA/person9003_virus_1.png"]
+        == "stored in color (RGB): decoded as grayscale"
     )
     rows = found.set_index("path")
     errors = rows.loc[rows["error"] != "", "error"]
@@ -187,13 +188,13 @@ def test_too_few_patients_give_no_result():
 def test_required_findings(wrong):
     found = list(data_report.list_findings(dataset_profile.compute_statistics(described(wrong))))
     for sentence in (
-        "groups of identical files lie in more than one split: what is tested there has been",
-        "1 patients are in more than one split, as IM-0103.",
-        "1 groups of identical files are NORMAL and PNEUMONIA at once: one label is wrong.",
-        "3 groups of identical files are of different patients.",
-        "3 files cannot be read; they are listed with their reasons.",
-        "2 names contain no patient id",
-        "Some images are stored in colour (1 PNEUMONIA); all are read as grey.",
+        "groups of identical files are in more than one split, so a model would be tested on",
+        "1 patients are in more than one split, for example IM-0103.",
+        "1 groups of identical files are labeled both NORMAL and PNEUMONIA, so one of the",
+        "3 groups of identical files belong to different patients.",
+        "3 files are unreadable. The report lists the reasons.",
+        "2 file names contain no patient id",
+        "Some images are stored in color (1 PNEUMONIA). All are decoded as grayscale.",
     ):
         assert [it for it in found if sentence in it], sentence
     assert found[0].startswith(("2 groups", "3 groups"))
@@ -244,7 +245,9 @@ def test_test_images_alone_and_no_image_at_all(store, folder):
         file.write_bytes(b"")
     code, _, errors = run("explore", "--data", str(folder))
     assert code == 2
-    assert errors == "pneumo: xrays must hold image files, and none of 146 is one\n"
+    assert (
+        errors == "pneumo: xrays must contain readable images: none of its 146 files is readable. "
+    )
 
 
 @pytest.mark.slow
@@ -267,9 +270,9 @@ def test_the_real_archive(store, real_archive):
     numbers = json.loads(text(made.info.run_id, "explore/numbers.json"))
     assert numbers["constant"] == {"pixels": 224.0**2, "aspect": 1.0, "colour": "RGB"}
     page = mlflow.artifacts.load_text(f"runs:/{made.info.run_id}/explore/explore.html")
-    assert "Colour is constant here" in page
-    assert page.count("constant here: ") == 2  # size and aspect ratio
-    assert "None: each can be read, names its patient" in page
+    assert "Color is constant" in page
+    assert page.count("constant: ") == 2  # size and aspect ratio
+    assert "None: all files are readable" in page
     # what no model that has seen the lungs should be proud of
     assert found["label_auc_low"] > 0.85
     assert found["split_normal_auc_low"] > 0.5

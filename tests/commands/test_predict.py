@@ -88,7 +88,7 @@ def test_every_file_has_its_row(study, client, few, out):
     assert header == HEADER
     assert [path for path, *_ in found] == find_images(str(few), out)
     by_name = {Path(path).name: values for path, *values in found}
-    reason = "no image format that can be read"
+    reason = "not a supported image format"
     for name, why in (("notes.txt", reason), ("empty.png", f"{reason}: the file is empty")):
         assert by_name.pop(name) == ["", "", "", "1", model_id, why]
     # as the study has found them
@@ -109,7 +109,9 @@ def test_every_file_has_its_row(study, client, few, out):
         "pneumo.model": "pneumonia-sample version 1",
         "pneumo.data": "test",
     }
-    assert f"148 images, {positive} called pneumonia, 2 unreadable: {out}" in output
+    assert (
+        f"predicted 148 images: {positive} positive (pneumonia), 2 unreadable; see {out}" in output
+    )
 
 
 @pytest.mark.slow
@@ -126,11 +128,11 @@ def test_an_existing_csv_is_continued(study, few, out, capsys):
     pd.testing.assert_frame_equal(
         *(pd.read_csv(io.StringIO(it)) for it in (continued, whole)), rtol=0, atol=1e-6
     )
-    assert f"99 images were in {out} before" in output
+    assert f"skipped 99 images that {out} already contains" in output
     assert list(out.parent.glob("out.csv*")) == [out]
     code, output, _ = predicted_here(capsys, few, out)
     assert code == 0
-    assert f"148 images were in {out} before" in output
+    assert f"skipped 148 images that {out} already contains" in output
     assert out.read_text() == continued
 
 
@@ -143,7 +145,7 @@ def test_each_image_is_explained(study, few, capsys):
     assert not folder.exists()
     code, output, errors = run("predict", *call, "--explain", "true")
     assert (code, errors) == (0, "")
-    assert f"148 images were in {out} before" in output
+    assert f"skipped 148 images that {out} already contains" in output
     assert f"heat maps: {folder}" in output
     readable = [path for path, *_, error in rows(out)[1:] if not error]
     assert len(readable) == 146
@@ -185,7 +187,7 @@ def test_an_interrupt_loses_no_row(study, few, out):
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert errors == "pneumo: interrupted; what was finished is kept\n"
+    assert errors == "pneumo: interrupted; finished work is kept\n"
     found = rows(out)
     assert 100 < len(found) < 20_000
     assert {len(row) for row in found} == {7}
@@ -196,10 +198,10 @@ def test_an_interrupt_loses_no_row(study, few, out):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a,b\n1,2\n", "out must be a CSV that predict has written, or new: got '"),
+        ("a,b\n1,2\n", "out must be a new file, or a CSV that predict has written: got '"),
         (
             ",".join(HEADER) + "\nx.png,0.5,1,0.5,1,m-7,\n",
-            "' holds some of m-7; give another out",
+            "' contains predictions of m-7. Choose another file.",
         ),
         (
             "path,probability,label,threshold,model_version,error\nx.png,0.5,1,0.5,1,\n",
@@ -213,7 +215,7 @@ def test_another_table_stays_as_it_is(study, few, out, content, message, capsys)
     assert code == 2
     [line] = errors.splitlines()
     assert message in line
-    assert line.endswith("give another out") or "or new: got" in line
+    assert line.endswith("Choose another file.")
     assert out.read_text() == content
 
 
@@ -232,8 +234,9 @@ def test_version_1_of_another_model_does_not_continue(study, few, out, capsys):
     code, _, errors = run_here(capsys, *call)
     assert code == 2
     assert errors == (
-        f"pneumo: out must hold predictions of pneumonia version 1 alone, model_id "
-        f"{other.model_id}: '{out}' holds some of {first.model_id}; give another out\n"
+        "pneumo: --out must contain only predictions of pneumonia version 1 (model_id "
+        f"{other.model_id}): '{out}' contains predictions of {first.model_id}. "
+        "Choose another file.\n"
     )
     assert out.read_text() == before
     # the same model by its other address

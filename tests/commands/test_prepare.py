@@ -24,6 +24,4 @@ def test_prepare(store, folder):
         "pneumo.patients": "unknown",
     }
     table = mlflow.artifacts.load_text(f"runs:/{prepared.info.run_id}/data/unreadable.csv")
-    assert table == (
-        "path,reason\ntrain/NORMAL/IM-9999-0001.jpeg,no image format that can be read\n"
-    )
+    assert table == ("path,reason\ntrain/NORMAL/IM-9999-0001.jpeg,not a supported image format\n")

@@ -81,9 +81,9 @@ def evaluations(client) -> int:
 
 
 GONE = {
-    "files missing": (remove_files, "digest {digest}: they are missing; do not use this version"),
-    "files changed": (change_files, "now; do not use this version"),
-    "run removed": (remove_trial, "has been removed; train or tune again, or give another model"),
+    "files missing": (remove_files, "digest {digest}: they are missing. Do not use this version."),
+    "files changed": (change_files, ". Do not use this version."),
+    "run removed": (remove_trial, "has been removed. Pass another model, or train a new one."),
 }
 
 
@@ -104,7 +104,7 @@ def test_a_champion_is_compared_by_its_stored_evaluation(client, images, what):
     assert "pneumo.champion_vacant" not in made.data.tags
     assert "champion_vacant" not in json.loads(text(made.info.run_id, "promotion.json"))
     assert aliases(client, NAME) == {"challenger": 4, "champion": 4, "previous": 2}
-    assert version(client, GOOD).tags["pneumo.promotion"] == "followed by 4"
+    assert version(client, GOOD).tags["pneumo.promotion"] == "replaced by version 4"
 
 
 @pytest.mark.parametrize("what", GONE)
@@ -119,7 +119,7 @@ def test_a_champion_without_evidence_counts_as_vacant(client, images, what, caps
     made = last_promotion(client, NAME)
     why = made.data.tags["pneumo.champion_vacant"]
     assert why.endswith(reason.format(digest=digest))
-    assert f"note: @champion counts as vacant: {why}" in output
+    assert f"note: no comparison with @champion: {why}" in output
     assert tags(made)["pneumo.champion"] == "2"
     # the best champion that is left is compared all the same
     champion = {f"best_champion_{name}" for name in registry.DESCRIBED_METRICS}
@@ -134,7 +134,7 @@ def test_a_champion_without_evidence_counts_as_vacant(client, images, what, caps
     }
     assert aliases(client, NAME) == {"challenger": 4, "champion": 4, "previous": 2}
     decision = version(client, GOOD_AGAIN).tags["pneumo.promotion"]
-    assert decision == "promoted over version 2, which could not be compared"
+    assert decision == "promoted in place of version 2, which could not be compared"
 
 
 def test_a_synthetic_model_does_not_replace_a_real_champion_that_counts_as_vacant(client, images):
@@ -145,7 +145,8 @@ def test_a_synthetic_model_does_not_replace_a_real_champion_that_counts_as_vacan
     decision = promote_version(NAME, "challenger", images, "test", 0.02)
     assert "they are missing" in decision.champion_vacant
     assert decision.reasons == [
-        "pneumonia version 5 was trained on synthetic images, pneumonia version 2 on real ones"
+        "pneumonia version 5 was trained on synthetic images, but pneumonia version 2 on real "
+        "images"
     ]
     assert aliases(client, NAME)["champion"] == GOOD
 
@@ -159,8 +160,8 @@ def test_an_evaluation_of_other_images_is_not_compared(client, images):
     decision = promote_version(NAME, str(GOOD_AGAIN), images, "test", 0.02)
     assert decision.is_promoted
     assert decision.champion_vacant == (
-        "the evaluation of pneumonia version 2 is not for the same images, patients and labels as "
-        "that of pneumonia version 4"
+        "the evaluations of pneumonia version 2 and pneumonia version 4 differ in their images, "
+        "patients or labels"
     )
     assert "best_auc_difference" in decision.metrics
     # the candidate's own is made again where its table is missing
@@ -199,7 +200,7 @@ def test_small_steps_down_from_the_best_champion_are_refused(client, images):
     best = client.get_run(evaluation(client, GOOD)).data.metrics
     assert decision.metrics["best_champion_auc"] == best["test_auc"]
     assert decision.reasons
-    named = "smaller than that of pneumonia version 2, the best champion so far, and less than"
+    named = "to pneumonia version 2 (the best champion so far) is not shown"
     assert all(named in reason for reason in decision.reasons)
     made = last_promotion(client, NAME)
     assert made.data.metrics == decision.metrics
@@ -237,7 +238,7 @@ def links(client, number) -> list[str]:
 
 
 def test_a_description_has_no_links_to_runs_that_were_removed(client):
-    every = ["the run that trained it", "evidence", "the last decision"]
+    every = ["training run", "evaluation report", "last decision"]
     assert links(client, GOOD) == every
     runs = [
         version(client, GOOD).run_id,
@@ -264,7 +265,7 @@ def test_a_candidate_whose_run_was_removed(client, images, capsys):
     assert code == 2
     [line] = errors.splitlines()
     assert line.startswith(f"pneumo: the run that trained a model must be in {mlflow_store()}: run")
-    assert "'models:/pneumonia/4', has been removed" in line
+    assert "'models:/pneumonia/4' has been removed" in line
     assert aliases(client, NAME)["champion"] == GOOD
 
 
@@ -282,5 +283,5 @@ def test_a_rollback_needs_only_the_files(client, images, capsys):
     code, _, errors = run_here(capsys, "promote", "--rollback", "true")
     assert code == 2
     [line] = errors.splitlines()
-    assert line.endswith("they are missing; do not use this version")
+    assert line.endswith("they are missing. Do not use this version.")
     assert aliases(client, NAME)["champion"] == POOR

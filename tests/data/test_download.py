@@ -111,14 +111,14 @@ def test_a_part_that_is_whole_is_only_checked(sample, content, source, own_cache
 def test_other_content_is_refused_and_does_not_stay(content, source, own_cache):
     with serving({PATH: b"error page"}) as server:
         source(server.address)
-        with pytest.raises(UserError, match="what came has another sha256") as mistake:
+        with pytest.raises(UserError, match="the downloaded file has another sha256") as mistake:
             open_dataset("mendeley")
     assert left(own_cache) == []
-    way_round = str(mistake.value).partition("try again, or ")[2]
+    way_round = str(mistake.value).partition("Try again, or ")[2]
     assert way_round == (
-        f"1. get {server.address}{PATH} with a browser, "
-        f"2. see that its sha256 is {hashlib.sha256(content).hexdigest()}, "
-        "3. give the file itself: data=PATH/xrays.zip"
+        f"1. download {server.address}{PATH} with a browser, "
+        f"2. check that its sha256 is {hashlib.sha256(content).hexdigest()}, "
+        "3. pass the file: data=PATH/xrays.zip"
     )
 
 
@@ -143,7 +143,7 @@ def test_a_server_that_announces_less_than_there_is(content, source, own_cache):
     with serving({PATH: content}) as server:
         server.lie = -1000
         source(server.address)
-        with pytest.raises(UserError, match="what came has another sha256"):
+        with pytest.raises(UserError, match="the downloaded file has another sha256"):
             open_dataset("mendeley")
     assert left(own_cache) == []
 
@@ -164,7 +164,9 @@ def test_a_server_that_leads_out_of_https(content, source, own_cache, tmp_path, 
         server.encrypt(certificate)
         server.leads[PATH] = f"{open_to_all.address}{PATH}"
         source(server.address)
-        with pytest.raises(UserError, match="the server led from https to http://127.0.0.1:"):
+        with pytest.raises(
+            UserError, match="the server redirected from https to http://127.0.0.1:"
+        ):
             open_dataset("mendeley")
     assert left(own_cache) == []
 
@@ -180,14 +182,16 @@ def test_a_server_that_leads_to_files_of_this_machine(content, source):
 def test_a_server_without_the_file(source):
     with serving({}) as server:
         source(server.address)
-        with pytest.raises(UserError, match="the server answered 404; try again, or 1"):
+        with pytest.raises(
+            UserError, match="the server responded with status 404. Try again, or 1"
+        ):
             open_dataset("mendeley")
 
 
 def test_the_number_of_images_is_checked(content, source):
     with serving({PATH: content}) as server:
         source(server.address, images={"train": 5232, "test": 624})
-        with pytest.raises(UserError, match=r"must hold .*5232.*: got .*400"):
+        with pytest.raises(UserError, match=r"must contain .*5232.*: got .*400"):
             open_dataset("mendeley")
 
 

@@ -94,11 +94,11 @@ def test_a_list_of_patients_takes_precedence_over_file_names(folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,patient\n", "must be a CSV with columns path and patient"),
-        ("", "must be a CSV with columns path and patient"),
-        ("path,patient\nnowhere.png,1\n", "names 'nowhere.png', which is no image here"),
-        ("path,patient\nX,1\nX,2\n", "must name each image once, with a patient"),
-        ("path,patient\nX,\n", "must name each image once, with a patient"),
+        ("file,patient\n", "must be a CSV .*with the columns path and patient"),
+        ("", "must be a CSV .*with the columns path and patient"),
+        ("path,patient\nnowhere.png,1\n", "'nowhere.png' is not one"),
+        ("path,patient\nX,1\nX,2\n", "must list each image at most once, with a patient"),
+        ("path,patient\nX,\n", "must list each image at most once, with a patient"),
     ],
 )
 def test_an_invalid_list_is_rejected(folder, text, message):
@@ -120,16 +120,16 @@ def test_the_digest_follows_the_content(folder):
 
 
 def test_what_is_no_data_set_is_refused(tmp_path, folder):
-    with pytest.raises(UserError, match="holds no data set"):
+    with pytest.raises(UserError, match="must contain the folders"):
         open_dataset(str(tmp_path / "xrays" / "train" / "NORMAL"))
-    with pytest.raises(UserError, match="there is no 'nowhere.zip' here"):
+    with pytest.raises(UserError, match="'nowhere.zip' does not exist"):
         open_dataset("nowhere.zip")
     shutil.rmtree(folder / "test" / "NORMAL")
-    with pytest.raises(UserError, match="must hold images in test/NORMAL, and has none"):
+    with pytest.raises(UserError, match="must contain images in test/NORMAL: it has none"):
         open_dataset(str(folder), required_splits=("train", "test"))
     for file in folder.rglob("*.png"):
         file.unlink()
-    with pytest.raises(UserError, match="no image in them"):
+    with pytest.raises(UserError, match="but no images"):
         open_dataset(str(folder))
 
 
@@ -155,7 +155,7 @@ def test_a_file_name_may_be_the_patient_alone(folder):
 
 def test_images_to_predict_have_names_that_a_csv_can_hold(tmp_path):
     (tmp_path / os.fsdecode(b"K\xf6ln.png")).write_bytes(b"1")
-    with pytest.raises(UserError, match=r"K\\udcf6ln.png'; rename them"):
+    with pytest.raises(UserError, match=r"K\\udcf6ln.png'. Rename them"):
         inputs.find_images(str(tmp_path), tmp_path / "out.csv")
 
 

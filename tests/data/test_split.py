@@ -73,7 +73,9 @@ def test_patients_who_share_a_file_are_on_one_side():
 
 def test_one_patient_cannot_be_cut():
     rows = rows_of({"a": (0, 5), "b": (1, 1), "c": (1, 1)})
-    with pytest.raises(UserError, match="train/NORMAL must hold images of two patients or more"):
+    with pytest.raises(
+        UserError, match="train/NORMAL must contain images of at least two patients"
+    ):
         split_validation(rows)
 
 
@@ -86,10 +88,10 @@ def test_a_patient_in_train_and_in_test_is_refused_until_patients_csv_says_other
     add_image(folder, "train/NORMAL/IM-0001-0099.png")
     add_image(folder, "train/PNEUMONIA/scan.png")
     expected = (
-        "no patient may be in train and in test (what is tested would have been trained on), and "
-        "{}, the first '{}' with train/NORMAL/IM-0001-0099.png and {}; if these are different "
-        "people, list the right patients in patients.csv, else remove the images of one side: "
-        "explore lists them all, in numbers.json"
+        "no patient may be in train and in test, because train and test would not be independent: "
+        "{}, the first is '{}' with train/NORMAL/IM-0001-0099.png and {}. If these are different "
+        "people, list the right patients in patients.csv. Otherwise remove the images of one "
+        "split. The command explore lists all of them in numbers.json."
     )
     with pytest.raises(UserError) as raised:
         open_dataset(str(folder))
@@ -128,8 +130,9 @@ def test_only_images_that_can_be_read_make_a_patient_one_of_both_splits(folder):
     add_image(folder, f"test/NORMAL/{name}")
     with pytest.raises(UserError) as raised:
         open_dataset(str(folder))
-    assert f"1 is, the first 'IM-0001' with train/NORMAL/{name} and test/NORMAL/{name}; if" in str(
-        raised.value
+    assert (
+        f"1 is, the first is 'IM-0001' with train/NORMAL/{name} and test/NORMAL/{name}. If"
+        in str(raised.value)
     )
 
 
@@ -147,5 +150,5 @@ def test_images_with_the_same_name_without_a_patient_are_different_patients(fold
 
 def test_a_copy_is_called_a_copy_and_not_a_patient(folder):
     shutil.copy(folder / "test/NORMAL/IM-0001-0001.png", folder / "train/NORMAL/IM-0001-0099.png")
-    with pytest.raises(UserError, match="no image may be in train and in test .* duplicates.csv"):
+    with pytest.raises(UserError, match="no image may be in train and in test, .* duplicates.csv"):
         open_dataset(str(folder))

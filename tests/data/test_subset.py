@@ -76,15 +76,14 @@ def test_an_empty_folder_is_filled(folder, kept, tmp_path):
     [
         (
             lambda paths: [*paths, "test/NORMAL/IM-9.png", "train/NORMAL/IM-0101-0001.png", "x"],
-            "must list test images of xrays, as test/CLASS/FILE: 3 of {} lines name none, the "
-            "first 'test/NORMAL/IM-9.png'; give the data set that the list was made for, or "
-            "correct the list",
+            "must list test images of xrays as test/CLASS/FILE: 3 of {} lines match none, the "
+            "first is 'test/NORMAL/IM-9.png'. Pass the data set of the list, or correct the list.",
         ),
         (
             lambda paths: [path for path in paths if "NORMAL" in path],
-            "must list images of both classes: '{}' has none in test/PNEUMONIA; add some",
+            "must list images of both classes: '{}' lists none in test/PNEUMONIA. Add some.",
         ),
-        (lambda paths: [], "must list images of both classes: '{}' has none in test/NORMAL; add"),
+        (lambda paths: [], "must list images of both classes: '{}' lists none in test/NORMAL. Add"),
     ],
     ids=["unknown", "one class", "empty"],
 )
@@ -94,14 +93,14 @@ def test_an_invalid_list_is_rejected(folder, kept, tmp_path, change, message):
     with pytest.raises(UserError) as raised:
         write_subset(open_dataset(str(folder)), file, tmp_path / "half")
     expected = message.format(len(lines) if "lines" in message else file)
-    assert str(raised.value).startswith(f"test_images {expected}")
+    assert str(raised.value).startswith(f"--test_images {expected}")
     assert {it.name for it in tmp_path.iterdir()} == {"xrays", "list.txt"}
 
 
 @pytest.mark.parametrize("name", ["nowhere.txt", "xrays", "words.bin"])
 def test_what_is_no_list_is_refused(folder, tmp_path, name):
     (tmp_path / "words.bin").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match=f"test_images must be a text file .*/{name}' .*check the"):
+    with pytest.raises(UserError, match=f"test_images must be a text file .*/{name}' .*Check the"):
         write_subset(open_dataset(str(folder)), tmp_path / name, tmp_path / "half")
 
 
@@ -110,7 +109,7 @@ def test_an_occupied_folder_is_rejected(folder, kept, tmp_path, name):
     file = listed_in(tmp_path / "list.txt", kept)
     (tmp_path / "link").symlink_to("elsewhere")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=f"out must be a new or an empty folder, .*/{name}'; give"):
+    with pytest.raises(UserError, match=f"out must be a new or empty folder .*/{name}'. Choose"):
         write_subset(open_dataset(str(folder)), file, tmp_path / name)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -118,9 +117,7 @@ def test_an_occupied_folder_is_rejected(folder, kept, tmp_path, name):
 def test_what_fails_leaves_nothing(folder, kept, tmp_path):
     file = listed_in(tmp_path / "list.txt", kept)
     dataset = open_dataset(str(folder))
-    with pytest.raises(
-        UserError, match=r"out must be a folder that can be written: .*name too long"
-    ):
+    with pytest.raises(UserError, match=r"out must be a writable folder: .*name too long"):
         write_subset(dataset, file, tmp_path / ("x" * 255))
     last = folder / dataset.rows["path"].iloc[-1]
     last.unlink()
@@ -130,14 +127,14 @@ def test_what_fails_leaves_nothing(folder, kept, tmp_path):
 
 
 def test_the_sample_stays_synthetic(sample, kept, tmp_path):
-    with pytest.raises(UserError, match="selects from real images, and sample is synthetic; give"):
+    with pytest.raises(UserError, match="requires real images: sample is synthetic. Pass"):
         write_subset(sample, listed_in(tmp_path / "list.txt", kept), tmp_path / "half")
 
 
 @pytest.mark.parametrize("flag", ["test_images", "out"])
 def test_the_list_and_the_folder_go_together(capsys, flag):
     assert main(["prepare", f"--{flag}", "half"]) == 2
-    said = "pneumo: test_images and out go together: give both, or neither\n"
+    said = "pneumo: --test_images and --out require each other. Pass both, or neither.\n"
     assert capsys.readouterr().err == said
 
 
@@ -200,4 +197,4 @@ def test_the_command_of_the_readme(store, folder, tmp_path, capsys):
     assert f"{given['out']} (digest {half.digest}): test 312, train" in capsys.readouterr().out
     # The folder is there now
     assert main(["prepare", *flags]) == 2
-    assert "out must be a new or an empty folder" in capsys.readouterr().err
+    assert "out must be a new or empty folder" in capsys.readouterr().err

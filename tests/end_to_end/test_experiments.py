@@ -83,10 +83,10 @@ def test_an_experiment_file_sets_the_resources_of_a_trial(monkeypatch):
 
 
 def test_an_unknown_experiment_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="one of best, cnn, .*: got 'tine'; to add one"):
+    with pytest.raises(UserError, match="one of best, cnn, .*: got 'tine'. To add one"):
         load_experiment("tine")
 
 
 def test_a_study_needs_a_search_space():
-    with pytest.raises(UserError, match="needs suggest.* in experiments/cnn.py"):
+    with pytest.raises(UserError, match="requires a function suggest.*: experiments/cnn.py"):
         load_experiment("cnn", require_search_space=True)

@@ -172,7 +172,7 @@ def test_a_wait_says_what_it_waits_for(store, monkeypatch, capsys):
         "pneumo.tuning.study.time.sleep", lambda _: (process.kill(), process.wait())
     )
     wait_for_running_trials(study)
-    line = f"waiting for trial 0, which process {process.pid} on {identity.host} is running\n"
+    line = f"waiting for trial 0, which runs in process {process.pid} on {identity.host}\n"
     assert capsys.readouterr().out == line
     assert study.trials[0].state == TrialState.FAIL
 

@@ -43,7 +43,7 @@ def test_interrupted_nothing_stays_running(store, number, through_mlflow):
     output, errors = process.communicate(timeout=60)  # training would take minutes
     assert process.returncode != 0
     option = "-P study=night" if through_mlflow else "--study night"
-    assert f"to continue, give the same command with {option}\n" in output
+    assert f"to resume the study, run the same command with {option}\n" in output
     assert "pneumo: interrupted" in errors
     if not through_mlflow:
         assert process.returncode == 1

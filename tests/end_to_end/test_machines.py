@@ -62,7 +62,7 @@ def test_a_worker_of_another_machine_joins_and_exits(shared, tmp_path, monkeypat
         worker.send_signal(signal.SIGTERM)  # in the middle of a trial
         output, errors = worker.communicate(timeout=60)
         seen = driver.result()
-    assert (worker.returncode, errors) == (1, "pneumo: interrupted; what was finished is kept\n")
+    assert (worker.returncode, errors) == (1, "pneumo: interrupted; finished work is kept\n")
     assert output.startswith("joined study joined: ")
     assert (seen.code, seen.errors) == (0, "")
     assert any(f"process {worker.pid}" in screen for screen in seen.screens)
@@ -121,9 +121,9 @@ def test_a_score_that_was_not_stored_is_sent_again(servers, shared, sample, monk
         monkeypatch.setattr(worker, "run_trial", run_and_cut)
         run_trials(study, plan)
         cutting[0].result()
-    notes = re.findall("^a store of the study has failed, .*", capsys.readouterr().out, re.M)
+    notes = re.findall("^MLflow or Optuna's database failed, .*", capsys.readouterr().out, re.M)
     assert len(notes) == 1
-    assert notes[0].startswith("a store of the study has failed, and the search goes on (")
+    assert notes[0].startswith("MLflow or Optuna's database failed, and the search continues (")
     assert [it.state.name for it in require_whole(shared, "cut")] == ["COMPLETE"] * 2
 
 
@@ -144,7 +144,10 @@ def test_what_ended_a_run_is_not_hidden_by_a_server_that_is_away(
         server.kill()
         raise ZeroDivisionError
     assert mlflow.active_run() is None
-    assert "the end of run t is not stored (MlflowException: API request" in capsys.readouterr().out
+    assert (
+        "the status of run t could not be stored (MlflowException: API request"
+        in capsys.readouterr().out
+    )
     with pytest.raises(MlflowException), trial_run(parent, "t", BASE, {}, 1):
         raise AssertionError("never comes here")
     server.start()
@@ -206,7 +209,7 @@ def test_a_study_survives_many_faults(servers, shared, sample, monkeypatch, caps
     diverged, hung = children(shared, parent.info.run_id)[1:3]
     assert "TrainingDivergedError" in text(diverged.info.run_id, "traceback.txt")
     where = text(hung.info.run_id, "traceback.txt")
-    late = f"trial not done after {TRIAL_TIMEOUT} s, the limit"
-    assert where.startswith(f"{late}; where each thread was:\n\n")
+    late = f"trial not finished after {TRIAL_TIMEOUT} s, the limit"
+    assert where.startswith(f"{late}. The stack of each thread:\n\n")
     assert " in suggest\n" in where
-    assert re.search(rf"^worker \d has died \({late}\)$", capsys.readouterr().out, re.M)
+    assert re.search(rf"^worker \d died \({late}\)$", capsys.readouterr().out, re.M)

@@ -67,8 +67,8 @@ def test_a_study_outlives_a_killed_task_and_an_interrupt(cluster):
     output, errors = driver.communicate(timeout=LIMIT)
     assert driver.returncode == 1, errors
     assert "waiting for the cluster to start 2 workers with one core each" in output
-    assert "to continue, give the same command with --study ray" in output
-    assert errors.endswith("pneumo: interrupted; what was finished is kept\n")
+    assert "to resume the study, run the same command with --study ray" in output
+    assert errors.endswith("pneumo: interrupted; finished work is kept\n")
     until(lambda: not any(map(lives, crew)))
     interrupted = require_whole(cluster, "ray")
     failed = [trial for trial in interrupted if trial.state.name == "FAIL"]
@@ -90,9 +90,9 @@ def test_a_study_outlives_a_killed_task_and_an_interrupt(cluster):
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("RAY_ADDRESS", "127.0.0.1:1", "launcher=ray needs a cluster that runs, and there is none"),
-        ("PNEUMO_STORAGE", "", "needs PNEUMO_STORAGE at a server that the whole cluster can reach"),
-        ("MLFLOW_TRACKING_URI", "", "launcher=ray needs MLFLOW_TRACKING_URI at a server"),
+        ("RAY_ADDRESS", "127.0.0.1:1", "launcher=ray requires a running cluster: there is none"),
+        ("PNEUMO_STORAGE", "", "requires PNEUMO_STORAGE to be a server that all nodes can reach"),
+        ("MLFLOW_TRACKING_URI", "", "launcher=ray requires MLFLOW_TRACKING_URI to be a server"),
     ],
 )
 def test_what_a_cluster_needs(cluster, monkeypatch, variable, value, message):

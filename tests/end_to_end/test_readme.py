@@ -167,7 +167,7 @@ def test_the_tour(command, place, capsys):
     kinds = {run.data.tags["pneumo.kind"] for run in made}
     assert entry == "worker" or {"tune": "study"}.get(entry, entry) in kinds
     if entry == "worker":
-        assert "study night needs no more trials: 1 are done" in capsys.readouterr().out
+        assert "study night needs no more trials: 1 are finished" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -164,14 +164,14 @@ def test_an_unreadable_image_gets_an_error_and_the_others_a_prediction(address, 
     whole = base64.b64decode(encoded[0])
     bad = {
         "truncated": whole[: len(whole) // 2],
-        "no image format that can be read": b"This is a text, and no picture at all.",
-        "more pixels than any radiograph": huge_png(),
+        "not a supported image format": b"This is a text, and no picture at all.",
+        "too many pixels for a radiograph": huge_png(),
     }
     files = [base64.b64encode(it).decode() for it in bad.values()]
     answer = post(address, records([*files, encoded[1], ""]))
     assert answer.status_code == 200, answer.text
     *errors, good, empty = answer.json()["predictions"]
-    for it, reason in zip([*errors, empty], [*bad, "no image format"], strict=True):
+    for it, reason in zip([*errors, empty], [*bad, "not a supported image format"], strict=True):
         assert reason in it["error"]
         assert (it["probability"], it["label"], it["threshold"]) == (None, None, None)
     assert good["probability"] == pytest.approx(list(expected.values())[1], abs=1e-6)

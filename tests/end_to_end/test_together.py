@@ -96,8 +96,10 @@ def test_a_cache_that_is_deleted_ends_a_study_in_one_line_and_the_next_run_works
     output, errors = process.communicate(timeout=LIMIT)
     assert "trial   0  val AUC" in output  # which had its images; the next asks for them again
     assert process.returncode == 1
-    assert errors.startswith("pneumo: 3 trials in a row failed alike (UserError: the cache at ")
-    assert "was deleted while it was in use; give the same command again" in errors
+    assert errors.startswith(
+        "pneumo: 3 consecutive trials failed with the same type of error (UserError: the cache at "
+    )
+    assert "was deleted while it was in use. Run the same command again." in errors
     assert errors.count("\n") == 1
     assert "RUNNING" not in {it.info.status for it in store.search_runs(["0"])}
     code, output, errors = run("train", *flags, "--epochs", "1")

@@ -102,14 +102,14 @@ def test_a_study_outlives_a_worker_and_its_driver(store):
     workers = processes(process.pid)
     process.kill()
     output, _ = process.communicate()
-    assert "has died (exit code -9)\ncontinuing study night: " in output
+    assert "died (exit code -9)\nresuming study night: " in output
     until(lambda: not any(map(lives, workers)))
     assert not at_work(store)  # each has ended its trial
     done = counted(optuna.load_study(study_name="night", storage=open_storage()).trials)
     seen = watch("-m", "pneumo", *command)
     assert (seen.code, seen.errors) == (0, "")
     begun = next(it for it in seen.screens if ", process " in it)
-    assert f"continuing study night: {done} trials are done" in begun
+    assert f"resuming study night: {done} trials are finished" in begun
     assert f" {done} of 3 trials " in begun
     trials = require_whole(store, "night")
     assert 3 <= counted(trials) <= 4
@@ -131,8 +131,8 @@ def test_an_interrupt_ends_all(store, whom, number):
     (os.killpg if whom == "group" else os.kill)(process.pid, number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "to continue, give the same command with --study night" in output
-    assert errors == "pneumo: interrupted; what was finished is kept\n"
+    assert "to resume the study, run the same command with --study night" in output
+    assert errors == "pneumo: interrupted; finished work is kept\n"
     assert not any(map(lives, workers))
     trials = require_whole(store, "night")
     assert {trial.user_attrs["error"] for trial in trials} == {"interrupted"}
@@ -158,10 +158,10 @@ def suggest(trial, base):
 @pytest.mark.parametrize(
     ("end", "reason"),
     [
-        ("os.kill(os.getpid(), 9)", "3 workers have died without a trial done: look at what"),
+        ("os.kill(os.getpid(), 9)", "3 workers died without finishing a trial. See their output"),
         (
             "raise ValueError('of this kind')",
-            r"3 trials in a row failed alike \(ValueError: of this kind\)",
+            r"3 consecutive trials failed with the same type of error \(ValueError: of this kind\)",
         ),
     ],
 )
@@ -182,7 +182,7 @@ def test_a_user_error_in_a_worker_is_reported_as_one(store, tmp_path):
     code, _, errors = run("tune", *NIGHT, *flags)
     assert code == 2
     assert errors.startswith("pneumo: ")
-    assert "does not fit mobilenet with alpha 0.25: it is no HDF5 file" in errors
+    assert "does not fit mobilenet with alpha 0.25: it is not an HDF5 file" in errors
     assert "RUNNING" not in {run.info.status for run in store.search_runs(["0"])}
 
 
@@ -192,11 +192,11 @@ def test_workers_that_may_not_join(store, folder, sample):
     code, _, errors = run("worker", "--study", "nacht", "--data", "sample")
     assert code == 2
     place = os.environ["PNEUMO_STORAGE"]
-    assert f"must be in Optuna's database at {place}, which has night: got 'nacht'; set" in errors
+    assert f"must be in Optuna's database at {place}, which has night: got 'nacht'. Set" in errors
     next((folder / "train" / "NORMAL").iterdir()).unlink()
     code, _, errors = run("worker", "--study", "night", "--data", str(folder))
     assert code == 2
-    assert "study 'night' was begun with data_digest" in errors
+    assert "study 'night' was created with data_digest" in errors
     code, output, errors = run("worker", "--study", "night", "--data", "sample")
     assert (code, errors) == (0, "")
-    assert output == "study night needs no more trials: 1 are done\n"
+    assert output == "study night needs no more trials: 1 are finished\n"

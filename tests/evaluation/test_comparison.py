@@ -55,8 +55,8 @@ def test_the_first_champion_needs_only_the_minimum_metrics():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"threshold": 0.9}, "sensitivity is 0.{3}, and 0.90 is the least"),
-        ({"threshold": 0.001}, "specificity is 0.{3}, and 0.60 is the least"),
+        ({"threshold": 0.9}, "sensitivity is 0.{3}, but the minimum is 0.90"),
+        ({"threshold": 0.001}, "specificity is 0.{3}, but the minimum is 0.60"),
     ],
 )
 def test_each_minimum_metric(changes, reason):
@@ -72,7 +72,7 @@ def test_miscalibrated_probabilities():
     shrunk = GOOD.predictions.assign(probability=GOOD.predictions["probability"] / 4)
     untrue = held(3.0, predictions=shrunk, threshold=GOOD.threshold / 4)
     [reason] = gate(untrue, {}, synthetic_images=False, margins=MARGINS).reasons
-    assert reason == f"ece is {untrue.metrics()['ece']:.3f}, and 0.15 is the most"
+    assert reason == f"ece is {untrue.metrics()['ece']:.3f}, but the maximum is 0.15"
 
 
 def test_a_better_one_and_an_equal_one_pass():
@@ -90,7 +90,8 @@ def test_a_worse_model_is_rejected_for_its_auc_alone():
     assert low < -0.02
     [reason] = decision.reasons
     assert reason.startswith(
-        f"its AUC may be {-low:.4f} smaller than that of m version 2, and less than 0.02 is allowed"
+        f"non-inferiority of its AUC to m version 2 is not shown: it may be {-low:.4f} lower, and "
+        "the margin is 0.02 ("
     )
 
 
@@ -125,10 +126,10 @@ def test_each_model_is_evaluated_at_its_own_threshold():
     ("candidate", "champion", "images", "refused"),
     [
         # each: trained on synthetic images, or None for no champion
-        (True, False, False, "was trained on synthetic images, m version 1 on real ones"),
-        (False, False, True, "the images are synthetic and say nothing"),
-        (False, None, True, "the images are synthetic and say nothing"),
-        (False, True, True, "the images are synthetic and say nothing"),
+        (True, False, False, "was trained on synthetic images, but m version 1 on real images"),
+        (False, False, True, "synthetic images cannot decide"),
+        (False, None, True, "synthetic images cannot decide"),
+        (False, True, True, "synthetic images cannot decide"),
         (True, True, True, None),
         (True, None, True, None),
         (False, True, False, None),
@@ -181,7 +182,8 @@ def test_sensitivity_that_is_lost_at_the_threshold_is_noticed():
     low = figures["sensitivity_difference_low"]
     [reason] = decision.reasons
     assert reason.startswith(
-        f"its sensitivity may be {-low:.4f} smaller than that of m version 1, and less than 0.05 is"
+        f"non-inferiority of its sensitivity to m version 1 is not shown: it may be {-low:.4f} "
+        "lower, and the margin is 0.05 ("
     )
     assert gate(candidate, {"": champion}, False, Margins(0.02, 0.15)).is_promoted
 
@@ -210,7 +212,7 @@ def test_the_best_champion_so_far_is_a_reference_of_its_own():
     best = {f"best_{name}" for name in champion | COMPARED}
     assert set(decision.metrics) == candidate | champion | COMPARED | best
     for reason in decision.reasons:
-        assert "m version 2, the best champion so far, " in reason
+        assert "m version 2 (the best champion so far) " in reason
     alone = gate(held(2.6, "m version 4", threshold=0.3, seed=3), {"": BETTER}, False, MARGINS)
     for name in champion | COMPARED:
         assert decision.metrics[f"best_{name}"] == alone.metrics[name]
@@ -278,7 +280,7 @@ def test_fourteen_small_steps_down_are_not_all_promoted():
         if decision.is_promoted:
             champions.append(candidate)
         else:
-            assert any("m version 1, the best champion so far" in it for it in decision.reasons)
+            assert any("m version 1 (the best champion so far)" in it for it in decision.reasons)
     stopped = len(champions)
     assert champions == [first, *others][:stopped]
     assert 2 < stopped < 15

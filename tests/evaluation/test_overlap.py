@@ -94,8 +94,8 @@ def test_a_split_of_the_models_own_data(stored, dataset):
     run, numbers, findings = evaluated(stored, dataset, "val")
     assert numbers["overlap"] == {"images": 16, "patients": 16, "own_test": 0}
     why = (
-        "16 of the 16 images are training or validation images of the model, and 16 are of the "
-        "same patients: they do not show how it does on new ones"
+        "16 of the 16 images are training or validation images of the model, and 16 show the same "
+        "patients, so the results do not show how it performs on new patients"
     )
     assert findings.startswith(why)
     assert tags(run)["pneumo.external"] == "false"
@@ -104,7 +104,7 @@ def test_a_split_of_the_models_own_data(stored, dataset):
     assert numbers["overlap"] == {"images": 0, "patients": 0, "own_test": ALL}
     assert tags(run)["pneumo.external"] == "false"
     assert "training or validation" not in findings
-    assert "Looks at test" not in findings  # the first one needs no warning
+    assert "Evaluations on these test images" not in findings  # the first one needs no warning
     assert reasons(dataset) == []
 
 
@@ -113,7 +113,7 @@ def test_other_images_of_the_same_patients(stored, dataset, tmp_path):
     run, numbers, findings = evaluated(stored, again)
     assert numbers["overlap"] == {"images": 0, "patients": 64, "own_test": 0}
     assert tags(run)["pneumo.external"] == "false"
-    assert findings.startswith("64 of the 64 images are of patients that the model was trained or")
+    assert findings.startswith("64 of the 64 images show patients with whom the model was trained")
     [reason] = reasons(again)
     assert reason.endswith("give them different ids in patients.csv")
     # As the reason says
@@ -123,7 +123,9 @@ def test_other_images_of_the_same_patients(stored, dataset, tmp_path):
     run, numbers, findings = evaluated(stored, others)
     assert numbers["overlap"] == {"images": 0, "patients": 0, "own_test": 0}
     assert tags(run)["pneumo.external"] == "true"
-    assert "External data: other images than those that the model was made with." in findings
+    assert (
+        "External data: none of these images or patients was used to develop the model." in findings
+    )
     assert reasons(others) == []
 
 
@@ -142,7 +144,7 @@ def test_names_without_a_patient_show_no_overlap(store, tmp_path):
     assert tested.isin(trained["patient"]).sum() == 80
     run, numbers, findings = evaluated(stored, data)
     assert numbers["overlap"] == {"images": 0, "patients": 0, "own_test": ALL}
-    assert f"{ALL + 80} images are of unknown patients, each counted as a separate" in findings
+    assert f"{ALL + 80} images have no known patient, and each counts as a separate" in findings
     assert reasons(data) == []
 
 
@@ -167,7 +169,7 @@ def test_a_model_whose_list_of_files_is_lost(store, stored, dataset, tmp_path):
     run, numbers, findings = evaluated(stored, others)
     assert numbers["overlap"] is None
     assert tags(run)["pneumo.external"] == "false"
-    why = "t is not known which images the model was trained on"
+    why = "t is unknown which images the model was trained on"
     assert f"I{why}" in findings
     assert why in text(run.info.run_id, "test/evidence.html")
     [reason] = reasons(others)
@@ -190,7 +192,7 @@ def test_looks_are_counted_by_images_and_by_model(store, stored, dataset, tmp_pa
     packed = open_dataset(str(tmp_path / "halves.tar.gz"), required_splits=("train", "test"))
     run, numbers, findings = evaluated(stored, packed)
     assert looks(numbers) == (2, 3)
-    assert "Looks at test: this model 2, all models 3." in findings
+    assert "Evaluations on these test images: 2 of this model, 3 of all models." in findings
     alone = as_test(dataset, "test", tmp_path / "alone")
     assert looks(evaluated(stored, alone)[1]) == (3, 4)
     assert (tagged(store, "1"), tagged(store, "2")) == ("3", "1")
@@ -209,11 +211,11 @@ def test_many_looks_by_other_models_are_reported(store, stored, dataset):
     store.delete_experiment(elsewhere)
     run, numbers, findings = evaluated(stored, dataset)
     assert looks(numbers) == (1, 4)
-    said = "Looks at test: this model 1, all models 4. What is chosen by looking at test"
+    said = "Evaluations on these test images: 1 of this model, 4 of all models. If test results"
     assert said in findings
     page = text(run.info.run_id, "test/evidence.html")
     assert said in page
-    assert "this model 1, all models\n4." in page
+    assert "1 of this model,\n4 of all models." in page
 
 
 def test_a_run_counts_the_looks_of_each_of_its_winners(store):

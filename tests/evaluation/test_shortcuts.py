@@ -78,10 +78,13 @@ def test_a_model_of_the_centre_needs_it(cohort):
     assert not shortcuts.differs_from_chance(found["centre"])
     words = shortcuts.describe_occlusion(found)
     assert words["centre"] == (
-        "With the centre black the AUC is 0.500 (0.500–0.500). Without the centre it cannot "
-        "separate the classes, as it should be."
+        "With a black center the AUC is 0.500 (0.500–0.500). Without the center the model cannot "
+        "separate the classes, as expected."
     )
-    assert "whole image is +0.000 (+0.000 to +0.000). It hardly needs the border" in words["border"]
+    assert (
+        "whole image is +0.000 (+0.000 to +0.000). The model hardly uses the border"
+        in words["border"]
+    )
 
 
 def test_a_model_that_uses_the_border_is_detected(cohort):
@@ -91,8 +94,8 @@ def test_a_model_that_uses_the_border_is_detected(cohort):
     assert found["border"]["auc"] == 0.5
     assert shortcuts.differs_from_chance(found["centre"])
     words = shortcuts.describe_occlusion(found)
-    assert "The border alone separates the classes." in words["centre"]
-    assert words["border"].endswith("It leans on the border.")
+    assert "The border alone separates the classes," in words["centre"]
+    assert words["border"].endswith("The model relies on the border.")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_use_of_the_border_is_claimed_only_if_the_interval_excludes_0(low, high,
     values = {"auc": 0.7, "auc_low": 0.4, "auc_high": 0.8, "difference": (low + high) / 2}
     found = values | {"difference_low": low, "difference_high": high}
     words = shortcuts.describe_occlusion({"centre": found, "border": found})
-    assert words["border"].endswith("It leans on the border.") == leans
+    assert words["border"].endswith("The model relies on the border.") == leans
     assert "cannot separate the classes" in words["centre"]
 
 

@@ -16,7 +16,9 @@ def test_gray_pixels_stay_as_they_are():
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_images_of_32_bits_without_a_known_white_are_rejected(mode):
-    with pytest.raises(UnreadableImageError, match="32 bits a pixel, whose white is not known"):
+    with pytest.raises(
+        UnreadableImageError, match="32 bits per pixel, so the value of white is unknown"
+    ):
         decode(file_of(Image.fromarray(RAMP).convert(mode), "TIFF"), 64)
 
 
@@ -60,7 +62,7 @@ def test_squashed_or_padded_to_the_square():
     ("data", "why"),
     [
         (b"", "the file is empty"),
-        (b"This is text.", "no image format that can be read"),
+        (b"This is text.", "not a supported image format"),
         (file_of(Image.fromarray(RAMP), "JPEG")[:400], "truncated"),
     ],
     ids=["empty", "text", "truncated"],

@@ -139,6 +139,6 @@ def test_files_come_as_bytes_or_base64():
     assert to_file_bytes(b"no base64!") == b"no base64!"
     for value in (None, 1.5, float("nan"), [1]):
         with pytest.raises(
-            UnreadableImageError, match=f"no image file, but {type(value).__name__}"
+            UnreadableImageError, match=f"not an image file, but {type(value).__name__}"
         ):
             to_file_bytes(value)

@@ -126,7 +126,7 @@ def test_the_served_model_names_what_it_cannot_read(study, sample):
     good = (sample.base / sample.rows["path"][0]).read_bytes()
     answer = served.predict(pd.DataFrame({"image": [b"text", good, good[:200]]}))
     assert list(answer) == ["probability", "label", "threshold", "error"]
-    assert answer["error"][0] == "no image format that can be read"
+    assert answer["error"][0] == "not a supported image format"
     assert answer["probability"].notna().tolist() == [False, True, False]
     assert answer["label"].notna().tolist() == [False, True, False]
     assert answer["error"].notna().tolist() == [True, False, True]

@@ -18,8 +18,8 @@ def test_a_page_of_a_run_without_study(store, sample, monkeypatch):
     assert code == 0, errors
     [made] = store.search_runs(["0"], "tags.`pneumo.kind` = 'evaluate'")
     page = text(made.info.run_id, "test/evidence.html")
-    assert "One run of experiment cnn, chosen among no others." in page
-    assert "val_auc of each of its 2 members; the temperature" in page
-    assert "the threshold (midway between the classes) from its images" in page
+    assert "A single run of experiment cnn, without a search." in page
+    assert "val_auc was selected for each of the 2 ensemble members. The" in page
+    assert "The threshold (midpoint between the classes) was chosen on" in page
     numbers = json.loads(text(made.info.run_id, "test/metrics.json"))
     assert numbers["test_evaluations"] == 1

@@ -35,8 +35,8 @@ def test_pictures_show_the_errors_furthest_from_the_threshold():
     figure = plots.plot_worst_errors(table, pixels, 0.5, heat_maps)
     above, below = figure.subfigs
     wrong = [10, 12, 14, 16, 18], [1, 3, 5, 7, 9]
-    assert above.get_suptitle() == "PNEUMONIA called NORMAL: 5"
-    assert below.get_suptitle() == "NORMAL called PNEUMONIA: 5"
+    assert above.get_suptitle() == "PNEUMONIA predicted as NORMAL: 5"
+    assert below.get_suptitle() == "NORMAL predicted as PNEUMONIA: 5"
     for part, expected in ((above, wrong[1]), (below, wrong[0][::-1])):
         plain, explained = part.axes[0::2], part.axes[1::2]
         shown = [int(axes.images[0].get_array()[0, 0]) for axes in plain]
@@ -59,7 +59,7 @@ def test_learning_curves_are_those_of_the_run(study):
     assert set(epochs) == {"loss", "auc", "val_loss", "val_auc"}
     assert epochs["val_auc"].to_dict() == best.intermediate_values
     figure = plots.plot_learning_curves(epochs)
-    assert figure.axes[0].get_title() == "Loss, both classes weighing the same"
+    assert figure.axes[0].get_title() == "Loss, with equal weight of both classes"
     for axes, name in zip(figure.axes, ("loss", "auc"), strict=True):
         lines = {line.get_label(): line for line in axes.lines}
         assert list(lines["training"].get_ydata()) == list(epochs[name])

@@ -105,8 +105,8 @@ def test_the_page(study):
         assert page.count(f'id="{name}"') == 1
     read = as_text(page)
     assert "Study night" in read
-    assert "trials done 3 of 3" in read
-    assert f"Trial {study.best_trial.number} again:" in read
+    assert "finished trials 3 of 3" in read
+    assert f"Command that trains trial {study.best_trial.number} again:" in read
     columns = f"trial state validation AUC {' '.join(FIELDS).replace('_', ' ')} epochs time"
     assert columns in read
 
@@ -138,10 +138,10 @@ def test_the_bound_accounts_for_the_choice(study):
     assert stored == bound_of(study, 1) | {"complete": 3}
     assert stored["low"] < 0 < stored["difference"]
     gain, low = f"{stored['difference']:+.4f}", f"{stored['low']:+.4f}"
-    bound = f"at least {low} at 97.5 % confidence, accounting for the choice among 2 trials."
+    bound = f"at least {low} at 97.5 % confidence, corrected for the selection among 2 trials."
     page = as_text(page_of(study))
-    assert f"above the baseline {gain} (≥ {low}) test AUC" in page
-    assert f"Difference of AUC: {gain}, {bound} The bound is one-sided, for a choice" in page
+    assert f"gain over the baseline {gain} (≥ {low}) test AUC" in page
+    assert f"Difference in AUC: {gain}, {bound} The bound is one-sided and is corrected" in page
     said = f"Its AUC differs from the baseline's by {gain}, which may be chance: {bound} On test,"
     assert said in page
     assert said in mlflow.get_run(run_id(study)).data.tags["mlflow.note.content"]
@@ -175,11 +175,11 @@ def test_an_improvement_is_claimed_if_the_bound_is_above_0(study, plan):
     study.add_trial(with_predictions(study, perfect))
     read = as_text(StudyReport(summarize(study, plan, RUNNING)).page())
     gain = f"{1 - study.trials[0].value:+.4f}"
-    assert f"above the baseline {gain} test AUC" in read  # the stored bound is of fewer trials
-    assert f"Difference of AUC: {gain}." in read
+    assert f"gain over the baseline {gain} test AUC" in read  # the stored bound is of fewer trials
+    assert f"Difference in AUC: {gain}." in read
     assert (
-        f"Its AUC differs from the baseline's by {gain}; whether that may be chance is computed "
-        "at the study's end."
+        f"Its AUC differs from the baseline's by {gain}; its confidence bound is computed when the "
+        "study ends."
     ) in read
     selection.store_improvement(study, plan)
     stored = study.user_attrs["improvement"]
@@ -188,10 +188,10 @@ def test_an_improvement_is_claimed_if_the_bound_is_above_0(study, plan):
     low = f"{stored['low']:+.4f}"
     assert 0 < stored["low"] < stored["difference"]
     read = as_text(StudyReport(summarize(study, plan, DONE)).page())
-    assert f"above the baseline {gain} (≥ {low}) test AUC" in read
+    assert f"gain over the baseline {gain} (≥ {low}) test AUC" in read
     assert (
-        f"Its AUC is {gain} above the baseline's: at least {low} at 97.5 % confidence, accounting "
-        "for the choice among 3 trials."
+        f"Its AUC is higher than the baseline's by {gain}: at least {low} at 97.5 % confidence, "
+        "corrected for the selection among 3 trials."
     ) in read
 
 
@@ -220,10 +220,10 @@ def test_a_trial_without_predictions_is_left_out(study, plan, capsys):
     lost.value = 0.5
     study.add_trial(lost)
     selection.store_improvement(study, plan)
-    assert "trial 3 has no readable predictions (" in capsys.readouterr().out
+    assert "the predictions of trial 3 cannot be read (" in capsys.readouterr().out
     assert study.user_attrs["improvement"] == bound_of(study, 1) | {"complete": 4}
     read = as_text(StudyReport(summarize(study, plan, DONE)).page())
-    assert "accounting for the choice among 2 of 3 trials." in read
+    assert "corrected for the selection among 2 of 3 trials." in read
 
 
 def test_no_bound_without_comparable_predictions(study, plan, capsys):
@@ -231,7 +231,10 @@ def test_no_bound_without_comparable_predictions(study, plan, capsys):
     study.add_trial(with_predictions(study, perfect))
     study.add_trial(with_predictions(study, lambda table: table.iloc[1:]))
     selection.store_improvement(study, plan)
-    assert "the improvement over the baseline has no bound (ValueError: " in capsys.readouterr().out
+    assert (
+        "no confidence bound for the gain over the baseline (ValueError: "
+        in capsys.readouterr().out
+    )
     assert study.user_attrs["improvement"] == before  # of three trials, and not read for five
     read = as_text(StudyReport(summarize(study, plan, DONE)).page())
     assert "which may be chance: no confidence bound could be computed." in read
@@ -246,7 +249,7 @@ def test_no_bound_without_a_baseline(study, plan):
         alone.add_trial(trial)
     selection.store_improvement(alone, plan)
     assert "improvement" not in alone.user_attrs
-    assert "above the baseline –" in as_text(StudyReport(summarize(alone, plan, DONE)).page())
+    assert "gain over the baseline –" in as_text(StudyReport(summarize(alone, plan, DONE)).page())
 
 
 def test_every_trial_leads_to_its_run(study):
@@ -265,20 +268,20 @@ def test_the_description(study):
     run = mlflow.get_run(run_id(study))
     asked, found, then, link = run.data.tags["mlflow.note.content"].split("\n\n")
     assert asked == (
-        "**Asked** Does the whole workflow run on this machine, from images to a registered model, "
-        "in minutes? Experiment tune on sample: 3 trials of at most 2 epochs over "
-        f"{', '.join(FIELDS)} (image_size 32 fixed)."
+        "**Question** Does the whole workflow run on this machine, from images to a registered "
+        "model, in minutes? Experiment tune on sample, 3 trials of at most 2 epochs. Searched: "
+        f"{', '.join(FIELDS)}. Fixed: image_size 32."
     )
     assert found.startswith(
-        f"**Found** 3 of 3 trials are done. The best is trial {best.number} "
-        f"({best.user_attrs['name']}), validation AUC {best.value:.3f} ("
+        f"**Result** 3 of 3 trials are finished. The best is trial {best.number} "
+        f"({best.user_attrs['name']}) with validation AUC {best.value:.3f} ("
     )
     assert found.endswith(
         f"On test, trial {best.number} has an AUC of {format_with_interval(test, 'auc')}."
     )
-    assert then.endswith("Give it real X-rays (-P data=PATH): these are synthetic.")
+    assert then.endswith("These images are synthetic. Use real X-rays (-P data=PATH).")
     page = f"#/experiments/0/runs/{run_id(study)}/artifacts/study/study.html"
-    assert link == f"[The page of this study]({page}?workflowType=machine_learning)"
+    assert link == f"[Report on this study]({page}?workflowType=machine_learning)"
 
 
 def test_the_command_repeats_the_best_trial(study, tmp_path, capsys):
@@ -323,8 +326,8 @@ def test_pruned_and_failed_trials(study, plan):
     assert "3 pruned 0.6100" in read
     assert "4 failed" not in read  # Optuna's word is FAIL
     assert "4 fail " in read
-    assert "trials done 4 of 3" in read
-    assert "It runs; this is written anew about once a minute." in read
+    assert "finished trials 4 of 3" in read
+    assert "The study is running. This report is updated about once a minute." in read
 
 
 def test_a_study_that_has_nothing_yet(plan, store):
@@ -332,10 +335,10 @@ def test_a_study_that_has_nothing_yet(plan, store):
         StudyPage(study, plan).write(STOPPED)
     assert files(store, run_id(study), "study") == {"study/study.html"}
     read = as_text(page_of(study))
-    assert "trials done 0 of 5 best validation AUC –" in read
-    assert "None has come to its end yet." in read
-    assert "give the same command with --study young" in read
-    assert "To be seen from 2 complete trials on." in read
+    assert "finished trials 0 of 5 best validation AUC –" in read
+    assert "No trial is complete yet." in read
+    assert "run the same command with --study young" in read
+    assert "This plot requires at least 2 complete trials." in read
 
 
 def test_the_baseline_may_be_the_best(study, plan):
@@ -347,9 +350,9 @@ def test_the_baseline_may_be_the_best(study, plan):
     selection.store_improvement(alone, plan)
     assert "improvement" not in alone.user_attrs
     read = as_text(StudyReport(summarize(alone, plan, DONE)).page())
-    assert "It is the baseline: nothing that was tried is better." in read
-    assert "above the baseline the baseline is the best" in read
-    assert "Difference of AUC" not in read
+    assert "It is the baseline: no other trial is better." in read
+    assert "gain over the baseline the baseline is best" in read
+    assert "Difference in AUC" not in read
 
 
 @pytest.mark.parametrize(
@@ -384,7 +387,7 @@ def test_it_is_rewritten_at_most_once_a_minute(study, plan, monkeypatch):
         def one_more() -> None:
             young.add_trial(create_trial(**like, **pruned))
             page.refresh()
-            seen.append(re.findall(r"trials done (\d) of 5", as_text(page_of(young))))
+            seen.append(re.findall(r"finished trials (\d) of 5", as_text(page_of(young))))
 
         one_more()
         one_more()
@@ -405,4 +408,4 @@ def test_a_page_that_cannot_be_written_costs_nothing_else(study, plan, capsys):
     finally:
         place.unlink()
         kept.rename(place)
-    assert "the study's page could not be written (" in capsys.readouterr().out
+    assert "the study report could not be written (" in capsys.readouterr().out

@@ -21,7 +21,7 @@ def test_a_cache_deleted_during_use_is_a_user_error(own_cache, build):
         shutil.rmtree(own_cache)
         build(folder)
 
-    with pytest.raises(UserError, match="was deleted while it was in use; give the same command"):
+    with pytest.raises(UserError, match="was deleted while it was in use. Run the same command"):
         cache.get_or_build("things/1", build_and_delete)
     kept = cache.get_or_build("things/1", lambda it: (it / "a").touch())
     assert [it.name for it in kept.parent.iterdir()] == ["1"]
@@ -30,7 +30,7 @@ def test_a_cache_deleted_during_use_is_a_user_error(own_cache, build):
 def test_a_source_deleted_from_the_cache_is_a_user_error(own_cache):
     source = cache.get_or_build("source", lambda folder: (folder / "a").touch())
     shutil.rmtree(source)
-    with pytest.raises(UserError, match="was deleted while it was in use; give the same command"):
+    with pytest.raises(UserError, match="was deleted while it was in use. Run the same command"):
         cache.get_or_build("things/1", lambda _: (source / "a").read_bytes())
 
 
@@ -49,7 +49,7 @@ def test_a_wait_for_another_process_says_so(own_cache, monkeypatch, capsys):
         other.stdout.readline()  # it holds the lock
         with cache.lock("pixels/0123"):
             assert other.wait(10) == 0
-    line = "waiting for another process that works on pixels in the cache\n"
+    line = "waiting for another process that holds the cache lock 'pixels'\n"
     assert capsys.readouterr().out == line
 
 
@@ -77,8 +77,8 @@ def test_a_full_disk_is_reported_in_one_line(small_disk, tmp_path, sample, monke
     with pytest.raises(UserError) as raised:
         pixels.load_pixels(sample.base, sample.rows, 64, "squash")
     assert str(raised.value) == (
-        f"the cache needs more disk than is free at {small_disk} (No space left on device for "
-        "pixels): free some, or set PNEUMO_CACHE to a larger disk"
+        f"the cache needs more disk space than is free at {small_disk} (No space left on device "
+        "for pixels). Free some space, or set PNEUMO_CACHE to a folder on a larger disk."
     )
     assert len(files) * 64 * 64 > 1 << 20
     assert bool(written) == (is_full == "meanwhile")

@@ -115,7 +115,9 @@ def test_a_needed_entry_may_exceed_the_budget(sample, own_cache, monkeypatch):
 @pytest.mark.parametrize("text", ["many", "-1", "1.5"])
 def test_an_invalid_budget_is_rejected(own_cache, monkeypatch, variable, text):
     monkeypatch.setenv(variable, text)
-    with pytest.raises(UserError, match=f"^{variable} must be a whole number.* got '{text}'$"):
+    with pytest.raises(
+        UserError, match=f"^{variable} must be a non-negative integer.* got '{text}'$"
+    ):
         limit()
 
 

@@ -105,8 +105,8 @@ def test_each_worker_has_one_gpu(driver):
         (
             "tune",
             "--workers 5",
-            "workers must be at most 2 with 2 GPU and --workers_per_gpu 1: got 5; give fewer, or "
-            "--workers_per_gpu 3, or CUDA_VISIBLE_DEVICES=-1 to use no GPU",
+            "--workers must be at most 2 with 2 GPU(s) and --workers_per_gpu 1: got 5. Use fewer "
+            "workers, or --workers_per_gpu 3, or set CUDA_VISIBLE_DEVICES=-1 to use no GPU.",
         ),
         ("tune", "--workers 5 --workers_per_gpu 2", "workers must be at most 4 with 2 GPU"),
         ("tune", "--workers 5 --workers_per_gpu 3", ""),
@@ -128,7 +128,7 @@ def test_more_workers_than_gpus(driver, capsys, monkeypatch, tmp_path, command, 
 @pytest.mark.parametrize("driver", [0, None], indirect=True)
 def test_without_gpus_any_number_of_workers_may_run(driver, capsys):
     code, _, errors = run_here(capsys, "tune", "--data", "nowhere", "--workers", "64")
-    assert (code, "there is no 'nowhere' here" in errors) == (2, True)
+    assert (code, "'nowhere' does not exist" in errors) == (2, True)
 
 
 def test_a_study_logs_how_busy_its_gpus_are(driver, store, monkeypatch):

@@ -170,7 +170,7 @@ def test_ctrl_c_while_files_are_hashed(store, tmp_path, own_cache):
     time.sleep(2)  # for its imports
     output, errors = ended_soon(process)
     assert (process.returncode, output) == (1, "")
-    assert errors == "pneumo: interrupted; what was finished is kept\n"
+    assert errors == "pneumo: interrupted; finished work is kept\n"
     assert store.search_runs(["0"]) == []
 
 
@@ -181,6 +181,6 @@ def test_ctrl_c_while_images_are_decoded(store, tmp_path, own_cache):
     assert process.stdout.readline() == "Decoding to 224 px: 400 images\n"
     output, errors = ended_soon(process)
     assert (process.returncode, output) == (1, "")
-    assert errors == "pneumo: interrupted; what was finished is kept\n"
+    assert errors == "pneumo: interrupted; finished work is kept\n"
     assert [run.info.status for run in store.search_runs(["0"])] == ["KILLED"]
     assert not list((own_cache / "pixels").iterdir())  # not even a part, which could be believed

@@ -59,8 +59,8 @@ def walk(page: Page, address: str, outcome: StudyResult, folder: Path) -> None:
         "study": lambda: see_study(page, name, outcome),
         "trials": lambda: select_trials(page, len(outcome.study.trials)),
         "compare": lambda: see_comparison(page, len(outcome.study.trials)),
-        "page": lambda: see_artifact(page, name, "study/study.html", "against the baseline"),
-        "evidence": lambda: see_artifact(page, name, "test/evidence.html", "How good it is"),
+        "page": lambda: see_artifact(page, name, "study/study.html", "compared with the baseline"),
+        "evidence": lambda: see_artifact(page, name, "test/evidence.html", "Performance"),
         "model": lambda: see_model(page, outcome),
         "version": lambda: see_version(page, outcome),
     }
@@ -103,7 +103,7 @@ def see_study(page: Page, name: str, outcome: StudyResult) -> None:
     page.get_by_role("link", name=name).click()
     expect(page.get_by_role("heading", name=name)).to_be_visible()
     expect(page.get_by_text("pneumo.kind: study")).to_be_visible()
-    for words in ("Asked", "Found"):  # of the description
+    for words in ("Question", "Result"):  # of the description
         expect(page.get_by_text(words, exact=True)).to_be_visible()
     newest = re.compile(rf"^trial {len(outcome.study.trials) - 1} · ")  # ten of them are listed
     expect(page.get_by_role("link", name=newest)).to_be_visible()
@@ -158,7 +158,7 @@ def see_model(page: Page, outcome: StudyResult) -> None:
     page.get_by_role("button", name="Try it now").click()
     page.get_by_role("link", name=outcome.model_name, exact=True).click()
     expect(page.get_by_role("heading", name=outcome.model_name)).to_be_visible()
-    expect(page.get_by_text("@champion the one to use")).to_be_visible()
+    expect(page.get_by_text("@champion is the version to use")).to_be_visible()
     version = page.get_by_role("row").filter(has_text=f"Version {outcome.version}")
     expect(version.get_by_text("challenger")).to_be_visible()
 

@@ -34,7 +34,5 @@ def test_a_foreign_model_is_rejected(study):
         info = mlflow.pyfunc.log_model(name="other", python_model=Other(), pip_requirements=[])
     mlflow.register_model(info.model_uri, "other")
     for address in (info.model_uri, "models:/other/1"):
-        with pytest.raises(
-            UserError, match=f"must be one that pneumo made: '{address}' is another"
-        ):
+        with pytest.raises(UserError, match=f"must be created by pneumo: '{address}' was not"):
             models.find_model(address)

@@ -76,7 +76,7 @@ def test_better_equal_and_worse_challengers_and_a_rollback(client, images, runs,
     assert promoted(name, images)
     register(runs["poor"], name)
     decision = promote_version(name, "challenger", images[0], "test", 0.02)
-    assert all(f"smaller than that of {name} version 2, and" in it for it in decision.reasons)
+    assert all(f"to {name} version 2 is not shown" in it for it in decision.reasons)
     assert aliases(client, name) == {"challenger": 3, "champion": 2, "previous": 1}
     register(runs["good"], name)
     assert promoted(name, images)  # an equal one
@@ -88,20 +88,20 @@ def test_better_equal_and_worse_challengers_and_a_rollback(client, images, runs,
     versions = {int(it.version): it.tags for it in client.search_model_versions(f"name='{name}'")}
     # each was held against test once, and that evaluation was taken for every decision
     assert [versions[it]["pneumo.test_evaluations"] for it in (1, 2, 3, 4)] == ["1"] * 4
-    assert versions[1]["pneumo.promotion"] == "followed by 2"
-    assert versions[2]["pneumo.promotion"] == "rolled back to version 4"
-    assert versions[3]["pneumo.promotion"] == f"refused: {'; '.join(decision.reasons)}"
+    assert versions[1]["pneumo.promotion"] == "replaced by version 2"
+    assert versions[2]["pneumo.promotion"] == "replaced by version 4 in a rollback"
+    assert versions[3]["pneumo.promotion"] == f"rejected: {'; '.join(decision.reasons)}"
     # which versions have been champion, and the threshold of those that were promoted
     assert {it for it in versions if "pneumo.was_champion" in versions[it]} == {1, 2, 4}
     assert {it: versions[it].get("pneumo.threshold") for it in versions} == {
         **dict.fromkeys((1, 2, 4), "0.3"),
         3: None,
     }
-    assert versions[4]["pneumo.promotion"] == "brought back in place of version 2"
+    assert versions[4]["pneumo.promotion"] == "restored as champion in place of version 2"
     client.delete_registered_model_alias(name, "champion")  # by hand: the way back still works
     roll_back(name)
     assert aliases(client, name)["champion"] == 2
-    assert client.get_model_version(name, "2").tags["pneumo.promotion"] == "brought back"
+    assert client.get_model_version(name, "2").tags["pneumo.promotion"] == "restored as champion"
 
 
 def test_what_a_decision_leaves(client, images, runs, name):
@@ -164,15 +164,15 @@ def test_the_description_of_a_version(client, images, runs, name):
     assert sentence in version.description
     assert f"(#/experiments/0/runs/{trial.info.run_id}{TRAINING})" in version.description
     assert "On test" not in version.description
-    assert "`@champion` the one to use" in client.get_registered_model(name).description
+    assert "`@champion` is the version to use" in client.get_registered_model(name).description
     promote_version(name, "1", images[0], "test", 0.02)
     version = client.get_model_version(name, "1")
     evaluation = client.get_run(version.tags["pneumo.evaluation_run"])
     for metric in shown:
         assert float(version.tags[f"test_{metric}"]) == evaluation.data.metrics[f"test_{metric}"]
     page = f"#/experiments/0/runs/{evaluation.info.run_id}/artifacts/test/evidence.html{TRAINING}"
-    assert f"[evidence]({page})" in version.description
-    assert "Last decision: promoted, as the first champion." in version.description
+    assert f"[evaluation report]({page})" in version.description
+    assert "Last decision: promoted as the first champion." in version.description
 
 
 def test_training_images_are_not_evidence(client, images, runs, name):
@@ -189,14 +189,17 @@ def test_the_champion_itself_and_a_demo_are_refused(client, images, runs, name):
     register(runs["poor"], name)
     assert promoted(name, images)
     decision = promote_version(name, "champion", images[0], "test", 0.02)
-    assert decision.reasons == ["version 1 is the champion already"]
+    assert decision.reasons == ["version 1 is already the champion"]
     sentence = client.get_model_version(name, "1").tags["pneumo.promotion"]
-    assert sentence == "stays champion; the candidate was the champion itself"
+    assert sentence == "stays champion; it was also the candidate"
     register(runs["synthetic"], name)
     [reason] = promote_version(name, "challenger", images[0], "test", 0.02).reasons
     assert "version 2 was trained on synthetic images, " in reason
     assert aliases(client, name) == {"challenger": 2, "champion": 1}
-    assert "it knows nothing about patients" in client.get_model_version(name, "2").description
+    assert (
+        "this model has learned nothing about patients"
+        in client.get_model_version(name, "2").description
+    )
 
 
 def test_files_that_were_changed_are_refused_unopened(client, images, runs, name, request):
@@ -207,10 +210,10 @@ def test_files_that_were_changed_are_refused_unopened(client, images, runs, name
     code.write_text("raise SystemExit('it ran')\n" + code.read_text())
     [reason] = promote_version(name, "challenger", images[0], "test", 0.02).reasons
     assert reason.startswith(
-        f"the files of {name} version 1 must be those that were registered, digest {before}: they"
+        f"the files of {name} version 1 must be those that were registered, with digest {before}: "
     )
     assert aliases(client, name) == {"challenger": 1}
-    with pytest.raises(models.ModelTamperedError, match="do not use this version"):
+    with pytest.raises(models.ModelTamperedError, match="Do not use this version"):
         models.find_model(f"models:/{name}@challenger")
 
 
@@ -223,11 +226,11 @@ def test_a_champion_without_files_and_evaluation(client, images, runs, name):
     shutil.rmtree(folder)
     decision = promote_version(name, "challenger", images[0], "test", 0.02)
     assert decision.is_promoted
-    assert "they are missing; do not use this version" in decision.champion_vacant
+    assert "they are missing. Do not use this version" in decision.champion_vacant
     assert last_promotion(client, name).data.tags["pneumo.champion_vacant"]
     assert aliases(client, name) == {"challenger": 2, "champion": 2, "previous": 1}
     with pytest.raises(
-        models.ModelTamperedError, match="they are missing; do not use this version"
+        models.ModelTamperedError, match="they are missing. Do not use this version"
     ):
         roll_back(name)
 
@@ -236,11 +239,11 @@ def test_user_errors(client, images, runs, name):
     with pytest.raises(UserError, match="must be a registered model in .*got 'nobody'"):
         promote_version("nobody", "challenger", images[0], "test", 0.02)
     register(runs["good"], name)
-    with pytest.raises(UserError, match="got 'second', which no version has; the model of a study"):
+    with pytest.raises(UserError, match="got 'second'. The latest model of tune or train"):
         promote_version(name, "second", images[0], "test", 0.02)
-    with pytest.raises(UserError, match="has the versions 1: got 7"):
+    with pytest.raises(UserError, match="must be one of 1: got 7"):
         promote_version(name, "7", images[0], "test", 0.02)
-    with pytest.raises(UserError, match="rollback needs a version that has been champion"):
+    with pytest.raises(UserError, match="--rollback requires a previous champion"):
         roll_back(name)
     assert aliases(client, name) == {"challenger": 1}
     assert not client.search_runs(["0"], f"tags.`pneumo.model` = '{name}'")
@@ -265,14 +268,14 @@ def test_one_of_two_simultaneous_promotions_succeeds(client, images, runs, name)
     assert sorted(process.returncode for process, *_ in ended) == [0, 3], ended
     winner, loser = sorted((1, 2), key=lambda it: ended[it - 1][0].returncode)
     assert aliases(client, name)["champion"] == winner
-    assert f"version {winner} has become champion meanwhile" in ended[loser - 1][1]
+    assert f"version {winner} became champion in the meantime" in ended[loser - 1][1]
     found = [client.get_run(it.info.run_id) for it in found]
     assert sorted(tags(it)["pneumo.promoted"] for it in found) == ["false", "true"]
     assert {it.info.status for it in found} == {"FINISHED"}
     sentence = client.get_model_version(name, str(winner)).tags["pneumo.promotion"]
     assert sentence in (
-        "promoted, as the first champion",  # whichever wrote last
-        f"stays champion, version {loser} was refused",
+        "promoted as the first champion",  # whichever wrote last
+        f"stays champion; version {loser} was rejected",
     )
 
 
@@ -281,16 +284,16 @@ def test_the_command(client, images, runs, name, capsys):
     call = ["promote", "--model_name", name]
     code, output, errors = run(*call, "--data", str(images[1]), "--margin", "0")
     assert (code, errors) == (0, "")
-    assert f"{name} version 1: promoted, as the first champion" in output
+    assert f"{name} version 1: promoted as the first champion" in output
     register(runs["good"], name)
     assert run_here(capsys, *call, "--data", str(images[1]))[0] == 0
     code, output, _ = run_here(capsys, *call, "--data", str(images[1]), "--candidate", "1")
     assert code == 3
-    assert f"{name} version 1: refused: its AUC may be " in output
+    assert f"{name} version 1: rejected: non-inferiority of its AUC " in output
     assert last_promotion(client, name).info.status == "FINISHED"
     code, output, _ = run_here(capsys, *call, "--rollback", "TRUE")
     assert code == 0
-    assert f"{name} version 2: rolled back to version 1" in output
+    assert f"{name} version 2: replaced by version 1 in a rollback" in output
     assert aliases(client, name) == {"challenger": 2, "champion": 1, "previous": 2}
     rollback = last_promotion(client, name)
     assert tags(rollback)["pneumo.rollback"] == tags(rollback)["pneumo.promoted"] == "true"

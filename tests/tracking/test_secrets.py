@@ -67,7 +67,7 @@ def test_an_error_message_is_one_line_without_control_characters():
 
 def test_part_of_a_password_is_not_used_as_the_host(monkeypatch):
     monkeypatch.setenv("PNEUMO_STORAGE", "postgresql://me:half@other@127.0.0.1:1/x")
-    with pytest.raises(UserError, match="must name a database by a URL with one @") as raised:
+    with pytest.raises(UserError, match="must be a database URL with at most one @") as raised:
         open_storage()
     assert "half" not in str(raised.value)
     assert "other" not in str(raised.value)
@@ -167,7 +167,9 @@ def test_a_wrong_password_is_reported_without_the_password(database, store, monk
     monkeypatch.setenv("PNEUMO_STORAGE", _with(database, USER, f"{PASSWORD}-not"))
     code, output, errors = run_here(capsys, "tune")
     assert code == 2
-    assert "must name a database that can be opened: got postgresql://warden:***@" in errors
+    assert (
+        "must be the URL of a database that can be opened: got postgresql://warden:***@" in errors
+    )
     assert f'password authentication failed for user "{USER}"' in errors
     assert errors.count("\n") == 1
     assert leaks({"errors": errors.encode(), "output": output.encode()}) == []
@@ -206,8 +208,8 @@ def test_a_server_that_does_not_know_the_password(guarded):
     with pytest.raises(UserError) as raised:
         session.connect()
     assert str(raised.value) == (
-        f"MLflow's server at {guarded} must be given a user and a password that it knows: "
-        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        f"MLflow's server at {guarded} requires a valid user and password. Set "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
     )
 
 

@@ -29,7 +29,7 @@ def test_a_server_of_mlflow_that_is_not_there(monkeypatch):
     with pytest.raises(UserError) as raised:
         session.connect()
     assert str(raised.value).startswith(
-        "MLFLOW_TRACKING_URI must name a server that answers: http://127.0.0.1:"
+        "MLFLOW_TRACKING_URI must be the URL of a running server: http://127.0.0.1:"
     )
     mlflow.set_tracking_uri(None)
 
@@ -46,6 +46,6 @@ def test_a_wait_for_mlflow_says_so(monkeypatch, capsys):
     mlflow.set_tracking_uri(before)
     said, errors = capsys.readouterr()
     assert (said, errors) == (
-        f"waiting for MLflow's server at {address}, which does not answer\n",
+        f"waiting for MLflow's server at {address}, which does not respond\n",
         "",
     )

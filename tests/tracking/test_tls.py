@@ -14,8 +14,9 @@ from tests.support.services import Authority, mlflow_server
 
 INSECURE = "MLFLOW_TRACKING_INSECURE_TLS"
 ADVICE = (
-    f"set {session.SERVER_CERTIFICATE} to the file of its authority, "
-    f"{session.CLIENT_CERTIFICATE} to yours, or {INSECURE}=true to check nothing"
+    f"Set {session.SERVER_CERTIFICATE} to the file of its certificate authority, and "
+    f"{session.CLIENT_CERTIFICATE} to your certificate. Or set {INSECURE}=true to turn "
+    "verification off."
 )
 
 
@@ -81,7 +82,7 @@ def test_an_untrusted_certificate_is_reported_in_one_line(
     mlflow.set_tracking_uri(None)
     said = str(raised.value)
     if reason:
-        begins = f"MLflow's server at {server.address} must have a certificate that is trusted here"
+        begins = f"MLflow's server at {server.address} must have a trusted certificate"
         assert said.startswith(begins)
         assert reason in said
         assert said.endswith(ADVICE)
@@ -91,7 +92,7 @@ def test_an_untrusted_certificate_is_reported_in_one_line(
     elif len(variables) == 1:
         [name] = variables
         file = tmp_path / "none.pem"
-        assert said == f"{name} must be the path of a certificate: there is no '{file}' here"
+        assert said == f"{name} must be the path of a certificate: '{file}' does not exist"
     else:
         assert INSECURE in said
         assert session.SERVER_CERTIFICATE in said

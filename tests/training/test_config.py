@@ -96,7 +96,7 @@ def test_weights_are_shown_by_name_and_content(tmp_path):
 
 def test_an_unknown_field_is_refused_with_the_known_ones():
     with pytest.raises(
-        UserError, match="'dropot' is no field of a run; the fields are: backbone, "
+        UserError, match="'dropot' is not a field of a run. The fields are: backbone, "
     ):
         RunConfig().override({"dropot": "0.4"})
 

@@ -86,7 +86,7 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path):
     for name in ("words.h5", "keras3.weights.h5"):
         config = RunConfig(**SMALL, weights=str(tmp_path / name))
         with pytest.raises(
-            UserError, match="it is no HDF5 file in the layout of Keras Applications"
+            UserError, match="it is not an HDF5 file in the layout of Keras Applications"
         ):
             pretrained.load_pretrained_weights(config)
 
@@ -120,8 +120,9 @@ def test_offline_the_error_names_the_file_and_its_folder(weights, keras_home, mo
         with pytest.raises(UserError) as mistake:
             pretrained.load_pretrained_weights(RunConfig(**SMALL, weights="imagenet"))
     assert str(mistake.value) == (
-        f"weights=imagenet needs {FILE}, which could not be downloaded; get {server.address}/{FILE}"
-        f" elsewhere and put it into {keras_home}/models, or give its path as weights"
+        f"weights=imagenet requires {FILE}, which could not be downloaded. Download "
+        f"{server.address}/{FILE} elsewhere and copy it to {keras_home}/models, or pass its path "
+        "as weights."
     )
     # and doing what it says is enough
     (keras_home / "models" / FILE).write_bytes(weights.read_bytes())
@@ -132,7 +133,7 @@ def test_offline_the_error_names_the_file_and_its_folder(weights, keras_home, mo
 
 
 def test_imagenet_has_weights_of_some_widths_only():
-    with pytest.raises(UserError, match="cannot be had for mobilenet: .*alpha can be one of"):
+    with pytest.raises(UserError, match="is not available for mobilenet: .*alpha can be one of"):
         pretrained.load_pretrained_weights(
             RunConfig(backbone="mobilenet", alpha=0.3, weights="imagenet")
         )

@@ -71,7 +71,7 @@ def test_test_is_evaluated_again_only_for_another_winner(store, sample):
 )
 def test_a_study_is_resumed_with_its_original_settings(finished, sample, fixed, fact):
     outcome, folder = finished
-    with store_in(folder), pytest.raises(UserError, match=re.escape(f"was begun with {fact}")):
+    with store_in(folder), pytest.raises(UserError, match=re.escape(f"was created with {fact}")):
         run_study(sample, name=outcome.study.study_name, fixed=fixed)
 
 
@@ -83,9 +83,9 @@ def test_a_study_is_continued_in_the_store_of_its_runs(finished, sample, tmp_pat
             run_study(sample, name=outcome.study.study_name)
     assert str(raised.value) == (
         f"study '{outcome.study.study_name}' must be in both stores: Optuna's database at "
-        f"sqlite:///{folder}/optuna.db has it, and MLflow at sqlite:///{tmp_path}/other.db does "
-        f"not (run {outcome.study.user_attrs['run_id']}); set MLFLOW_TRACKING_URI to the store "
-        "that it was begun in, or give another name"
+        f"sqlite:///{folder}/optuna.db has it, but MLflow at sqlite:///{tmp_path}/other.db does "
+        f"not (run {outcome.study.user_attrs['run_id']}). Set MLFLOW_TRACKING_URI to the store "
+        "in which it was created, or use another study name."
     )
 
 

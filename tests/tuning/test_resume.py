@@ -24,8 +24,8 @@ from tests.support.studies import BASE, TINY, run_study, text
 pytestmark = pytest.mark.slow
 
 OTHER_COMMIT = (
-    "warning: study night was begun at commit aaaaaaaa, and this is bbbbbbbb: its trials may not "
-    "be comparable"
+    "warning: study night was created at commit aaaaaaaa, but this process runs bbbbbbbb. "
+    "Their trials may not be comparable."
 )
 
 
@@ -59,7 +59,10 @@ def test_trials_that_still_wait_at_the_end(study, sample, capsys):
     print_study(again(sample, study))
     output = capsys.readouterr().out
     assert "could not be written" not in output
-    assert "\n2 queued trials have not started: continue the study with more trials\n" in output
+    assert (
+        "\n2 enqueued trials did not start. To run them, resume the study with more --trials.\n"
+        in output
+    )
     assert "WAITING" not in output
     assert output.count(" COMPLETE ") == 2
     states = [trial.state.name for trial in stored(study).trials]
@@ -73,9 +76,9 @@ def test_a_study_that_mlflow_alone_knows_is_refused(study, client, sample, tmp_p
         again(sample, study)
     assert str(raised.value) == (
         f"study '{name}' must be in both stores: MLflow at sqlite:///{tmp_path}/mlflow.db has it "
-        f"(run {study.study.user_attrs['run_id']}), and Optuna's database at "
-        f"sqlite:///{tmp_path}/optuna.db does not; set PNEUMO_STORAGE to the database that it was "
-        "begun in, or give another name"
+        f"(run {study.study.user_attrs['run_id']}), but Optuna's database at "
+        f"sqlite:///{tmp_path}/optuna.db does not. Set PNEUMO_STORAGE to the database in which it "
+        "was created, or use another name."
     )
     assert runs(client) == before
     assert optuna.get_all_study_names(open_storage()) == []
@@ -91,13 +94,13 @@ def test_how_to_continue(monkeypatch, tmp_path):
         place = tmp_path / folder
         place.mkdir(parents=True)
         monkeypatch.chdir(place)
-        expected = "give the same command with " + setting.format(place / "optuna.db")
+        expected = "run the same command with " + setting.format(place / "optuna.db")
         monkeypatch.setattr(session, "IS_PROJECT_RUN", False)
         assert how_to_continue("a night") == f"{expected}--study 'a night'"
         monkeypatch.setattr(session, "IS_PROJECT_RUN", True)
         assert how_to_continue("a night") == f"{expected}-P study='a night'"
     monkeypatch.setenv("PNEUMO_STORAGE", f"sqlite:///{tmp_path}/kept.db")
-    assert how_to_continue("night") == "give the same command with -P study=night"
+    assert how_to_continue("night") == "run the same command with -P study=night"
 
 
 def other_range(trial, base: RunConfig) -> RunConfig:
@@ -159,8 +162,8 @@ def test_another_base_or_search_space_is_refused(study, sample, experiment, fact
     with pytest.raises(UserError) as raised:
         again(sample, study, experiment)
     assert str(raised.value) == (
-        f"study '{study.study.study_name}' was begun with {fact}; "
-        "give what it was begun with, or another name"
+        f"study '{study.study.study_name}' was created with {fact}. "
+        "Use the original value, or another study name."
     )
 
 

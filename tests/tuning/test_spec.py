@@ -160,6 +160,6 @@ def test_a_valid_search_space_is_accepted(space):
 )
 def test_a_space_with_a_value_that_no_run_can_have_is_refused(space, value):
     [name] = space
-    with pytest.raises(UserError, match=f"mine.py searches {name} as far as {value}, which cannot"):
+    with pytest.raises(UserError, match=f"mine.py contains {name} {value}, which is invalid"):
         validate_search_space(searching(**space), RunConfig(), {})
     validate_search_space(searching(**space), RunConfig(), {name: "what is fixed is not searched"})

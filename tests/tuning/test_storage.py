@@ -14,14 +14,14 @@ PASSWORD = "open-sesame"
     [
         (
             f"postgresql://me:{PASSWORD}@127.0.0.1:1/x",
-            "PNEUMO_STORAGE must name a database that can be opened: "
+            "PNEUMO_STORAGE must be the URL of a database that can be opened: "
             "got postgresql://me:***@127.0.0.1:1/x (connection failed: ",
         ),
         ("sqlite:////nowhere/optuna.db", "got sqlite:////nowhere/optuna.db (unable to open"),
         *(
             (
                 url,
-                "PNEUMO_STORAGE must be the URL of a database, as postgresql://USER@HOST/DATABASE",
+                "PNEUMO_STORAGE must be the URL of a database, for example postgresql://USER@HOST/",
             )
             for url in (f"me:{PASSWORD}@here", f"nosuch://me:{PASSWORD}@here/x")
         ),
@@ -41,8 +41,10 @@ def test_a_wait_for_the_database_says_so(monkeypatch, capsys):
     with pytest.raises(UserError):
         open_storage(patience=2.5)
     [line] = capsys.readouterr().out.splitlines()
-    assert line.startswith("waiting for Optuna's database at postgresql://me:***@127.0.0.1:")
-    assert line.endswith("/x, 2 s at most")
+    assert line.startswith(
+        "waiting at most 2 s for Optuna's database at postgresql://me:***@127.0.0.1:"
+    )
+    assert line.endswith("/x")
 
 
 def test_the_address_of_the_storage(monkeypatch, tmp_path):

@@ -59,7 +59,7 @@ def test_a_study_of_pretrained_networks(store, sample, weights, tmp_path):
     elsewhere.write_bytes(b"another")
     elsewhere = elsewhere.rename(tmp_path / FILE)
     plan = StudySpec(experiment, sample, {"weights": str(elsewhere)})
-    with pytest.raises(UserError, match=f"was begun with fixed .*{FILE}:{sha256[:8]}"):
+    with pytest.raises(UserError, match=f"was created with fixed .*{FILE}:{sha256[:8]}"):
         tune_and_register(plan, trials=1, model_name="m", name=name)
 
 
@@ -119,7 +119,7 @@ def test_blurred_images_choose_the_trial_with_that_objective(store, sample):
         assert roc_auc_score(val.labels, logits) == pytest.approx(trial.value, abs=1e-6)
     page = text(outcome.study.user_attrs["run_id"], "study/study.html")
     assert "blurred validation AUC" in page
-    with pytest.raises(UserError, match="begun with objective val_blurred_auc: got val_auc"):
+    with pytest.raises(UserError, match="created with objective val_blurred_auc: got val_auc"):
         run_study(sample, name="elsewhere")
 
 
@@ -146,5 +146,5 @@ def test_a_queue_of_what_is_not_suggested_is_refused(sample):
 
 def test_a_baseline_outside_the_search_space_is_refused(store, sample):
     wide = Experiment("wide", BASE.override({"dense_widths": "32-32-32"}), TINY.suggest)
-    with pytest.raises(UserError, match="experiments/wide.py must be able to give BASE.*dense_w"):
+    with pytest.raises(UserError, match="experiments/wide.py must be able to return BASE.*dense_w"):
         tune_and_register(StudySpec(wide, sample, {}), trials=1, model_name="pneumonia-sample")

@@ -85,7 +85,10 @@ def test_three_failures_of_the_same_type_stop_a_study(store, sample):
     def suggest(trial, base):
         return base.model_copy(update={"dense_widths": (-1,)})
 
-    with pytest.raises(StudyFailedError, match=r"3 trials in a row failed alike \(ValueError: "):
+    with pytest.raises(
+        StudyFailedError,
+        match=r"3 consecutive trials failed with the same type of error \(ValueError: ",
+    ):
         searched(suggest, sample, 2)
     runs = store.search_runs(["0"], "tags.`optuna.state` = 'FAIL'")
     assert [run.info.status for run in runs] == ["FAILED"] * 3

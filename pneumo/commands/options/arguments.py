@@ -20,12 +20,12 @@ MAX_WORKERS = 1_000
 MAX_VALUE_LENGTH = 4_096  # characters, as many as a path may have
 MAX_NAME_LENGTH = 60  # characters; files are named after studies and models
 
-COUNT_RULE = f"a whole number from 1 to {MAX_INT}"
+COUNT_RULE = f"an integer from 1 to {MAX_INT}"
 BOOLEANS = {"true": True, "on": True, "false": False, "off": False}
 
-DATA = "sample, mendeley (is downloaded), a folder, a .zip or a .tar.gz"
-MODEL = "models:/NAME@ALIAS, or /VERSION"
-REGISTERED = "registered model"
+DATA = "sample, mendeley (downloaded), or the path of a folder, .zip or .tar.gz"
+MODEL = "URI of the model: models:/NAME@ALIAS or models:/NAME/VERSION"
+REGISTERED = "name of the registered model"
 
 
 def _must_be(rule: str) -> WrapValidator:
@@ -42,10 +42,10 @@ def _must_be(rule: str) -> WrapValidator:
 
 Count = Annotated[int, Field(ge=1, le=MAX_INT), _must_be(COUNT_RULE)]
 WorkerCount = Annotated[
-    int, Field(ge=1, le=MAX_WORKERS), _must_be(f"a whole number from 1 to {MAX_WORKERS}")
+    int, Field(ge=1, le=MAX_WORKERS), _must_be(f"an integer from 1 to {MAX_WORKERS}")
 ]
 CountOrAll = Annotated[Literal["all"] | Count, BeforeValidator(str.lower), _must_be(COUNT_RULE)]
-Fraction = Annotated[float, Field(gt=0, le=1), _must_be("a share above 0, up to 1")]
+Fraction = Annotated[float, Field(gt=0, le=1), _must_be("a fraction above 0, up to 1")]
 Margin = Annotated[float, Field(ge=0, le=1), _must_be("a number from 0 to 1")]
 Boolean = Annotated[
     bool, BeforeValidator(lambda text: BOOLEANS.get(text.lower())), _must_be("true or false")
@@ -53,17 +53,15 @@ Boolean = Annotated[
 Name = Annotated[
     str,
     Field(max_length=MAX_NAME_LENGTH, pattern=re.compile(r"^\w[\w .-]*\Z")),
-    _must_be(
-        f"a name of letters, digits, '_', '-', '.' and spaces, up to {MAX_NAME_LENGTH} characters"
-    ),
+    _must_be(f"a name of at most {MAX_NAME_LENGTH} letters, digits, '_', '-', '.' and spaces"),
 ]
 Launcher = Annotated[Literal["local", "ray"], _must_be("local or ray")]
 
 # Flags that several commands have
-Experiment = Annotated[str, Field(description="file of experiments/, without .py")]
+Experiment = Annotated[str, Field(description="name of a file in experiments/, without .py")]
 Data = Annotated[str, Field(description=DATA)]
 Workers = Annotated[WorkerCount, Field(description="number of worker processes")]
-WorkersPerGpu = Annotated[WorkerCount, Field(description="workers that may share one GPU")]
+WorkersPerGpu = Annotated[WorkerCount, Field(description="maximum number of workers per GPU")]
 Split = Annotated[
     Literal["test", "val", "train"],
     Field(description="test, val or train"),
@@ -99,13 +97,17 @@ class TuneOptions(Options):
     workers_per_gpu: WorkersPerGpu = 1
     launcher: Launcher = Field("local", description="where workers run: local or ray")
     study: Name | None = Field(
-        None, description="name of the study (default: made from the run's id)"
+        None,
+        description="name of the study; an existing one is resumed (default: from the run's id)",
     )
     timeout: Count | None = Field(None, description="seconds after which no new trial starts")
-    trial_timeout: Count | None = Field(None, description="seconds after which a trial fails")
+    trial_timeout: Count | None = Field(
+        None, description="maximum seconds per trial; a longer trial fails"
+    )
     model_name: Name | None = Field(
         None,
-        description=f"{REGISTERED} (default: the study's own, pneumonia or pneumonia-sample)",
+        description=f"{REGISTERED} (default: pneumonia, or pneumonia-sample with data=sample; a "
+        "resumed study keeps its own)",
     )
     keep_models: CountOrAll = Field("all", description="models to keep: all, or the n best")
 
@@ -118,12 +120,12 @@ class WorkerOptions(Options):
     workers: Workers = 1
     workers_per_gpu: WorkersPerGpu = 1
     weights: str | None = Field(
-        None, description="path of the study's file of weights, if it has one"
+        None, description="path of the study's weights file on this machine, if it uses one"
     )
     driven: Boolean = Field(
         False,
-        description="true: work for the process that has started this one, without a run or a "
-        "display, and end with it",
+        description="true (internal): the worker has no run and no progress display, and ends with "
+        "the process that started it",
     )
 
 
@@ -152,7 +154,7 @@ class EvaluateOptions(Options):
     preprocessing_skew: Boolean = Field(
         False,
         description="true: also evaluate the model on pixels / 255 (training-serving skew), in a "
-        "run of its own",
+        "separate run",
     )
 
 
@@ -160,14 +162,14 @@ class PromoteOptions(Options):
     """Options of `promote`."""
 
     model_name: Name = Field("pneumonia", description=REGISTERED)
-    candidate: Name = Field("challenger", description="alias or number of the version")
+    candidate: Name = Field("challenger", description="alias or number of the candidate version")
     data: str | None = Field(None, description=f"{DATA}; required unless --rollback true")
     split: Split = "test"
     margin: Margin = Field(0.02, description="non-inferiority margin for the AUC, 0 to 1")
     sensitivity_margin: Margin = Field(
         0.05, description="non-inferiority margin for the sensitivity, 0 to 1"
     )
-    rollback: Boolean = Field(False, description="true: bring @previous back")
+    rollback: Boolean = Field(False, description="true: make @previous the champion again")
 
 
 class PredictOptions(Options):
@@ -175,8 +177,12 @@ class PredictOptions(Options):
 
     model: str = Field("models:/pneumonia@champion", description=MODEL)
     images: str = Field(description="a file, a folder or a glob of image files")
-    out: str = Field(description="path of the CSV; an existing one is continued")
-    explain: Boolean = Field(False, description="true: also write heat maps, beside out")
+    out: str = Field(
+        description="path of the output CSV; images that it already contains are skipped"
+    )
+    explain: Boolean = Field(
+        False, description="true: also write heat maps to a folder next to --out"
+    )
 
 
 class ExploreOptions(Options):
@@ -193,10 +199,11 @@ class PrepareOptions(Options):
     data: Data = "sample"
     test_images: str | None = Field(
         None,
-        description="text file that lists the test images to keep, one path a line; needs out",
+        description="text file with the test images to keep, one path per line; requires --out",
     )
     out: str | None = Field(
-        None, description="folder, new or empty: a copy of data with these test images only"
+        None,
+        description="new or empty folder for a copy of the data set with only these test images",
     )
     overrides: dict[str, str] = {}
 
@@ -218,15 +225,17 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "tune": Command(TuneOptions, "search with Optuna, register the best model"),
-    "worker": Command(WorkerOptions, "join a study that is running elsewhere"),
-    "train": Command(TrainOptions, "one Keras run of one experiment"),
-    "evaluate": Command(EvaluateOptions, "the evidence for one model on one split"),
-    "promote": Command(PromoteOptions, "promote a version to champion if it passes the gate"),
-    "predict": Command(PredictOptions, "predict image files, and write a CSV"),
+    "tune": Command(TuneOptions, "tune hyperparameters with Optuna and register the best model"),
+    "worker": Command(WorkerOptions, "join a running study from another machine"),
+    "train": Command(TrainOptions, "train one model without a search"),
+    "evaluate": Command(
+        EvaluateOptions, "evaluate one model on one split and write an HTML report"
+    ),
+    "promote": Command(PromoteOptions, "promote a model version to champion if it passes the gate"),
+    "predict": Command(PredictOptions, "predict image files and write a CSV"),
     "explore": Command(ExploreOptions, "explore a data set before training"),
     "prepare": Command(PrepareOptions, "import a data set and fill the pixel cache"),
-    "test": Command(TestOptions, "the test suite"),
+    "test": Command(TestOptions, "run the tests"),
 }
 
 
@@ -261,7 +270,7 @@ def parse(arguments: list[str]) -> tuple[str, Options]:
     Raises:
         UserError: The arguments name no command, or are invalid for it.
     """
-    parser = Parser(prog="pneumo", description="An experiment harness for chest X-rays.")
+    parser = Parser(prog="pneumo", description="An experiment harness for chest X-ray classifiers.")
     parsers = _add_commands(parser)
     values = {flag: text for flag, text in vars(parser.parse_args(arguments)).items() if text}
     command = values.pop("command")
@@ -324,6 +333,6 @@ def _text(required: bool, text: str) -> str:
     if (text or not required) and len(text) <= MAX_VALUE_LENGTH and is_printable_text(text):
         return text
     raise argparse.ArgumentTypeError(
-        f"must be 1 to {MAX_VALUE_LENGTH} characters in UTF-8, no control characters: "
+        f"must have 1 to {MAX_VALUE_LENGTH} UTF-8 characters and no control characters: "
         f"got '{quoted(text)}'"
     )

@@ -93,7 +93,10 @@ def _load_promote(options: PromoteOptions) -> Inputs:
     if options.rollback:
         return Inputs()
     if not options.data:
-        raise UserError("promote needs data to decide on: give --data, or --rollback true")
+        raise UserError(
+            "promote requires --data unless --rollback is true. Pass the data set on which the "
+            "models are compared."
+        )
     return Inputs(
         dataset=open_dataset(options.data, required_splits=published_splits(options.split))
     )
@@ -111,7 +114,7 @@ def _load_explore(options: ExploreOptions) -> Inputs:
 def _load_prepare(options: PrepareOptions) -> Inputs:
     config = RunConfig().override(options.overrides)
     if bool(options.test_images) != bool(options.out):
-        raise UserError("test_images and out go together: give both, or neither")
+        raise UserError("--test_images and --out require each other. Pass both, or neither.")
     dataset = open_dataset(options.data, required_splits=("test",) if options.out else ())
     if options.out:
         out = _absolute(options.out)
@@ -129,10 +132,11 @@ def _path_of_csv(path: str) -> Path:
     out = Path(os.path.expanduser(path))
     if len(os.fsencode(out.name)) > MAX_FILE_NAME_BYTES:
         raise UserError(
-            f"out must have a name of up to {MAX_FILE_NAME_BYTES} bytes: got '{quoted(out.name)}'"
+            f"--out must have a file name of at most {MAX_FILE_NAME_BYTES} bytes: "
+            f"got '{quoted(out.name)}'"
         )
     if os.path.isdir(out) or not os.path.isdir(out.absolute().parent):
-        raise UserError(f"out must be a CSV file in a folder that is there: got '{quoted(path)}'")
+        raise UserError(f"--out must be a CSV file in an existing folder: got '{quoted(path)}'")
     return out
 
 
@@ -162,8 +166,8 @@ def find_images(pattern: str, out: Path) -> list[str]:
     )
     if not files:
         raise UserError(
-            "images must be a file, a folder or a glob of image files: "
-            f"'{quoted(pattern)}' names none"
+            "--images must be a file, a folder or a glob of image files: "
+            f"'{quoted(pattern)}' matches none"
         )
     require_text(files)
     return files

@@ -101,8 +101,8 @@ def launch(study: optuna.Study, spec: StudySpec, workers: int, progress: StudyPr
             require_no_repeated_failure(study)
             if deaths.add():
                 raise StudyFailedError(
-                    f"{MAX_CONSECUTIVE_FAILURES} workers have died without a trial done: look at "
-                    "what they said, or give fewer workers if the memory is too small"
+                    f"{MAX_CONSECUTIVE_FAILURES} workers died without finishing a trial. See their "
+                    "output above. If the memory is too small, use fewer workers."
                 )
             if not StudyLimits.from_study(study).is_reached(study):
                 running.append(start(worker.number))
@@ -124,18 +124,18 @@ def _report_death(worker: Worker, study: optuna.Study) -> None:
     if code == EXIT_USER_ERROR:
         raise UserError(worker.reason)
     reason = _timeout(study) if worker.trace else worker.reason or f"exit code {code}"
-    echo(f"worker {worker.number} has died ({reason})")
+    echo(f"worker {worker.number} died ({reason})")
 
 
 def _timeout(study: optuna.Study) -> str:
-    return f"trial not done after {StudyLimits.from_study(study).trial_timeout} s, the limit"
+    return f"trial not finished after {StudyLimits.from_study(study).trial_timeout} s, the limit"
 
 
 def _log_hang(worker: Worker, study: optuna.Study) -> None:
     """Log where a worker's trial hung, to the run of the trial."""
     for trial in study.get_trials(deepcopy=False):
         if _was_lost_by(worker, trial):
-            report = f"{_timeout(study)}; where each thread was:\n\n{worker.trace}"
+            report = f"{_timeout(study)}. The stack of each thread:\n\n{worker.trace}"
             study_runs.log_hang_traceback(attributes.RUN_ID.read(study), trial.number, report)
 
 
@@ -151,7 +151,7 @@ def _end(workers: list[Worker]) -> None:
         worker.terminate()
     if workers:
         echo(
-            f"waiting for {len(workers)} workers to end their trials, {TERMINATE_TIMEOUT} s at most"
+            f"waiting at most {TERMINATE_TIMEOUT} s for {len(workers)} workers to end their trials"
         )
     for worker in workers:
         worker.wait(TERMINATE_TIMEOUT)

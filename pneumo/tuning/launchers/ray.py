@@ -52,8 +52,8 @@ def check_prerequisites() -> None:
         import ray  # noqa: F401
     except ImportError:
         raise UserError(
-            "launcher=ray needs Ray, which is an extra: free its line in conda.yaml of the #, here "
-            "and on the cluster, or leave launcher as it is"
+            "launcher=ray requires Ray, which is not installed. Uncomment its line in conda.yaml, "
+            "here and on every node of the cluster, or use launcher=local."
         ) from None
     for name, uri, scheme in (
         ("PNEUMO_STORAGE", os.environ.get("PNEUMO_STORAGE", ""), "postgresql"),
@@ -61,7 +61,7 @@ def check_prerequisites() -> None:
     ):
         if not uri.startswith(scheme):
             raise UserError(
-                f"launcher=ray needs {name} at a server that the whole cluster can reach, "
+                f"launcher=ray requires {name} to be a server that all nodes can reach, "
                 f"{scheme}://…: got {uri.rpartition('@')[2] or 'none'}"
             )
 
@@ -108,7 +108,7 @@ def launch(study: optuna.Study, spec: StudySpec, workers: int, progress: StudyPr
             _end(list(running))
     if not StudyLimits.from_study(study).is_reached(study):
         raise StudyFailedError(
-            "all workers have died, whenever Ray started them again: look at what they said"
+            "all workers died, even after Ray restarted them. See their output above."
         )
 
 
@@ -135,8 +135,8 @@ def _ray_session() -> Iterator[None]:
             ray.init(address, runtime_env={"working_dir": folder}, logging_level="ERROR")
         except (OSError, ValueError):
             raise UserError(
-                f"launcher=ray needs a cluster that runs, and there is none at '{address}': start "
-                "one (ray start --head), or set RAY_ADDRESS"
+                f"launcher=ray requires a running cluster: there is none at '{address}'. Start "
+                "one (ray start --head), or set RAY_ADDRESS."
             ) from None
         signals.install_handlers()  # Ray has replaced the handler of SIGTERM
         try:
@@ -172,7 +172,7 @@ def _forget_ended(running: dict[Any, int], study: optuna.Study) -> None:
                 raise cause from None
             require_no_repeated_failure(study)
             reason = str(error).strip().splitlines()[-1]
-            echo(f"worker {number} has died ({type(error).__name__}: {reason})")
+            echo(f"worker {number} died ({type(error).__name__}: {reason})")
 
 
 def _end(tasks: list[Any]) -> None:
@@ -183,7 +183,7 @@ def _end(tasks: list[Any]) -> None:
         return
     for task in tasks:
         ray.cancel(task)
-    echo(f"waiting for {len(tasks)} workers to end their trials, {TERMINATE_TIMEOUT} s at most")
+    echo(f"waiting at most {TERMINATE_TIMEOUT} s for {len(tasks)} workers to end their trials")
     _, slow = ray.wait(tasks, num_returns=len(tasks), timeout=TERMINATE_TIMEOUT)
     for task in slow:
         ray.cancel(task, force=True)

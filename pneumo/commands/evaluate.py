@@ -15,10 +15,11 @@ from mlflow.entities import Run
 from pneumo.commands.options.arguments import EvaluateOptions
 from pneumo.commands.options.inputs import Inputs
 from pneumo.data.dataset import Dataset, DecodedDataset, Split
-from pneumo.evaluation import metrics, shortcuts
+from pneumo.evaluation import metrics
 from pneumo.evaluation.intervals import format_with_interval
 from pneumo.evaluation.metrics import Evaluation, evaluate_predictions
 from pneumo.evaluation.overlap import Overlap, find_overlap
+from pneumo.evaluation.robustness import measure_nuisances
 from pneumo.reporting.evaluation_report import (
     draw_figures,
     list_findings,
@@ -154,8 +155,9 @@ def _evaluate(
     numbers["test_evaluations"] = looks[loaded_model.model_id]
     numbers["test_evaluations_of_all_models"] = looks.total()
     numbers["overlap"] = overlap.counts() if overlap else None
-    predict = partial(predict_proba, model)
-    numbers["shortcuts"] = shortcuts.occlusion_auc(predict, pixels, evaluation.predictions)
+    numbers["nuisances"] = measure_nuisances(
+        partial(predict_proba, model), split, evaluation.predictions
+    )
     findings = list_findings(numbers, images, loaded_model.trial, split_name, overlap)
     numbers["findings"] = list(findings)
     epochs = results.read_epochs(loaded_model.trial.info.run_id)

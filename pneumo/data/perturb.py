@@ -70,25 +70,53 @@ def _crop(image: Image.Image, amount: float) -> Image.Image:
     return image.resize(image.size, Image.Resampling.BILINEAR, box=box)
 
 
-# Each operation with its least and its greatest amount. If an operation works in two directions,
-# the two amounts are on both sides of the one that changes nothing
-PERTURBATIONS: dict[str, tuple[Operation, float, float]] = {
-    "blur": (_blur, 0.005, 0.01),  # standard deviation, as a fraction of the side
-    "sharpen": (_sharpen, 0.5, 1.5),  # weight of the unsharp mask, whose radius is 1/64 of the side
-    "gamma": (_gamma, 0.67, 1.5),  # exponent: below 1 lighter, above 1 darker
-    "contrast": (_contrast, 0.7, 1.3),  # factor of the distance from the image's mean
-    "noise": (_noise, 4.0, 8.0),  # standard deviation, in gray levels of 0 to 255
-    "resample": (_resample, 0.7, 0.5),  # side of the intermediate image, as a fraction of the side
-    "jpeg": (_jpeg, 50, 20),  # quality of the JPEG file
-    "crop": (_crop, 0.03, 0.08),  # margin removed on each side, as a fraction of the side
+def _trim_width(image: Image.Image, amount: float) -> Image.Image:
+    margin = amount * image.width
+    box = (margin, 0, image.width - margin, image.height)
+    return image.resize(image.size, Image.Resampling.BILINEAR, box=box)
+
+
+def _trim_height(image: Image.Image, amount: float) -> Image.Image:
+    margin = amount * image.height
+    box = (0, margin, image.width, image.height - margin)
+    return image.resize(image.size, Image.Resampling.BILINEAR, box=box)
+
+
+def _black_border(image: Image.Image, amount: float) -> Image.Image:
+    margin = round(amount * image.width)
+    pixels = np.zeros_like(image)
+    inside = np.s_[margin : image.height - margin, margin : image.width - margin]
+    pixels[inside] = np.asarray(image)[inside]
+    return Image.fromarray(pixels)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "blur": _blur,  # standard deviation, as a fraction of the side
+    "sharpen": _sharpen,  # weight of the unsharp mask, whose radius is 1/64 of the side
+    "gamma": _gamma,  # exponent: below 1 lighter, above 1 darker
+    "contrast": _contrast,  # factor of the distance from the image's mean
+    "noise": _noise,  # standard deviation, in gray levels of 0 to 255
+    "resample": _resample,  # side of the intermediate image, as a fraction of the side
+    "jpeg": _jpeg,  # quality of the JPEG file
+    "crop": _crop,  # margin removed on each side, as a fraction of the side
+    "trim_width": _trim_width,  # margin removed left and right, as a fraction of the width
+    "trim_height": _trim_height,  # margin removed above and below, as a fraction of the height
+    "black_border": _black_border,  # width of the black border, as a fraction of the side
 }
 
-
-# Perturbations that the images of a split get in turn: all of them, or the strongest blur alone
-ALL_PERTURBATIONS = tuple(
-    (name, amount) for name, (_, *specs) in PERTURBATIONS.items() for amount in specs
-)
-BLUR_ONLY = (("blur", PERTURBATIONS["blur"][2]),)
+# Least and greatest amount of each perturbation that the images of a split get in turn. If an
+# operation works in two directions, the amounts are on both sides of the one that changes nothing
+PERTURBATIONS: dict[str, tuple[float, float]] = {
+    "blur": (0.005, 0.01),
+    "sharpen": (0.5, 1.5),
+    "gamma": (0.67, 1.5),
+    "contrast": (0.7, 1.3),
+    "noise": (4.0, 8.0),
+    "resample": (0.7, 0.5),
+    "jpeg": (50, 20),
+    "crop": (0.03, 0.08),
+}
+ALL_PERTURBATIONS = tuple((name, amount) for name, ends in PERTURBATIONS.items() for amount in ends)
 
 
 def perturb(image: np.ndarray, name: str, amount: float) -> np.ndarray:
@@ -96,13 +124,13 @@ def perturb(image: np.ndarray, name: str, amount: float) -> np.ndarray:
 
     Args:
         image: uint8 array of shape (size, size).
-        name: Key of `PERTURBATIONS`.
-        amount: Strength of the perturbation, in the unit noted in `PERTURBATIONS`.
+        name: Key of `OPERATIONS`.
+        amount: Strength of the perturbation, in the unit noted in `OPERATIONS`.
 
     Returns:
         uint8 array of shape (size, size).
     """
-    return np.asarray(PERTURBATIONS[name][0](Image.fromarray(image), amount))
+    return np.asarray(OPERATIONS[name](Image.fromarray(image), amount))
 
 
 def describe_preprocessing(split: Split, specs: PerturbationSpecs) -> str:

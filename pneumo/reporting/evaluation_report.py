@@ -1,6 +1,6 @@
 """Report on one model and one split: findings, plots and an HTML page."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
 from typing import Any
 
@@ -10,10 +10,11 @@ from mlflow.entities import Run
 from scipy.special import expit
 
 from pneumo.data.dataset import DecodedDataset
-from pneumo.evaluation import metrics, shortcuts
+from pneumo.evaluation import metrics
 from pneumo.evaluation.intervals import format_number, format_with_interval
 from pneumo.evaluation.metrics import Evaluation, metric_title
 from pneumo.evaluation.overlap import Overlap
+from pneumo.evaluation.robustness import NUISANCES, describe_reliance, relied_nuisances
 from pneumo.reporting import plots
 from pneumo.reporting.html_report import render_template
 from pneumo.reporting.style import to_png
@@ -79,8 +80,8 @@ def list_findings(
     if reason := explain_overlap(overlap):
         yield f"{reason[0].upper()}{reason[1:]}."
     yield from metric_findings(numbers, split)
-    if shortcuts.differs_from_chance(numbers["shortcuts"]["centre"]):
-        yield shortcuts.describe_occlusion(numbers["shortcuts"])["centre"]
+    if any(relied_nuisances(numbers["nuisances"])):
+        yield describe_reliance(numbers["nuisances"])
     if overlap and overlap.is_external:
         yield "External data: none of these images or patients was used to develop the model."
     if images.dataset.unknown_patients:
@@ -201,7 +202,8 @@ def render_page(
         numbers=numbers,
         val_uncalibrated=numbers["validation"]["uncalibrated"],
         subgroups=list(_subgroup_rows(numbers["subgroups"])),
-        shortcuts=shortcuts.describe_occlusion(numbers["shortcuts"]),
+        nuisances=list(_nuisance_rows(numbers["nuisances"])),
+        reliance=describe_reliance(numbers["nuisances"]),
         counts=images.counts().to_dict("records"),
         selection=_selection(loaded_model.trial),
         params=loaded_model.trial.data.params,
@@ -238,6 +240,18 @@ def _subgroup_rows(subgroups: Mapping[str, Mapping[str, float]]) -> Iterator[tup
             rate,
             format_with_interval(values, rate),
             format_with_interval(values, "auc"),
+        )
+
+
+def _nuisance_rows(pairings: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    for row in pairings:
+        low, high = row["difference_low"], row["difference_high"]
+        yield (
+            NUISANCES[row["nuisance"]].title,
+            row["positive"],
+            row["negative"],
+            format_with_interval(row, "auc"),
+            f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
         )
 
 

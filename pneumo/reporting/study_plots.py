@@ -1,9 +1,11 @@
 """Optuna's interactive plots of a study, for the study's page."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import optuna
+import plotly.graph_objects as go
 from markupsafe import Markup
 from optuna.trial import TrialState
 from plotly.offline import get_plotlyjs
@@ -26,7 +28,7 @@ class StudyPlot:
     """A plot of `optuna.visualization`.
 
     Attributes:
-        function: Name of Optuna's function.
+        function: Name of Optuna's function, or "" for the scatter plot of two scores.
         title: Title on the page.
         caption: Explanation for readers.
         uses_target_name: Whether the plot names the score.
@@ -50,6 +52,14 @@ STUDY_PLOTS = {
         "Optimization history",
         "Score of each complete trial, and the best score so far. The best of many trials is too "
         "optimistic (selection bias). Only other images show how good it is.",
+    ),
+    "validation_scores": StudyPlot(
+        "",
+        "Validation AUC and robust AUC",
+        "Each complete trial. A high validation AUC with a low robust AUC means that the model "
+        "uses aspect ratio or sharpness, which may be distributed differently in other images. The "
+        "best trial is orange.",
+        uses_target_name=False,
     ),
     "parameter_importances": StudyPlot(
         "plot_param_importances",
@@ -90,36 +100,42 @@ def plotly_script() -> Markup:
     return Markup(get_plotlyjs())
 
 
-def render_plots(study: optuna.Study, objective: str) -> dict[str, Markup]:
+def render_plots(
+    study: optuna.Study, objective: str, scores: Mapping[int, tuple[float, float]]
+) -> dict[str, Markup]:
     """Render the plots for which a study has enough trials.
 
     Args:
         study: The study.
         objective: Title of its objective.
+        scores: Number of a complete trial → its validation AUC and robust AUC.
 
     Returns:
         Name → HTML.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return {
-        name: _render_plot(study, name, objective, {f"Trial{trial.number}" for trial in complete})
+        name: _render_plot(study, name, objective, scores)
         for name, plot in STUDY_PLOTS.items()
         if len(complete) >= plot.min_complete_trials
     }
 
 
-def _render_plot(study: optuna.Study, name: str, objective: str, complete: set[str]) -> Markup:
+def _render_plot(
+    study: optuna.Study, name: str, objective: str, scores: Mapping[int, tuple[float, float]]
+) -> Markup:
     study_plot = STUDY_PLOTS[name]
-    options = {"target_name": objective} if study_plot.uses_target_name else {}
-    with warnings.catch_warnings():
-        # Optuna warns that importances are less accurate if a range was changed
-        warnings.simplefilter("ignore", UserWarning)
-        figure = getattr(optuna.visualization, study_plot.function)(study, **options)
+    if study_plot.function:
+        figure = _optuna_plot(study, study_plot, objective)
+    else:
+        figure = _plot_scores(scores, study.best_trial.number)
     figure.update_layout(**LAYOUT, height=study_plot.height)
     if name == "intermediate_values":
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        names = {f"Trial{trial.number}" for trial in complete}
         figure.update_layout(showlegend=False)  # a hundred names
         for trace in figure.data:
-            trace.line.color = BLUE if trace.name in complete else GRAY
+            trace.line.color = BLUE if trace.name in names else GRAY
     html = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
@@ -128,3 +144,26 @@ def _render_plot(study: optuna.Study, name: str, objective: str, complete: set[s
     )
     width = study_plot.width_per_param * len(study.best_trial.params)
     return Markup(f'<div class="scroll"><div style="min-width:{width}px">{html}</div></div>')
+
+
+def _optuna_plot(study: optuna.Study, study_plot: StudyPlot, objective: str) -> go.Figure:
+    options = {"target_name": objective} if study_plot.uses_target_name else {}
+    with warnings.catch_warnings():
+        # Optuna warns that importances are less accurate if a range was changed
+        warnings.simplefilter("ignore", UserWarning)
+        return getattr(optuna.visualization, study_plot.function)(study, **options)
+
+
+def _plot_scores(scores: Mapping[int, tuple[float, float]], best: int) -> go.Figure:
+    points = go.Scatter(
+        x=[auc for auc, _ in scores.values()],
+        y=[robust for _, robust in scores.values()],
+        text=[f"Trial {number}" for number in scores],
+        mode="markers",
+        marker={"size": 9, "color": [ORANGE if number == best else BLUE for number in scores]},
+        hovertemplate="%{text}<br>validation AUC %{x:.4f}<br>robust AUC %{y:.4f}<extra></extra>",
+    )
+    figure = go.Figure(points)
+    figure.update_xaxes(title="validation AUC")
+    figure.update_yaxes(title="robust AUC")
+    return figure

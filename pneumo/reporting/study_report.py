@@ -1,7 +1,7 @@
 """Report on a study: its question, its results, and the next step."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import lru_cache
@@ -9,6 +9,7 @@ from typing import Any
 
 import mlflow
 import optuna
+from mlflow.entities import Run
 
 from pneumo.data.dataset import SAMPLE, Dataset
 from pneumo.evaluation import bootstrap, metrics
@@ -152,6 +153,7 @@ class StudyReport:
     def page(self) -> str:
         """Render the HTML page."""
         summary, base = self._summary, self._summary.base
+        runs = study_runs.trial_runs(summary.run_id)
         images = summary.dataset.decode(base.image_size, base.max_unreadable, base.resize)
         return render_template(
             "study.html",
@@ -170,7 +172,7 @@ class StudyReport:
             baseline=summary.baseline,
             repeat=self._reproduce_command(),
             graphs=study_plots.STUDY_PLOTS,
-            drawn=study_plots.render_plots(summary.study, self._objective_title)
+            drawn=study_plots.render_plots(summary.study, self._objective_title, _scores(runs))
             if summary.best
             else {},
             script=study_plots.plotly_script(),
@@ -178,7 +180,7 @@ class StudyReport:
             changed_ranges=summary.changed_ranges,
             fields=summary.searched_fields,
             score=self._objective_title,
-            trials=list(self._rows()),
+            trials=list(self._rows(runs)),
         )
 
     def description(self) -> str:
@@ -320,8 +322,7 @@ class StudyReport:
             "train", experiment=summary.experiment, data=summary.dataset.source, **changed
         )
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        runs = study_runs.trial_runs(self._summary.run_id)
+    def _rows(self, runs: Mapping[int, Run]) -> Iterator[dict[str, Any]]:
         for trial in self._summary.trials:
             run = runs.get(trial.number)
             yield {
@@ -338,6 +339,16 @@ class StudyReport:
                 "took": timedelta(seconds=round(trial.seconds)) if trial.seconds else "",
                 "error": trial.error,
             }
+
+
+def _scores(runs: Mapping[int, Run]) -> dict[int, tuple[float, float]]:
+    """Return validation AUC and robust AUC of each trial that has both, by its number."""
+    metrics = {number: run.data.metrics for number, run in runs.items()}
+    return {
+        number: (values["val_auc"], values["val_robust_auc"])
+        for number, values in metrics.items()
+        if "val_robust_auc" in values
+    }
 
 
 def _time_fractions(seconds: dict[str, float]) -> Iterator[tuple[str, str, str]]:

@@ -88,7 +88,7 @@ def rename_fields(values: Mapping[str, str]) -> dict[str, str]:
 
 
 # Objective → its name in messages
-OBJECTIVE_LABELS = {"val_auc": "val AUC", "val_blurred_auc": "blurred val AUC"}
+OBJECTIVE_LABELS = {"val_auc": "val AUC", "val_robust_auc": "robust val AUC"}
 
 
 def objective_title(objective: str) -> str:
@@ -141,6 +141,12 @@ class RunConfig(BaseModel):
     horizontal_flip: OnOff = Field(
         "off", description="on (training images are flipped with probability 0.5) or off"
     )
+    sharpness_jitter: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="random blur and sharpening of training images: 0 (none) to 1",
+    )
     flip_tta: OnOff = Field(
         "off",
         description="test-time augmentation: on (the mean over an image and its flipped image) or "
@@ -184,10 +190,10 @@ class RunConfig(BaseModel):
         lt=2**32,
         description="seed of weights, image order and augmentation, 0 to 2**32 - 1",
     )
-    objective: Literal["val_auc", "val_blurred_auc"] = Field(
+    objective: Literal["val_auc", "val_robust_auc"] = Field(
         "val_auc",
-        description="metric that selects the epoch and the trial: val_auc, or val_blurred_auc (AUC "
-        "on blurred validation images)",
+        description="metric that selects the epoch and the trial: val_auc, or val_robust_auc (its "
+        "mean with the AUCs under reversed aspect ratio and sharpness)",
     )
     threshold_rule: Literal["youden", "midpoint"] = Field(
         "youden",

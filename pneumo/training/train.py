@@ -13,7 +13,8 @@ from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pneumo.data import perturb
-from pneumo.data.dataset import DecodedDataset, Split
+from pneumo.data.dataset import DecodedDataset
+from pneumo.evaluation.robustness import ROBUST_NUISANCES, Version, robust_auc, versions
 from pneumo.inference.logits import build_ensemble, predict_logits
 from pneumo.runtime.cache_entries import GIB, available_bytes
 from pneumo.runtime.console import echo
@@ -34,8 +35,12 @@ from pneumo.training.input_pipeline import (
 # reaches the caller.
 EpochCallback = Callable[[int, Mapping[str, float]], None]
 
-# For each epoch, the logits of validation: unchanged, and as the objective scores them
-LogitHistory = list[tuple[np.ndarray, np.ndarray]]
+# Logits of validation: float64, shape (images,) for each version of the images
+VersionLogits = dict[Version, np.ndarray]
+LogitHistory = list[VersionLogits]  # of each epoch
+
+ROBUST_OBJECTIVE = "val_robust_auc"
+ROBUST_VERSIONS = versions(ROBUST_NUISANCES)
 
 # A step of a small trained part takes no longer than Python between two steps
 STEPS_PER_EXECUTION = 8
@@ -54,16 +59,16 @@ class TrainingResult:
     Attributes:
         model: The model.
         best_epochs: Best epoch of each member, from 1.
-        score: Objective of the model.
         val_logits: Logits of the validation images in their order: float64, shape (images,).
         perturbed_logits: The same if `perturb.ALL_PERTURBATIONS` change the images in turn.
+        robust_auc: See `robustness.robust_auc`.
     """
 
     model: keras.Model
     best_epochs: tuple[int, ...]
-    score: float
     val_logits: np.ndarray
     perturbed_logits: np.ndarray
+    robust_auc: float
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def train(
     callbacks: Sequence[EpochCallback] = (),
     max_unfreeze_depth: int = 0,
 ) -> TrainingResult:
-    """Fit the model of a config on `train`, and keep the weights that are best on `val_logits`.
+    """Fit the model of a config on `train`, and keep the weights that are best on `val`.
 
     Members are fitted one after the other, each from its own seed; epochs are counted through all
     of them. Early stopping ends a phase after `patience` epochs without a better objective. Both
@@ -128,14 +133,16 @@ def train(
         _fit_member(config.model_copy(update={"seed": seed}), images, max_unfreeze_depth, report)
         for seed in _member_seeds(config)
     ]
-    logits = zip(*(member.logits for member in members), strict=True)
-    val_logits, objective_logits, perturbed = (
-        np.mean(member_logits, axis=0) for member_logits in logits
-    )
-    model = build_ensemble([member.model for member in members], config.flip_tta == "on")
-    score = float(roc_auc_score(images.split("val").labels, objective_logits))
+    logits = {
+        version: np.mean([member.logits[version] for member in members], axis=0)
+        for version in ROBUST_VERSIONS
+    }
     return TrainingResult(
-        model, tuple(member.best_epoch for member in members), score, val_logits, perturbed
+        model=build_ensemble([member.model for member in members], config.flip_tta == "on"),
+        best_epochs=tuple(member.best_epoch for member in members),
+        val_logits=logits[None],
+        perturbed_logits=np.mean([member.perturbed_logits for member in members], axis=0),
+        robust_auc=robust_auc(images.split("val").labels, logits),
     )
 
 
@@ -152,13 +159,14 @@ class _MemberResult:
     Attributes:
         model: The member with the weights of its best epoch.
         best_epoch: Best epoch, from 1.
-        logits: Logits of validation with these weights, float64, shape (images,): unchanged, as the
-            objective scores them, and as `TrainingResult.perturbed_logits`.
+        logits: Logits of validation with these weights, for `ROBUST_VERSIONS`.
+        perturbed_logits: As in `TrainingResult`.
     """
 
     model: keras.Model
     best_epoch: int
-    logits: tuple[np.ndarray, np.ndarray, np.ndarray]
+    logits: VersionLogits
+    perturbed_logits: np.ndarray
 
 
 def _fit_member(
@@ -177,30 +185,28 @@ def _fit_member(
         ]
         best = max(results, key=lambda phase: phase.score)  # the first of equals
         model.set_weights(best.weights)
-        if config.flip_tta == "on":
-            logits = _flip_tta_logits(config, model, images.split("val"))
-        else:
-            perturbed = predict_logits(
-                best.part, best.source.perturb_val(perturb.ALL_PERTURBATIONS)
-            )
-            logits = (*history[best.epoch], perturbed)
-    return _MemberResult(model, best.epoch + 1, logits)
+        part, source, known = best.part, best.source, history[best.epoch]
+        if config.flip_tta == "on":  # flipped images have no cached features
+            part = build_ensemble([model], flip_tta=True)
+            source, known = PixelSource(images, config, shared=False), {}
+        logits = _predict_versions(part, source, ROBUST_VERSIONS, known)
+        perturbed = predict_logits(part, source.perturb_val(perturb.ALL_PERTURBATIONS))
+    return _MemberResult(model, best.epoch + 1, logits, perturbed)
 
 
-def _flip_tta_logits(
-    config: RunConfig, member: keras.Model, val: Split
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return `_MemberResult.logits`, each the mean of an image and its flipped image."""
-    flipped_ensemble = build_ensemble([member], flip_tta=True)
-    unchanged = objective_logits = predict_logits(flipped_ensemble, val.images)
-    if config.objective == "val_blurred_auc":
-        objective_logits = predict_logits(
-            flipped_ensemble, perturb.perturb_split(val, perturb.BLUR_ONLY).images
-        )
-    perturbed = predict_logits(
-        flipped_ensemble, perturb.perturb_split(val, perturb.ALL_PERTURBATIONS).images
-    )
-    return unchanged, objective_logits, perturbed
+def _predict_versions(
+    part: keras.Model,
+    source: InputSource,
+    needed: Iterable[Version],
+    known: Mapping[Version, np.ndarray],
+) -> VersionLogits:
+    """Return the logits of validation for the needed versions, and compute only unknown ones."""
+    return {
+        version: known[version]
+        if version in known
+        else predict_logits(part, source.perturb_val((version,)) if version else source.val)
+        for version in needed
+    }
 
 
 @contextmanager
@@ -243,7 +249,10 @@ def _features_fit_budget(
     )
     views = [feature_cache.view_for_epoch(train_split, epoch, augmentation) for epoch in epochs]
     views.append(feature_cache.View(val))
-    for specs in (perturb.ALL_PERTURBATIONS, perturb.BLUR_ONLY):  # not every run needs both
+    for specs in (
+        perturb.ALL_PERTURBATIONS,
+        *((version,) for version in ROBUST_VERSIONS if version),
+    ):
         views.append(
             feature_cache.View(
                 replace(val, preprocessing=perturb.describe_preprocessing(val, specs))
@@ -373,7 +382,10 @@ class _Validation(keras.callbacks.Callback):
         self._source, self._objective, self._history = source, objective, history
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        labels, logits = self._source.val_labels, predict_logits(self.model, self._source.val)
+        labels = self._source.val_labels
+        needed = ROBUST_VERSIONS if self._objective == ROBUST_OBJECTIVE else [None]
+        version_logits = _predict_versions(self.model, self._source, needed, {})
+        logits = version_logits[None]
         if not (np.isfinite(logs["loss"]) and np.isfinite(logits).all()):
             raise TrainingDivergedError(
                 f"the loss is {logs['loss']} after epoch {epoch + 1}. Use a lower learning_rate."
@@ -381,13 +393,9 @@ class _Validation(keras.callbacks.Callback):
         weights = np.take(list(class_weights(labels).values()), labels)
         logs["val_loss"] = log_loss(labels, expit(logits), sample_weight=weights)
         logs["val_auc"] = roc_auc_score(labels, logits)
-        objective_logits = logits
-        if self._objective == "val_blurred_auc":
-            objective_logits = predict_logits(
-                self.model, self._source.perturb_val(perturb.BLUR_ONLY)
-            )
-            logs["val_blurred_auc"] = roc_auc_score(labels, objective_logits)
-        self._history.append((logits, objective_logits))
+        if self._objective == ROBUST_OBJECTIVE:
+            logs[ROBUST_OBJECTIVE] = robust_auc(labels, version_logits)
+        self._history.append(version_logits)
 
 
 class _EpochEnd(keras.callbacks.Callback):

@@ -86,7 +86,7 @@ def run_trial(
         probabilities = to_probabilities(result.val_logits, temperature)
         threshold = _threshold(config, val.labels, result.perturbed_logits / temperature)
         evaluation = evaluate_predictions(val, probabilities, threshold)
-        evaluation.metrics.setdefault(config.objective.removeprefix("val_"), result.score)
+        evaluation.metrics["robust_auc"] = result.robust_auc
         results.log_evaluation("val", evaluation, confusion_matrix_file("val", evaluation))
         results.log_files(images)
         clock.append(time.monotonic())

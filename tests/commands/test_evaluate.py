@@ -12,9 +12,10 @@ from PIL import Image, ImageOps
 from scipy.special import expit, logit
 from sklearn import metrics
 
-from pneumo.evaluation import shortcuts
+from pneumo.data.perturb import perturb_split
 from pneumo.evaluation.intervals import metric_intervals
 from pneumo.evaluation.overlap import Overlap
+from pneumo.evaluation.robustness import NUISANCES, describe_reliance, versions
 from pneumo.inference.logits import predict_proba
 from pneumo.reporting import evaluation_report
 from pneumo.tracking import models
@@ -256,23 +257,32 @@ def test_the_page_is_self_contained_and_has_the_findings(stores, on_test):
     [found_files] = re.findall(r"<td>found</td><td class=\"n\">(\d+)</td>", page)
     assert found_files == "546"
     assert "threshold" in output
-    for sentence in shortcuts.describe_occlusion(found["shortcuts"]).values():
-        assert sentence in page
+    assert describe_reliance(found["nuisances"]) in read.cells
+    for pairing in found["nuisances"]:
+        place = read.cells.index(NUISANCES[pairing["nuisance"]].title)
+        assert pairing["positive"] in read.cells[place:]
 
 
-def test_auc_without_center_or_border(stores, sample, on_test):
+def test_what_is_left_if_nuisances_are_reversed(stores, sample, on_test):
     """From the stored model and the images, by scikit-learn."""
-    model = models.find_model(MODEL).model
+    model = models.find_model(MODEL).model.keras_model
     test = sample.decode(32, 0).split("test")
-    for name, black in shortcuts.occlude_regions(test.images):
-        auc = metrics.roc_auc_score(test.labels, predict_proba(model.keras_model, black))
-        found = numbers(on_test[0])["shortcuts"][name]
-        assert set(found) == {
-            f"{it}{end}" for it in ("auc", "difference") for end in ("", "_low", "_high")
-        }
-        assert found["auc"] == pytest.approx(auc, abs=1e-9)
-        whole = on_test[0].data.metrics["test_auc"]
-        assert found["difference"] == pytest.approx(auc - whole, abs=1e-9)
+    scores = {
+        it: predict_proba(model, perturb_split(test, (it,)).images if it else test.images)
+        for it in versions(NUISANCES)
+    }
+    found = iter(numbers(on_test[0])["nuisances"])
+    for name, (_, *both) in NUISANCES.items():
+        for positive, negative in (both, both[::-1]):
+            auc = metrics.roc_auc_score(
+                test.labels, np.where(test.labels == 1, scores[positive], scores[negative])
+            )
+            pairing = next(found)
+            assert pairing["nuisance"] == name
+            assert pairing["auc"] == pytest.approx(auc, abs=1e-9)
+            unchanged = on_test[0].data.metrics["test_auc"]
+            assert pairing["difference"] == pytest.approx(auc - unchanged, abs=1e-9)
+    assert list(found) == []
 
 
 def findings(numbers_there, images, trial) -> str:

@@ -4,20 +4,24 @@ import numpy as np
 import pytest
 from scipy.ndimage import laplace
 
-from pneumo.data.perturb import ALL_PERTURBATIONS, BLUR_ONLY, PERTURBATIONS, perturb, perturb_split
+from pneumo.data.perturb import ALL_PERTURBATIONS, OPERATIONS, PERTURBATIONS, perturb, perturb_split
 
 SIDE = 64
 RAMP = np.tile(np.linspace(0, 255, SIDE), (SIDE, 1)).astype(np.uint8)
 DISC = np.hypot(*np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]) < 0.5
 DISC = np.where(DISC, 200, 50).astype(np.uint8)
 NOTHING = {"blur": 0, "sharpen": 0, "gamma": 1, "contrast": 1, "noise": 0, "resample": 1, "crop": 0}
+NOTHING |= {"trim_width": 0, "trim_height": 0, "black_border": 0}
 
 
 def sharpness(image: np.ndarray) -> float:
     return laplace(image.astype(float)).var()
 
 
-@pytest.mark.parametrize(("name", "amount"), ALL_PERTURBATIONS)
+TRIMS = [("trim_width", 0.15), ("trim_height", 0.15), ("black_border", 0.125)]
+
+
+@pytest.mark.parametrize(("name", "amount"), [*ALL_PERTURBATIONS, *TRIMS])
 def test_a_perturbation_changes_an_image_always_in_the_same_way(name, amount):
     before = DISC.copy()
     changed = perturb(DISC, name, amount)
@@ -35,7 +39,7 @@ def test_what_changes_nothing(name):
 
 @pytest.mark.parametrize("name", ["blur", "sharpen", "noise", "resample", "jpeg", "crop"])
 def test_a_greater_amount_changes_more(name):
-    _, slight, strong = PERTURBATIONS[name]
+    slight, strong = PERTURBATIONS[name]
     less, more = (
         np.abs(perturb(DISC, name, it).astype(int) - DISC).mean() for it in (slight, strong)
     )
@@ -44,7 +48,7 @@ def test_a_greater_amount_changes_more(name):
 
 def test_sharpness_changes_in_the_right_direction():
     for name in ("blur", "resample"):
-        assert sharpness(perturb(DISC, name, PERTURBATIONS[name][1])) < sharpness(DISC)
+        assert sharpness(perturb(DISC, name, PERTURBATIONS[name][0])) < sharpness(DISC)
     assert sharpness(perturb(DISC, "sharpen", 1.5)) > sharpness(DISC)
 
 
@@ -69,6 +73,29 @@ def test_a_crop_is_the_middle():
     assert (perturb(middle, "crop", 0.03)[:2] == 0).all()
 
 
+def test_trimming_stretches_one_direction():
+    """Four bars: without an eighth on each side the outer ones have half of their width."""
+    bars = np.repeat([0, 80, 160, 240], 16)
+    upright = np.tile(bars, (SIDE, 1)).astype(np.uint8)
+    trimmed = perturb(upright, "trim_width", 0.125)
+    assert trimmed[0, [2, 20, 43, 61]].tolist() == [0, 80, 160, 240]
+    assert (trimmed == trimmed[0]).all()
+    assert np.flatnonzero(trimmed[0] > 40)[0] == pytest.approx(SIDE / 6, abs=1)
+    assert (perturb(upright, "trim_height", 0.125) == upright).all()
+    assert (perturb(upright.T.copy(), "trim_height", 0.125) == trimmed.T).all()
+
+
+def test_a_black_border_has_its_width():
+    white = np.full((SIDE, SIDE), 255, np.uint8)
+    inside = perturb(white, "black_border", 0.125)
+    assert (inside[8:-8, 8:-8] == 255).all()
+    assert inside.sum() == 255 * 48**2
+
+
+def test_each_operation_has_a_test_of_what_changes_nothing():
+    assert set(OPERATIONS) == {*NOTHING, "jpeg"}  # JPEG loses something at any quality
+
+
 def test_the_images_of_a_split_are_changed_in_turn_and_kept(sample, own_cache):
     val = sample.decode(32, 0).split("val")
     changed = perturb_split(val, ALL_PERTURBATIONS)
@@ -81,10 +108,10 @@ def test_the_images_of_a_split_are_changed_in_turn_and_kept(sample, own_cache):
     state = kept.stat()
     assert perturb_split(val, ALL_PERTURBATIONS).digest == changed.digest
     assert [it.stat() for it in own_cache.glob("perturbed/*/pixels.npy")] == [state]
-    assert perturb_split(val, BLUR_ONLY).digest != changed.digest
+    blur = (("blur", 0.01),)
+    assert perturb_split(val, blur).digest != changed.digest
     assert (
-        perturb_split(val, BLUR_ONLY).images[1, ..., 0]
-        == perturb(val.images[1, ..., 0], "blur", 0.01)
+        perturb_split(val, blur).images[1, ..., 0] == perturb(val.images[1, ..., 0], "blur", 0.01)
     ).all()
     assert (
         perturb_split(sample.decode(48, 0).split("val"), ALL_PERTURBATIONS).digest != changed.digest

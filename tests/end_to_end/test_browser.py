@@ -56,5 +56,7 @@ def test_the_study_page_needs_no_network_and_no_wide_screen(page, outcome, tmp_p
         assert phone.evaluate("document.documentElement.scrollWidth") == 390
     assert asked == [f"file://{file}"]
     assert len(widths) == len(STUDY_PLOTS)
-    wider = [graph.width_per_param > 0 for graph in STUDY_PLOTS.values()]  # they scroll by themselves
+    wider = [
+        graph.width_per_param > 0 for graph in STUDY_PLOTS.values()
+    ]  # they scroll by themselves
     assert [width > 390 for width in widths] == wider

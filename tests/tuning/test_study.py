@@ -7,11 +7,11 @@ import sqlite3
 import optuna
 import pytest
 from scipy.special import expit
-from sklearn.metrics import roc_auc_score
 
 from pneumo.commands.tune import print_study, tune_and_register
-from pneumo.data.perturb import ALL_PERTURBATIONS, BLUR_ONLY, perturb_split
+from pneumo.data.perturb import ALL_PERTURBATIONS, perturb_split
 from pneumo.evaluation.metrics import youden_threshold
+from pneumo.evaluation.robustness import ROBUST_NUISANCES, robust_auc, versions
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.inference.logits import predict_logits
 from pneumo.runtime.errors import UserError
@@ -101,25 +101,30 @@ def test_what_an_experiment_queues_is_tried_first(store, sample):
     assert again[3].params == fields
 
 
-def test_blurred_images_choose_the_trial_with_that_objective(store, sample):
-    outcome = run_study(sample, fixed={"objective": "val_blurred_auc"}, name="elsewhere")
-    assert outcome.study.user_attrs["objective"] == "val_blurred_auc"
+def test_the_robust_auc_chooses_the_trial_if_it_is_the_objective(store, sample):
+    outcome = run_study(sample, fixed={"objective": "val_robust_auc"}, name="elsewhere")
+    assert outcome.study.user_attrs["objective"] == "val_robust_auc"
     val = sample.decode(BASE.image_size, 0).split("val")
     for trial, run in zip(outcome.study.trials, children(store, outcome), strict=True):
-        assert run.data.metrics["val_blurred_auc"] == trial.value
-        assert set(METRICS) | {"blurred_auc"} == {
+        assert run.data.metrics["val_robust_auc"] == trial.value
+        assert set(METRICS) | {"robust_auc"} == {
             name.removeprefix("val_") for name in run.data.metrics if name.startswith("val_")
         }
         assert {name for name in run.data.metrics if name.startswith("epoch/")} == {
             *EPOCH,
-            "epoch/val_blurred_auc",
+            "epoch/val_robust_auc",
         }
         model = model_files.load_model(trial.user_attrs["model_uri"])
-        logits = predict_logits(model.keras_model, perturb_split(val, BLUR_ONLY).images)
-        assert roc_auc_score(val.labels, logits) == pytest.approx(trial.value, abs=1e-6)
+        logits = {
+            it: predict_logits(
+                model.keras_model, perturb_split(val, (it,)).images if it else val.images
+            )
+            for it in versions(ROBUST_NUISANCES)
+        }
+        assert robust_auc(val.labels, logits) == pytest.approx(trial.value, abs=1e-6)
     page = text(outcome.study.user_attrs["run_id"], "study/study.html")
-    assert "blurred validation AUC" in page
-    with pytest.raises(UserError, match="created with objective val_blurred_auc: got val_auc"):
+    assert "robust validation AUC" in page
+    with pytest.raises(UserError, match="created with objective val_robust_auc: got val_auc"):
         run_study(sample, name="elsewhere")
 
 

@@ -1,4 +1,4 @@
-"""What is left of a model without the centre, or without the border, of the images."""
+"""AUC of a model without the center, or without the border, of the images."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ SIDE, EDGE, PATIENTS = 32, 4, 200  # an eighth of the side
 
 
 def looking(where: np.ndarray) -> keras.Model:
-    """A model of the mean pixel in some places."""
+    """Build a model of the mean pixel in some places."""
     pixels = keras.Input((SIDE, SIDE, 1), dtype="uint8")
     logit = layers.Dense(1)
     model = keras.Model(pixels, logit(layers.Flatten()(layers.Rescaling(1.0)(pixels))))
@@ -30,7 +30,7 @@ CENTRE[EDGE:-EDGE, EDGE:-EDGE] = 1
 
 @pytest.fixture(scope="module")
 def cohort():
-    """Images that are brighter, in all places by chance of their own, where there is disease."""
+    """Make images that are brighter, at random strength in each place, for pneumonia."""
     rng = np.random.default_rng(0)
     labels = np.arange(PATIENTS) % 2
     parts = [120 + 20 * (labels + rng.normal(0, 0.5, PATIENTS)) for _ in range(2)]

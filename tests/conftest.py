@@ -37,14 +37,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch) -> Path:
-    """A cache of one test's own, to see what is written to it."""
+    """Use a cache of this test's own, to see what is written to it."""
     monkeypatch.setenv("PNEUMO_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")
 def sample(cache):
-    """The synthetic data set."""
+    """Open the synthetic data set."""
     from pneumo.data.dataset import open_dataset
 
     return open_dataset("sample", required_splits=("train", "test"))
@@ -52,13 +52,13 @@ def sample(cache):
 
 @pytest.fixture
 def folder(sample, tmp_path) -> Path:
-    """A copy of the sample's files that a test may change."""
+    """Copy the sample's files, so that a test may change them."""
     return shutil.copytree(sample.base, tmp_path / "xrays")
 
 
 @pytest.fixture(scope="session")
 def real_archive() -> Path:
-    """The real radiographs, where they are."""
+    """Return the real radiographs, or skip the test without them."""
     path = SHARED / "data" / "xray_dataset.tar.gz"
     if not path.exists():
         pytest.skip(f"needs the real radiographs at {path}")
@@ -67,7 +67,7 @@ def real_archive() -> Path:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
-    """A file of weights that fits a small MobileNet."""
+    """Write a weights file that fits a small MobileNet."""
     import h5py
 
     from tests.support.weights import FILE, network, write
@@ -80,14 +80,14 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def store(tmp_path):
-    """Empty stores of one test's own; MLflow's client."""
+    """Make empty stores of this test's own; return MLflow's client."""
     with store_in(tmp_path) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
-    """A PostgreSQL for Optuna, and MLflow's server on another of its own."""
+    """Start PostgreSQL for Optuna, and MLflow's server on another PostgreSQL."""
     from tests.support.services import mlflow_server, postgresql
 
     folder = tmp_path_factory.mktemp("servers")
@@ -101,7 +101,7 @@ def servers(tmp_path_factory):
 
 @pytest.fixture
 def shared(servers, tmp_path, monkeypatch):
-    """What all machines of a study see, in those servers: MLflow's client."""
+    """Use those servers as the stores of all machines; return MLflow's client."""
     trials, tracking = servers
     with store_in(tmp_path, tracking.address) as client:
         monkeypatch.setenv("PNEUMO_STORAGE", trials.address)
@@ -114,7 +114,7 @@ def shared(servers, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, sample):
-    """A study of two trials that several tests read, and the folder of its stores."""
+    """Run a study of two trials that several tests read; return it and its folder."""
     from tests.support.studies import run_study
 
     folder = tmp_path_factory.mktemp("finished")
@@ -124,14 +124,14 @@ def finished(tmp_path_factory, sample):
 
 @pytest.fixture
 def study(finished, tmp_path):
-    """The finished study, with stores of one test's own."""
+    """Return the finished study, with stores of this test's own."""
     with copy_of(finished, tmp_path) as outcome:
         yield outcome
 
 
 @pytest.fixture
 def client(study):
-    """MLflow's client for the finished study."""
+    """Return MLflow's client for the finished study."""
     import mlflow
 
     return mlflow.MlflowClient()

@@ -286,9 +286,9 @@ def _print_skew(split: str, evaluations: dict[str, Evaluation]) -> None:
     rows = [
         (
             name,
-            *(format_with_interval(it.metrics, metric) for metric in SKEW_METRICS),
-            str(it.confusion),
+            *(format_with_interval(evaluation.metrics, metric) for metric in SKEW_METRICS),
+            str(evaluation.confusion),
         )
-        for name, it in evaluations.items()
+        for name, evaluation in evaluations.items()
     ]
     print_table(f"Effect of preprocessing skew on {split}", ("", *SKEW_METRICS, "counts"), rows)

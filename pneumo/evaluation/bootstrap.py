@@ -99,7 +99,7 @@ def roc_band(predictions: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
 
     def of_block(block: np.ndarray) -> np.ndarray:
         sample_counts = _counts_above(predictions, block)
-        positive, negative = (np.pad(it, ((0, 0), (1, 0))) for it in sample_counts)
+        positive, negative = (np.pad(column, ((0, 0), (1, 0))) for column in sample_counts)
         curves = zip(negative / negative[:, -1:], positive / positive[:, -1:], strict=True)
         return np.stack([np.interp(CURVE_GRID, x, y) for x, y in curves])
 

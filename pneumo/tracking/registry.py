@@ -51,7 +51,10 @@ MODEL_DESCRIPTION = (
 )
 
 # Metrics in a version's description, and their titles
-DESCRIBED_METRICS = {"auc": "AUC", **{it: it for it in ("sensitivity", "specificity", "accuracy")}}
+DESCRIBED_METRICS = {
+    "auc": "AUC",
+    **{name: name for name in ("sensitivity", "specificity", "accuracy")},
+}
 
 
 def log_test_evaluations(loaded_model: LoadedModel, count: int) -> None:

@@ -197,9 +197,8 @@ def warn_of_other_commit(study: optuna.Study, run_id: str) -> None:
         study: The study.
         run_id: Id of the worker's or the resume's run.
     """
-    commit, own_commit = (
-        runs.commit_of(mlflow.get_run(it)) for it in (attributes.RUN_ID.read(study), run_id)
-    )
+    commit = runs.commit_of(mlflow.get_run(attributes.RUN_ID.read(study)))
+    own_commit = runs.commit_of(mlflow.get_run(run_id))
     if commit and own_commit and commit != own_commit:
         echo(
             f"warning: study {study.study_name} was created at commit {commit[:8]}, but this "

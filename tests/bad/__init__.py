@@ -1,4 +1,4 @@
-"""Inputs that nobody has checked: how each is made, and what is to become of it."""
+"""Untrusted inputs: how each one is made, and what must happen with it."""
 
 import re
 from collections.abc import Callable
@@ -10,9 +10,10 @@ from pathlib import Path
 class Case:
     """One input.
 
-    `make(folder)` makes it in an empty working directory, whose stores are the current ones, and
-    gives the arguments of a command. A refused one ends with exit code 2 and one line that `says`
-    (a pattern) why; a handled one with exit code 0, and the output says so.
+    `make(folder)` makes the input in an empty working directory, with the stores there as the
+    current ones, and returns the arguments of a command. For a rejected input the command ends with
+    exit code 2 and one line that matches the pattern `says`. For a handled input it ends with exit
+    code 0, and its output matches `says`.
     """
 
     name: str
@@ -21,7 +22,7 @@ class Case:
     refused: bool = True
 
     def verdict(self, code: int, output: str, errors: str) -> str:
-        """What the command has done wrong; '' where it did as it should."""
+        """Describe what the command did wrong, or return '' if it did nothing wrong."""
         if code != (2 if self.refused else 0):
             return f"exit code {code}: {errors[-500:]}"
         if not re.search(self.says, errors if self.refused else output):

@@ -1,4 +1,4 @@
-"""Archives that are wrong in one way each, and some that only look so."""
+"""Archives that are invalid in one way each, and some that only seem invalid."""
 
 import io
 import stat
@@ -20,13 +20,13 @@ def _prepare(archive: Path) -> list[str]:
 
 
 def _images() -> list[Path]:
-    """Of the sample, a few of each class and split."""
+    """Return a few sample images of each class and split."""
     root = make_sample()
     return [file for folder in sorted(root.glob("t*/*")) for file in sorted(folder.iterdir())[:4]]
 
 
 def _tar(*members: tarfile.TarInfo, content: bytes = b"") -> Callable[[Path], list[str]]:
-    """Beside an image, members that claim to be as large as `content`."""
+    """Make a tar of an image and of members that claim to be as large as `content`."""
 
     def make(folder: Path) -> list[str]:
         archive = folder / "xrays.tar.gz"
@@ -64,7 +64,7 @@ def _link_in_zip() -> zipfile.ZipInfo:
 
 
 def _changed(change: Callable[[bytes], bytes], name: str = "xrays.zip") -> Callable:
-    """A good zip whose bytes are changed."""
+    """Make a good zip and change its bytes."""
 
     def make(folder: Path) -> list[str]:
         _whole(name)(folder)
@@ -76,7 +76,7 @@ def _changed(change: Callable[[bytes], bytes], name: str = "xrays.zip") -> Calla
 
 
 def _whole(name: str, rename: Callable[[str], str] = str) -> Callable[[Path], list[str]]:
-    """A good archive of a few images; `rename` gives each its name in it."""
+    """Make a good archive of a few images; `rename` returns the name of each."""
 
     def make(folder: Path) -> list[str]:
         base, archive = make_sample(), folder / name
@@ -94,7 +94,7 @@ def _whole(name: str, rename: Callable[[str], str] = str) -> Callable[[Path], li
 
 
 def _protected(content: bytes) -> bytes:
-    """As if each member were encrypted: the flag's bit in both headers of each."""
+    """Mark each member as encrypted, by the flag's bit in both of its headers."""
     content = bytearray(content)
     for signature, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         at = content.find(signature)
@@ -105,7 +105,7 @@ def _protected(content: bytes) -> bytes:
 
 
 def _bomb_of_tar(folder: Path) -> list[str]:
-    """300 MB of zeros in 0.3 MB, made without ever being whole."""
+    """Make 300 MB of zeros in 0.3 MB, which are never unpacked at once."""
     member = tarfile.TarInfo("train/NORMAL/zeros.png")
     member.size = 18 * 2**24
     squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
@@ -176,20 +176,32 @@ CASES = [
     Case("zip, two names but for case", _zip(IMAGE.upper()), "the same file on some file systems"),
     Case("zip, bomb", _bomb_of_zip, "100 times its size.*Do not trust"),
     Case("zip, password", _changed(_protected), "protected by a password"),
-    Case("zip, cut off", _changed(lambda it: it[: len(it) // 2]), "could not be unpacked"),
-    Case("zip, a byte wrong", _changed(lambda it: it[:300] + b"\0\1\2" + it[303:]), "CRC-32"),
-    Case("zip, empty file", _changed(lambda it: b""), "could not be unpacked"),
+    Case(
+        "zip, cut off",
+        _changed(lambda content: content[: len(content) // 2]),
+        "could not be unpacked",
+    ),
+    Case(
+        "zip, a byte wrong",
+        _changed(lambda content: content[:300] + b"\0\1\2" + content[303:]),
+        "CRC-32",
+    ),
+    Case("zip, empty file", _changed(lambda content: b""), "could not be unpacked"),
     Case("zip, nothing in it", _empty, r"empty\.zip must contain the folders"),
     Case("zip, a tar in it", _nested, "another archive, 'inner.tar.gz'.*pass the inner archive"),
     Case(
-        "tar, cut off", _changed(lambda it: it[: len(it) // 2], "a.tar.gz"), "could not be unpacked"
+        "tar, cut off",
+        _changed(lambda content: content[: len(content) // 2], "a.tar.gz"),
+        "could not be unpacked",
     ),
     Case(
-        "tar, not packed", _changed(lambda it: b"words" * 500, "a.tar.gz"), "could not be unpacked"
+        "tar, not packed",
+        _changed(lambda content: b"words" * 500, "a.tar.gz"),
+        "could not be unpacked",
     ),
     Case("tar, named zip", _renamed, "not a zip file"),
     Case("tar, spaces and Unicode", _whole("Röntgen 1 ✓.tar.gz"), "Röntgen 1 ✓.tar.gz", False),
     Case("zip, capitals in its ending", _whole("XRAYS.ZIP"), "XRAYS.ZIP", False),
-    Case("zip, backslashes", _whole("a.zip", lambda it: it.replace("/", "\\")), "a.zip", False),
-    Case("zip, in folders", _whole("a.zip", lambda it: f"ä b/c/{it}"), "0 unreadable", False),
+    Case("zip, backslashes", _whole("a.zip", lambda name: name.replace("/", "\\")), "a.zip", False),
+    Case("zip, in folders", _whole("a.zip", lambda name: f"ä b/c/{name}"), "0 unreadable", False),
 ]

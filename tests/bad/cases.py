@@ -1,4 +1,4 @@
-"""All inputs: those that are no models, and models and weights, whose stores take long to make."""
+"""All inputs: those without models, and models and weights, whose stores are slow to make."""
 
 from tests.bad.archives import CASES as ARCHIVES
 from tests.bad.configurations import CASES as CONFIGURATIONS

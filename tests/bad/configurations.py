@@ -1,4 +1,4 @@
-"""Commands with one value that is none."""
+"""Commands with one invalid value."""
 
 from tests.bad import Case
 

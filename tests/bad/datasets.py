@@ -1,4 +1,4 @@
-"""Data sets that are wrong in one way each, or only look so."""
+"""Data sets that are invalid in one way each, or only seem invalid."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ CLEAN = r"train \d+, val \d+ images, 0 unreadable"
 
 
 def spoiled(spoil: Callable[[Path], None], *flags: str) -> Callable[[Path], list[str]]:
-    """What makes a data set and then spoils it."""
+    """Return a function that makes a data set and then spoils it."""
 
     def make(folder: Path) -> list[str]:
         data = xrays(folder / "xrays")
@@ -54,7 +54,7 @@ def twice_in_a_class(data: Path) -> None:
 
 
 def patients_tested_and_trained(data: Path) -> None:
-    """A patient of each class whose images differ."""
+    """Make a patient of each class with different images in train and in test."""
     for number, name in enumerate(("NORMAL/IM-0001-0099.png", "PNEUMONIA/person10_virus_99.png")):
         (data / "train" / name).write_bytes(file_of(GREY.rotate(90 * number), "PNG"))
 
@@ -127,7 +127,7 @@ def far_away(folder: Path) -> list[str]:
 
 
 def changed_since(content: bytes, *flags: str) -> Callable[[Path], list[str]]:
-    """What makes a data set of which a file is another one than when it was decoded."""
+    """Return a function that makes a data set and changes a file after it was decoded."""
 
     def make(folder: Path) -> list[str]:
         from pneumo.data.dataset import open_dataset

@@ -1,4 +1,4 @@
-"""A data set in which one file is no plain image."""
+"""A data set in which one file is not a plain image."""
 
 import struct
 import zlib
@@ -16,12 +16,12 @@ GREY = Image.fromarray(np.tile(np.arange(96, dtype=np.uint8) * 2, (96, 1)))
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    """A part of a PNG file."""
+    """Return one chunk of a PNG file."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def claiming(width: int, height: int) -> bytes:
-    """A PNG file of some bytes that claims to be of that size."""
+    """Return a small PNG file whose header claims a size."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
@@ -94,7 +94,7 @@ READABLE = {
 
 
 def holding(content: bytes, *flags: str) -> Callable[[Path], list[str]]:
-    """What makes a data set of 53 images, that one among them."""
+    """Return a function that makes a data set of 53 images, one of them with this content."""
 
     def make(folder: Path) -> list[str]:
         data = xrays(folder / "xrays")
@@ -112,7 +112,7 @@ def refused(what: str) -> Case:
 
 CASES: list[Case] = [
     *map(refused, UNREADABLE),
-    *(Case(it, holding(READABLE[it]), "images, 0 unreadable", False) for it in READABLE),
+    *(Case(name, holding(READABLE[name]), "images, 0 unreadable", False) for name in READABLE),
     Case(
         "unreadable image that is tolerated",
         holding(b"", "--max_unreadable", "0.1"),

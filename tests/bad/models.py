@@ -1,4 +1,4 @@
-"""Models that are another's, broken, or made to run something."""
+"""Models that are foreign, broken, or made to run code."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ Command = Callable[[Stored, str], list[str]]
 
 
 def _spoiled(which: str, command: Command, address: str, spoil: Spoil) -> Callable:
-    """Makes a case of what `spoil` does to one of the models, an attribute of `Stored`."""
+    """Make a case from a model (an attribute of `Stored`) and what `spoil` does to it."""
 
     def make(folder: Path) -> list[str]:
         stored = stores(folder)
@@ -64,7 +64,7 @@ def _named(command: Command, address: str) -> Callable:
 
 def other_weights(place: Path) -> None:
     model = looking("left")
-    model.set_weights([2 * it for it in model.get_weights()])
+    model.set_weights([2 * content for content in model.get_weights()])
     model.save(place / "artifacts" / "model.keras")
 
 
@@ -96,7 +96,7 @@ def all_gone(place: Path) -> None:
 
 
 def without_its_trial(_: Path) -> None:
-    """Remove all runs for good, as people do who need the room."""
+    """Remove all runs permanently, as people do to free space."""
     client = mlflow.MlflowClient()
     trials = client.search_runs(["0"], "tags.`pneumo.kind` = 'trial'")
     remove_runs(*(run.info.run_id for run in trials))
@@ -180,7 +180,7 @@ SPOILED = [
         "trial",
         predicts,
         TRIAL,
-        lambda it: settings(it, threshold="0.5; --"),
+        lambda folder: settings(folder, threshold="0.5; --"),
         UNUSABLE.format("settings.json does not contain valid settings"),
     ),
     (
@@ -188,7 +188,7 @@ SPOILED = [
         "trial",
         predicts,
         TRIAL,
-        lambda it: settings(it, threshold=float("nan")),
+        lambda folder: settings(folder, threshold=float("nan")),
         UNUSABLE.format("settings.json does not contain valid settings"),
     ),
     (
@@ -196,7 +196,7 @@ SPOILED = [
         "trial",
         predicts,
         TRIAL,
-        lambda it: settings(it, decoder=DECODER_VERSION - 1),
+        lambda folder: settings(folder, decoder=DECODER_VERSION - 1),
         UNUSABLE.format(
             f"by version {DECODER_VERSION - 1} of the decoder, but the current version"
         ),

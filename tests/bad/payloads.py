@@ -1,4 +1,4 @@
-"""What would run something if it were imported, unpickled or called."""
+"""Payloads that would run if they were imported, unpickled or called."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ class Payload:
 
 
 def first_line(file: str) -> Spoil:
-    """Code that runs when the file is imported."""
+    """Return code that runs when the file is imported."""
 
     def spoil(place: Path) -> None:
         code = place / file
@@ -33,11 +33,11 @@ def first_line(file: str) -> Spoil:
 
 
 def _bytecode(flags: int, source: Path | None = None) -> bytes:
-    """A `.pyc` with the payload. `flags`: 0 names the source's age, 1 an unchecked hash."""
+    """Return a `.pyc` with the payload; `flags` 0 names the source's age, 1 an unchecked hash."""
     state = source and source.stat()
     age = [int(state.st_mtime), state.st_size] if state else [0, 0]
     header = importlib.util.MAGIC_NUMBER + flags.to_bytes(4, "little")
-    header += b"".join(it.to_bytes(4, "little") for it in age)
+    header += b"".join(number.to_bytes(4, "little") for number in age)
     rest = source.read_text() if source else ""  # so that it does what its source does
     return header + marshal.dumps(compile(PAYLOAD + rest, "payload", "exec"))
 

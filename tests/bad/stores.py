@@ -1,4 +1,4 @@
-"""Stores with a registered model, that of a run and another project's, to spoil."""
+"""Stores to spoil, with a registered model, a run's model and another project's model."""
 
 import atexit
 import shutil
@@ -16,10 +16,10 @@ from tests.support.stores import copy_stores, store_in
 
 @dataclass(frozen=True)
 class Stored:
-    """What the stores of a case hold.
+    """Content of the stores of a case.
 
-    `trial`: address of the model of a run; `version`, `foreign`: ids of a registered one, and of
-    another project's, registered as `pneumonia` and `other`; `images`: a data set.
+    `trial`: URI of the model of a run. `version`, `foreign`: ids of a registered model of pneumo
+    and of one of another project, registered as `pneumonia` and `other`. `images`: a data set.
     """
 
     trial: str
@@ -29,7 +29,7 @@ class Stored:
 
 
 class Anothers(mlflow.pyfunc.PythonModel):
-    """Stored as a pickle."""
+    """Model of another project, stored as a pickle."""
 
     def predict(self, context, model_input: list[str]):
         return model_input
@@ -37,7 +37,7 @@ class Anothers(mlflow.pyfunc.PythonModel):
 
 @lru_cache(maxsize=1)
 def _original() -> tuple[Stored, Path]:
-    """Stores that are made once, and their folder."""
+    """Make the stores once, and return their folder."""
     folder = Path(tempfile.mkdtemp(prefix="models"))
     atexit.register(shutil.rmtree, folder)
     images = str(write_images(folder / "images"))
@@ -56,7 +56,7 @@ def _original() -> tuple[Stored, Path]:
 
 
 def stores(folder: Path) -> Stored:
-    """A copy of them as the stores in a folder, which are the current ones."""
+    """Copy the stores into a folder, and make them the current ones."""
     uri = mlflow.get_tracking_uri()
     stored, original = _original()
     mlflow.set_tracking_uri(uri)

@@ -1,4 +1,4 @@
-"""Each input that nobody has checked, given to the command that takes it."""
+"""Each untrusted input, passed to its command."""
 
 import mlflow
 import pytest
@@ -12,7 +12,7 @@ from tests.support.stores import store_in
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """One for all: to make one takes longer than most of the cases."""
+    """Make the stores once for all cases, because that takes longer than most cases."""
     with store_in(tmp_path_factory.mktemp("stores")) as client:
         yield client
 

@@ -1,4 +1,4 @@
-"""What comes with a model runs where MLflow loads it, and never here."""
+"""Code in a model runs if MLflow loads the model, and never in this project."""
 
 from contextlib import suppress
 from pathlib import Path

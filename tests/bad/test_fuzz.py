@@ -1,4 +1,4 @@
-"""Arbitrary values for every flag, arbitrary names and arbitrary files: what must hold for all.
+"""Arbitrary values of every flag, arbitrary names and arbitrary files, with general rules.
 
 PNEUMO_FUZZ multiplies the number of examples.
 """
@@ -57,8 +57,10 @@ def test_a_field_takes_a_value_or_says_why_not(field, value):
 
 
 def flags() -> list[tuple[str, str]]:
-    """Each command with each of its flags."""
-    return [(name, flag) for name, it in COMMANDS.items() for flag in flags_of(it.options)]
+    """Return each command with each of its flags."""
+    return [
+        (name, flag) for name, command in COMMANDS.items() for flag in flags_of(command.options)
+    ]
 
 
 # What each command needs, and none of it there: whatever else is given, there is something to say
@@ -70,7 +72,7 @@ NOWHERE = {
 
 
 def reads_the_disk(flag: str, text: str) -> bool:
-    """Whether the text names what may be there, or asks for another way through the command."""
+    """Return whether a value may name an existing file, or selects another path in the command."""
     paths = flag in ("data", "images") and (
         text.startswith((".", "/", "~")) or text in ("", "sample")
     )
@@ -86,7 +88,11 @@ def test_a_flag_takes_a_value_or_the_command_ends_in_one_line(
     command, flag = of
     assume(not reads_the_disk(flag, value) and (joined or not value.startswith("-")))
     monkeypatch.chdir(tmp_path)
-    needed = [it for it in NOWHERE.get(command, ["--data=nowhere"]) if f"--{flag}=" not in it]
+    needed = [
+        argument
+        for argument in NOWHERE.get(command, ["--data=nowhere"])
+        if f"--{flag}=" not in argument
+    ]
     printed = io.StringIO()
     with redirect_stderr(printed):
         code = main(
@@ -152,16 +158,19 @@ GREY = Image.fromarray(np.arange(24 * 24, dtype=np.uint16).reshape(24, 24).astyp
 FILES = [
     *(file_of(GREY, kind) for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")),
     *(file_of(GREY.convert("RGB"), kind) for kind in ("JPEG", "JPEG2000", "MPO")),
-    *(file_of(GREY, "TIFF", compression=it) for it in ("tiff_lzw", "tiff_deflate", "packbits")),
+    *(
+        file_of(GREY, "TIFF", compression=method)
+        for method in ("tiff_lzw", "tiff_deflate", "packbits")
+    ),
     file_of(GREY.convert("RGBA"), "PNG"),
-    *(it for it in READABLE.values() if len(it) < 20_000),
-    *(it for it, _ in UNREADABLE.values() if len(it) < 20_000),
+    *(content for content in READABLE.values() if len(content) < 20_000),
+    *(content for content, _ in UNREADABLE.values() if len(content) < 20_000),
 ]
 
 
 @st.composite
 def torn(draw) -> bytes:
-    """A file with some bytes changed, cut out or put in, and perhaps cut short."""
+    """Return a file with some bytes changed, removed or added, perhaps truncated."""
     data = bytearray(draw(st.sampled_from(FILES)))
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.integers(0, len(data)))
@@ -179,5 +188,5 @@ def test_bytes_are_pixels_or_say_why_not(capfd, data, resize):
         assert str(pixels)
     else:
         assert (pixels.shape, pixels.dtype) == ((32, 32), np.uint8)
-    assert [str(it.message) for it in caught] == []
+    assert [str(warning.message) for warning in caught] == []
     assert capfd.readouterr() == ("", "")  # a library in C might write there

@@ -1,4 +1,4 @@
-"""Archives of arbitrary names and with arbitrary bytes wrong: what must hold for all.
+"""Archives of arbitrary names or with arbitrary wrong bytes, with general rules.
 
 PNEUMO_FUZZ multiplies the number of examples.
 """
@@ -47,7 +47,7 @@ def zip_of(names: list[str]) -> bytes:
 
 
 def as_file(kind: str, content: bytes) -> bytes:
-    """What is wrong in a tar is wrong within its compression, too."""
+    """Return a compressed tar, so that the errors are inside the compression."""
     return gzip.compress(content, 1, mtime=0) if kind == "tar.gz" else content
 
 
@@ -56,7 +56,7 @@ GOOD = ["train/NORMAL/a.png", "train/PNEUMONIA/b.png", "test/NORMAL/ä.png"]
 
 
 def unpacked(kind: str, content: bytes, folder: Path) -> None:
-    """Files below the folder that they belong to, or one line that says why not."""
+    """Unpack an archive: its files are in its folder, or one line gives the reason."""
     archive = folder / f"xrays.{kind}"
     archive.write_bytes(as_file(kind, content))
     found = result(unpack, archive)
@@ -65,8 +65,8 @@ def unpacked(kind: str, content: bytes, folder: Path) -> None:
         assert str(found).startswith(str(archive))
     else:
         below = list(found.rglob("*"))
-        assert all(it.resolve().is_relative_to(found.resolve()) for it in below)
-        assert not any(it.is_symlink() for it in below)
+        assert all(path.resolve().is_relative_to(found.resolve()) for path in below)
+        assert not any(path.is_symlink() for path in below)
     assert set(folder.iterdir()) <= {archive, folder / "cache"}
     assert not list((folder / "cache").rglob(".*.draft"))
     shutil.rmtree(folder / "cache", ignore_errors=True)  # else each would look through all

@@ -1,4 +1,4 @@
-"""Files of weights that are another's, broken, or made to run something."""
+"""Weights files that are foreign, broken, or made to run code."""
 
 import pickle
 import tempfile
@@ -15,7 +15,7 @@ from tests.support.weights import network, write
 
 @lru_cache(maxsize=1)
 def _weights() -> bytes:
-    """A whole file that fits."""
+    """Make a complete weights file that fits."""
     with tempfile.TemporaryDirectory() as folder:
         with h5py.File(f"{folder}/weights.h5", "w") as file:
             write(network(), file)
@@ -42,7 +42,7 @@ def odd_layers(file: Path) -> None:
 
 
 def from_elsewhere(file: Path) -> None:
-    """Weights that HDF5 would read from another file of the disk."""
+    """Make weights that HDF5 would read from another file of the disk."""
     file.with_name("secret.h5").write_bytes(_weights())
     file.write_bytes(_weights())
     with h5py.File(file, "r+") as stored:

@@ -11,7 +11,7 @@ IMAGES = {"train": 20, "test": 6}
 
 @cache
 def _sample() -> dict[str, bytes]:
-    """The files of a small data set by their paths."""
+    """Return the files of a small data set by their paths."""
     base = make_sample()
     return {
         file.relative_to(base).as_posix(): file.read_bytes()
@@ -22,7 +22,7 @@ def _sample() -> dict[str, bytes]:
 
 
 def xrays(folder: Path) -> Path:
-    """A data set of 52 images in `folder`, and that folder."""
+    """Write a data set of 52 images to `folder`, and return the folder."""
     for path, content in _sample().items():
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -31,10 +31,10 @@ def xrays(folder: Path) -> Path:
 
 
 def first(folder: Path) -> Path:
-    """The first file of a folder."""
+    """Return the first file of a folder."""
     return sorted(folder.iterdir())[0]
 
 
 def prepare(data: Path, *flags: str) -> list[str]:
-    """The arguments of the cheapest command that reads all images."""
+    """Return the arguments of the cheapest command that reads all images."""
     return ["prepare", "--data", str(data), "--image_size", "32", *flags]

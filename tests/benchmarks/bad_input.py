@@ -1,8 +1,8 @@
-"""Inputs that nobody has checked, each given to a command of its own: what becomes of them.
+"""Untrusted inputs, each in a command process of its own, and their results.
 
     python -m tests.benchmarks.bad_input
 
-The same cases as in `tests/bad/`, but as processes, whose time and memory are taken.
+The cases are those of `tests/bad/`, here as processes, with their time and memory.
 """
 
 import argparse
@@ -33,7 +33,7 @@ sys.exit(code)
 
 
 def given(case: Case) -> tuple[str, float, float]:
-    """What a command has done wrong with an input, its seconds and its MiB at most."""
+    """Return a command's errors with an input, its seconds and its maximum MiB."""
     with tempfile.TemporaryDirectory() as name, store_in(Path(name)):
         arguments = case.make(Path(name))
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -51,7 +51,7 @@ def given(case: Case) -> tuple[str, float, float]:
 
 
 def main() -> None:
-    """Prints a line for each input, and how many did as they should."""
+    """Print a line for each input, and the number of correct results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, help="the first ones (default: all)")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The cost model of a study: what each step costs for an image, and the least that a study needs.
+"""Cost model of a study: the cost of each step per image, and the minimum of a study.
 
 As a program it measures the steps on the machine that it runs on, each in memory and on its own.
 """
@@ -30,7 +30,7 @@ IMAGES = {"mobilenet": 2048, "resnet50v2": 96}  # so that each step takes a seco
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds for one image, by the name of the step; of cuts in the order of their depth."""
+    """Seconds for one image, by the name of the step; cuts are in the order of their depth."""
 
     decode: float
     augment: float
@@ -40,7 +40,7 @@ class Costs:
     whole: float  # the whole model's forward pass, for test
 
     def table(self) -> str:
-        """All of them, per 1,000 images."""
+        """Return all of them, per 1,000 images."""
         lines = [f"  decode {1000 * self.decode:.2f}, augmentation {1000 * self.augment:.2f}"]
         for depth, costs in enumerate(zip(self.frozen, self.trained, self.predicted, strict=True)):
             frozen, trained, predicted = (1000 * cost for cost in costs)
@@ -51,7 +51,7 @@ class Costs:
         return "\n".join(lines)
 
     def parts(self, study: Mapping[str, Any]) -> dict[str, float]:
-        """The seconds that a study's trials need at the least, whoever runs them.
+        """Return the minimum seconds that a study's trials need, by part.
 
         Each view is computed once, up to the lowest cut; each epoch trains what is above its cut.
         """
@@ -73,7 +73,7 @@ class Costs:
         }
 
     def _trial(self, trial: Mapping[str, Any], images: Mapping[str, int]) -> float:
-        """One trial's epochs; the first trains the head alone."""
+        """Return the epochs of one trial, of which the first trains the head alone."""
         depths = [0] + [trial["depth"]] * (trial["epochs"] - 1)
         return sum(
             self.trained[depth] * images["train"] + self.predicted[depth] * images["val"]
@@ -81,13 +81,13 @@ class Costs:
         )
 
     def least(self, study: Mapping[str, Any]) -> float:
-        """The sum of the parts: no harness that stores features can be faster."""
+        """Return the sum of the parts: no harness that stores features can be faster."""
         return sum(self.parts(study).values())
 
-    def foretold(self, study: Mapping[str, Any], trials: int) -> float:
-        """The seconds of a study of more trials, with what this one took beyond its parts.
+    def predict_seconds(self, study: Mapping[str, Any], trials: int) -> float:
+        """Predict the seconds of a study of more trials, with the overhead of this one.
 
-        All views of all strengths are computed; what a trial takes is the mean of this study's.
+        All views of all strengths are computed. The time of a trial is the mean of this study.
         """
         parts, count = self.parts(study), len(study["trials"])
         images = study["images"]
@@ -100,10 +100,10 @@ class Costs:
 
 
 def per_image(step: Callable[[], object], images: int) -> float:
-    """Seconds for one image: the best of five runs, the first of which compiles.
+    """Return the seconds for one image: the minimum of five runs; the first one compiles.
 
-    The best, because what else the machine does can only add to it, and the sum of all costs is
-    to be the least that a study can take.
+    The minimum counts because other programs can only add to it, and the sum of all costs must be
+    the least time that a study can take.
     """
     times = []
     for _ in range(5):
@@ -114,14 +114,14 @@ def per_image(step: Callable[[], object], images: int) -> float:
 
 
 def outputs(function: Callable[..., tf.Tensor], *arrays: np.ndarray) -> np.ndarray:
-    """What a compiled function gives for arrays, as `features` computes it."""
+    """Return the output of a compiled function for arrays, as `feature_cache` computes it."""
     return np.concatenate(list(map_batches(lambda *rows: function(*rows).numpy(), *arrays)))
 
 
 def above_the_cut(
     options: argparse.Namespace, images: np.ndarray, depth: int
 ) -> tuple[float, float, float]:
-    """The seconds of the frozen part below a cut, and of training and predicting above it."""
+    """Measure the frozen part below a cut, and training and prediction above it, in seconds."""
     count, labels = len(images), np.resize([0, 1], len(images))
     config = config_of(options).override({"unfreeze_depth": depth})
     model = build_model(config)
@@ -139,7 +139,7 @@ def above_the_cut(
 
 
 def measure(options: argparse.Namespace) -> Costs:
-    """All costs on this machine."""
+    """Measure all costs on this machine."""
     dataset = open_dataset(f"{options.folder}/ours")
     paths = dataset.rows["path"].head(IMAGES[options.backbone])
     files, count = [dataset.base / path for path in paths], len(paths)

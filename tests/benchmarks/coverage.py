@@ -1,4 +1,4 @@
-"""How often 95 % intervals cover the true value, with the methods of today and of before.
+"""Coverage of 95 % intervals of the true value, with the present and the former methods.
 
     python -m tests.benchmarks.coverage
 
@@ -58,7 +58,7 @@ def proportions(
 
 
 def percentiles(hits: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bound as before: percentiles of a bootstrap of patients; arguments as `proportions`."""
+    """Bound with the former method, percentiles of a patient bootstrap, as `proportions`."""
     rng, found = np.random.default_rng(0), []
     for own_hits, own_images in zip(hits, images, strict=True):
         patients = np.count_nonzero(own_images)  # they come first
@@ -69,7 +69,7 @@ def percentiles(hits: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def covers(bounds: tuple[np.ndarray, np.ndarray], value: float) -> np.ndarray:
-    """Return whether each interval holds a value."""
+    """Return whether each interval contains a value."""
     return (bounds[0] <= value) & (value <= bounds[1])
 
 

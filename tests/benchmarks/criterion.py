@@ -1,19 +1,19 @@
-"""Which figure of validation ranks trials as test does, and which threshold carries over.
+"""Which validation metric ranks trials as test does, and which threshold fits test.
 
     python -m tests.benchmarks.criterion --data ARCHIVE --study NAME …
 
-Where the studies were searched, after them. Every trial is held against test, which is counted on
-its model; what the models said is kept in `criterion/`, so that each is asked once. Two tables for
-each study and two for all trials:
+Run it after the studies, in the folder of their stores. Every trial is evaluated on test, which
+counts as a look of its model. The logits are stored in `criterion/`, so each model runs once. There
+are two tables for each study and two for all trials:
 
-- a criterion's rank correlation with AUC on test (Spearman) and the interval of that; the interval
-  of what it is above that of `val_auc`; what the trial that it chooses has less on test than the
-  best; the same on average over studies of 20 of the trials; and what it costs, in passes over
-  validation;
-- of each way to choose a threshold the mean, median and greatest |accuracy on validation −
-  accuracy on test|, and the mean accuracy on test.
+- The first has, for each criterion, the rank correlation with AUC on test (Spearman) with its
+  interval, and the interval of its gain over `val_auc`. It also has the regret: the difference in
+  AUC on test between the best trial and the chosen one, and its average over studies of 20 of the
+  trials. The cost is in passes over validation.
+- The second has, for each method to choose a threshold, the mean, median and greatest |accuracy on
+  validation − accuracy on test|, and the mean accuracy on test.
 
-Intervals are 95 %, of draws with replacement of settings, each with its seeds, and test's patients.
+Intervals are 95 %, by resampling of settings, each with its seeds, and of test's patients.
 """
 
 import argparse
@@ -44,12 +44,12 @@ STUDY = 20  # trials
 
 
 def partial_auc(labels: np.ndarray, logits: np.ndarray) -> float:
-    """The area where at least 95 % of the sick are found."""
+    """Return the partial AUC in which at least 95 % of the positive images are found."""
     return roc_auc_score(1 - labels, -logits, max_fpr=0.05)
 
 
 def criteria(trial: Trial, rows: pd.DataFrame) -> dict[str, tuple[float, int]]:
-    """Of one trial: the more the better, and the passes over validation that it costs."""
+    """Return the criteria of one trial, greater is better, with their passes over validation."""
     labels, clean = rows["label"].to_numpy(), trial.logits[CLEAN]
     divisor = fit_temperature(labels, clean)
     versions = {name: trial.logits[name] for name in VERSIONS}
@@ -67,8 +67,8 @@ def criteria(trial: Trial, rows: pd.DataFrame) -> dict[str, tuple[float, int]]:
     def pooled(score: Callable[[np.ndarray, np.ndarray], float]) -> float:
         return score(np.tile(labels, len(every)), np.concatenate(every))
 
-    aucs, fits = [auc(it) for it in every], [fit(it / divisor) for it in every]
-    apart = [value for it in versions.values() for value in one_class(it)]
+    aucs, fits = [auc(logits) for logits in every], [fit(logits / divisor) for logits in every]
+    apart = [value for version in versions.values() for value in one_class(version)]
     return {
         "val_auc": (aucs[0], 1),
         "AUC, all versions in turn": (auc(in_turn(trial)), 1),
@@ -78,9 +78,11 @@ def criteria(trial: Trial, rows: pd.DataFrame) -> dict[str, tuple[float, int]]:
         "AUC, smoother half of the normal": (_half(trial, labels, 0), 1),
         "AUC, sharper half of the sick": (_half(trial, labels, 1), 1),
         "AUC, worse of two series of normal": (min(_series(rows, clean)), 1),
-        **{f"AUC, {name}": (auc(it), 1) for name, it in versions.items()},
-        **{f"log loss, {name}": (fit(it / divisor), 1) for name, it in versions.items()},
-        **{f"AUC, one class {name}": (min(one_class(it)), 2) for name, it in versions.items()},
+        **{f"AUC, {name}": (auc(value), 1) for name, value in versions.items()},
+        **{f"log loss, {name}": (fit(value / divisor), 1) for name, value in versions.items()},
+        **{
+            f"AUC, one class {name}": (min(one_class(value)), 2) for name, value in versions.items()
+        },
         "AUC, mean of all versions": (np.mean(aucs), len(every)),
         "AUC, worst of all versions": (min(aucs), len(every)),
         "AUC, all versions pooled": (pooled(roc_auc_score), len(every)),
@@ -93,7 +95,7 @@ def criteria(trial: Trial, rows: pd.DataFrame) -> dict[str, tuple[float, int]]:
 
 
 def _half(trial: Trial, labels: np.ndarray, label: int) -> float:
-    """AUC with the half of a class that looks the most like the other one."""
+    """Return the AUC with the half of a class that is most similar to the other class."""
     among = labels == label
     sharp = trial.sharpness > np.median(trial.sharpness[among])
     chosen = ~among | (sharp == bool(label))
@@ -101,7 +103,7 @@ def _half(trial: Trial, labels: np.ndarray, label: int) -> float:
 
 
 def _series(rows: pd.DataFrame, logits: np.ndarray) -> Iterator[float]:
-    """AUC with the normal images of each of the two kinds in their names."""
+    """Return the AUC with the normal images of each of the two kinds in their names."""
     labels, normal2 = rows["label"], rows["patient"].str.startswith("NORMAL2")
     for series in (normal2, ~normal2):
         chosen = (labels == 1) | series
@@ -109,33 +111,33 @@ def _series(rows: pd.DataFrame, logits: np.ndarray) -> Iterator[float]:
 
 
 def of_seeds(trials: list[Trial], table: pd.DataFrame) -> pd.DataFrame:
-    """What needs trials of the same setting with other seeds; without them it is unknown."""
-    settings = pd.Series([it.setting for it in trials])
+    """Return criteria that need trials of the same setting with other seeds, or NaN."""
+    settings = pd.Series([trial.setting for trial in trials])
     several = settings.groupby(settings).transform("size") > 1
     agreement = [
         np.mean(
             [
-                spearmanr(it.logits[CLEAN], other.logits[CLEAN]).statistic
+                spearmanr(trial.logits[CLEAN], other.logits[CLEAN]).statistic
                 for other in trials
-                if other is not it and other.setting == it.setting
+                if other is not trial and other.setting == trial.setting
             ]
         )
         if known
         else np.nan
-        for it, known in zip(trials, several, strict=True)
+        for trial, known in zip(trials, several, strict=True)
     ]
     mean = table["val_auc"].groupby(settings).transform("mean").where(several)
     return pd.DataFrame({"agreement of seeds": agreement, "val_auc, mean of seeds": mean})
 
 
 def correlation(values: np.ndarray, truth: np.ndarray) -> float:
-    """Spearman's, over the trials whose values are known."""
+    """Return Spearman's correlation over the trials with known values."""
     known = np.isfinite(values)
     return np.corrcoef(rankdata(values[known]), rankdata(truth[known]))[0, 1]
 
 
 def draws(settings: np.ndarray) -> Iterator[np.ndarray]:
-    """Places of trials: settings drawn with replacement, each with its seeds."""
+    """Return positions of trials: settings drawn with replacement, each with its seeds."""
     rng, names = np.random.default_rng(0), np.unique(settings)
     places = {name: np.flatnonzero(settings == name) for name in names}
     for _ in range(DRAWS):
@@ -143,21 +145,21 @@ def draws(settings: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def regret(values: np.ndarray, truth: np.ndarray) -> float:
-    """What the trial that is chosen has less than the best one."""
+    """Return the difference between the best trial and the chosen one."""
     return truth.max() - truth[np.argmax(np.where(np.isfinite(values), values, -np.inf))]
 
 
 def regret_of_studies(values: np.ndarray, truth: np.ndarray) -> float:
-    """The same on average over studies of some of the trials."""
+    """Return the mean regret over studies of some of the trials."""
     rng, size = np.random.default_rng(0), min(STUDY, len(values))
     chosen = [rng.choice(len(values), size, replace=False) for _ in range(DRAWS)]
-    return float(np.mean([regret(values[it], truth[it]) for it in chosen]))
+    return float(np.mean([regret(values[index], truth[index]) for index in chosen]))
 
 
 def ranking(
     table: pd.DataFrame, costs: dict[str, int], settings: np.ndarray, truth: np.ndarray
 ) -> pd.DataFrame:
-    """How each criterion, a column of `table`, ranks.
+    """Return how each criterion, a column of `table`, ranks the trials.
 
     `truth`: AUC on test, shape (trials, 1 + draws), of all patients and in each draw of them.
     """
@@ -166,7 +168,9 @@ def ranking(
 
     def of_draws(name: str) -> np.ndarray:
         values = table[name].to_numpy()
-        return np.array([correlation(values[it], truth[it, draw]) for draw, it in drawn])
+        return np.array(
+            [correlation(values[indices], truth[indices, draw]) for draw, indices in drawn]
+        )
 
     plain = of_draws("val_auc")
     for name in table:
@@ -192,7 +196,7 @@ def greatest_accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def equal_rates(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Where sensitivity and specificity are the nearest."""
+    """Return the threshold at which sensitivity and specificity are closest."""
     order = np.argsort(-probabilities)
     found = np.cumsum(labels[order]) / labels.sum()
     spared = 1 - np.cumsum(1 - labels[order]) / (1 - labels).sum()
@@ -209,12 +213,12 @@ def of_patient_samples(rows: pd.DataFrame, probabilities: np.ndarray) -> float:
 
 
 def thresholds(trial: Trial, rows: pd.DataFrame, divisor: float) -> dict[str, float]:
-    """By each way to choose one."""
+    """Return the threshold of each method."""
     labels = rows["label"].to_numpy()
     clean, changed = expit(trial.logits[CLEAN] / divisor), expit(in_turn(trial) / divisor)
     versions = [clean, *(expit(trial.logits[name] / divisor) for name in VERSIONS)]
     many, pooled = np.tile(labels, len(versions)), np.concatenate(versions)
-    each = [youden_threshold(labels, it) for it in versions]
+    each = [youden_threshold(labels, version) for version in versions]
     return {
         "Youden": each[0],
         "Youden, versions in turn": youden_threshold(labels, changed),
@@ -236,14 +240,14 @@ def thresholds(trial: Trial, rows: pd.DataFrame, divisor: float) -> dict[str, fl
 
 
 def carried_over(trials: list[Trial], val: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
-    """How far accuracy on test is from that on validation, for each way to choose a threshold."""
+    """Return the differences of accuracy between validation and test for each method."""
     accuracies: dict[str, list[tuple[float, float]]] = {}
     for trial in trials:
         divisor = fit_temperature(val["label"].to_numpy(), trial.logits[CLEAN])
         for name, threshold in thresholds(trial, val, divisor).items():
             both = [
-                float(((expit(trial.logits[it] / divisor) >= threshold) == rows["label"]).mean())
-                for it, rows in ((CLEAN, val), (TEST, test))
+                float(((expit(trial.logits[key] / divisor) >= threshold) == rows["label"]).mean())
+                for key, rows in ((CLEAN, val), (TEST, test))
             ]
             accuracies.setdefault(name, []).append(tuple(both))
     found = []
@@ -256,15 +260,15 @@ def carried_over(trials: list[Trial], val: pd.DataFrame, test: pd.DataFrame) -> 
 
 
 def report(trials: list[Trial], val: pd.DataFrame, test: pd.DataFrame) -> None:
-    """Prints both tables."""
+    """Print both tables."""
     drawn = np.vstack([np.ones(len(test), int), bootstrap.resample_patients(test, DRAWS)])
-    rows = (test.assign(probability=it.logits[TEST]) for it in trials)
-    truth = np.stack([bootstrap.bootstrap_auc(it, drawn) for it in rows])
-    found = [criteria(it, val) for it in trials]
-    table = pd.DataFrame([{name: value for name, (value, _) in it.items()} for it in found])
+    rows = (test.assign(probability=trial.logits[TEST]) for trial in trials)
+    truth = np.stack([bootstrap.bootstrap_auc(predictions, drawn) for predictions in rows])
+    found = [criteria(trial, val) for trial in trials]
+    table = pd.DataFrame([{name: value for name, (value, _) in row.items()} for row in found])
     table = table.join(of_seeds(trials, table))
     costs = {name: cost for name, (_, cost) in found[0].items()}
-    settings = np.array([it.setting for it in trials])
+    settings = np.array([trial.setting for trial in trials])
     whole = truth[:, 0]
     print(f"\n{len(trials)} trials, AUC on test {whole.min():.3f} to {whole.max():.3f}")
     print(ranking(table, costs, settings, truth).to_string(index=False))
@@ -272,7 +276,7 @@ def report(trials: list[Trial], val: pd.DataFrame, test: pd.DataFrame) -> None:
 
 
 def main() -> None:
-    """Prints the tables of each study, and of all."""
+    """Print the tables of each study, and of all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--study", required=True, nargs="+")
@@ -288,7 +292,9 @@ def main() -> None:
         with runs.command_run("criterion", name, {}):
             trials = trials_of(study, dataset)
         good = [
-            it for it in trials if roc_auc_score(val["label"], it.logits[CLEAN]) >= options.above
+            trial
+            for trial in trials
+            if roc_auc_score(val["label"], trial.logits[CLEAN]) >= options.above
         ]
         print(f"\n{name}")
         report(good, val, test)

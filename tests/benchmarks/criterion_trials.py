@@ -1,4 +1,4 @@
-"""What the models of a study's trials say of validation and test, each asked once."""
+"""Logits of validation and test of the models of a study's trials, computed once each."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ OPPOSED = {version_name(it): it for it in versions(NUISANCES) if it}
 
 @dataclass(frozen=True)
 class Trial:
-    """What a model says: float64 logits of test and of each version of validation.
+    """Output of a model: float64 logits of test and of each version of validation.
 
     `setting`: its suggestions, which trials with other seeds share; `sharpness` of the images.
     """
@@ -42,7 +42,7 @@ class Trial:
 
 
 def trials_of(study: optuna.Study, dataset: Dataset) -> list[Trial]:
-    """All complete ones."""
+    """Return all complete trials."""
     KEPT.mkdir(exist_ok=True)
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     shown = track(complete, len(complete), f"Asking the models of {study.study_name}")
@@ -79,7 +79,7 @@ def _logits(network: keras.Model, val: Split, test: Split) -> dict[str, np.ndarr
 
 
 def in_turn(trial: Trial) -> np.ndarray:
-    """As `perturb.perturb_split` changes the images: each in one version, which take turns."""
+    """Perturb images as `perturb.perturb_split` does: each in one version, in turn."""
     table = np.stack([trial.logits[version] for version in VERSIONS])
     places = np.arange(table.shape[1])
     return table[places % len(table), places]

@@ -1,11 +1,11 @@
-"""What is left of a study when something fails: one fault at a time, for real.
+"""What remains of a study after a failure: one real fault at a time.
 
     python -m tests.benchmarks.faults [FAULT …]
 
-Each fault strikes a study of 12 short trials with two workers, whose stores are a PostgreSQL and an
-MLflow server on another one. Optuna's store is SQLite for the faults of `ON_SQLITE`. Whatever
-became of the study, the same command is given again; then all of it is read back. The full disk,
-the new host name and the new container need root.
+Each fault occurs in a study of 12 short trials with two workers. Its stores are a PostgreSQL and an
+MLflow server on another one. Optuna's store is SQLite for the faults of `ON_SQLITE`. The same
+command is then repeated, and the whole study is read back. The full disk, the new host name and the
+new container need root.
 """
 
 import argparse
@@ -80,7 +80,7 @@ STARTED_BY = {
 
 @dataclass(frozen=True)
 class Night:
-    """A study that something happens to."""
+    """A study in which a fault occurs."""
 
     name: str
     folder: Path
@@ -90,10 +90,10 @@ class Night:
     enough: int
 
     def start(self, attempt: int = 0) -> subprocess.Popen:
-        """Start the command; `attempt` counts how often it has been given before."""
+        """Start the command; `attempt` is the number of earlier starts."""
         flags = {"experiment": "troubled", "trials": self.enough}
         flags |= {"workers": 2, "trial_timeout": 100}
-        words = [word for name, it in flags.items() for word in (f"--{name}", str(it))]
+        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
         command = [sys.executable, "-m", "pneumo", "tune", "--study", self.name, *words]
         command = [*STARTED_BY.get(self.fault, [(), ()])[attempt], *command]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -103,29 +103,29 @@ class Night:
         )
 
     def end(self, command: subprocess.Popen) -> str:
-        """What it has said, when it has ended, and those who leave after it."""
+        """Return the output after the command and its processes have ended."""
         output, _ = command.communicate(timeout=600)
         with suppress(AssertionError):
             until(lambda: not self.processes())
         return output
 
     def at_work(self) -> None:
-        """Waits until two trials are in their middle, and some are done."""
+        """Wait until two trials are halfway, and some are done."""
         until(lambda: len(at_work(MlflowClient(), 2)) == 2 and counted(self.trials()) > 1)
 
     def trials(self) -> list[FrozenTrial]:
-        """Those in Optuna's store, of a study that may not be there yet."""
+        """Return the trials in Optuna's store; the study may not exist yet."""
         with suppress(KeyError):
             storage = os.environ["PNEUMO_STORAGE"]
             return optuna.load_study(study_name=self.name, storage=storage).trials
         return []
 
     def complete(self) -> set[int]:
-        """The numbers of the trials that are complete."""
+        """Return the numbers of the complete trials."""
         return {trial.number for trial in self.trials() if trial.state.name == "COMPLETE"}
 
     def processes(self) -> list[int]:
-        """Those that the command has started and that live."""
+        """Return the living processes that the command has started."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -136,25 +136,25 @@ class Night:
 
 
 def kill_worker(night: Night, driver: subprocess.Popen) -> None:
-    """`kill -9` of a worker in the middle of a trial."""
+    """Kill a worker with `kill -9` in the middle of a trial."""
     night.at_work()
     os.kill(processes(driver.pid)[0], signal.SIGKILL)
 
 
 def kill_driver(night: Night, driver: subprocess.Popen) -> None:
-    """`kill -9` of the driver."""
+    """Kill the driver with `kill -9`."""
     night.at_work()
     driver.kill()
 
 
 def kill_all(night: Night, driver: subprocess.Popen) -> None:
-    """`kill -9` of the driver and its workers at once, as when the power fails."""
+    """Kill the driver and its workers at once with `kill -9`, as a power failure does."""
     night.at_work()
     os.killpg(driver.pid, signal.SIGKILL)
 
 
 def lose_store(night: Night, driver: subprocess.Popen) -> None:
-    """Loss of Optuna's store, which comes back after the command has refused to go on."""
+    """Remove Optuna's store, and restore it after the command has refused to continue."""
     night.at_work()
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
@@ -166,7 +166,7 @@ def lose_store(night: Night, driver: subprocess.Popen) -> None:
 
 
 def kill_mlflow(night: Night, driver: subprocess.Popen) -> None:
-    """`kill -9` of MLflow's server, which comes back after 20 s."""
+    """Kill MLflow's server with `kill -9`, and restart it after 20 s."""
     night.at_work()
     night.server.kill()
     time.sleep(20)
@@ -174,7 +174,7 @@ def kill_mlflow(night: Night, driver: subprocess.Popen) -> None:
 
 
 def kill_postgresql(night: Night, driver: subprocess.Popen) -> None:
-    """`kill -9` of both PostgreSQL, which come back after 10 s."""
+    """Kill both PostgreSQL servers with `kill -9`, and restart them after 10 s."""
     night.at_work()
     for database in night.databases:
         database.kill()
@@ -184,13 +184,13 @@ def kill_postgresql(night: Night, driver: subprocess.Popen) -> None:
 
 
 def terminate(night: Night, driver: subprocess.Popen) -> None:
-    """SIGTERM to the driver."""
+    """Send SIGTERM to the driver."""
     night.at_work()
     driver.terminate()
 
 
 def nothing(night: Night, driver: subprocess.Popen) -> None:
-    """What goes wrong does so by itself."""
+    """Do nothing: the fault occurs by itself."""
 
 
 FAULTS: dict[str, Callable[[Night, subprocess.Popen], None]] = {
@@ -212,7 +212,7 @@ FAULTS: dict[str, Callable[[Night, subprocess.Popen], None]] = {
 
 @contextmanager
 def place(fault: str) -> Iterator[Path]:
-    """A project with the troubled experiment, where the cache's disk may be full."""
+    """Make a project with the faulty experiment, where the cache's disk may be full."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as after:
         folder, disk = Path(name), Path(name) / "disk"
         lay_out_project(folder, "troubled", TROUBLED)
@@ -226,7 +226,7 @@ def place(fault: str) -> Iterator[Path]:
 
 
 def lost(night: Night, complete: set[int]) -> list[str]:
-    """What is not as it must be; `complete`: the trials that were, before the same command."""
+    """Return what is incorrect; `complete`: the complete trials before the same command."""
     problems = []
     try:
         require_whole(MlflowClient(), night.name)
@@ -249,13 +249,13 @@ def ends(night: Night) -> tuple[int, int]:
 
 
 def studies(night: Night) -> list[str]:
-    """Return the runs of the studies of that name, of which there must be one."""
+    """Return the runs of the studies of that name, of which exactly one must exist."""
     filters = f"tags.`pneumo.kind` = 'study' and tags.`pneumo.study` = '{night.name}'"
     return [run.info.run_id for run in MlflowClient().search_runs(["0"], filters)]
 
 
 def strike(fault: str, enough: int, databases: list[Server], server: Server) -> list[str]:
-    """One fault, the same command again, and a line about it; returns what is lost."""
+    """Apply one fault, repeat the command, print a line, and return what is lost."""
     with pytest.MonkeyPatch.context() as patch, place(fault) as folder:
         if fault in ON_SQLITE:
             patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")
@@ -286,7 +286,7 @@ def strike(fault: str, enough: int, databases: list[Server], server: Server) -> 
 
 
 def main() -> None:
-    """Prints a line for each fault, and the sum."""
+    """Print a line for each fault, and the sum."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("faults", nargs="*", choices=[[], *FAULTS], help="all by default")
     parser.add_argument("--trials", type=int, default=12, help="of each study, 5 at least")
@@ -301,7 +301,7 @@ def main() -> None:
         os.environ["MLFLOW_TRACKING_URI"] = server.address
         mlflow.set_tracking_uri(server.address)
         losses = [strike(fault, options.trials, databases, server) for fault in faults]
-    survived = sum(not it for it in losses)
+    survived = sum(not lost for lost in losses)
     items = sum(map(len, losses))
     print(f"{len(losses)} faults tried, {survived} survived, {items} items lost")
     sys.exit(survived < len(losses))

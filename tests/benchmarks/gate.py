@@ -1,4 +1,4 @@
-"""How often the gate of `promote` refuses a model that is as good as the champions before it.
+"""How often the gate of `promote` rejects a model that is as good as earlier champions.
 
     python -m tests.benchmarks.gate [--decisions 300]
 
@@ -65,7 +65,7 @@ def spread_of(auc: float) -> float:
 
 
 def equals(count: int, rng: np.random.Generator) -> list[EvaluatedModel]:
-    """Return equally good models, each at a threshold that it has from other images."""
+    """Return equally good models, each with a threshold from other images."""
     spread = spread_of(AUC)
     common, *own = spread * rng.normal(size=(count + 1, SICK + NORMAL))
     labels = np.repeat([1, 0], VALIDATION)
@@ -79,7 +79,7 @@ def equals(count: int, rng: np.random.Generator) -> list[EvaluatedModel]:
 
 
 def drifting(seed: int = 0) -> list[EvaluatedModel]:
-    """Return fifteen models, each of them the one before with some noise more."""
+    """Return fifteen models, each with some noise more than the one before."""
     rng = np.random.default_rng(seed)
     spreads = spread_of(DRIFT)
     steps = np.sqrt(np.diff(spreads**2, prepend=0))
@@ -91,14 +91,14 @@ def drifting(seed: int = 0) -> list[EvaluatedModel]:
 def decide(
     champions: list[EvaluatedModel], candidate: EvaluatedModel, margins: Margins
 ) -> Decision:
-    """Return the decision on a candidate after all champions so far, of whom the last one is it."""
+    """Return the decision on a candidate after all champions so far, the last one current."""
     numbers = dict(enumerate(champions, 1))
     references = choose_references(numbers, len(champions) + 1, len(champions))
     return gate(candidate, references, synthetic_images=False, margins=margins)
 
 
 def shares_of_equals(champions: int, decisions: int, seed: int = 0) -> dict[float, float]:
-    """Return the share of equally good candidates that pass, by the margin of sensitivity."""
+    """Return the fraction of equally good candidates that pass, by the sensitivity margin."""
     rng = np.random.default_rng(seed)
     passed = dict.fromkeys(SENSITIVITY_MARGINS, 0)
     for _ in range(decisions):
@@ -113,7 +113,7 @@ def shares_of_equals(champions: int, decisions: int, seed: int = 0) -> dict[floa
 
 
 def main() -> None:
-    """Print the shares."""
+    """Print the fractions."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--decisions", type=int, default=300)
     options = parser.parse_args()

@@ -1,12 +1,12 @@
-"""How fast large JPEGs become pixels, and how soon a second start begins to fit.
+"""How fast large JPEGs are decoded, and how soon a second start begins to fit.
 
     python -m tests.benchmarks.ingest --data ARCHIVE
 
-1,000 JPEGs of 1,300 × 1,000, enlarged from the data's own training images, into the pixel cache,
-hashed and indexed; one pass of Keras' `image_dataset_from_directory` over the same files, in grey,
-as pneumo reads them, and in colour, its default; and as the ceiling the JPEG decoder alone at an
-eighth of the size, which still has to read every bit of a file. Each is the median of three runs
-that take turns.
+1,000 JPEGs of 1,300 × 1,000, enlarged from the data's own training images, are hashed, indexed and
+decoded into the pixel cache. For comparison, Keras' `image_dataset_from_directory` makes one pass
+over the same files, in gray, as pneumo reads them, and in color, its default. The upper limit is
+the JPEG decoder alone at an eighth of the size, which still has to read every bit of a file. Each
+result is the median of three alternating runs.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SMOKE = "--data sample --images 20"
 
 
 def enlarge(dataset: Dataset, folder: Path, count: int) -> None:
-    """Write `count` files that are to be read, half of them of each class."""
+    """Write `count` files to read, half of them of each class."""
     rows = dataset.rows[dataset.rows["split"] != "test"]
     chosen = rows.groupby("label").head(count // len(CLASSES))
 
@@ -46,7 +46,7 @@ def enlarge(dataset: Dataset, folder: Path, count: int) -> None:
 
 
 def ours(folder: Path) -> float:
-    """Seconds from the folder to the pixels, with an empty cache."""
+    """Return the seconds from the folder to the pixels, with an empty cache."""
     with tempfile.TemporaryDirectory() as cache:
         os.environ["PNEUMO_CACHE"] = cache
         began = time.perf_counter()
@@ -55,7 +55,7 @@ def ours(folder: Path) -> float:
 
 
 def peer(folder: Path, color_mode: str) -> float:
-    """Seconds of one pass."""
+    """Return the seconds of one pass."""
     began = time.perf_counter()
     batches = keras.utils.image_dataset_from_directory(
         folder / "train", image_size=(SIZE, SIZE), color_mode=color_mode, verbose=False
@@ -66,7 +66,7 @@ def peer(folder: Path, color_mode: str) -> float:
 
 
 def decoder(folder: Path) -> float:
-    """Seconds to the smallest images that the JPEG decoder makes."""
+    """Return the seconds to decode the smallest images that the JPEG decoder makes."""
 
     def read(file: Path) -> None:
         with Image.open(file) as image:
@@ -81,11 +81,11 @@ def decoder(folder: Path) -> float:
 
 
 class Started(Exception):
-    """The fit has begun."""
+    """Exception that shows that the fit has begun."""
 
 
 def start(folder: Path, experiment: str, *fields: str) -> float:
-    """Seconds from the command to the start of its fit, everything being imported."""
+    """Return the seconds from the command to the start of its fit, without imports."""
     began = time.perf_counter()
 
     def fit(*_: object, **__: object) -> None:
@@ -102,7 +102,7 @@ def start(folder: Path, experiment: str, *fields: str) -> float:
 
 
 def main() -> None:
-    """Prints the figures."""
+    """Print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--images", type=int, default=1000)

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.memory --data ARCHIVE --weights FILE --trials 20 --epochs 2
 
-The study of `study`, on all images; prints the anonymous memory of its process after each trial
-(memory-mapped files are no part of it).
+It runs the study of `study` on all images, and prints the anonymous memory of its process after
+each trial (without memory-mapped files).
 """
 
 import tempfile
@@ -17,7 +17,7 @@ SMOKE = "--data sample --images 60 --size 32 --epochs 1 --trials 1 --weights non
 
 
 def main() -> None:
-    """Prints the figures."""
+    """Print the results."""
     options = arguments().parse_args()
     with tempfile.TemporaryDirectory() as folder:
         options.folder = folder

@@ -1,4 +1,4 @@
-"""The study of `study` as pneumo runs it: in Optuna, MLflow and the registry, test at its end."""
+"""The study of `study` run by pneumo, with Optuna, MLflow and the registry, test at its end."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from tests.support.memory import anonymous_memory
 
 
 def suggest(trial: optuna.Trial, base: RunConfig) -> RunConfig:
-    """The five dimensions."""
+    """Suggest the five hyperparameters."""
     widths = [
         trial.suggest_int(f"dense_widths_{position + 1}", low, high, step=step)
         for position, (low, high, step) in enumerate(WIDTHS)
@@ -48,7 +48,7 @@ def suggest(trial: optuna.Trial, base: RunConfig) -> RunConfig:
 
 
 def search() -> dict[str, Any]:
-    """One study and its figures."""
+    """Run one study, and return its results."""
     began = time.time()
     options = arguments().parse_args()
     base = config_of(options)
@@ -70,14 +70,14 @@ def search() -> dict[str, Any]:
         mlflow.create_experiment("benchmark", f"{folder}/artifacts")
         mlflow.set_experiment("benchmark")
         os.environ["PNEUMO_STORAGE"] = f"sqlite:///{folder}/optuna.db"
-        plan = spec.StudySpec(
+        study_spec = spec.StudySpec(
             Experiment("benchmark", base, suggest),
             open_dataset(str(Path(options.folder) / "ours"), required_splits=("train", "test")),
             fixed={},
         )
-        outcome = tune_and_register(plan, trials=options.trials, model_name="benchmark")
+        result = tune_and_register(study_spec, trials=options.trials, model_name="benchmark")
     ended = time.time()
-    images = plan.dataset.decode(base.image_size, base.max_unreadable)
+    images = study_spec.dataset.decode(base.image_size, base.max_unreadable)
     counts = images.counts().groupby("split")["images"].sum()
     trials = [
         {
@@ -85,14 +85,14 @@ def search() -> dict[str, Any]:
             "strength": trial.params["augment_strength"],
             "epochs": len(trial.intermediate_values),
         }
-        for trial in outcome.study.get_trials()
+        for trial in result.study.get_trials()
     ]
-    starts = [it.datetime_start.timestamp() for it in outcome.study.get_trials()]
-    ends = [it.datetime_complete.timestamp() for it in outcome.study.get_trials()]
+    starts = [trial.datetime_start.timestamp() for trial in result.study.get_trials()]
+    ends = [trial.datetime_complete.timestamp() for trial in result.study.get_trials()]
     in_trials = sum(ends) - sum(starts)
     return {
-        "val_auc": outcome.study.best_value,
-        "test_auc": outcome.test_metrics["auc"],
+        "val_auc": result.study.best_value,
+        "test_auc": result.test_metrics["auc"],
         "trials": trials,
         "images": {split: int(count) for split, count in counts.items()},
         "memory": memory,

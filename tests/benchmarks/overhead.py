@@ -1,11 +1,12 @@
-"""What the harness adds to each trial, over a bare Keras loop that does the same fit.
+"""Overhead of the harness for each trial, compared with a bare Keras loop of the same fit.
 
     python -m tests.benchmarks.overhead
 
-The same fit of the small CNN on the synthetic sample in four ways: bare, with as many steps per
-call as pneumo's fit has; bare, as a notebook has it, with one; as a study's trials; and bare with
-`mlflow.keras.autolog`. The bare ones take turns, half of them before the study and half after it.
-Then a study of 500 trials whose fit is a stub, to see whether the harness slows down.
+The same fit of the small CNN on the synthetic sample runs in four ways: in a bare loop with as many
+steps per call as pneumo's fit; in a bare loop with one step per call, as in a notebook; as trials
+of a study; and in a bare loop with `mlflow.keras.autolog`. The bare loops alternate, half of them
+before the study and half after it. Then a study of 500 trials with a stub for the fit shows whether
+the harness slows down.
 """
 
 import argparse
@@ -60,13 +61,13 @@ def bare(images: DecodedDataset, steps_per_execution: int = 1) -> None:
 
 
 def with_autolog(images: DecodedDataset) -> None:
-    """The same under MLflow's own autologging."""
+    """Fit the same model under MLflow's autologging."""
     with mlflow.start_run():
         bare(images)
 
 
 def in_turn(sides: Sequence[Callable[[], Any]], count: int) -> list[list[float]]:
-    """Call all sides one after the other, `count` times; return each one's seconds."""
+    """Call all functions in turn, `count` times; return the seconds of each."""
     taken = [[] for _ in sides]
     for _ in range(count):
         for side, seconds in zip(sides, taken, strict=True):
@@ -77,18 +78,18 @@ def in_turn(sides: Sequence[Callable[[], Any]], count: int) -> list[list[float]]
 
 
 def of_a_study(count: int) -> list[float]:
-    """Seconds from each trial's start to the next one's, in a study of `count`."""
+    """Return the seconds from each trial's start to the next one's, in a study of `count`."""
     experiment = Experiment("overhead", CONFIG, lambda trial, base: base)
-    plan = spec.StudySpec(experiment, open_dataset("sample"), {})
-    outcome = tune_and_register(
-        plan, trials=count + 1, model_name="overhead", name=f"{count} trials"
+    study_spec = spec.StudySpec(experiment, open_dataset("sample"), {})
+    result = tune_and_register(
+        study_spec, trials=count + 1, model_name="overhead", name=f"{count} trials"
     )
-    starts = [it.datetime_start.timestamp() for it in outcome.study.get_trials(deepcopy=False)]
+    starts = [trial.datetime_start.timestamp() for trial in result.study.get_trials(deepcopy=False)]
     return list(np.diff(starts))
 
 
 def main() -> None:
-    """Prints the figures."""
+    """Print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=15, help="of the real fits")
     parser.add_argument("--stubs", type=int, default=500, help="trials with a stub fit")

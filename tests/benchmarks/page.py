@@ -1,4 +1,4 @@
-"""What the page of a study costs, by the number of its trials.
+"""Cost of the page of a study, by the number of its trials.
 
     python -m tests.benchmarks.page
 
@@ -28,7 +28,7 @@ SMOKE = "--trials 4"
 
 
 def add(study: optuna.Study, count: int) -> None:
-    """Trials with values of their own, every third of them pruned."""
+    """Add trials with values of their own, every third of them pruned."""
     rng, like = np.random.default_rng(count), study.best_trial
     for _ in range(count):
         curve = np.sort(rng.uniform(0.8, 1, EPOCHS))
@@ -45,7 +45,7 @@ def add(study: optuna.Study, count: int) -> None:
 
 
 def main() -> None:
-    """Prints a line for each number of trials."""
+    """Print a line for each number of trials."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000])
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The peer of `study`: KerasTuner's BayesianOptimization, written as its guides show.
+"""The peer of `study`: KerasTuner's BayesianOptimization, written as in its guides.
 
 `image_dataset_from_directory`, augmentation and rescaling as layers of the model, frozen layers by
 `trainable=False`, the backbone called with `training=False`.
@@ -20,7 +20,7 @@ options = arguments().parse_args()
 
 
 def build_model(hp: keras_tuner.HyperParameters) -> keras.Model:
-    """A compiled model for one choice of the five dimensions."""
+    """Build a compiled model for one choice of the five hyperparameters."""
     facts = BACKBONES[options.backbone]
     strength = hp.Float("augment_strength", *STRENGTH[:2], step=STRENGTH[2])
     inputs = keras.Input((options.size, options.size, 3))
@@ -47,7 +47,7 @@ def build_model(hp: keras_tuner.HyperParameters) -> keras.Model:
 
 
 def unfreeze(base: keras.Model, depth: int) -> None:
-    """Freezes all but the `depth` topmost blocks, which end where pneumo's end."""
+    """Freeze all but the `depth` topmost blocks, which end where pneumo's end."""
     from pneumo.training.network import blocks
 
     base.trainable = True
@@ -58,7 +58,7 @@ def unfreeze(base: keras.Model, depth: int) -> None:
 
 
 def images(split: str, shuffle: bool = False) -> tf.data.Dataset:
-    """The batches of a split."""
+    """Return the batches of a split."""
     return keras.utils.image_dataset_from_directory(
         Path(options.folder) / "peer" / split,
         label_mode="binary",

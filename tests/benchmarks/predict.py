@@ -1,12 +1,12 @@
-"""How fast `predict` scores large JPEGs, beside Keras' own way, and how soon a server answers.
+"""How fast `predict` scores large JPEGs, compared with Keras, and how fast a server answers.
 
     python -m tests.benchmarks.predict --data ARCHIVE
 
-1,000 JPEGs of 1,300 × 1,000, enlarged from the data's own training images, through one model:
-by `predict` to its CSV, and by `image_dataset_from_directory` with `keras.Model.predict`, in grey,
-as pneumo reads them, and in colour, its default. Each is the median of three runs that take
-turns. Then `predict` on 10 and on 10,000 files, for the memory that each takes, and requests of one
-image to `mlflow models serve`, by 1 and by 8 clients.
+One model predicts 1,000 JPEGs of 1,300 × 1,000, enlarged from the data's own training images: by
+`predict` to its CSV, and by `image_dataset_from_directory` with `keras.Model.predict`, in gray, as
+pneumo reads them, and in color, its default. Each result is the median of three alternating runs.
+Then `predict` runs on 10 and on 10,000 files, to measure its memory, and 1 and 8 clients send
+requests of one image to `mlflow models serve`.
 """
 
 import argparse
@@ -46,7 +46,7 @@ SMOKE = "--data sample --backbone cnn --images 8 --many 11 --requests 8"
 
 
 def register(dataset: Dataset, backbone: str) -> LoadedModel:
-    """A model as `train` leaves it, with random weights: how fast it is does not depend on them."""
+    """Register a model as `train` does, with random weights, which do not affect the speed."""
     alpha = 0.25 if backbone == "mobilenet" else 1
     config = RunConfig(backbone=backbone, image_size=SIZE, alpha=alpha)
     tags = runs.provenance_tags("benchmark", dataset)
@@ -62,7 +62,7 @@ def register(dataset: Dataset, backbone: str) -> LoadedModel:
 
 
 def ours(stored: LoadedModel, folder: Path) -> float:
-    """Seconds from the folder to the CSV."""
+    """Return the seconds from the folder to the CSV."""
     with tempfile.TemporaryDirectory() as place, mlflow.start_run():
         out = Path(place) / "out.csv"
         began = time.perf_counter()
@@ -71,9 +71,9 @@ def ours(stored: LoadedModel, folder: Path) -> float:
 
 
 def peer(stored: LoadedModel, folder: Path, color_mode: str) -> float:
-    """Seconds from the folder to the probabilities, as Keras' guides write it."""
+    """Return the seconds from the folder to the probabilities, as Keras' guides write it."""
     given = keras.Input((SIZE, SIZE, 3 if color_mode == "rgb" else 1))
-    pixels = layers.Lambda(lambda it: keras.ops.cast(it[..., :1], "uint8"))(given)
+    pixels = layers.Lambda(lambda pixels: keras.ops.cast(pixels[..., :1], "uint8"))(given)
     model = keras.Model(given, stored.model.keras_model(pixels))
     options = {"color_mode": color_mode, "labels": None, "shuffle": False, "verbose": False}
     began = time.perf_counter()
@@ -83,7 +83,7 @@ def peer(stored: LoadedModel, folder: Path, color_mode: str) -> float:
 
 
 def memory(files: int, image: Path, folder: Path) -> float:
-    """The greatest memory, in MiB, of a process that predicts as many files as that."""
+    """Return the maximum memory, in MiB, of a process that predicts that many files."""
     many = folder / f"{files}"
     many.mkdir()
     for number in range(files):
@@ -102,7 +102,7 @@ def memory(files: int, image: Path, folder: Path) -> float:
 
 
 def latencies(address: str, clients: int, image: bytes, count: int) -> np.ndarray:
-    """Milliseconds of each of `count` requests of one image."""
+    """Return the milliseconds of each of `count` requests of one image."""
     body = {"dataframe_records": [{"image": base64.b64encode(image).decode()}]}
 
     def ask(_: int) -> float:
@@ -116,7 +116,7 @@ def latencies(address: str, clients: int, image: bytes, count: int) -> np.ndarra
 
 
 def main() -> None:
-    """Prints the figures."""
+    """Print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--backbone", default="mobilenet", help="or cnn")
@@ -139,7 +139,9 @@ def main() -> None:
         sizes = {files: memory(files, image, Path(place)) for files in (10, options.many)}
         content, number = image.read_bytes(), options.requests
         with model_server(Path(sys.executable), MODEL, Path(place)) as server:
-            times = {it: latencies(server.address, it, content, number) for it in (1, 8)}
+            times = {
+                clients: latencies(server.address, clients, content, number) for clients in (1, 8)
+            }
     seconds = dict(zip(sides, map(median, zip(*runs, strict=True)), strict=True))
     for name, taken in seconds.items():
         ratio = taken / seconds["predict"]

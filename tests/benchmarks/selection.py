@@ -1,4 +1,4 @@
-"""How often a study claims an improvement, where there is none and where there is one.
+"""How often a study claims an improvement, if there is none and if there is one.
 
     python -m tests.benchmarks.selection
 
@@ -29,7 +29,7 @@ SMOKE = "--studies 1 --draws 20"
 
 @dataclass(frozen=True)
 class Claims:
-    """Shares of studies that claim an improvement: by the interval and by the bound."""
+    """Fractions of studies that claim an improvement: by the interval and by the bound."""
 
     interval: float
     bound: float
@@ -75,7 +75,7 @@ def models(
 
 
 def claim(baseline: pd.DataFrame, tried: list[pd.DataFrame], draws: int) -> tuple[bool, bool]:
-    """Return whether the best trial is called better, by its interval and by the bound."""
+    """Return whether the best trial counts as better, by its interval and by the bound."""
     once = np.ones((1, PATIENTS), int)
     best = int(np.argmax([bootstrap.bootstrap_auc(trial, once)[0] for trial in tried]))
     others = tried[:best] + tried[best + 1 :]

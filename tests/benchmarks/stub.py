@@ -1,4 +1,4 @@
-"""A training that takes no time, to measure what is around it."""
+"""A stub for training that takes no time, to measure the rest."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,10 +15,10 @@ def stub_of(config: RunConfig) -> Callable[..., TrainingResult]:
     """Return a function to use in place of `train`.
 
     It calls the callbacks for each epoch, with the same metrics each time, so that no trial is
-    pruned. It returns an untrained model, and logits that suit it to be registered and evaluated.
+    pruned. It returns an untrained model, and logits with which it can be registered and evaluated.
 
     Args:
-        config: What all trials have in common; their dropout may differ.
+        config: Config of all trials, except for their dropout.
     """
     model = network.build_model(config)
 

@@ -1,12 +1,13 @@
-"""A study by KerasTuner and the same one by pneumo, one process after another.
+"""The same study by KerasTuner and by pneumo, one process after another.
 
     python -m tests.benchmarks.study --data ARCHIVE --weights FILE
     python -m tests.benchmarks.study --data ARCHIVE --backbone resnet50v2 --images 400 --alone
 
-Needs `keras-tuner` and `tensorboard` beside what conda.yaml lists. Prints times, ratios, beside
-each ratio the ceiling that the cost model gives, and the AUCs. Ours starts from empty caches, and
-runs a second time with pruning, from empty caches again. With `--alone` there is no KerasTuner,
-whose study of ResNet50V2 takes most of an hour: the share of the ceiling needs none.
+The benchmark needs `keras-tuner` and `tensorboard` in addition to conda.yaml. It prints times,
+ratios with their upper limit by the cost model, and the AUCs. Our study starts from empty caches,
+and runs a second time with pruning, from empty caches again. With `--alone` KerasTuner does not
+run, because its study of ResNet50V2 takes most of an hour, and the fraction of the limit does not
+need it.
 """
 
 import argparse
@@ -39,7 +40,7 @@ MANY = 100  # trials of the study that the cost model predicts
 
 
 def main() -> None:
-    """Runs all processes and prints the report."""
+    """Run all processes and print the report."""
     options = arguments().parse_args()
     if not options.alone and importlib.util.find_spec("keras_tuner") is None:
         sys.exit("this benchmark needs its peer: pip install keras-tuner==1.4.8 tensorboard")
@@ -56,15 +57,15 @@ def main() -> None:
 
 
 def _mean(*measured: dict[str, Any]) -> Costs:
-    """Of the costs before and after the studies: a machine is not as fast all the time."""
+    """Average the costs before and after the studies, because a machine's speed varies."""
     names = measured[0]
     return Costs(
-        **{name: np.mean([it[name] for it in measured], axis=0).tolist() for name in names}
+        **{name: np.mean([costs[name] for costs in measured], axis=0).tolist() for name in names}
     )
 
 
 def _random_weights(options: argparse.Namespace, folder: Path) -> str:
-    """A file of random weights, for networks whose weights are not at hand."""
+    """Write a file of random weights, for networks whose weights are not available."""
     path = folder / f"{options.backbone}_random_no_top.h5"
     network = BACKBONES[options.backbone].build(options.alpha, input_shape=(224, 224, 3))
     with h5py.File(path, "w") as file:
@@ -94,7 +95,7 @@ def _link(rows: pd.DataFrame, base: Path, folder: Path) -> None:
 
 
 def process(module: str, options: argparse.Namespace, pruning: bool = False) -> dict[str, Any]:
-    """What a process of its own prints last, and its `seconds`, the imports among them."""
+    """Run a process; return what it prints last, and its `seconds` with imports."""
     given = {k: v for k, v in vars(options).items() if k not in SWITCHES and v not in (None, "")}
     flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
     flags += ["--pruning"] * pruning
@@ -129,7 +130,7 @@ def _report(
     for label, run in zip(("pneumo", "pneumo, with pruning"), ours, strict=True):
         least = costs.least(run)
         both = run["seconds"], least
-        ratio, ceiling = (f"{peer['seconds'] / it:.1f}" if peer else "" for it in both)
+        ratio, ceiling = (f"{peer['seconds'] / seconds:.1f}" if peer else "" for seconds in both)
         _row(label, run, ratio, ceiling, f"{least / run['seconds']:.0%}")
     plain = ours[0]
     parts, spent = costs.parts(plain), plain["spent"]
@@ -138,8 +139,8 @@ def _report(
     _seconds("what pneumo took", {"imports": imports, **spent, "sum": plain["seconds"]})
     print("anonymous memory after each trial, MiB:", *plain["memory"])
     if peer:
-        ratio = peer["seconds"] * MANY / options.trials / costs.foretold(plain, MANY)
-        print(f"{MANY} trials, foretold: {ratio:.1f} times")
+        ratio = peer["seconds"] * MANY / options.trials / costs.predict_seconds(plain, MANY)
+        print(f"{MANY} trials, predicted: {ratio:.1f} times")
 
 
 def _seconds(heading: str, values: dict[str, float]) -> None:

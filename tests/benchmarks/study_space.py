@@ -1,4 +1,4 @@
-"""What both sides of `study` search, and on what."""
+"""The search space and the data of both sides of `study`."""
 
 import argparse
 
@@ -13,7 +13,7 @@ RATE = (2e-4, 5e-3)  # on a logarithmic scale
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The arguments of all processes of this benchmark."""
+    """Return the arguments of all processes of this benchmark."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", default="", help="default: random ones, written to a file")
@@ -31,7 +31,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def config_of(options: argparse.Namespace) -> RunConfig:
-    """Our baseline, on the same network, images and epochs."""
+    """Return our baseline, on the same network, images and epochs."""
     return RunConfig(
         backbone=options.backbone,
         alpha=options.alpha if options.backbone == "mobilenet" else 1,

@@ -1,4 +1,4 @@
-"""Each benchmark in its smallest form: it must run, whatever it measures."""
+"""Each benchmark in its smallest form must run."""
 
 import ast
 import os
@@ -17,7 +17,7 @@ FOLDER = ROOT / "tests" / "benchmarks"
 
 def has_main(file: Path) -> bool:
     body = ast.parse(file.read_text()).body
-    return any(isinstance(it, ast.FunctionDef) and it.name == "main" for it in body)
+    return any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in body)
 
 
 # The others are parts of these
@@ -25,15 +25,15 @@ COMMANDS = sorted(file.stem for file in FOLDER.glob("*.py") if has_main(file))
 
 
 def smallest_form(name: str) -> str:
-    """The arguments in a module's `SMOKE`; its lack is an error, so that none is forgotten."""
-    for it in ast.parse((FOLDER / f"{name}.py").read_text()).body:
-        if isinstance(it, ast.Assign) and ast.unparse(it.targets[0]) == "SMOKE":
-            return ast.literal_eval(it.value)
+    """Return the arguments in a module's `SMOKE`, which every benchmark must have."""
+    for node in ast.parse((FOLDER / f"{name}.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SMOKE":
+            return ast.literal_eval(node.value)
     raise AssertionError(f'tests/benchmarks/{name}.py must say how it is tried: SMOKE = "--…"')
 
 
 def require_what_it_starts(name: str) -> None:
-    """Skip the test where a server or a browser that the benchmark starts is not installed."""
+    """Skip the test if a server or browser of the benchmark is not installed."""
     if name in ("faults", "thousand"):
         programs_of_postgresql()
     if name == "thousand" and not shutil.which("chromium"):

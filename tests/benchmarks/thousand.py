@@ -1,12 +1,12 @@
-"""What a study of a thousand trials asks of the stores, and whether MLflow's pages still open.
+"""Load of a study of a thousand trials on the stores, and whether MLflow's pages still open.
 
     python -m tests.benchmarks.thousand
 
-Eight workers, PostgreSQL for both stores, MLflow's own server before one of them, and a stub for
-the fit, so that what is measured is the bookkeeping: the trial in Optuna, its run in MLflow with
-metrics, figures and model. Then Chromium, which must be installed, opens the study; the start of
-Chromium, with an empty page, is not counted. At the end every trial is compared with its run, and a
-sample of the models is loaded.
+The study has eight workers, PostgreSQL for both stores, MLflow's own server for one of them, and a
+stub for the fit. So the benchmark measures the bookkeeping: the trial in Optuna, and its run in
+MLflow with metrics, figures and model. Then Chromium, which must be installed, opens the study; the
+start of Chromium, with an empty page, is not counted. At the end every trial is compared with its
+run, and a sample of the models is loaded.
 """
 
 import argparse
@@ -56,15 +56,15 @@ def suggest(trial, base):
 
 
 def bookkeeping(trials: Sequence[optuna.trial.FrozenTrial]) -> tuple[float, float]:
-    """Seconds from a trial's end to the next one's, all workers together: first, last trials."""
-    ends = np.sort([it.datetime_complete.timestamp() for it in trials])
+    """Return the seconds between the ends of trials of all workers: first and last trials."""
+    ends = np.sort([trial.datetime_complete.timestamp() for trial in trials])
     edge = min(EDGE, len(ends) // 4)
     gaps = np.diff(ends[edge : len(ends) - edge])
     return float(gaps[:BLOCK].mean()), float(gaps[-BLOCK:].mean())
 
 
 def opening(address: str, words: str) -> float:
-    """Seconds until Chromium, started for it, shows a page with these words."""
+    """Return the seconds until a new Chromium shows a page with these words."""
     with tempfile.TemporaryDirectory() as profile:
         began = time.perf_counter()
         command = [*CHROMIUM, f"--user-data-dir={profile}", address]
@@ -86,9 +86,9 @@ def verdict(study: optuna.Study) -> bool:
     """
     client, trials = mlflow.MlflowClient(), study.get_trials(deepcopy=False)
     runs = runs_by_number(client, study.user_attrs["run_id"])
-    problems = [list(disagreements(client, it, runs.pop(it.number, []))) for it in trials]
-    whole = sum(not it for it in problems)
-    complete = [it for it in trials if it.state.name == "COMPLETE"]
+    problems = [list(disagreements(client, trial, runs.pop(trial.number, []))) for trial in trials]
+    whole = sum(not differences for differences in problems)
+    complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     sampled = random.Random(0).sample(complete, min(SAMPLED, len(complete)))
     loaded = sum(map(_loads, sampled))
     print(
@@ -109,7 +109,7 @@ def _loads(trial: optuna.trial.FrozenTrial) -> bool:
 
 
 def main() -> None:
-    """Prints the figures; exits with 1 where the verdict is not good."""
+    """Print the results; exit with 1 if the verdict is not good."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=8)

@@ -1,4 +1,4 @@
-"""What it costs in quality that epochs share variations: `feature_cache` on and off, five seeds.
+"""Quality cost of shared augmentations: `feature_cache` on and off, five seeds.
 
     python -m tests.benchmarks.views --data ARCHIVE --weights FILE
 
@@ -20,7 +20,7 @@ SMOKE = "--data sample --weights none --size 32 --epochs 1 --seeds 2"
 
 
 def main() -> None:
-    """Prints the figures."""
+    """Print the results."""
     parser = arguments()
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""How many trials one process and two do in the same time, and how good the best of them is.
+"""Trials of one process and of two in the same time, and the quality of the best.
 
     python -m tests.benchmarks.workers --data PATH --experiment tune_cnn --epochs 3 --trials 12
 
@@ -19,7 +19,7 @@ SMOKE = "--data sample --epochs 1 --trials 1 --image_size 32"
 
 
 def study_of(workers: int, options: argparse.Namespace, folder: str) -> optuna.Study:
-    """A study that `tune` has made in a folder of its own."""
+    """Return a study that `tune` has made in a folder of its own."""
     environment = {
         **os.environ,
         "PNEUMO_STORAGE": f"sqlite:///{folder}/optuna.db",
@@ -33,7 +33,7 @@ def study_of(workers: int, options: argparse.Namespace, folder: str) -> optuna.S
 
 
 def main() -> None:
-    """Prints a line for each number of workers."""
+    """Print a line for each number of workers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="sample")
     parser.add_argument("--experiment", default="tune")
@@ -48,11 +48,11 @@ def main() -> None:
             began = time.monotonic()
             trials = study_of(workers, options, folder).trials
             whole = time.monotonic() - began
-        search = max(it.datetime_complete for it in trials) - min(
-            it.datetime_start for it in trials
+        search = max(trial.datetime_complete for trial in trials) - min(
+            trial.datetime_start for trial in trials
         )
-        speeds.append([60 * len(trials) / it for it in (whole, search.total_seconds())])
-        best = max(it.value for it in trials if it.state.name == "COMPLETE")
+        speeds.append([60 * len(trials) / seconds for seconds in (whole, search.total_seconds())])
+        best = max(trial.value for trial in trials if trial.state.name == "COMPLETE")
         print(
             f"{workers} workers: {len(trials)} trials in {whole:.0f} s, "
             "{:.1f} a minute, {:.1f} of the search alone, ".format(*speeds[-1])

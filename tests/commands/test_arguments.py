@@ -1,4 +1,4 @@
-"""What is wrong with a command, said in one line, and its help."""
+"""Errors of a command line, each in one line, and the help."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def test_help_imports_nothing_heavy():
 
 @pytest.fixture
 def mistakes(folder, tmp_path, monkeypatch):
-    """A directory with data that is wrong in several ways."""
+    """Make a directory with data that is invalid in several ways."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed, where it is
     (tmp_path / "empty").mkdir()

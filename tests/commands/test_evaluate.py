@@ -1,4 +1,4 @@
-"""`evaluate` as a process of its own, and the evidence that it leaves."""
+"""`evaluate` as a process of its own, and the artifacts that it stores."""
 
 import json
 import re
@@ -42,18 +42,18 @@ MODEL = "models:/pneumonia-sample@challenger"
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory, sample):
-    """A study of one trial in stores of this module's own."""
+    """Run a study of one trial in stores of this module."""
     folder = tmp_path_factory.mktemp("evidence")
     with store_in(folder):
         yield run_study(sample, trials=1), mlflow.MlflowClient()
 
 
 def evaluated(client, *arguments: str):
-    """The run that one call of the command leaves, and what the command said."""
+    """Run the command once; return its run and its output."""
     before = {run.info.run_id for run in client.search_runs(["0"])}
     code, output, errors = run("evaluate", "--model", MODEL, *arguments)
     assert (code, errors) == (0, "")
-    [made] = [it for it in client.search_runs(["0"]) if it.info.run_id not in before]
+    [made] = [run for run in client.search_runs(["0"]) if run.info.run_id not in before]
     return made, output
 
 
@@ -67,7 +67,7 @@ def numbers(made, split="test") -> dict:
 
 
 def threshold_metrics(labels, values, threshold) -> dict[str, float]:
-    """What scikit-learn says."""
+    """Compute the metrics with scikit-learn."""
     called = values >= threshold
     return {
         "auc": metrics.roc_auc_score(labels, values),
@@ -101,7 +101,7 @@ def test_what_evaluate_leaves(stores, on_test):
 def test_it_reproduces_the_studys_result(stores, on_test):
     study, client = stores
     winner = client.get_run(study.study.user_attrs["run_id"])
-    of_test = {it: value for it, value in winner.data.metrics.items() if it.startswith("test_")}
+    of_test = {key: value for key, value in winner.data.metrics.items() if key.startswith("test_")}
     assert on_test[0].data.metrics == of_test
     assert predictions(winner.info.run_id, "test").equals(
         predictions(on_test[0].info.run_id, "test")
@@ -191,7 +191,7 @@ def test_a_sensitivity_is_kept_on_validation(stores):
     val = predictions(study.study.best_trial.user_attrs["run_id"], "val")
     values = val["probability"]
     sick = values[val["label"] == 1]
-    upper = max(it for it in sick if (sick >= it).mean() >= 0.97)
+    upper = max(value for value in sick if (sick >= value).mean() >= 0.97)
     lower = values[values < upper].max()
     threshold = made.data.metrics["test_threshold"]
     assert threshold == pytest.approx((upper + lower) / 2, abs=1e-12)
@@ -264,7 +264,7 @@ def test_the_page_is_self_contained_and_has_the_findings(stores, on_test):
 
 
 def test_what_is_left_if_nuisances_are_reversed(stores, sample, on_test):
-    """From the stored model and the images, by scikit-learn."""
+    """Compute the expected values from the stored model and the images, by scikit-learn."""
     model = models.find_model(MODEL).model.keras_model
     test = sample.decode(32, 0).split("test")
     scores = {
@@ -291,7 +291,7 @@ def findings(numbers_there, images, trial) -> str:
 
 
 def test_the_published_failure_is_reported(stores, sample, on_test):
-    """97 % on validation, and on test all images called pneumonia."""
+    """97 % on validation, and on test all images classified as pneumonia."""
     study, client = stores
     here = dict(auc=0.5, accuracy=0.625, sensitivity=1.0, specificity=0.0)
     here |= {f"{name}_{end}": value for name, value in here.items() for end in ("low", "high")}

@@ -1,4 +1,4 @@
-"""`explore` as a process of its own, and what it finds in data that is wrong in many ways."""
+"""`explore` as a process of its own, and its findings in data with many errors."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def looked(sample) -> pd.DataFrame:
 
 @pytest.fixture
 def wrong(folder):
-    """The sample with one file of each kind that must be listed; the paths of these."""
+    """Make the sample with one file of each kind that must be listed; return their paths."""
     normal, sick = folder / "train" / "NORMAL", folder / "train" / "PNEUMONIA"
     jpeg = io.BytesIO()
     Image.effect_noise((200, 100), 50).save(jpeg, "JPEG")
@@ -128,7 +128,7 @@ def test_intensity_and_sharpness(folder):
     for name, pixels in (("IM-9001-0001.png", grey), ("IM-9002-0001.png", edge)):
         Image.fromarray(pixels).save(folder / "train" / "NORMAL" / name)
     rows = described(folder).set_index("path")
-    flat, step = (rows.loc[f"train/NORMAL/IM-900{it}-0001.png"] for it in (1, 2))
+    flat, step = (rows.loc[f"train/NORMAL/IM-900{number}-0001.png"] for number in (1, 2))
     assert (flat["mean"], flat["sharpness"]) == (100, 0)
     assert step["mean"] == 120
     assert step["sharpness"] == pytest.approx(40**2 * 2 / 224)
@@ -142,7 +142,7 @@ def known(split: str, label: int, patients: int, **columns) -> pd.DataFrame:
 
 
 def sharper(**splits: tuple[float, float]) -> pd.DataFrame:
-    """Files of which NORMAL and PNEUMONIA are that much sharper, in standard deviations."""
+    """Make a table in which classes differ in sharpness by so many standard deviations."""
     rng = np.random.default_rng(0)
     return pd.concat(
         known(split, label, 200, sharpness=rng.normal(shift, 1, 200))
@@ -172,7 +172,7 @@ def test_the_label_is_predicted_on_training_images():
 
 
 def test_no_patient_is_on_both_sides_of_a_fold():
-    """Each patient's own number gives the label, and no other patient's."""
+    """Each patient's own number predicts the label, and no other patient's."""
     one = known("train", 0, 30), known("train", 1, 30)
     table = pd.concat([*one] * 10).sort_values("patient")
     codes = np.random.default_rng(0).permutation(60)
@@ -196,7 +196,7 @@ def test_required_findings(wrong):
         "2 file names contain no patient id",
         "Some images are stored in color (1 PNEUMONIA). All are decoded as grayscale.",
     ):
-        assert [it for it in found if sentence in it], sentence
+        assert [text for text in found if sentence in text], sentence
     assert found[0].startswith(("2 groups", "3 groups"))
 
 
@@ -213,7 +213,7 @@ def test_the_run(store, wrong):
         "pneumo.synthetic": "false",
         "pneumo.patients": "unknown",
     }
-    assert files(store, made.info.run_id, "explore") == {f"explore/{it}" for it in ARTIFACTS}
+    assert files(store, made.info.run_id, "explore") == {f"explore/{name}" for name in ARTIFACTS}
     stored = json.loads(text(made.info.run_id, "explore/numbers.json"))
     assert dataset_profile.to_metrics(stored) == made.data.metrics
     expected = {"images": 552, "unreadable": 3, "coloured": 1, "duplicate_files": 6}
@@ -240,7 +240,7 @@ def test_test_images_alone_and_no_image_at_all(store, folder):
     code, output, errors = run("explore", "--data", str(folder))
     assert code == 0, errors
     [made] = store.search_runs(["0"])
-    assert {it for it in made.data.metrics if it.endswith("_auc")} == {"label_auc"}
+    assert {name for name in made.data.metrics if name.endswith("_auc")} == {"label_auc"}
     for file in folder.rglob("*.png"):
         file.write_bytes(b"")
     code, _, errors = run("explore", "--data", str(folder))

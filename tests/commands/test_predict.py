@@ -27,7 +27,7 @@ MODEL = "models:/pneumonia-sample@challenger"
 
 @pytest.fixture
 def few(folder) -> Path:
-    """The images of test, and files that are none."""
+    """Write the test images, and files that are not images."""
     (folder / "test" / "notes.txt").write_text("notes")
     (folder / "test" / "empty.png").write_bytes(b"")
     (folder / "test" / ".DS_Store").write_bytes(b"junk")
@@ -58,7 +58,7 @@ def test_files_of_a_folder_a_glob_and_one(few, tmp_path, monkeypatch):
     assert len(everything) == 146 + 2  # the files that are no images too, hidden ones not
     assert everything == sorted(everything)
     normal = find_images(f"{few}/NORMAL/*.png", tmp_path / "out.csv")
-    assert normal == [it for it in everything if "/NORMAL/" in it]
+    assert normal == [path for path in everything if "/NORMAL/" in path]
     assert find_images(f"{few}/**/*.png", tmp_path / "out.csv") == everything[:147]
     assert find_images(normal[0], tmp_path / "out.csv") == normal[:1]
     assert find_images(f"{few}/NORM*", tmp_path / "out.csv") == normal
@@ -80,7 +80,7 @@ def test_no_files(few, tmp_path, monkeypatch, images):
 
 @pytest.mark.slow
 def test_every_file_has_its_row(study, client, few, out):
-    before = {it.info.run_id for it in client.search_runs(["0"])}
+    before = {run.info.run_id for run in client.search_runs(["0"])}
     model_id = models.find_model(MODEL).model_id
     code, output, errors = predicted(few, out)
     assert code == 0, errors
@@ -101,7 +101,7 @@ def test_every_file_has_its_row(study, client, few, out):
         assert values[1] == str(int(float(values[0]) >= threshold))
         assert values[2:] == [str(threshold), "1", model_id, ""]
     assert not by_name
-    [made] = [it for it in client.search_runs(["0"]) if it.info.run_id not in before]
+    [made] = [run for run in client.search_runs(["0"]) if run.info.run_id not in before]
     positive = sum(row[2] == "1" for row in found)
     assert made.data.metrics == {"images": 148, "positive": positive, "unreadable": 2}
     assert tags(made) == {
@@ -126,7 +126,7 @@ def test_an_existing_csv_is_continued(study, few, out, capsys):
     assert continued.splitlines()[:100] == whole.splitlines()[:100]
     # The batches are others than in one go, and on some processors that decides the last digits
     pd.testing.assert_frame_equal(
-        *(pd.read_csv(io.StringIO(it)) for it in (continued, whole)), rtol=0, atol=1e-6
+        *(pd.read_csv(io.StringIO(content)) for content in (continued, whole)), rtol=0, atol=1e-6
     )
     assert f"skipped 99 images that {out} already contains" in output
     assert list(out.parent.glob("out.csv*")) == [out]
@@ -149,7 +149,7 @@ def test_each_image_is_explained(study, few, capsys):
     assert f"heat maps: {folder}" in output
     readable = [path for path, *_, error in rows(out)[1:] if not error]
     assert len(readable) == 146
-    made = {str(it.relative_to(folder)) for it in folder.rglob("*") if it.is_file()}
+    made = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert made == {f"{Path(path).relative_to(few)}.png" for path in readable}
     # the image as the model takes it, and beside it the same below its heat map
     path, model = readable[7], models.find_model(MODEL).model
@@ -191,7 +191,9 @@ def test_an_interrupt_loses_no_row(study, few, out):
     found = rows(out)
     assert 100 < len(found) < 20_000
     assert {len(row) for row in found} == {7}
-    assert [row[0] for row in found[1:]] == [f"{many}/{it:05}.png" for it in range(len(found) - 1)]
+    assert [row[0] for row in found[1:]] == [
+        f"{many}/{number:05}.png" for number in range(len(found) - 1)
+    ]
 
 
 @pytest.mark.slow

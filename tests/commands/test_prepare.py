@@ -1,4 +1,4 @@
-"""`prepare` as a process of its own, and the run that it leaves."""
+"""`prepare` as a process of its own, and its run."""
 
 import mlflow
 import pytest

@@ -1,4 +1,4 @@
-"""A model on pixels / 255, and that nothing else is given such pixels."""
+"""A model on pixels / 255, and that no other code path accepts such pixels."""
 
 import json
 
@@ -48,28 +48,28 @@ def test_an_evaluation_with_skew(store, tmp_path, capsys):
     code, output, errors = run_here(capsys, "evaluate", *flags)
     assert (code, errors) == (0, "")
     runs = store.search_runs(["0"], "tags.`pneumo.kind` = 'evaluate'")
-    [skewed] = [it for it in runs if "pneumo.preprocessing_skew" in it.data.tags]
-    [sound] = [it for it in runs if it is not skewed]
+    [skewed] = [run for run in runs if "pneumo.preprocessing_skew" in run.data.tags]
+    [sound] = [run for run in runs if run is not skewed]
     assert skewed.data.tags["mlflow.parentRunId"] == sound.info.run_id
     assert "pneumo.model_id" not in skewed.data.tags  # so that no decision is made on it
     digest = sound.data.tags["pneumo.data_digest"]
     assert evaluations.find_evaluation(stored.model_id, digest, "test") == sound.info.run_id
-    assert set(skewed.data.metrics) == {f"test_{it}" for it in METRICS | INTERVALS}
+    assert set(skewed.data.metrics) == {f"test_{name}" for name in METRICS | INTERVALS}
     assert set(sound.data.metrics) == set(skewed.data.metrics)
-    assert files(store, sound.info.run_id) == {f"test/{it}" for it in EVIDENCE}
+    assert files(store, sound.info.run_id) == {f"test/{name}" for name in EVIDENCE}
     # Each counts as a look, the second one after the first has written its page
     assert json.loads(skewed.data.tags["pneumo.test_looks"]) == {stored.model_id: 1}
     assert json.loads(sound.data.tags["pneumo.test_looks"]) == {stored.model_id: 1}
     # All images are nearly black to it, so all get the same answer
     found = predictions(skewed.info.run_id, "test")["probability"]
     assert found.max() - found.min() < 0.01
-    rates = [skewed.data.metrics[f"test_{it}"] for it in ("sensitivity", "specificity")]
+    rates = [skewed.data.metrics[f"test_{name}"] for name in ("sensitivity", "specificity")]
     assert rates == [0, 1]
     assert skewed.data.metrics["test_accuracy"] == 0.5
     assert sound.data.metrics["test_accuracy"] > 0.9
     assert sound.data.metrics["test_threshold"] == skewed.data.metrics["test_threshold"] == 0.3
     for row, made in (("with skew", skewed), ("without skew", sound)):
         auc, low, high = (made.data.metrics[f"test_auc{end}"] for end in ("", "_low", "_high"))
-        [line] = [it for it in output.splitlines() if it.startswith(row)]
+        [line] = [line for line in output.splitlines() if line.startswith(row)]
         assert f"{auc:.3f} ({low:.3f}–{high:.3f})" in line
     assert "note (with preprocessing skew): The model predicts NORMAL for every image." in output

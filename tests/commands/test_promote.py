@@ -1,4 +1,4 @@
-"""The gate on a store from which files and runs have been removed, and the champions it recalls."""
+"""The gate on a store without some files and runs, and the earlier champions."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def original(images, tmp_path_factory):
-    """Stores in which version 2 has followed version 1, and two equal ones are candidates."""
+    """Make stores in which version 2 replaced version 1, with two equal candidates."""
     folder = tmp_path_factory.mktemp("original")
     with store_in(folder):
         for number in (POOR, GOOD, POOR_AGAIN, GOOD_AGAIN):
@@ -46,7 +46,7 @@ def original(images, tmp_path_factory):
 
 @pytest.fixture
 def client(original, tmp_path):
-    """MLflow's client for copies of them."""
+    """Copy the stores, and return MLflow's client."""
     with store_in(tmp_path) as client:
         copy_stores(original, tmp_path)
         yield client
@@ -226,7 +226,9 @@ def test_earlier_champions_are_tagged_when_they_are_replaced(client):
     assert set(registry.champions(NAME)) == {1, 2}
     assert registry.set_champion(NAME, GOOD_AGAIN, GOOD) == GOOD
     assert set(registry.champions(NAME)) == {1, 2, 4}
-    found = {it: version(client, it).tags.get("pneumo.was_champion") for it in range(1, 5)}
+    found = {
+        number: version(client, number).tags.get("pneumo.was_champion") for number in range(1, 5)
+    }
     assert found == {1: "true", 2: "true", 3: None, 4: "true"}
     roll_back(NAME)
     assert set(registry.champions(NAME)) == {1, 2, 4}
@@ -248,7 +250,7 @@ def test_a_description_has_no_links_to_runs_that_were_removed(client):
     for run_id, link in zip(runs, every, strict=True):
         client.delete_run(run_id)
         registry.update_description(NAME, GOOD)
-        assert links(client, GOOD) == [it for it in every if it != link]
+        assert links(client, GOOD) == [text for text in every if text != link]
         client.restore_run(run_id)
     remove_runs(*runs[1:])
     registry.update_description(NAME, GOOD)
@@ -274,7 +276,7 @@ def mlflow_store() -> str:
 
 
 def test_a_rollback_needs_only_the_files(client, images, capsys):
-    runs = [it.info.run_id for it in client.search_runs(["0"])]
+    runs = [run.info.run_id for run in client.search_runs(["0"])]
     remove_runs(*runs)
     code, output, errors = run_here(capsys, "promote", "--rollback", "true")
     assert (code, errors) == (0, "")

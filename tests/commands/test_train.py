@@ -47,7 +47,9 @@ def test_the_registered_model_averages_all_members_and_their_flipped_images(stor
 
     def logits(images):
         views = (images, images[:, :, ::-1])
-        return np.mean([predict_logits(it, view) for it in members for view in views], axis=0)
+        return np.mean(
+            [predict_logits(member, view) for member in members for view in views], axis=0
+        )
 
     val = sample.decode(32, 0).split("val")
     divisor = model.settings["temperature"]

@@ -1,4 +1,4 @@
-"""`tune` as a command, and what its run says."""
+"""`tune` as a command, and its run."""
 
 import pytest
 

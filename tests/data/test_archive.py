@@ -1,4 +1,4 @@
-"""Archives: unpacked once, and refused where they are torn or lead out of their folder."""
+"""Archives: unpacked once, and rejected if truncated or with paths outside their folder."""
 
 import io
 import tarfile

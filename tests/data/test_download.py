@@ -1,4 +1,4 @@
-"""Downloads: resumed, checked against what is expected, and refused where they lead elsewhere."""
+"""Downloads: resumed, checked, and rejected if a redirect leaves the server's scheme."""
 
 import hashlib
 import subprocess
@@ -19,7 +19,7 @@ PATH = "/files/xrays.zip"
 
 @pytest.fixture(scope="module")
 def content(sample, tmp_path_factory) -> bytes:
-    """The sample as the archive that a server offers."""
+    """Pack the sample as the archive that a server offers."""
     file = tmp_path_factory.mktemp("offered") / "xrays.zip"
     with zipfile.ZipFile(file, "w") as zipped:
         for image in sorted(sample.base.rglob("*.png")):
@@ -29,7 +29,7 @@ def content(sample, tmp_path_factory) -> bytes:
 
 @pytest.fixture
 def source(content, own_cache, monkeypatch):
-    """Names the server where `mendeley` comes from."""
+    """Make `mendeley` come from the local server."""
     monkeypatch.setattr(download, "INITIAL_BACKOFF", 0.0)
 
     def set_source(address: str, **facts) -> None:
@@ -46,7 +46,7 @@ def source(content, own_cache, monkeypatch):
 
 
 def certified(file: Path) -> Path:
-    """A certificate of this machine with its key, in one file, by OpenSSL."""
+    """Make a certificate of this machine with its key, in one file, by OpenSSL."""
     options = ["-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
     options += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(file), "-out", "-"]
     made = subprocess.run(["openssl", "req", "-x509", *options], capture_output=True, check=True)
@@ -64,7 +64,7 @@ def test_what_is_downloaded_is_the_data_set(sample, content, source, own_cache):
         source(server.address)
         dataset = open_dataset("mendeley", required_splits=("train", "test"))
         assert open_dataset("mendeley").digest == dataset.digest == sample.digest
-    assert server.asked == [(PATH, None)]  # once
+    assert server.requests == [(PATH, None)]  # once
     assert dataset.name == "mendeley"
     assert not dataset.is_synthetic
     assert (dataset.root / DOWNLOADED).exists()  # the last to make room for others
@@ -77,7 +77,7 @@ def test_a_broken_connection_is_resumed(sample, content, source, capsys):
         source(server.address)
         assert open_dataset("mendeley").digest == sample.digest
     ranges = [None, f"bytes={CHUNK}-", f"bytes={CHUNK}-", f"bytes={2 * CHUNK}-"]
-    assert server.asked == [(PATH, asked) for asked in ranges]
+    assert server.requests == [(PATH, requested_range) for requested_range in ranges]
     wait = f"waiting for {server.address.removeprefix('http://')}: the next try is in 0 s\n"
     assert capsys.readouterr().out.count(wait) == 3
 
@@ -89,14 +89,14 @@ def test_another_process_goes_on_where_one_gave_up(sample, content, source, own_
             open_dataset("mendeley")
         assert left(own_cache) == ["xrays.zip.part"]
         assert open_dataset("mendeley").digest == sample.digest
-    assert server.asked[-1] == (PATH, f"bytes={2 * CHUNK}-")
+    assert server.requests[-1] == (PATH, f"bytes={2 * CHUNK}-")
 
 
 def test_a_server_that_cannot_resume_starts_again(sample, content, source):
     with serving({PATH: content}, breaks_after=[CHUNK + 9], resumes=False) as server:
         source(server.address)
         assert open_dataset("mendeley").digest == sample.digest
-    assert len(server.asked) == 2
+    assert len(server.requests) == 2
 
 
 def test_a_part_that_is_whole_is_only_checked(sample, content, source, own_cache):
@@ -105,7 +105,7 @@ def test_a_part_that_is_whole_is_only_checked(sample, content, source, own_cache
     with serving({PATH: content}) as server:
         source(server.address)
         assert open_dataset("mendeley").digest == sample.digest
-    assert server.asked == [(PATH, f"bytes={len(content)}-")]
+    assert server.requests == [(PATH, f"bytes={len(content)}-")]
 
 
 def test_other_content_is_refused_and_does_not_stay(content, source, own_cache):
@@ -128,7 +128,7 @@ def test_a_server_that_stops_sending_is_tried_again(sample, content, source, mon
         server.silence = 2
         source(server.address)
         assert open_dataset("mendeley").digest == sample.digest
-    assert server.asked == [(PATH, None), (PATH, f"bytes={2 * CHUNK}-")]
+    assert server.requests == [(PATH, None), (PATH, f"bytes={2 * CHUNK}-")]
 
 
 def test_a_server_that_announces_more_than_there_is(content, source):

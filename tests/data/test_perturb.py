@@ -1,4 +1,4 @@
-"""Perturbations, on images whose change is known."""
+"""Perturbations, on images with known results."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_what_changes_nothing(name):
 def test_a_greater_amount_changes_more(name):
     slight, strong = PERTURBATIONS[name]
     less, more = (
-        np.abs(perturb(DISC, name, it).astype(int) - DISC).mean() for it in (slight, strong)
+        np.abs(perturb(DISC, name, amount).astype(int) - DISC).mean() for amount in (slight, strong)
     )
     assert 0 < less < more
 
@@ -61,8 +61,10 @@ def test_gamma_and_contrast_follow_their_formulas():
 
 
 def test_noise_has_its_size_and_is_each_images_own():
-    noise = [perturb(np.full_like(RAMP, it), "noise", 8).astype(float) - it for it in (120, 128)]
-    assert [it.std() for it in noise] == pytest.approx([8, 8], rel=0.05)
+    noise = [
+        perturb(np.full_like(RAMP, level), "noise", 8).astype(float) - level for level in (120, 128)
+    ]
+    assert [values.std() for values in noise] == pytest.approx([8, 8], rel=0.05)
     assert (noise[0] != noise[1]).any()
 
 
@@ -107,7 +109,7 @@ def test_the_images_of_a_split_are_changed_in_turn_and_kept(sample, own_cache):
     [kept] = own_cache.glob("perturbed/*/pixels.npy")
     state = kept.stat()
     assert perturb_split(val, ALL_PERTURBATIONS).digest == changed.digest
-    assert [it.stat() for it in own_cache.glob("perturbed/*/pixels.npy")] == [state]
+    assert [path.stat() for path in own_cache.glob("perturbed/*/pixels.npy")] == [state]
     blur = (("blur", 0.01),)
     assert perturb_split(val, blur).digest != changed.digest
     assert (

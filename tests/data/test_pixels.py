@@ -1,4 +1,4 @@
-"""The pixels of a data set: decoded once, kept, and each with its row."""
+"""Pixels of a data set: decoded once, cached, and assigned to the right row."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Which patients are for validation, and that none is in two splits."""
+"""The validation split by patient, and that no patient is in two splits."""
 
 import shutil
 from itertools import pairwise
@@ -14,7 +14,7 @@ from pneumo.runtime.errors import UserError
 
 
 def rows_of(patients: dict[str, tuple[int, int]], split: str = "train") -> pd.DataFrame:
-    """An index of patients: name → label and number of images."""
+    """Make an index of patients: name → label and number of images."""
     rows = [
         (f"{split}/{label}/{name}-{image}", label, "", name, split, f"{label}{name}-{image}")
         for name, (label, images) in patients.items()
@@ -80,7 +80,7 @@ def test_one_patient_cannot_be_cut():
 
 
 def add_image(folder, path: str) -> None:
-    """Write an image that differs from all others: it is random."""
+    """Write a random image, which differs from all others."""
     Image.effect_noise((16, 16), 50).save(folder / path)
 
 

@@ -1,4 +1,4 @@
-"""A copy of a data set that has the listed test images only, and the list of the README's half."""
+"""A copy of a data set with only the listed test images, and the list of the README's half."""
 
 import re
 import shlex
@@ -21,14 +21,14 @@ KEPT = re.compile(r"test/(NORMAL/IM-000[0-3]|PNEUMONIA/person1[01]_)")
 
 
 def listed_in(file, paths):
-    """The file, which lists these paths as an editor of Windows may leave it."""
+    """Write a list of paths to a file, as a Windows editor may save it."""
     file.write_bytes("\r\n".join(["\ufeff", *paths, ""]).encode())
     return file
 
 
 @pytest.fixture
 def kept(sample) -> list[str]:
-    """Some test images of the sample, of both classes."""
+    """Return some test images of the sample, of both classes."""
     return [path for path in sample.rows["path"] if KEPT.match(path)]
 
 
@@ -61,14 +61,14 @@ def test_the_copy_has_all_training_images_and_the_listed_test_images(folder, kep
     # A change of the copy is none of the original
     (out / kept[1]).write_bytes(b"")
     assert index.digest(index.build_index(folder)) == original.digest
-    assert {it.name for it in tmp_path.iterdir()} == {"xrays", "list.txt", "half"}
+    assert {path.name for path in tmp_path.iterdir()} == {"xrays", "list.txt", "half"}
 
 
 def test_an_empty_folder_is_filled(folder, kept, tmp_path):
     out = tmp_path / "half"
     out.mkdir()
     write_subset(open_dataset(str(folder)), listed_in(tmp_path / "list.txt", kept), out)
-    assert sorted(it.relative_to(out).as_posix() for it in out.glob("test/*/*")) == kept
+    assert sorted(path.relative_to(out).as_posix() for path in out.glob("test/*/*")) == kept
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_an_invalid_list_is_rejected(folder, kept, tmp_path, change, message):
         write_subset(open_dataset(str(folder)), file, tmp_path / "half")
     expected = message.format(len(lines) if "lines" in message else file)
     assert str(raised.value).startswith(f"--test_images {expected}")
-    assert {it.name for it in tmp_path.iterdir()} == {"xrays", "list.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"xrays", "list.txt"}
 
 
 @pytest.mark.parametrize("name", ["nowhere.txt", "xrays", "words.bin"])
@@ -123,7 +123,7 @@ def test_what_fails_leaves_nothing(folder, kept, tmp_path):
     last.unlink()
     with pytest.raises(UserError, match=f"{last} cannot be read from the disk"):
         write_subset(dataset, file, tmp_path / "half")
-    assert {it.name for it in tmp_path.iterdir()} == {"xrays", "list.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"xrays", "list.txt"}
 
 
 def test_the_sample_stays_synthetic(sample, kept, tmp_path):
@@ -150,7 +150,7 @@ def test_the_half_that_the_results_are_for():
 
 
 def with_others(base, folder):
-    """A data set with the training images of another, its test images, and some more of these."""
+    """Make a data set with other training images, its test images, and some more of these."""
     folder.mkdir()
     (folder / "train").symlink_to(base / "train")
     shutil.copytree(base / "test", folder / "test")

@@ -1,4 +1,4 @@
-"""What a person sees of a study of the real radiographs in MLflow's pages."""
+"""Pages of MLflow for a study of the real radiographs, as a person sees them."""
 
 import mlflow
 import pytest
@@ -22,7 +22,7 @@ def page():
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The address of MLflow's own server, which is the current store."""
+    """Start MLflow's own server as the current store; return its address."""
     folder = tmp_path_factory.mktemp("server")
     with (
         mlflow_server(f"sqlite:///{folder}/runs.db", folder / "artifacts") as server,
@@ -44,17 +44,17 @@ def test_a_walk_through_the_pages_of_a_study(page, server, outcome, tmp_path):
 def test_the_study_page_needs_no_network_and_no_wide_screen(page, outcome, tmp_path):
     where = f"runs:/{outcome.study.user_attrs['run_id']}/study/study.html"
     file = mlflow.artifacts.download_artifacts(where, dst_path=str(tmp_path))
-    asked = []
+    requests = []
     small = {"width": 390, "height": 844}
     with page.context.browser.new_page(viewport=small, offline=True) as phone:
-        phone.on("request", lambda request: asked.append(request.url))
-        phone.on("pageerror", lambda error: asked.append(error))
+        phone.on("request", lambda request: requests.append(request.url))
+        phone.on("pageerror", lambda error: requests.append(error))
         phone.goto(f"file://{file}")
         expect(phone.locator(".js-plotly-plot .main-svg").first).to_be_visible()
         wide = "[...document.querySelectorAll('.js-plotly-plot')].map(it => it.clientWidth)"
         widths = phone.evaluate(wide)
         assert phone.evaluate("document.documentElement.scrollWidth") == 390
-    assert asked == [f"file://{file}"]
+    assert requests == [f"file://{file}"]
     assert len(widths) == len(STUDY_PLOTS)
     wider = [
         graph.width_per_param > 0 for graph in STUDY_PLOTS.values()

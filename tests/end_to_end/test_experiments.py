@@ -1,4 +1,4 @@
-"""Every file of experiments/ loads, says what it is, and trains."""
+"""Every file of experiments/ loads, has a lab note, and trains."""
 
 import ast
 import importlib
@@ -55,10 +55,10 @@ def test_the_baseline_lies_in_the_search_space(name):
 @pytest.mark.parametrize("name", STUDIES)
 def test_what_is_queued_lies_in_the_search_space(name, sample):
     experiment = load_experiment(name)
-    plan = StudySpec(experiment, sample, {})
-    asked = plan.initial_params()
-    assert len(asked) == 1 + len(experiment.enqueued_trials)
-    for suggestions in asked:
+    spec = StudySpec(experiment, sample, {})
+    initial_params = spec.initial_params()
+    assert len(initial_params) == 1 + len(experiment.enqueued_trials)
+    for suggestions in initial_params:
         experiment.suggest(FixedTrial(suggestions), experiment.base)  # which warns of others
 
 
@@ -78,10 +78,10 @@ def test_each_trains(name, sample):
 
 def test_an_experiment_file_sets_the_resources_of_a_trial(monkeypatch):
     assert load_experiment("tune").resources == {"num_cpus": 1}
-    asked = {"num_cpus": 4, "num_gpus": 0.5}
+    resources = {"num_cpus": 4, "num_gpus": 0.5}
     module = importlib.import_module("experiments.tune")
-    monkeypatch.setattr(module, "RESOURCES", asked, raising=False)
-    assert load_experiment("tune").resources == asked
+    monkeypatch.setattr(module, "RESOURCES", resources, raising=False)
+    assert load_experiment("tune").resources == resources
 
 
 def test_an_unknown_experiment_is_refused_with_the_known_ones():

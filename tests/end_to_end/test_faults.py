@@ -1,4 +1,4 @@
-"""Processes of a study that have died: what becomes of their trials and runs."""
+"""Trials and runs of processes of a study that have died."""
 
 import subprocess
 
@@ -17,12 +17,12 @@ from tests.support.studies import tags
 
 @pytest.fixture
 def parent(store) -> str:
-    """The run of a study."""
+    """Make the run of a study."""
     return store.create_run("0", tags={"pneumo.kind": "study", "pneumo.data": "xrays"}).info.run_id
 
 
 def run_below(parent: str, number: int, state: str = "", status: str = "RUNNING", **own) -> str:
-    """A trial's run, with a param."""
+    """Make a trial's run, with a param."""
     client = mlflow.MlflowClient()
     ours = {"pneumo.kind": "trial", "optuna.trial_number": str(number), **own}
     ours |= {"mlflow.parentRunId": parent} | ({"optuna.state": state} if state else {})
@@ -87,7 +87,7 @@ POSTGRESQL = "postgresql://me@127.0.0.1:1/x"  # which nothing here opens
 
 
 def other_processes() -> dict[str, ProcessId]:
-    """Processes that do not run here, though a living one has their id, and all else but that."""
+    """Return ids of dead processes, each with one part of a living one's id changed."""
     here = ProcessId.current()
     return {
         "an earlier boot": here._replace(boot_id="another"),
@@ -160,7 +160,7 @@ def test_an_unclaimed_trial_is_dead_after_a_while(store, monkeypatch):
     monkeypatch.setattr("pneumo.tuning.study.MAX_UNCLAIMED_SECONDS", -1)
     study.ask().set_user_attr("process", ProcessId.current())
     fail_dead_trials(study)
-    assert [it.state for it in study.trials] == [TrialState.FAIL, TrialState.RUNNING]
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.RUNNING]
 
 
 def test_a_wait_says_what_it_waits_for(store, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""A study that is interrupted or killed, as a process of its own: nothing stays running."""
+"""A study that is interrupted or killed, as a process of its own: no run stays RUNNING."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ LONG = ["study=night", "epochs=1000", "patience=1000", "image_size=32"]
 
 
 def started_study(store, through_mlflow: bool = False) -> subprocess.Popen:
-    """A study whose first trial is at work, in a process group of its own."""
+    """Start a study in a process group of its own; wait until its first trial trains."""
     if through_mlflow:
         process = mlflow_run("tune", *LONG)
     else:
@@ -73,7 +73,7 @@ def test_what_a_dead_process_left_running_is_ended_by_the_next(store):
     study, dead, resume, trial = runs_of(store)
     assert dead.info.status == "FAILED"
     assert dead.data.tags["optuna.state"] == "FAIL"
-    assert [it.state.name for it in trials_of("night")] == ["FAIL", "RUNNING"]
+    assert [trial.state.name for trial in trials_of("night")] == ["FAIL", "RUNNING"]
     assert trial.data.params["dropout"] == dead.data.params["dropout"]  # the baseline again
     process.send_signal(signal.SIGINT)  # while TensorFlow still traces the model
     process.communicate(timeout=60)

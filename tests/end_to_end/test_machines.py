@@ -1,4 +1,4 @@
-"""One study of several machines: its stores are servers, which fail and come back."""
+"""One study of several machines: its stores are servers, which fail and restart."""
 
 import re
 import signal
@@ -58,7 +58,7 @@ def test_a_worker_of_another_machine_joins_and_exits(shared, tmp_path, monkeypat
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir(tmp_path / "elsewhere")
         worker = start("worker", "--study", "joined", "--data", "sample", start_new_session=True)
-        until(lambda: len({it.data.tags["pneumo.pid"] for it in at_work(shared)}) == 2)
+        until(lambda: len({run.data.tags["pneumo.pid"] for run in at_work(shared)}) == 2)
         worker.send_signal(signal.SIGTERM)  # in the middle of a trial
         output, errors = worker.communicate(timeout=60)
         seen = driver.result()
@@ -78,9 +78,9 @@ def test_a_worker_of_another_machine_joins_and_exits(shared, tmp_path, monkeypat
 
 
 def test_stale_trials_of_another_machine_are_ended_by_the_next_process(shared, sample, monkeypatch):
-    plan = StudySpec(load_experiment("tune"), sample, {"image_size": "32"})
+    spec = StudySpec(load_experiment("tune"), sample, {"image_size": "32"})
     with mlflow.start_run() as parent:
-        study = create_study(open_storage(), "silent", plan, parent.info.run_id)
+        study = create_study(open_storage(), "silent", spec, parent.info.run_id)
         StudyLimits(1).save(study)
         worker = start("worker", "--study", "silent", "--data", "sample")
         until(lambda: at_work(shared))
@@ -92,7 +92,7 @@ def test_stale_trials_of_another_machine_are_ended_by_the_next_process(shared, s
     silent, done = require_whole(shared, "silent")
     assert (silent.state.name, done.params) == ("FAIL", silent.params)  # the baseline again
     failed = shared.search_runs(["0"], "tags.`pneumo.study` = 'silent' and status = 'FAILED'")
-    assert {it.data.tags["pneumo.kind"] for it in failed} == {"trial", "worker"}
+    assert {run.data.tags["pneumo.kind"] for run in failed} == {"trial", "worker"}
 
 
 def cut_connection(url: str) -> None:
@@ -106,8 +106,8 @@ def cut_connection(url: str) -> None:
 
 def test_a_score_that_was_not_stored_is_sent_again(servers, shared, sample, monkeypatch, capsys):
     with mlflow.start_run() as parent, ThreadPoolExecutor(1) as other:
-        plan = StudySpec(TINY, sample, {})
-        study = create_study(open_storage(), "cut", plan, parent.info.run_id)
+        spec = StudySpec(TINY, sample, {})
+        study = create_study(open_storage(), "cut", spec, parent.info.run_id)
         StudyLimits(2).save(study)
         cutting = []
 
@@ -119,12 +119,12 @@ def test_a_score_that_was_not_stored_is_sent_again(servers, shared, sample, monk
             return done
 
         monkeypatch.setattr(worker, "run_trial", run_and_cut)
-        run_trials(study, plan)
+        run_trials(study, spec)
         cutting[0].result()
     notes = re.findall("^MLflow or Optuna's database failed, .*", capsys.readouterr().out, re.M)
     assert len(notes) == 1
     assert notes[0].startswith("MLflow or Optuna's database failed, and the search continues (")
-    assert [it.state.name for it in require_whole(shared, "cut")] == ["COMPLETE"] * 2
+    assert [trial.state.name for trial in require_whole(shared, "cut")] == ["COMPLETE"] * 2
 
 
 def locked(url: str) -> bool:
@@ -182,7 +182,7 @@ def test_a_study_survives_many_faults(servers, shared, sample, monkeypatch, caps
     let_workers_load(monkeypatch, tmp_path / "project", TROUBLED)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")  # tries again sooner
     base = BASE.model_copy(update={"epochs": 25})
-    plan = StudySpec(Experiment("tiny", base, TINY.suggest), sample, {})
+    spec = StudySpec(Experiment("tiny", base, TINY.suggest), sample, {})
 
     def has_diverged() -> bool:  # its traceback is then stored, whatever the server does
         states = {run.data.tags.get("optuna.state") for run in children(shared, parent.info.run_id)}
@@ -196,11 +196,11 @@ def test_a_study_survives_many_faults(servers, shared, sample, monkeypatch, caps
             store.start()
 
     with mlflow.start_run() as parent:
-        study = create_study(open_storage(), "bad", plan, parent.info.run_id)
+        study = create_study(open_storage(), "bad", spec, parent.info.run_id)
         StudyLimits(4, trial_timeout=TRIAL_TIMEOUT).save(study)
         with ThreadPoolExecutor(1) as other:
             failing = other.submit(stores_fail)
-            run_search(study, plan, 2)
+            run_search(study, spec, 2)
             failing.result()
         wait_for_running_trials(study)
         reconcile_runs(study)

@@ -1,4 +1,4 @@
-"""A store that the code of an earlier commit has written, in the hands of today's code."""
+"""A store that an earlier commit has written, used by the present code."""
 
 import io
 import json
@@ -54,13 +54,13 @@ def tune(trials: int) -> list[str]:
 
 
 def train_pretrained(weights: Path) -> list[str]:
-    """The head alone, on features of the sample that are kept."""
+    """Train the head alone, on cached features of the sample."""
     network = ["--backbone", "mobilenet", "--alpha", "0.25", "--weights", str(weights)]
     return ["train", *network, "--unfreeze_depth", "0", *SMALL]
 
 
 def train(images: Path) -> list[str]:
-    """In so many steps that it learns all there is: the gate is open to it."""
+    """Train for so many steps that the model passes the gate."""
     steps = ["--batch_size", "1", "--learning_rate", "0.003", "--augment_strength", "0"]
     network = ["--dense_widths", "32", "--dropout", "0"]
     return ["train", "--data", str(images), "--model_name", "pneumonia", *network, *steps, *SMALL]
@@ -75,7 +75,7 @@ def predict(model: str, images: Path, out: Path) -> list[str]:
 
 
 def write_stripes(folder: Path) -> Path:
-    """A data set that nobody mistakes: stripes, upright where there is disease."""
+    """Write an easy data set of stripes, which are vertical for pneumonia."""
     rng = np.random.default_rng(0)
     upright = np.tile(np.repeat([88, 168], 4), (32, 4))
     for number in range(200):
@@ -96,7 +96,7 @@ def stripes(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """The cache that earlier and today's code share."""
+    """Return the cache that the earlier and the present code share."""
     folder = tmp_path_factory.mktemp("kept")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PNEUMO_CACHE", str(folder))
@@ -105,13 +105,13 @@ def kept(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(kept) -> Path:
-    """Where the test images of the sample lie, once a command has made them."""
+    """Return the folder of the sample's test images, which a command has made."""
     return kept / "sample-1" / "test"
 
 
 @pytest.fixture(scope="module")
 def older(images, weights, stripes, tmp_path_factory) -> Path:
-    """The folder of stores with a study and a champion, and of what was predicted with both."""
+    """Make stores with a study, a champion and predictions of both; return their folder."""
     code, folder = tmp_path_factory.mktemp("earlier"), tmp_path_factory.mktemp("older")
     earlier.unpack(COMMIT, code)
     predictions = (predict(model, images, folder / out) for model, out in PREDICTED.items())
@@ -123,7 +123,7 @@ def older(images, weights, stripes, tmp_path_factory) -> Path:
 
 @contextmanager
 def copies(original: Path, folder: Path) -> Iterator[mlflow.MlflowClient]:
-    """Copies of stores in another folder, as the current ones; MLflow's client."""
+    """Copy stores to another folder as the current ones; return MLflow's client."""
     with store_in(folder) as client:
         copy_stores(original, folder)
         shutil.copy(original / "optuna.db", folder)
@@ -132,14 +132,14 @@ def copies(original: Path, folder: Path) -> Iterator[mlflow.MlflowClient]:
 
 @pytest.fixture
 def client(older, tmp_path):
-    """MLflow's client for a test's own copies of the stores."""
+    """Copy the stores for this test; return MLflow's client."""
     with copies(older, tmp_path) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def newer(older, stripes, tmp_path_factory) -> Path:
-    """The folder of stores in which a version of today has followed the champion."""
+    """Return the folder of stores in which a present version has replaced the champion."""
     folder = tmp_path_factory.mktemp("newer")
     with copies(older, folder):
         assert main(train(stripes)) == 0
@@ -148,7 +148,7 @@ def newer(older, stripes, tmp_path_factory) -> Path:
 
 
 def give(capsys, *arguments: str) -> None:
-    """A command to the code of today."""
+    """Run a command of the present code."""
     code, _, errors = run_here(capsys, *arguments)
     assert (code, errors) == (0, "")
 
@@ -158,7 +158,7 @@ def night() -> optuna.Study:
 
 
 def runs(client, kind: str) -> dict[str, tuple[dict, dict, dict, set]]:
-    """Params, metrics, tags and files of the study's runs of a kind, by their ids."""
+    """Return params, metrics, tags and files of the study's runs of a kind, by run id."""
     below = f"tags.`mlflow.parentRunId` = '{night().user_attrs['run_id']}'"
     found = client.search_runs(["0"], f"{below} and tags.`pneumo.kind` = '{kind}'")
     return {
@@ -171,13 +171,13 @@ def runs(client, kind: str) -> dict[str, tuple[dict, dict, dict, set]]:
 
 
 def contents(cache: Path) -> dict[str, int]:
-    """The files of the cache, and when they were written."""
-    found = {it.relative_to(cache): it.stat() for it in cache.rglob("[!.]*.*")}
-    return {str(it): stat.st_mtime_ns for it, stat in found.items() if it.parts[0] != "locks"}
+    """Return the files of the cache and their modification times."""
+    found = {path.relative_to(cache): path.stat() for path in cache.rglob("[!.]*.*")}
+    return {str(path): stat.st_mtime_ns for path, stat in found.items() if path.parts[0] != "locks"}
 
 
 def scores(file: Path) -> pd.Series:
-    """Path → probability of what `predict` has written."""
+    """Return path → probability from the CSV of `predict`."""
     table = pd.read_csv(file, index_col="path")
     assert table["error"].isna().all()
     assert table["probability"].nunique() > len(table) / 2  # else they would say little
@@ -188,7 +188,7 @@ def test_a_study_goes_on_with_its_trials_as_they_were(client, kept, capsys):
     study, before, cached = night(), runs(client, "trial"), contents(kept)
     trials = study.trials
     assert len(before) == len(trials) == 2
-    assert {it.partition("/")[0] for it in cached} == {*GROUPS, "sample-1"}
+    assert {name.partition("/")[0] for name in cached} == {*GROUPS, "sample-1"}
     give(capsys, *tune(trials=3))
     assert night().user_attrs["run_id"] == study.user_attrs["run_id"]
     assert night().trials[:2] == trials
@@ -229,7 +229,7 @@ def test_a_version_repeats_its_earlier_predictions(client, older, images, tmp_pa
 
 @pytest.mark.parametrize("known", [False, True])
 def test_a_version_is_served_by_its_own_code(client, older, images, tmp_path, known):
-    """Whether or not today's package could be imported there."""
+    """It is, whether or not the present package can be imported there."""
     expected = scores(older / "tried.csv")[::40]
     path = {"PYTHONPATH": str(ROOT) if known else ""}
     process = subprocess.run(

@@ -1,4 +1,4 @@
-"""What MLproject, conda.yaml and README.md promise."""
+"""Consistency of MLproject, conda.yaml and README.md."""
 
 import importlib.metadata
 import re
@@ -99,11 +99,13 @@ def test_the_readme_names_the_same_mlflow():
 
 
 def test_the_readme_names_the_line_that_installs_cuda():
-    [pin] = [it for it in CONDA["dependencies"][-1]["pip"] if it.startswith("tensorflow")]
+    [pin] = [
+        package for package in CONDA["dependencies"][-1]["pip"] if package.startswith("tensorflow")
+    ]
     version = pin.partition("==")[2]
     assert f"`tensorflow[and-cuda]=={version}` in place of `tensorflow=={version}`" in README
     needed = importlib.metadata.requires("tensorflow")
-    assert any("cudnn" in it and 'extra == "and-cuda"' in it for it in needed)
+    assert any("cudnn" in package and 'extra == "and-cuda"' in package for package in needed)
 
 
 def test_style():

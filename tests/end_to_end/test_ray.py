@@ -1,4 +1,4 @@
-"""The workers of a study as tasks of a Ray cluster: two nodes, on this machine."""
+"""Workers of a study as tasks of a Ray cluster: two nodes, on this machine."""
 
 import os
 import re
@@ -35,7 +35,7 @@ LONG = ["--epochs", "40", "--patience", "40", *SMALL]
 
 @pytest.fixture(scope="module")
 def address():
-    """Of a cluster whose two nodes have room for one trial each."""
+    """Start a cluster whose two nodes have resources for one trial each; return its address."""
     nodes = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     nodes.add_node(num_cpus=1)
     nodes.wait_for_nodes()
@@ -45,13 +45,13 @@ def address():
 
 @pytest.fixture
 def cluster(shared, address, monkeypatch):
-    """MLflow's client, where the commands find stores and cluster."""
+    """Set the stores and the cluster for commands; return MLflow's client."""
     monkeypatch.setenv("RAY_ADDRESS", address)
     return shared
 
 
 def pids(runs) -> set[int]:
-    """The processes whose runs these are; 0 for the run of a trial that ended before it had one."""
+    """Return the process ids in runs; 0 for a trial that ended before it had a run."""
     return {int(run.data.tags.get("pneumo.pid", 0)) for run in runs}
 
 
@@ -72,16 +72,18 @@ def test_a_study_outlives_a_killed_task_and_an_interrupt(cluster):
     until(lambda: not any(map(lives, crew)))
     interrupted = require_whole(cluster, "ray")
     failed = [trial for trial in interrupted if trial.state.name == "FAIL"]
-    dead = [it for it in children(cluster, run_of("ray")) if pids([it]) == {victim}][-1]
+    dead = [run for run in children(cluster, run_of("ray")) if pids([run]) == {victim}][-1]
     assert dead.data.tags["optuna.state"] == "FAIL"
-    others = [it for it in failed if it.number != int(dead.data.tags["optuna.trial_number"])]
+    others = [run for run in failed if run.number != int(dead.data.tags["optuna.trial_number"])]
     assert {trial.user_attrs["error"] for trial in others} == {"interrupted"}
 
     code, output, errors = run(*command)
     assert code == 0, errors
     trials = require_whole(cluster, "ray")
     assert counted(trials) in (6, 7)
-    assert {it.number for it in trials if it.state.name == "FAIL"} == {it.number for it in failed}
+    assert {runial.number for runial in trials if runial.state.name == "FAIL"} == {
+        runial.number for runial in failed
+    }
     lines = [line for line in output.splitlines() if re.match(r"trial +\d", line)]
     assert len(lines) == len(trials) - len(interrupted)
     assert "registered: pneumonia-sample version 1 as @challenger" in output

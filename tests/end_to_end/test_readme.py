@@ -52,7 +52,7 @@ COMMANDS = list(
 
 
 def example(start: str) -> str:
-    """Return the one example in Python whose first line begins like that."""
+    """Return the only Python example whose first line begins with this text."""
     [found] = [
         block for language, block in BLOCKS if language == "python" and block.startswith(start)
     ]
@@ -78,12 +78,12 @@ WITHOUT_IMAGENET = ["--backbone", "mobilenet", "--alpha", "0.25", "--weights", "
 
 
 def kind(command: str) -> str:
-    found = [it for it in [*ELSEWHERE, *HERE] if it in command]
+    found = [pattern for pattern in [*ELSEWHERE, *HERE] if pattern in command]
     return found[0] if found else "tour"
 
 
 def flags_of(command: str, folder: Path) -> list[str]:
-    """What `mlflow run` would make of a command, on few images and for one epoch."""
+    """Return a command's flags as `mlflow run` passes them, on few images and for one epoch."""
     words = shlex.split(re.sub(r"PATH(/chest_xray.zip)?\b|…|FOLDER", str(folder), command))
     entry = words[words.index("-e") + 1]
     given = [words[place + 1] for place, word in enumerate(words) if word == "-P"]
@@ -99,7 +99,7 @@ def flags_of(command: str, folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Stores with a study `night`, a model `pneumonia` with all its aliases, and another model."""
+    """Make stores with a study `night`, a model `pneumonia` with all aliases, and another model."""
     folder = tmp_path_factory.mktemp("prepared")
     images = str(handmade.write_images(folder / "images"))
     with store_in(folder):
@@ -118,7 +118,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def place(prepared, tmp_path):
-    """Copies of them, of one test's own, in the working directory; the images' folder."""
+    """Copy the stores to the working directory; return the folder of the images."""
     for database in prepared.glob("*.db"):
         shutil.copy(database, tmp_path)
     with store_in(tmp_path):
@@ -145,7 +145,9 @@ def test_every_link_leads_somewhere(file):
         assert target.exists(), address
         if heading:
             headings = re.findall(r"^#+ (.+)$", target.read_text(), re.M)
-            anchors = {re.sub(r"[^\w -]", "", it.lower()).replace(" ", "-") for it in headings}
+            anchors = {
+                re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings
+            }
             assert heading in anchors, address
 
 
@@ -156,7 +158,7 @@ def test_the_readme_is_short():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [it for it in COMMANDS if kind(it) == "tour"])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if kind(command) == "tour"])
 def test_the_tour(command, place, capsys):
     client = mlflow.MlflowClient()
     before = {run.info.run_id for run in client.search_runs(["0"])}
@@ -172,7 +174,7 @@ def test_the_tour(command, place, capsys):
 
 @pytest.mark.slow
 def test_the_pages_of_mlflow(place, tmp_path):
-    [command] = [it for it in COMMANDS if kind(it) == "mlflow ui"]
+    [command] = [command for command in COMMANDS if kind(command) == "mlflow ui"]
     with mlflow_ui(command, tmp_path) as server:
         answer = requests.get(f"{server.address}/version", timeout=30)
     assert answer.text == mlflow.__version__
@@ -180,8 +182,8 @@ def test_the_pages_of_mlflow(place, tmp_path):
 
 @pytest.mark.slow
 def test_from_a_git_address_under_a_custom_name(place, tmp_path):
-    [named] = [it for it in COMMANDS if kind(it) == "--experiment-name"]
-    [fetched] = [it for it in COMMANDS if kind(it) == "GIT_ADDRESS"]
+    [named] = [command for command in COMMANDS if kind(command) == "--experiment-name"]
+    [fetched] = [command for command in COMMANDS if kind(command) == "GIT_ADDRESS"]
     subprocess.run(
         ["git", "clone", "-q", "--bare", ROOT, tmp_path / "all" / "pneumo.git"], check=True
     )
@@ -193,7 +195,11 @@ def test_from_a_git_address_under_a_custom_name(place, tmp_path):
         )
         command += named[named.index(" --experiment-name") :]
         words = shlex.split(command.replace("--env-manager uv", "--env-manager local"))
-        words += [word for it in ("trials=1", "epochs=1", "image_size=32") for word in ("-P", it)]
+        words += [
+            word
+            for setting in ("trials=1", "epochs=1", "image_size=32")
+            for word in ("-P", setting)
+        ]
         process = given(words, here)
     assert process.returncode == 0, process.stderr[-3000:]
     client = mlflow.MlflowClient(f"sqlite:///{here}/mlflow.db")
@@ -205,7 +211,7 @@ def test_from_a_git_address_under_a_custom_name(place, tmp_path):
 
 
 def given(words: list[str], folder: Path) -> subprocess.CompletedProcess:
-    """A command, in a folder, with this environment's programs and no tracking server set."""
+    """Run a command in a folder, with this environment's programs and no tracking server."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": programs}
     environment.pop("MLFLOW_TRACKING_URI", None)

@@ -1,4 +1,4 @@
-"""The champion in an environment made of its own requirements, loaded and served over HTTP."""
+"""The champion in an environment of its own requirements, loaded and served over HTTP."""
 
 import base64
 import io
@@ -32,7 +32,7 @@ MODEL = "models:/pneumonia-sample@champion"
 
 @pytest.fixture(scope="module")
 def stores(finished, tmp_path_factory):
-    """The folder of a study's stores, its model the champion."""
+    """Return the folder of a study's stores, with its model as champion."""
     folder = tmp_path_factory.mktemp("stores")
     with copy_of(finished, folder):
         client = mlflow.MlflowClient()
@@ -42,7 +42,7 @@ def stores(finished, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def own_environment(stores, tmp_path_factory) -> Path:
-    """The Python of a new environment that holds what the model says it needs, and no project."""
+    """Return the Python of a new environment with the model's requirements, without the project."""
     uv = shutil.which("uv")
     if not uv:
         pytest.skip("needs uv: pip install uv")
@@ -56,7 +56,7 @@ def own_environment(stores, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(stores, real_archive) -> dict[str, float]:
-    """Path → probability of 50 real images, as the harness gives it."""
+    """Return path → probability of 50 real images, as the harness predicts them."""
     dataset = open_dataset(str(real_archive))
     files = [str(dataset.base / path) for path in dataset.rows["path"][::100][:50]]
     with mlflow.start_run():
@@ -139,15 +139,15 @@ def test_every_shape_gives_the_same(address, expected, encoded, shape):
     answer = post(address, SHAPES[shape](encoded))
     assert answer.status_code == 200, answer.text
     found = answer.json()["predictions"]
-    assert [it["probability"] for it in found] == pytest.approx(list(expected.values()), abs=1e-6)
-    assert {tuple(it) for it in found} == {("probability", "label", "threshold", "error")}
-    for it in found:
-        assert it["label"] == int(it["probability"] >= it["threshold"])
-        assert it["error"] is None
+    assert [row["probability"] for row in found] == pytest.approx(list(expected.values()), abs=1e-6)
+    assert {tuple(row) for row in found} == {("probability", "label", "threshold", "error")}
+    for row in found:
+        assert row["label"] == int(row["probability"] >= row["threshold"])
+        assert row["error"] is None
 
 
 def huge_png(side: int = 30_000) -> bytes:
-    """A black image of one bit a pixel: some kilobytes that would become 900 megabytes."""
+    """Return a black image of one bit per pixel: some kilobytes that would become 900 MB."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + data))
@@ -167,13 +167,13 @@ def test_an_unreadable_image_gets_an_error_and_the_others_a_prediction(address, 
         "not a supported image format": b"This is a text, and no picture at all.",
         "too many pixels for a radiograph": huge_png(),
     }
-    files = [base64.b64encode(it).decode() for it in bad.values()]
+    files = [base64.b64encode(content).decode() for content in bad.values()]
     answer = post(address, records([*files, encoded[1], ""]))
     assert answer.status_code == 200, answer.text
     *errors, good, empty = answer.json()["predictions"]
-    for it, reason in zip([*errors, empty], [*bad, "not a supported image format"], strict=True):
-        assert reason in it["error"]
-        assert (it["probability"], it["label"], it["threshold"]) == (None, None, None)
+    for row, reason in zip([*errors, empty], [*bad, "not a supported image format"], strict=True):
+        assert reason in row["error"]
+        assert (row["probability"], row["label"], row["threshold"]) == (None, None, None)
     assert good["probability"] == pytest.approx(list(expected.values())[1], abs=1e-6)
 
 
@@ -191,11 +191,11 @@ def test_an_invalid_request_is_rejected_and_the_server_keeps_running(address, en
 def test_two_hundred_at_once_and_eight_clients_at_once(address, expected, encoded):
     answer = post(address, records(encoded * 4))
     assert answer.status_code == 200
-    found = [it["probability"] for it in answer.json()["predictions"]]
+    found = [row["probability"] for row in answer.json()["predictions"]]
     assert found == pytest.approx(list(expected.values()) * 4, abs=1e-6)
     with ThreadPoolExecutor(8) as clients:
         answers = list(clients.map(lambda image: post(address, records([image])), encoded))
-    found = [it.json()["predictions"][0]["probability"] for it in answers]
+    found = [row.json()["predictions"][0]["probability"] for row in answers]
     assert found == pytest.approx(list(expected.values()), abs=1e-6)
 
 

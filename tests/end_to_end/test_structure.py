@@ -1,4 +1,4 @@
-"""The order of the package's folders, and what may wait with an import."""
+"""The order of the package's folders, and which imports may be inside functions."""
 
 import ast
 import io

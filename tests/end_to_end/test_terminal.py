@@ -1,4 +1,4 @@
-"""What a person sees of a study, on real terminals and in a log."""
+"""Output of a study for a person, on real terminals and in a log."""
 
 import re
 import subprocess
@@ -66,7 +66,7 @@ COLOURS = re.compile("[349][0-79]|10[0-7]")
 
 @cache
 def study(workers: int = 1, pause: float = 0.8, **other) -> Seen:
-    """A study that is continued, on a terminal that is drawn on twice a second."""
+    """Resume a study on a terminal that is refreshed twice a second."""
     code = STUDY.format(workers=workers, pause=pause)
     seen = watch("-c", code, **other)
     assert (seen.code, seen.errors) == (0, "")
@@ -74,7 +74,7 @@ def study(workers: int = 1, pause: float = 0.8, **other) -> Seen:
 
 
 def moments(seen: Seen) -> list[list[str]]:
-    """What was shown below the note and above it, without bars, as it came."""
+    """Return the screens below and above the note, without bars, in order."""
     found = []
     for screen in seen.screens:
         lines = [line.strip("━╸╺ ") for line in screen.splitlines()]
@@ -95,7 +95,9 @@ def test_a_study_on_a_terminal():
     assert ["study night", "a note", *at_work] in shown
     above = ["study night", "a note", "trial   5  failed: for a reason"]
     best = "best  val AUC 0.9877  trial 6"
-    decoding = [it for it in shown if it[: len(above)] == above and "Decoding" in it[-1]]
+    decoding = [
+        screen for screen in shown if screen[: len(above)] == above and "Decoding" in screen[-1]
+    ]
     assert decoding
     assert {tuple(lines[3:5]) for lines in decoding} == {(left, best)}
     # what has been reached stays, and nothing of what was at work

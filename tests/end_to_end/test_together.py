@@ -1,4 +1,4 @@
-"""Several processes on one cache, and a cache that is deleted while it is in use."""
+"""Several processes with one cache, and a cache that is deleted during use."""
 
 import shutil
 import tarfile
@@ -23,7 +23,7 @@ from tests.support.studies import LIMIT, SMALL, at_work, until
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> Path:
-    """An archive of a small data set."""
+    """Make an archive of a small data set."""
     folder = tmp_path_factory.mktemp("packed")
     write_images(folder / "halves")
     with tarfile.open(folder / "A.tar.gz", "w:gz") as tar:
@@ -33,12 +33,12 @@ def packed(tmp_path_factory) -> Path:
 
 @contextmanager
 def seen(folder: Path):
-    """The inodes that come to be in a folder, hidden or not."""
+    """Collect the inodes that appear in a folder, hidden or not."""
     found, over = set(), threading.Event()
 
     def look() -> None:
         while not over.wait(0.001):
-            found.update(it.stat().st_ino for it in folder.glob("*") if it.is_dir())
+            found.update(path.stat().st_ino for path in folder.glob("*") if path.is_dir())
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -64,7 +64,7 @@ def test_one_of_two_simultaneous_imports_unpacks(store, own_cache, packed):
         assert output.endswith("0 unreadable, 0 of unknown patients\n")
     [unpacked] = (own_cache / "archives").iterdir()
     assert folders == {unpacked.stat().st_ino}
-    assert {it.info.status for it in store.search_runs(["0"])} == {"FINISHED"}
+    assert {run.info.status for run in store.search_runs(["0"])} == {"FINISHED"}
 
 
 def test_two_commands_may_log_the_same_data_at_once(store, sample):
@@ -80,9 +80,10 @@ def test_two_commands_may_log_the_same_data_at_once(store, sample):
         for digest in map(str, range(8)):  # without care, 7 of 10 end in an error
             for run_id in threads.map(log_data, [digest] * 2):
                 inputs = store.get_run(run_id).inputs.dataset_inputs
-                assert {(it.dataset.name, it.dataset.digest) for it in inputs} == {
-                    (f"sample/{split}", digest) for split in ("train", "val", "test")
-                }
+                assert {
+                    (dataset_input.dataset.name, dataset_input.dataset.digest)
+                    for dataset_input in inputs
+                } == {(f"sample/{split}", digest) for split in ("train", "val", "test")}
 
 
 @pytest.mark.slow
@@ -101,6 +102,6 @@ def test_a_cache_that_is_deleted_ends_a_study_in_one_line_and_the_next_run_works
     )
     assert "was deleted while it was in use. Run the same command again." in errors
     assert errors.count("\n") == 1
-    assert "RUNNING" not in {it.info.status for it in store.search_runs(["0"])}
+    assert "RUNNING" not in {run.info.status for run in store.search_runs(["0"])}
     code, output, errors = run("train", *flags, "--epochs", "1")
     assert (code, errors) == (0, "")

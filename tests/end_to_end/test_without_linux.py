@@ -1,4 +1,4 @@
-"""All commands where Python has nothing that only Linux has: what runs there runs on macOS."""
+"""All commands without Linux-only functions of Python, as on macOS."""
 
 import csv
 import json
@@ -72,7 +72,7 @@ print(json.dumps(codes))
 
 
 def without_linux(folder, code: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Python code in a process of its own, which has nothing that only Linux has."""
+    """Run Python code in a process without Linux-only functions."""
     paths = (ROOT / "tests" / "support" / "without_linux", ROOT)
     environment = {
         **os.environ,
@@ -143,7 +143,7 @@ def test_every_command_runs_without_what_only_linux_has(store, folder, tmp_path)
         assert counted(study.trials) in (least, least + 1)
         assert counted(study.trials) == len(study.trials) == len(children(store, run_of(name)))
     workers = {run.data.tags["pneumo.pid"] for run in children(store, run_of("two"))}
-    assert workers < {it.name for it in processes.iterdir()}
+    assert workers < {path.name for path in processes.iterdir()}
     assert store.get_model_version_by_alias("pneumonia", "champion").version == 1
     [row] = csv.DictReader(out.read_text().splitlines())
     assert (row["path"], row["error"]) == (str(images / "dark.png"), "")

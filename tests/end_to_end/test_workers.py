@@ -1,4 +1,4 @@
-"""Several processes on one study: what they leave, and that none of them is needed."""
+"""Several processes on one study: their results, and that any of them may end."""
 
 import os
 import re
@@ -76,7 +76,7 @@ def test_two_workers(store):
     lines = [line for line in output.splitlines() if re.match(r"trial +\d", line)]
     assert len(lines) == len(trials)
     runs = children(store, run_of("night"))
-    pids = {it.data.tags["pneumo.pid"] for it in runs}
+    pids = {run.data.tags["pneumo.pid"] for run in runs}
     assert len(pids) == 2
     # the first trial is the baseline, whoever had it
     assert trials[0].params["dropout"] == 0.25
@@ -108,14 +108,14 @@ def test_a_study_outlives_a_worker_and_its_driver(store):
     done = counted(optuna.load_study(study_name="night", storage=open_storage()).trials)
     seen = watch("-m", "pneumo", *command)
     assert (seen.code, seen.errors) == (0, "")
-    begun = next(it for it in seen.screens if ", process " in it)
+    begun = next(line for line in seen.screens if ", process " in line)
     assert f"resuming study night: {done} trials are finished" in begun
     assert f" {done} of 3 trials " in begun
     trials = require_whole(store, "night")
     assert 3 <= counted(trials) <= 4
     assert any(trial.params["dropout"] == 0.25 for trial in trials if trial.state.name != "FAIL")
     failed = store.search_runs(["0"], "attributes.status = 'FAILED'")
-    assert [(it.data.tags["pneumo.pid"], it.data.tags["optuna.state"]) for it in failed] == [
+    assert [(run.data.tags["pneumo.pid"], run.data.tags["optuna.state"]) for run in failed] == [
         (str(victim), "FAIL")
     ]
     [study] = store.search_runs(["0"], "tags.`pneumo.kind` = 'study'")
@@ -168,11 +168,11 @@ def suggest(trial, base):
 def test_a_study_that_cannot_go_on_stops(store, sample, tmp_path, monkeypatch, end, reason):
     let_workers_load(monkeypatch, tmp_path / "project", ENDS.format(end=end))
     with mlflow.start_run() as parent:
-        plan = StudySpec(TINY, sample, {})
-        study = create_study(open_storage(), "night", plan, parent.info.run_id)
+        spec = StudySpec(TINY, sample, {})
+        study = create_study(open_storage(), "night", spec, parent.info.run_id)
         StudyLimits(4).save(study)
         with pytest.raises(StudyFailedError, match=reason):
-            run_search(study, plan, workers=2)
+            run_search(study, spec, workers=2)
 
 
 def test_a_user_error_in_a_worker_is_reported_as_one(store, tmp_path):
@@ -187,8 +187,8 @@ def test_a_user_error_in_a_worker_is_reported_as_one(store, tmp_path):
 
 
 def test_workers_that_may_not_join(store, folder, sample):
-    plan = StudySpec(load_experiment("tune"), sample, {"image_size": "32", "epochs": "1"})
-    tune_and_register(plan, trials=1, model_name="m", name="night")
+    spec = StudySpec(load_experiment("tune"), sample, {"image_size": "32", "epochs": "1"})
+    tune_and_register(spec, trials=1, model_name="m", name="night")
     code, _, errors = run("worker", "--study", "nacht", "--data", "sample")
     assert code == 2
     place = os.environ["PNEUMO_STORAGE"]

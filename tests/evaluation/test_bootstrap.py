@@ -1,4 +1,4 @@
-"""Samples of patients, and what is compared on them."""
+"""Samples of patients, and comparisons on them."""
 
 import tracemalloc
 import weakref
@@ -21,7 +21,7 @@ def frame(patients, labels, probabilities) -> pd.DataFrame:
 
 
 def some(images_per_patient: int = 1, patients: int = 60) -> pd.DataFrame:
-    """Patients whose images are all alike; many probabilities are the same."""
+    """Make predictions with identical images for each patient and many equal probabilities."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, patients)
     scores = np.round(np.clip(labels * 0.3 + rng.uniform(0, 0.7, patients), 0, 1), 1)
@@ -78,7 +78,7 @@ def test_bands_of_a_single_sample_are_its_curves():
     assert np.array_equal(low, high)
     low, high = bootstrap.precision_band(predictions, once)
     for place in (10, 35, 100):  # at the highest threshold that finds that share
-        cut = max(it for it in values if (values[labels == 1] >= it).mean() >= place / 100)
+        cut = max(value for value in values if (values[labels == 1] >= value).mean() >= place / 100)
         assert low[place] == high[place] == labels[values >= cut].mean()
 
 
@@ -94,10 +94,12 @@ def test_two_models_on_the_same_images():
     better = worse.assign(probability=worse["probability"] * 0.6 + worse["label"] * 0.4)
     found = bootstrap.compare_models(worse, better, (0.5, 0.5))
     labels = worse["label"]
-    aucs = [metrics.roc_auc_score(labels, it["probability"]) for it in (worse, better)]
+    aucs = [
+        metrics.roc_auc_score(labels, predictions["probability"]) for predictions in (worse, better)
+    ]
     assert found.auc_difference == pytest.approx(aucs[1] - aucs[0], abs=1e-12)
     assert 0 < found.low < found.auc_difference < found.high
-    right = [(it["probability"] >= 0.5) == labels for it in (worse, better)]
+    right = [(predictions["probability"] >= 0.5) == labels for predictions in (worse, better)]
     assert found.only_first_correct == (right[0] & ~right[1]).sum() == 0
     assert found.only_second_correct == (~right[0] & right[1]).sum() > 0
     mirrored = bootstrap.compare_models(better, worse, (0.5, 0.5))
@@ -118,7 +120,10 @@ def test_the_difference_in_sensitivity_is_paired_and_by_patient():
     bounds = paired_difference_interval(*np.array(counts).T)
     assert (found.sensitivity_low, found.sensitivity_high) == pytest.approx(bounds, abs=1e-12)
     sick = first["label"] == 1
-    values = [(it["probability"][sick] >= at).mean() for it, at in ((first, 0.4), (second, 0.6))]
+    values = [
+        (predictions["probability"][sick] >= at).mean()
+        for predictions, at in ((first, 0.4), (second, 0.6))
+    ]
     assert found.sensitivity_difference == pytest.approx(values[1] - values[0], abs=1e-12)
     assert found.sensitivity_low < found.sensitivity_difference < found.sensitivity_high
 
@@ -131,7 +136,7 @@ def test_models_are_only_compared_on_the_same_images():
 
 
 def varied(count: int) -> list[pd.DataFrame]:
-    """Predictions of several models for the same images, which share most of their noise."""
+    """Make predictions of several models for the same images, which share most noise."""
     rng, like = np.random.default_rng(0), some(2)
     noise = rng.normal(0, 0.1, (count, len(like)))
     return [like.assign(probability=like["probability"] + row) for row in noise]
@@ -145,8 +150,8 @@ def test_the_bound_of_the_best_of_many():
 
     def differences(weights):
         first, *others = (
-            metrics.roc_auc_score(labels, it["probability"], sample_weight=weights)
-            for it in (baseline, *trials)
+            metrics.roc_auc_score(labels, trial["probability"], sample_weight=weights)
+            for trial in (baseline, *trials)
         )
         return np.subtract(others, first)
 
@@ -165,8 +170,8 @@ def test_the_bound_reads_one_trial_at_a_time():
     left_alive = []
 
     def read():
-        for it in others:
-            table = it.copy()
+        for predictions in others:
+            table = predictions.copy()
             handed = weakref.ref(table)
             yield table
             del table
@@ -183,7 +188,9 @@ def test_more_trials_lower_the_bound():
         for count in (0, 3, len(others))
     ]
     assert lows[0] > lows[1] > lows[2]
-    shuffled = [it.sample(frac=1, random_state=1) for it in (baseline, best, *others)]
+    shuffled = [
+        predictions.sample(frac=1, random_state=1) for predictions in (baseline, best, *others)
+    ]
     assert bootstrap.bound_improvement(*shuffled[:2], shuffled[2:]).low == lows[2]
 
 

@@ -1,4 +1,4 @@
-"""Who may become champion, by the predictions alone."""
+"""The gate for champions, by the predictions alone."""
 
 from itertools import pairwise
 
@@ -23,7 +23,7 @@ MARGINS = Margins(0.02, 0.05)
 
 
 def held(separation: float, title: str = "m version 1", seed: int = 0, **changes) -> EvaluatedModel:
-    """Predictions of a calibrated model whose classes are that many standard deviations apart."""
+    """Make calibrated predictions of classes so many standard deviations apart."""
     rng = np.random.default_rng(seed)
     labels = np.arange(PATIENTS) % 2
     scores = separation * (rng.normal(size=PATIENTS) + separation * (labels - 0.5))
@@ -113,11 +113,11 @@ def test_each_model_is_evaluated_at_its_own_threshold():
     other = held(3.0, threshold=0.5)
     figures = gate(GOOD, {"": other}, synthetic_images=False, margins=MARGINS).metrics
     values, labels = GOOD.predictions["probability"], GOOD.predictions["label"]
-    right = [(values >= it.threshold) == labels for it in (other, GOOD)]
+    right = [(values >= model.threshold) == labels for model in (other, GOOD)]
     assert figures["champion_only_correct"] == (right[0] & ~right[1]).sum()
     assert figures["candidate_only_correct"] == (right[1] & ~right[0]).sum()
     for who, threshold in (("candidate", 0.4), ("champion", 0.5)):
-        found = {key.removeprefix(f"{who}_"): it for key, it in figures.items() if who in key}
+        found = {key.removeprefix(f"{who}_"): value for key, value in figures.items() if who in key}
         found.pop("only_correct")
         assert found == metrics.compute_metrics(labels.to_numpy(), values.to_numpy(), threshold)
 
@@ -158,7 +158,7 @@ def test_other_images_are_no_comparison():
 
 
 def with_sensitivity(found: int, title: str = "m version 1", of: int = 390) -> EvaluatedModel:
-    """A model that finds that many of the sick images; all such models have the same area."""
+    """Make a model with that many true positives; all such models have the same AUC."""
     rng = np.random.default_rng(0)
     scores = np.concatenate([rng.normal(2.2, 1.4, of), rng.normal(-2.2, 1.4, 234)])
     predictions = pd.DataFrame(
@@ -193,7 +193,7 @@ def test_patients_are_drawn_with_all_images_for_sensitivity_too():
     of_three = [f"person{number // 3}" for number in range(624)]
     low = []
     for patients in (champion.predictions["patient"], of_three):
-        pair = [replace_patients(it, patients) for it in (candidate, champion)]
+        pair = [replace_patients(model, patients) for model in (candidate, champion)]
         figures = gate(pair[0], {"": pair[1]}, False, MARGINS).metrics
         low.append(figures["sensitivity_difference_low"])
     assert low[1] != low[0]
@@ -280,11 +280,13 @@ def test_fourteen_small_steps_down_are_not_all_promoted():
         if decision.is_promoted:
             champions.append(candidate)
         else:
-            assert any("m version 1 (the best champion so far)" in it for it in decision.reasons)
+            assert any(
+                "m version 1 (the best champion so far)" in text for text in decision.reasons
+            )
     stopped = len(champions)
     assert champions == [first, *others][:stopped]
     assert 2 < stopped < 15
-    areas = [it.metrics()["auc"] for it in (first, champions[-1])]
+    areas = [model.metrics()["auc"] for model in (first, champions[-1])]
     assert areas[0] - areas[1] < 0.02
 
 

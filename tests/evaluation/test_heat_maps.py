@@ -1,4 +1,4 @@
-"""Heat maps: their exact values on small models, and that they find what is there to be found."""
+"""Heat maps: exact values on small models, and detection of opacities."""
 
 from itertools import product
 
@@ -23,7 +23,7 @@ LAST_MAPS = {"cnn": "conv_2", "mobilenet": "conv_pw_13_relu", "resnet50v2": "pos
 
 
 def handmade(size: int, flatten: bool, kernel: np.ndarray) -> keras.Model:
-    """A backbone of two channels, `image` and 255 − `image`, and a head of one layer."""
+    """Build a backbone of two channels, `image` and 255 − `image`, and a head of one layer."""
     pixels = keras.Input((size, size, 1), dtype="uint8")
     channels = layers.Conv2D(2, 1, name="channels")
     maps = channels(layers.Rescaling(1.0)(pixels))
@@ -112,7 +112,7 @@ def test_heat_maps_of_an_ensemble_combine_its_members():
     image = np.zeros((1, MAX_MAP_SIDE, MAX_MAP_SIDE, 1), np.uint8)
     image[0, 1, 1], image[0, 5, 5] = 100, 200
     first, second = (
-        handmade(MAX_MAP_SIDE, False, np.array(it)) for it in ([2.0, 0.0], [-1.0, 0.0])
+        handmade(MAX_MAP_SIDE, False, np.array(weights)) for weights in ([2.0, 0.0], [-1.0, 0.0])
     )
     [alone] = HiResCam(first)(image)
     [found] = HiResCam(build_ensemble([first, second]))(image)
@@ -137,7 +137,7 @@ RADIUS, SIDE = 14, 96  # pixels
 
 
 def spotted(rng: np.random.Generator, place: tuple[float, float] | None) -> np.ndarray:
-    """Stripes and noise, and one bright opacity at (x, y) if there is a place."""
+    """Make stripes and noise, and one bright opacity at (x, y) if a place is given."""
     y, x = np.mgrid[:SIDE, :SIDE]
     image = 90 + 20 * np.sin(y / 9 + rng.uniform(0, 6)) + rng.normal(0, 8, (SIDE, SIDE))
     if place:
@@ -147,7 +147,7 @@ def spotted(rng: np.random.Generator, place: tuple[float, float] | None) -> np.n
 
 @pytest.fixture(scope="module")
 def opacities(tmp_path_factory):
-    """Images with one bright opacity anywhere and images without."""
+    """Make images with one bright opacity anywhere, and images without."""
     folder, rng = tmp_path_factory.mktemp("opacities"), np.random.default_rng(0)
     for number in range(150):
         for name, file, place in (
@@ -161,7 +161,7 @@ def opacities(tmp_path_factory):
 
 
 def peaks_off(model: keras.Model) -> list[float]:
-    """How far from each of nine new opacities the map is the brightest: pixels of `SIDE`."""
+    """Return the distances of the map's maximum from nine new opacities, in pixels of `SIDE`."""
     rng, size = np.random.default_rng(1), model.input_shape[1]
     distances = []
     for place in product((24, 48, 72), repeat=2):

@@ -1,4 +1,4 @@
-"""Intervals of single metrics, by hand and in simulations."""
+"""Intervals of single metrics, computed by hand and in simulations."""
 
 import numpy as np
 import pandas as pd
@@ -22,12 +22,12 @@ def frame(patients, labels, probabilities) -> pd.DataFrame:
 
 
 def made(images_per_patient: int = 1, patients: int = 60) -> pd.DataFrame:
-    """Patients whose images are all alike; many probabilities are the same."""
+    """Make predictions with identical images for each patient and many equal probabilities."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, patients)
     scores = np.round(np.clip(labels * 0.3 + rng.uniform(0, 0.7, patients), 0, 1), 1)
     columns = (np.arange(patients), labels, scores)
-    return frame(*(np.tile(it, images_per_patient) for it in columns))
+    return frame(*(np.tile(column, images_per_patient) for column in columns))
 
 
 @pytest.mark.parametrize("hits", [0, 1, 50, 119, 120])
@@ -39,7 +39,7 @@ def test_a_proportion_of_one_image_for_each_patient_is_exact(hits):
 
 
 def test_a_proportion_by_hand():
-    """40 patients have two images each, and 20 of the patients one that is no hit."""
+    """40 patients have two images each, and 20 of them one image that is not a hit."""
     hits, images = np.repeat([1, 2], 20), np.full(40, 2)
     low, high = proportion_interval(hits, images)
     # The ratio estimator has variance 40/39 * 40 * 0.5² / 80², the binomial one 0.75 * 0.25 / 79:
@@ -54,7 +54,7 @@ def test_a_proportion_by_hand():
 
 
 def clopper_pearson(value: float, size: float) -> tuple[float, float]:
-    """Invert the binomial tails, which for sizes that are not integers are those of beta."""
+    """Invert the binomial tails, which are those of beta for sizes that are not integers."""
     return (
         betaincinv(value * size, (1 - value) * size + 1, 0.025),
         betaincinv(value * size + 1, (1 - value) * size, 0.975),
@@ -62,7 +62,7 @@ def clopper_pearson(value: float, size: float) -> tuple[float, float]:
 
 
 def test_all_hits_by_hand():
-    """Without a miss the usual ICC takes the place of the variance, which is 0."""
+    """Without a miss the variance is 0, and the usual ICC replaces it."""
     images = np.full(40, 2)
     low, high = proportion_interval(images, images)
     size = 80 / 1.2 * (1.9904502 / 2.0226909) ** 2
@@ -114,20 +114,21 @@ def test_more_images_of_the_same_patients_are_hardly_more_evidence():
     apart = made(10).assign(patient=np.arange(600))
     for name in HEADLINE_METRICS:
         width, narrow = (
-            it[f"{name}_high"] - it[f"{name}_low"] for it in (ten, metric_intervals(apart, 0.5))
+            intervals[f"{name}_high"] - intervals[f"{name}_low"]
+            for intervals in (ten, metric_intervals(apart, 0.5))
         )
         assert narrow < 0.5 * width
 
 
 def test_patients_with_images_of_both_classes_are_counted_once():
-    """A patient's own level raises both scores, and less of AUC's variance is left."""
+    """A patient's own level raises both scores, which reduces the variance of AUC."""
     rng = np.random.default_rng(0)
     labels = np.tile([0, 1], 300)
     patients = np.repeat(np.arange(300), 2)
     scores = labels + np.repeat(rng.normal(0, 3, 300), 2) + rng.normal(0, 0.1, 600)
     flipped = scores.copy()
     flipped[labels == 0] *= -1  # now it raises one and lowers the other
-    paired, opposed = (np.ptp(auc_interval(labels, it, patients)) for it in (scores, flipped))
+    paired, opposed = (np.ptp(auc_interval(labels, value, patients)) for value in (scores, flipped))
     apart = np.ptp(auc_interval(labels, flipped, np.arange(600)))
     assert opposed > 1.2 * apart
     assert paired < opposed
@@ -167,7 +168,7 @@ def test_a_single_patient_gives_an_uninformative_interval():
 def test_a_paired_difference_by_hand():
     first, second = np.repeat([1, 1, 0, 0], [80, 6, 2, 12]), np.repeat([1, 0, 1, 0], [80, 6, 2, 12])
     low, high = paired_difference_interval(first, second, np.ones(100, int))
-    ends = [np.array(binomtest(it, 100).proportion_ci(method="exact")) for it in (86, 82)]
+    ends = [np.array(binomtest(hits, 100).proportion_ci(method="exact")) for hits in (86, 82)]
     below, above = (ends[0] - 0.86, ends[1] - 0.82)
     correlation = np.corrcoef(first, second)[0, 1]
     expected = [

@@ -129,14 +129,16 @@ def test_specificity_at_a_sensitivity_counts_every_point_of_a_straight_curve():
     for _ in range(200):
         labels, scores = rng.permutation([0, 1] * 6), rng.integers(0, 4, 12) / 4
         for sensitivity in (0.3, 0.5, 0.95):
-            reached = [it for it in scores if (scores[labels == 1] >= it).mean() >= sensitivity]
-            expected = max((scores[labels == 0] < it).mean() for it in reached)
+            reached = [
+                value for value in scores if (scores[labels == 1] >= value).mean() >= sensitivity
+            ]
+            expected = max((scores[labels == 0] < value).mean() for value in reached)
             found = specificity_at_sensitivity(sensitivity, labels, scores)
             assert found == pytest.approx(expected, abs=1e-12)
 
 
 def unsure(temperature: float, images: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, and the logits of a model that is too sure of itself by that factor."""
+    """Return labels, and the logits of a model that is overconfident by that factor."""
     rng = np.random.default_rng(0)
     true = rng.normal(0, 2, images)
     return (rng.uniform(size=images) < expit(true)).astype(int), true * temperature
@@ -148,8 +150,8 @@ def test_the_temperature_measures_overconfidence(factor):
     found = fit_temperature(labels, logits)
     assert found == pytest.approx(factor, rel=0.05)
     losses = [
-        metrics.log_loss(labels, expit(logits / it))
-        for it in (1, found, found * 1.001, found / 1.001)
+        metrics.log_loss(labels, expit(logits / value))
+        for value in (1, found, found * 1.001, found / 1.001)
     ]
     assert min(losses) == losses[1]
     assert factor == 1 or losses[1] < losses[0] - 0.01

@@ -1,4 +1,4 @@
-"""Which images of a split have made a model, and how often test images were looked at."""
+"""Images of a split that made a model, and the number of looks at test images."""
 
 import hashlib
 import json
@@ -26,19 +26,19 @@ ALL = 200  # test images of the handmade data set, and as many patients
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """A data set that counts as real."""
+    """Make a data set that counts as real."""
     folder = write_images(tmp_path_factory.mktemp("images") / "halves")
     return open_dataset(str(folder), required_splits=("train", "test"))
 
 
 @pytest.fixture
 def stored(store, dataset):
-    """A registered model of that data set."""
+    """Register a model of that data set."""
     return register(run_of("left", dataset), NAME)
 
 
 def evaluated(stored, dataset, split="test"):
-    """The run of an evaluation, its `metrics.json` and its findings."""
+    """Evaluate; return the run, its `metrics.json` and its findings."""
     with evaluation_run(stored, dataset) as (run_id, images):
         found = evaluate_model(stored, images, split)
     numbers = json.loads(text(run_id, f"{split}/metrics.json"))
@@ -46,7 +46,7 @@ def evaluated(stored, dataset, split="test"):
 
 
 def as_test(dataset, split, folder, *, name="{}", change=False, every=1):
-    """A data set whose `test/` holds every so many images of a split; `change`: other files."""
+    """Make a data set with every n-th image of a split in `test/`; `change` replaces files."""
     rows = dataset.rows[dataset.rows["split"] == split]
     for _, of_class in rows.groupby("label"):
         for path in of_class["path"][::every]:
@@ -66,7 +66,7 @@ def reasons(dataset, split="test") -> list[str]:
 
 
 def looks(numbers) -> tuple[int, int]:
-    """By this model and by all models."""
+    """Return the looks by this model and by all models."""
     return numbers["test_evaluations"], numbers["test_evaluations_of_all_models"]
 
 
@@ -76,7 +76,7 @@ def tagged(client, version="1") -> str | None:
 
 @pytest.mark.parametrize(("split", "count"), [("train", 64), ("val", 16)])
 def test_training_images_used_as_test_are_detected(stored, dataset, tmp_path, split, count):
-    """Under other names, of other patients."""
+    """They have other names and other patients."""
     again = as_test(dataset, split, tmp_path / "again", name="again-{}")
     run, numbers, findings = evaluated(stored, again)
     assert numbers["overlap"] == {"images": count, "patients": 0, "own_test": 0}
@@ -130,7 +130,7 @@ def test_other_images_of_the_same_patients(stored, dataset, tmp_path):
 
 
 def test_names_without_a_patient_show_no_overlap(store, tmp_path):
-    """Where `train` takes such data `promote` decides on them, too."""
+    """If `train` accepts such data, `promote` does, too."""
     folder = write_images(tmp_path / "numbered")
     for split in ("train", "test"):
         for name in ("NORMAL", "PNEUMONIA"):

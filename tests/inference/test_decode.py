@@ -1,4 +1,4 @@
-"""Files of images as grey pixels of one size."""
+"""Image files decoded to gray pixels of one size."""
 
 import numpy as np
 import pytest

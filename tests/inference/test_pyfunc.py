@@ -1,4 +1,4 @@
-"""Whatever a request holds in place of an image gets its reason, and the others their answer.
+"""Each invalid value of a request gets a reason, and the others a prediction.
 
 PNEUMO_FUZZ multiplies the number of examples.
 """
@@ -37,7 +37,7 @@ FILES = [_file(kind) for kind in FORMATS]
 
 @st.composite
 def _broken_files(draw) -> bytes:
-    """A file of some format, with some of its bytes replaced, and cut."""
+    """Generate files of some format, with some bytes replaced, and truncated."""
     data = bytearray(draw(st.sampled_from(FILES)))
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.integers(0, len(data)))
@@ -50,19 +50,19 @@ def _broken_files(draw) -> bytes:
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
 SCALARS = st.one_of(
     *(st.none(), st.booleans(), st.integers(), st.floats(), st.binary(), ANY_TEXT),
-    *(_broken_files(), _broken_files().map(lambda it: base64.b64encode(it).decode())),
+    *(_broken_files(), _broken_files().map(lambda content: base64.b64encode(content).decode())),
     st.text("ABCabc012+/= \n"),
 )
 VALUES = st.recursive(
     SCALARS,
-    lambda it: st.lists(it, max_size=3) | st.dictionaries(ANY_TEXT, it, max_size=3),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(ANY_TEXT, values, max_size=3),
     max_leaves=8,
 )
 
 
 @pytest.fixture(scope="module")
 def model():
-    """One that looks at a half of each image."""
+    """Build a model of one half of each image."""
     model = PneumoniaModel()
     model.keras_model = looking("left")
     model.settings = {"threshold": 0.5, "temperature": 1.0, "resize": "squash"}
@@ -77,7 +77,7 @@ def answers(model, values: list) -> list[dict]:
 
 
 def require_answers(model, values: list, good: int) -> None:
-    """Each value has its answer or its error; that of `good`, a whole image, is as ever."""
+    """Require a prediction or an error for each value; that of `good` does not change."""
     found = answers(model, values)
     assert len(found) == len(values)
     json.dumps(found, allow_nan=False).encode()
@@ -120,7 +120,7 @@ def test_each_value_gets_its_own_prediction(model, values, data):
         bytearray(FILES[0]),
         pd.NaT,
     ],
-    ids=lambda it: repr(it)[:20],
+    ids=lambda value: repr(value)[:20],
 )
 def test_odd_and_very_large_values(model, value):
     require_answers(model, [value, FILES[0]], 1)

@@ -1,4 +1,4 @@
-"""Models as a study has stored them, loaded and asked."""
+"""Models that a study has stored, loaded and run."""
 
 import ast
 import io

@@ -26,10 +26,10 @@ def test_pictures_show_the_errors_furthest_from_the_threshold():
     pixels = (
         np.zeros((count, 8, 8, 1), np.uint8) + np.arange(count, dtype=np.uint8)[:, None, None, None]
     )
-    asked = []
+    requested = []
 
     def heat_maps(images):
-        asked.append(images)
+        requested.append(images)
         return (images[..., 0] > 10).astype(float)
 
     figure = plots.plot_worst_errors(table, pixels, 0.5, heat_maps)
@@ -47,7 +47,7 @@ def test_pictures_show_the_errors_furthest_from_the_threshold():
             heat = np.full((8, 8), float(number > 10))
             picture = plots.overlay_heat_map(pixels[number, ..., 0], heat)
             assert (axes.images[0].get_array() == picture).all()
-    assert [len(images) for images in asked] == [5, 5]  # no more than are shown
+    assert [len(images) for images in requested] == [5, 5]  # no more than are shown
     none = plots.plot_worst_errors(table[table["label"] == 0], pixels, 1.01, heat_maps)
     assert [part.get_suptitle()[-2:] for part in none.subfigs] == [" 0", " 0"]
     Image.open(io.BytesIO(to_png(none))).verify()

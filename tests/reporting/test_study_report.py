@@ -1,4 +1,4 @@
-"""The page of a real study, read back from its run, and what it says of other ones."""
+"""The page of a real study, read from its run, and the page of other studies."""
 
 import html
 import re
@@ -36,23 +36,23 @@ MOST = 8_000_000  # bytes of a page
 
 
 @pytest.fixture(scope="module")
-def plan(sample) -> StudySpec:
+def spec(sample) -> StudySpec:
     return StudySpec(load_experiment("tune"), sample, FIXED)
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory, plan):
-    """A study of three trials, and the folder of its stores."""
+def searched(tmp_path_factory, spec):
+    """Run a study of three trials; return it and the folder of its stores."""
     folder = tmp_path_factory.mktemp("searched")
     with store_in(folder):
         return tune_and_register(
-            plan, trials=3, model_name="pneumonia-sample", name="night"
+            spec, trials=3, model_name="pneumonia-sample", name="night"
         ), folder
 
 
 @pytest.fixture
 def study(searched, tmp_path):
-    """It, with an Optuna store and runs that a test may add to."""
+    """Return the study, with stores that a test may change."""
     outcome, folder = searched
     for database in folder.glob("*.db"):
         shutil.copy(database, tmp_path)
@@ -65,24 +65,24 @@ def run_id(study) -> str:
 
 
 def page_of(study) -> str:
-    """Its page, without the megabytes of script."""
+    """Return the study's page, without the megabytes of script."""
     page = text(run_id(study), "study/study.html")
     return html.unescape(re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.S))
 
 
 def as_text(page: str) -> str:
-    """What is to be read on a page."""
+    """Return the visible text of a page."""
     without = re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.S)
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", without)))
 
 
 @contextmanager
-def begun(plan, name: str):
-    """A study without trials, within its run."""
+def begun(spec, name: str):
+    """Create a study without trials, within its run."""
     with runs.command_run("study", "", {}) as parent:
         study = optuna.create_study(direction="maximize", study_name=name)
-        for fact, value in {**plan.identity(), "run_id": parent}.items():
-            study.set_user_attr(fact, value)
+        for key, value in {**spec.identity(), "run_id": parent}.items():
+            study.set_user_attr(key, value)
         StudyLimits(5).save(study)
         yield study
 
@@ -126,7 +126,7 @@ def test_the_best_is_compared_with_the_baseline(study):
 
 
 def bound_of(study, others: int) -> dict:
-    """The improvement as it is to be stored, of trial 2 over trial 0, chosen among `others`."""
+    """Return the improvement as stored, of trial 2 over trial 0, chosen among `others`."""
     tables = [predictions(trial.user_attrs["run_id"], "val") for trial in study.trials[:3]]
     found = bootstrap.bound_improvement(tables[0], tables[2], [tables[1]] * others)
     return {"difference": found.difference, "low": found.low, "trials": found.trials}
@@ -152,7 +152,7 @@ def test_the_bound_accounts_for_the_choice(study):
 
 
 def with_predictions(study, change) -> optuna.trial.FrozenTrial:
-    """A complete trial like the best, whose predictions are the baseline's but for `change`."""
+    """Add a complete trial like the best, with the baseline's predictions after `change`."""
     table = change(predictions(study.trials[0].user_attrs["run_id"], "val"))
     client = mlflow.MlflowClient()
     made = client.create_run("0").info.run_id
@@ -171,9 +171,9 @@ def perfect(table):
     return table.assign(probability=0.1 * table["probability"] + 0.9 * table["label"])
 
 
-def test_an_improvement_is_claimed_if_the_bound_is_above_0(study, plan):
+def test_an_improvement_is_claimed_if_the_bound_is_above_0(study, spec):
     study.add_trial(with_predictions(study, perfect))
-    read = as_text(StudyReport(summarize(study, plan, RUNNING)).page())
+    read = as_text(StudyReport(summarize(study, spec, RUNNING)).page())
     gain = f"{1 - study.trials[0].value:+.4f}"
     assert f"gain over the baseline {gain} test AUC" in read  # the stored bound is of fewer trials
     assert f"Difference in AUC: {gain}." in read
@@ -181,13 +181,13 @@ def test_an_improvement_is_claimed_if_the_bound_is_above_0(study, plan):
         f"Its AUC differs from the baseline's by {gain}; its confidence bound is computed when the "
         "study ends."
     ) in read
-    selection.store_improvement(study, plan)
+    selection.store_improvement(study, spec)
     stored = study.user_attrs["improvement"]
     assert stored["difference"] == pytest.approx(1 - study.trials[0].value)
     assert (stored["trials"], stored["complete"]) == (3, 4)
     low = f"{stored['low']:+.4f}"
     assert 0 < stored["low"] < stored["difference"]
-    read = as_text(StudyReport(summarize(study, plan, DONE)).page())
+    read = as_text(StudyReport(summarize(study, spec, DONE)).page())
     assert f"gain over the baseline {gain} (≥ {low}) test AUC" in read
     assert (
         f"Its AUC is higher than the baseline's by {gain}: at least {low} at 97.5 % confidence, "
@@ -195,7 +195,7 @@ def test_an_improvement_is_claimed_if_the_bound_is_above_0(study, plan):
     ) in read
 
 
-def test_a_bound_is_computed_once(study, plan, monkeypatch):
+def test_a_bound_is_computed_once(study, spec, monkeypatch):
     tables = []
 
     def improvement(baseline, best, others):
@@ -204,52 +204,52 @@ def test_a_bound_is_computed_once(study, plan, monkeypatch):
 
     monkeypatch.setattr(bootstrap, "bound_improvement", improvement)
     stored = study.user_attrs["improvement"]
-    selection.store_improvement(study, plan)
+    selection.store_improvement(study, spec)
     assert not tables
     assert study.user_attrs["improvement"] == stored
     study.add_trial(with_predictions(study, perfect))
-    selection.store_improvement(study, plan)
-    selection.store_improvement(study, plan)
-    assert [len(it) for it in tables] == [4]
+    selection.store_improvement(study, spec)
+    selection.store_improvement(study, spec)
+    assert [len(table) for table in tables] == [4]
     new = {"difference": 0.5, "low": 0.25, "trials": 3, "complete": 4}
     assert study.user_attrs["improvement"] == new
 
 
-def test_a_trial_without_predictions_is_left_out(study, plan, capsys):
+def test_a_trial_without_predictions_is_left_out(study, spec, capsys):
     lost = like_best(study, mlflow.MlflowClient().create_run("0").info.run_id)
     lost.value = 0.5
     study.add_trial(lost)
-    selection.store_improvement(study, plan)
+    selection.store_improvement(study, spec)
     assert "the predictions of trial 3 cannot be read (" in capsys.readouterr().out
     assert study.user_attrs["improvement"] == bound_of(study, 1) | {"complete": 4}
-    read = as_text(StudyReport(summarize(study, plan, DONE)).page())
+    read = as_text(StudyReport(summarize(study, spec, DONE)).page())
     assert "corrected for the selection among 2 of 3 trials." in read
 
 
-def test_no_bound_without_comparable_predictions(study, plan, capsys):
+def test_no_bound_without_comparable_predictions(study, spec, capsys):
     before = study.user_attrs["improvement"]
     study.add_trial(with_predictions(study, perfect))
     study.add_trial(with_predictions(study, lambda table: table.iloc[1:]))
-    selection.store_improvement(study, plan)
+    selection.store_improvement(study, spec)
     assert (
         "no confidence bound for the gain over the baseline (ValueError: "
         in capsys.readouterr().out
     )
     assert study.user_attrs["improvement"] == before  # of three trials, and not read for five
-    read = as_text(StudyReport(summarize(study, plan, DONE)).page())
+    read = as_text(StudyReport(summarize(study, spec, DONE)).page())
     assert "which may be chance: no confidence bound could be computed." in read
     assert "≥" not in read
 
 
-def test_no_bound_without_a_baseline(study, plan):
+def test_no_bound_without_a_baseline(study, spec):
     alone = optuna.create_study(direction="maximize")
     for name in study.user_attrs.keys() - {"improvement"}:
         alone.set_user_attr(name, study.user_attrs[name])
     for trial in study.trials[1:]:
         alone.add_trial(trial)
-    selection.store_improvement(alone, plan)
+    selection.store_improvement(alone, spec)
     assert "improvement" not in alone.user_attrs
-    assert "gain over the baseline –" in as_text(StudyReport(summarize(alone, plan, DONE)).page())
+    assert "gain over the baseline –" in as_text(StudyReport(summarize(alone, spec, DONE)).page())
 
 
 def test_every_trial_leads_to_its_run(study):
@@ -266,20 +266,20 @@ def test_every_trial_leads_to_its_run(study):
 def test_the_description(study):
     best, test = study.best_trial, study.user_attrs["winner"]["test_metrics"]
     run = mlflow.get_run(run_id(study))
-    asked, found, then, link = run.data.tags["mlflow.note.content"].split("\n\n")
-    assert asked == (
+    question, findings, next_step, link = run.data.tags["mlflow.note.content"].split("\n\n")
+    assert question == (
         "**Question** Does the whole workflow run on this machine, from images to a registered "
         "model, in minutes? Experiment tune on sample, 3 trials of at most 2 epochs. Searched: "
         f"{', '.join(FIELDS)}. Fixed: image_size 32."
     )
-    assert found.startswith(
+    assert findings.startswith(
         f"**Result** 3 of 3 trials are finished. The best is trial {best.number} "
         f"({best.user_attrs['name']}) with validation AUC {best.value:.3f} ("
     )
-    assert found.endswith(
+    assert findings.endswith(
         f"On test, trial {best.number} has an AUC of {format_with_interval(test, 'auc')}."
     )
-    assert then.endswith("These images are synthetic. Use real X-rays (-P data=PATH).")
+    assert next_step.endswith("These images are synthetic. Use real X-rays (-P data=PATH).")
     page = f"#/experiments/0/runs/{run_id(study)}/artifacts/study/study.html"
     assert link == f"[Report on this study]({page}?workflowType=machine_learning)"
 
@@ -313,14 +313,14 @@ def test_where_the_time_went(study):
     assert min(spent.values()) >= 0
 
 
-def test_pruned_and_failed_trials(study, plan):
+def test_pruned_and_failed_trials(study, spec):
     best = study.best_trial
     pruned = {"state": TrialState.PRUNED, "intermediate_values": {1: 0.61}}
     same = {"params": best.params, "distributions": best.distributions}
     study.add_trial(create_trial(**same, **pruned, user_attrs={"name": "-", "config": {}}))
     lost = {"error": "ValueError: <b>no</b> weights"}
     study.add_trial(create_trial(**same, state=TrialState.FAIL, user_attrs=lost))
-    page = StudyReport(summarize(study, plan, RUNNING)).page()
+    page = StudyReport(summarize(study, spec, RUNNING)).page()
     assert "ValueError: &lt;b&gt;no&lt;/b&gt; weights" in page
     read = as_text(page)
     assert "3 pruned 0.6100" in read
@@ -330,9 +330,9 @@ def test_pruned_and_failed_trials(study, plan):
     assert "The study is running. This report is updated about once a minute." in read
 
 
-def test_a_study_that_has_nothing_yet(plan, store):
-    with begun(plan, "young") as study:
-        StudyPage(study, plan).write(STOPPED)
+def test_a_study_that_has_nothing_yet(spec, store):
+    with begun(spec, "young") as study:
+        StudyPage(study, spec).write(STOPPED)
     assert files(store, run_id(study), "study") == {"study/study.html"}
     read = as_text(page_of(study))
     assert "finished trials 0 of 5 best validation AUC –" in read
@@ -341,15 +341,15 @@ def test_a_study_that_has_nothing_yet(plan, store):
     assert "This plot requires at least 2 complete trials." in read
 
 
-def test_the_baseline_may_be_the_best(study, plan):
+def test_the_baseline_may_be_the_best(study, spec):
     baseline = study.trials[0]
     alone = optuna.create_study(direction="maximize")
     for name in study.user_attrs.keys() - {"improvement"}:
         alone.set_user_attr(name, study.user_attrs[name])
     alone.add_trial(baseline)
-    selection.store_improvement(alone, plan)
+    selection.store_improvement(alone, spec)
     assert "improvement" not in alone.user_attrs
-    read = as_text(StudyReport(summarize(alone, plan, DONE)).page())
+    read = as_text(StudyReport(summarize(alone, spec, DONE)).page())
     assert "It is the baseline: no other trial is better." in read
     assert "gain over the baseline the baseline is best" in read
     assert "Difference in AUC" not in read
@@ -369,20 +369,20 @@ def test_there_is_no_better_value_below_zero():
     assert study_page._is_near_edge(0.6, space)
 
 
-def test_a_hundred_trials_fit_on_a_page(study, plan):
+def test_a_hundred_trials_fit_on_a_page(study, spec):
     best = study.best_trial
     for place in range(100 - len(study.trials)):
         study.add_trial(trial_like(best, 0.5 + place / 1000, dropout=place / 200))
-    page = StudyReport(summarize(study, plan, DONE)).page()
+    page = StudyReport(summarize(study, spec, DONE)).page()
     assert len(re.findall(r"<td>complete</td>", page)) >= 97
     assert len(page.encode()) < MOST
 
 
-def test_it_is_rewritten_at_most_once_a_minute(study, plan, monkeypatch):
+def test_it_is_rewritten_at_most_once_a_minute(study, spec, monkeypatch):
     pruned = {"state": TrialState.PRUNED, "intermediate_values": {1: 0.61}}
     like = {"params": study.best_trial.params, "distributions": study.best_trial.distributions}
-    with begun(plan, "young") as young:
-        page, seen = StudyPage(young, plan), []
+    with begun(spec, "young") as young:
+        page, seen = StudyPage(young, spec), []
 
         def one_more() -> None:
             young.add_trial(create_trial(**like, **pruned))
@@ -398,13 +398,13 @@ def test_it_is_rewritten_at_most_once_a_minute(study, plan, monkeypatch):
     assert seen == [["1"], ["1"], ["3"]]
 
 
-def test_a_page_that_cannot_be_written_costs_nothing_else(study, plan, capsys):
+def test_a_page_that_cannot_be_written_costs_nothing_else(study, spec, capsys):
     client = mlflow.MlflowClient()
     place = Path(client.get_run(run_id(study)).info.artifact_uri) / "study"
     kept = place.rename(place.with_name("kept"))
     place.write_text("in the way")
     try:
-        StudyPage(study, plan).write(DONE)
+        StudyPage(study, spec).write(DONE)
     finally:
         place.unlink()
         kept.rename(place)

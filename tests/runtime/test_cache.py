@@ -1,4 +1,4 @@
-"""A cache that is deleted, locked or full while it is used."""
+"""A cache that is deleted, locked or full during use."""
 
 import shutil
 import subprocess
@@ -12,9 +12,9 @@ from pneumo.runtime import cache
 from pneumo.runtime.errors import UserError
 
 
-@pytest.mark.parametrize("build", [lambda _: None, lambda it: it.mkdir(parents=True)])
+@pytest.mark.parametrize("build", [lambda _: None, lambda folder: folder.mkdir(parents=True)])
 def test_a_cache_deleted_during_use_is_a_user_error(own_cache, build):
-    """Also if the build goes on in a folder of the same name, as for each file of an archive."""
+    """The build may continue in a new folder of the same name, as for files of an archive."""
 
     def build_and_delete(folder: Path) -> None:
         (folder / "a").touch()
@@ -23,8 +23,8 @@ def test_a_cache_deleted_during_use_is_a_user_error(own_cache, build):
 
     with pytest.raises(UserError, match="was deleted while it was in use. Run the same command"):
         cache.get_or_build("things/1", build_and_delete)
-    kept = cache.get_or_build("things/1", lambda it: (it / "a").touch())
-    assert [it.name for it in kept.parent.iterdir()] == ["1"]
+    kept = cache.get_or_build("things/1", lambda folder: (folder / "a").touch())
+    assert [path.name for path in kept.parent.iterdir()] == ["1"]
 
 
 def test_a_source_deleted_from_the_cache_is_a_user_error(own_cache):
@@ -55,7 +55,7 @@ def test_a_wait_for_another_process_says_so(own_cache, monkeypatch, capsys):
 
 @pytest.fixture
 def small_disk(tmp_path, monkeypatch) -> Path:
-    """A disk of 1 MiB, with the cache on it."""
+    """Mount a disk of 1 MiB for the cache."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.call(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]):
@@ -82,7 +82,7 @@ def test_a_full_disk_is_reported_in_one_line(small_disk, tmp_path, sample, monke
     )
     assert len(files) * 64 * 64 > 1 << 20
     assert bool(written) == (is_full == "meanwhile")
-    assert [it for it in small_disk.rglob("*") if it.is_file()] == [
+    assert [path for path in small_disk.rglob("*") if path.is_file()] == [
         small_disk / "locks" / next((small_disk / "locks").iterdir()).name
     ]
     read, _ = pixels.load_pixels(sample.base, sample.rows, 16, "squash")  # what fits does

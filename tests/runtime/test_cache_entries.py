@@ -1,4 +1,4 @@
-"""The budget of the cache: what is removed first, and nothing that a process uses."""
+"""The budget of the cache: the order of eviction, and entries in use."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ KEYS = [f"{number:064}" for number in range(10)]
 
 @pytest.fixture
 def small_budget(own_cache, monkeypatch) -> Path:
-    """A budget of 100 units of 1,000 bytes, each entry having a little more for its own files."""
+    """Set a budget of 100 units of 1,000 bytes; each entry has some more for its own files."""
     monkeypatch.setattr(cache_entries, "GIB", 1000)
     monkeypatch.setenv("PNEUMO_CACHE_GIB", "100")
     return own_cache
@@ -138,10 +138,10 @@ def test_the_budget_leaves_half_of_the_free_disk(own_cache, monkeypatch):
 
 
 def test_entries_of_others_in_use_reduce_the_budget_and_own_entries_do_not(small_budget):
-    used, unused = (make(f"features/{KEYS[it]}", LITTLE) for it in (1, 2))
+    used, unused = (make(f"features/{KEYS[number]}", LITTLE) for number in (1, 2))
     assert available_bytes([]) == 100 * UNIT
     hold(used)
-    size = sum(it.stat().st_size for it in used.iterdir())
+    size = sum(path.stat().st_size for path in used.iterdir())
     assert available_bytes([]) == 100 * UNIT - size
     assert available_bytes([f"features/{KEYS[1]}"]) == 100 * UNIT
     assert unused.is_dir()
@@ -173,7 +173,7 @@ elif what == "draft":
 
 @pytest.fixture
 def start():
-    """Starts a process that uses the cache; gives it and the folder that it uses."""
+    """Start a process that uses the cache; return it and the folder that it uses."""
     started = []
 
     def start_one(*arguments: str) -> tuple[subprocess.Popen, Path]:
@@ -219,7 +219,7 @@ def test_what_a_killed_process_has_left_is_removed_by_the_next_use(own_cache, st
 
 
 def test_a_process_finds_no_entry_that_is_being_removed(small_budget, monkeypatch):
-    """Another process is about to remove an entry when this one asks for it."""
+    """Another process is about to remove an entry when this one requests it."""
     entry = make(f"pixels/{KEYS[1]}", used=1)
     is_current = _is_current
 
@@ -256,7 +256,7 @@ def test_an_entry_is_held_from_its_draft_on(small_budget):
 
 
 def test_entries_removed_during_the_count_are_skipped(small_budget, monkeypatch):
-    stays, goes = (make(f"features/{KEYS[it]}", LITTLE, used=it) for it in (1, 2))
+    stays, goes = (make(f"features/{KEYS[number]}", LITTLE, used=number) for number in (1, 2))
     scan = os.scandir
 
     def scan_late(folder):

@@ -1,4 +1,4 @@
-"""What is kept is verified by checksums, and built again where it was changed."""
+"""Cache entries are verified by checksums, and built again if they have changed."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from tests.support.weights import SMALL
 
 @dataclass
 class Kind:
-    """One kind of what is kept: its file, how to get its values, and how often it was built."""
+    """One kind of cache entry: its file, how to get its values, and how often it was built."""
 
     file: str
     values: Callable[[], np.ndarray]
@@ -65,7 +65,7 @@ def kind(request, sample, weights, own_cache, monkeypatch) -> Kind:
 
 
 def entry_of(kind: Kind) -> Path:
-    [entry] = [it for it in kind.group.iterdir() if not it.name.startswith(".")]
+    [entry] = [path for path in kind.group.iterdir() if not path.name.startswith(".")]
     return entry
 
 
@@ -94,7 +94,7 @@ def break_checksums(file: Path) -> None:
 
 
 def forget_checksums(file: Path) -> None:
-    """As a version has left it that wrote none."""
+    """Remove checksums, which earlier versions did not write."""
     for name in (checksums.CHECKSUMS, checksums.VERIFIED):
         (file.parent / name).unlink()
 
@@ -128,14 +128,14 @@ def test_bytes_lost_in_a_power_failure_are_detected_after_the_boot(kind, damage,
 
 @pytest.fixture
 def read(monkeypatch) -> list[Path]:
-    """The files whose checksums are computed from now on."""
+    """Collect the files whose checksums are computed from now on."""
     found, checksum = [], checksums._checksum
     monkeypatch.setattr(checksums, "_checksum", lambda file: found.append(file) or checksum(file))
     return found
 
 
 def forget_process(monkeypatch) -> None:
-    """From now on this process knows no more than one that has just started."""
+    """Reset what this process has verified, as in a new process."""
     monkeypatch.setattr(checksums, "_verified", {})
 
 
@@ -196,7 +196,7 @@ def test_without_an_id_of_the_boot_each_process_reads_once(own_cache, monkeypatc
 
 @pytest.fixture
 def remount(tmp_path, monkeypatch) -> Callable[[str], None]:
-    """Makes the disk of the cache read-only (`ro`) or writable (`rw`)."""
+    """Make the disk of the cache read-only (`ro`) or writable (`rw`)."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.call(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]):
@@ -233,6 +233,6 @@ def test_checksums_cover_all_files_of_a_build_and_no_own_ones(own_cache):
     entry = cache.get_or_build("pixels/1", build)
     found = json.loads((entry / checksums.CHECKSUMS).read_text())
     assert found == {"below/file": [3, 0x352441C2]}  # CRC-32 of abc
-    assert {it.name for it in entry.iterdir()} == {
+    assert {path.name for path in entry.iterdir()} == {
         *("below", IN_USE, checksums.CHECKSUMS, checksums.VERIFIED)
     }

@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs, where the driver's library (NVML) is a stand-in: how they are found and shared."""
+"""NVIDIA's GPUs, with a stub of the driver's library (NVML): detection and assignment."""
 
 import importlib.metadata
 import os
@@ -57,7 +57,7 @@ class Driver(ModuleType):
 
 @pytest.fixture
 def driver(request, monkeypatch) -> Driver:
-    """The driver of a machine with two GPUs, or as many as a test asks for."""
+    """Install the driver of a machine with two GPUs, or as many as a test needs."""
     driver = Driver(getattr(request, "param", 2))
     monkeypatch.setitem(sys.modules, "pynvml", driver)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -90,7 +90,7 @@ def test_the_package_that_finds_gpus_is_pinned():
 
 
 def test_each_worker_has_one_gpu(driver):
-    assert [worker_environment(it, 4)["CUDA_VISIBLE_DEVICES"] for it in range(4)] == [
+    assert [worker_environment(number, 4)["CUDA_VISIBLE_DEVICES"] for number in range(4)] == [
         "0",
         "1",
         "0",
@@ -142,7 +142,7 @@ def test_a_study_logs_how_busy_its_gpus_are(driver, store, monkeypatch):
 
     with runs.command_run("study", "", {}, system_metrics=True) as run_id:
         until(lambda: "system/gpu_1_power_usage_percentage" in logged())
-    found = {name: it for name, it in logged().items() if name.startswith("system/gpu_")}
+    found = {name: value for name, value in logged().items() if name.startswith("system/gpu_")}
     assert found == {
         f"system/gpu_{number}_{name}": value
         for number in range(2)

@@ -1,4 +1,4 @@
-"""Signals: where they are heard, and what they do not break into."""
+"""Signals: where they interrupt, and where they do not."""
 
 import os
 import signal
@@ -144,16 +144,16 @@ def test_a_process_ends_with_its_input():
             process.kill()  # else a process that does not end would be waited for
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_leaving(asked):
-    """After a signal, a thread that still computes does not hold the process up."""
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_leaving(interrupted):
+    """After a signal, the exit does not wait for a thread that still computes."""
     code = (
         "import os, signal, threading, time\n"
         "from pneumo.runtime import signals\n"
         "signals.install_handlers()\n"
         "threading.Thread(target=lambda: (time.sleep(2), print('computed'))).start()\n"
         "try:\n"
-        f"    os.kill(os.getpid(), signal.SIGINT) if {asked} else None\n"
+        f"    os.kill(os.getpid(), signal.SIGINT) if {interrupted} else None\n"
         "    signals.raise_if_interrupted()\n"
         "except KeyboardInterrupt: pass\n"
         "print('clean')\n"
@@ -161,4 +161,4 @@ def test_leaving(asked):
     )
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 3
-    assert process.stdout == ("clean\n" if asked else "clean\ncomputed\n")
+    assert process.stdout == ("clean\n" if interrupted else "clean\ncomputed\n")

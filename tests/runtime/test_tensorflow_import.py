@@ -1,4 +1,4 @@
-"""The first import of TensorFlow: its settings, and what it says where it ends badly."""
+"""The first import of TensorFlow: its settings, and its output after a failure."""
 
 import gc
 import os
@@ -56,7 +56,7 @@ def test_gc_is_off_during_the_first_import_and_its_objects_are_frozen():
 
 
 def test_gpu_memory_grows_unless_it_is_disabled(tmp_path):
-    """A stand-in for TensorFlow writes what it finds when it is imported."""
+    """A stub of TensorFlow writes the settings at its import."""
     (tmp_path / "tensorflow.py").write_text(
         "import os\nprint(os.environ['TF_FORCE_GPU_ALLOW_GROWTH'])\nraise ImportError\n"
     )

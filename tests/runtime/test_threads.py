@@ -1,4 +1,4 @@
-"""Work on many images in threads, and that Ctrl-C ends it soon."""
+"""Work on many images in threads, and its fast end after Ctrl-C."""
 
 import io
 import os
@@ -24,7 +24,7 @@ SOON = 15  # seconds to end after a signal, of which 3 are allowed and the rest 
 
 
 class Calls:
-    """A function of a number, which counts its calls and waits in them while it is held."""
+    """A function of a number, which counts its calls and blocks in them while it is held."""
 
     def __init__(self):
         self.begun, self.go_on = [], threading.Event()
@@ -95,10 +95,10 @@ def test_what_is_queued_does_not_start_when_the_caller_stops(calls):
 
 def test_batches_hold_the_same_rows_of_all_sequences():
     rows = np.arange(2 * BATCH_SIZE + 3)
-    batches = list(map_batches(lambda a, b: (a.tolist(), b), rows, [str(it) for it in rows]))
+    batches = list(map_batches(lambda a, b: (a.tolist(), b), rows, [str(row) for row in rows]))
     assert [len(a) for a, _ in batches] == [BATCH_SIZE, BATCH_SIZE, 3]
-    assert [it for a, _ in batches for it in a] == rows.tolist()
-    assert all(b == [str(it) for it in a] for a, b in batches)
+    assert [row for a, _ in batches for row in a] == rows.tolist()
+    assert all(b == [str(row) for row in a] for a, b in batches)
 
 
 # Each of these takes minutes
@@ -127,7 +127,7 @@ signals.exit_process(1)
 
 
 def ended_soon(process: subprocess.Popen) -> tuple[str, str]:
-    """Send Ctrl-C to a process that is at work and return its output and its errors."""
+    """Send Ctrl-C to a busy process, and return its output and its errors."""
     time.sleep(2)
     process.send_signal(signal.SIGINT)
     try:
@@ -146,7 +146,7 @@ def test_ctrl_c_waits_neither_for_what_is_queued_nor_for_what_runs(work):
 
 
 def write(folder: Path, image: bytes, size: int, count: int) -> Path:
-    """Make a data set of files that differ, each the same image and zeros up to `size` bytes."""
+    """Make a data set of different files: the same image, and zeros up to `size` bytes."""
     for split in ("train", "test"):
         for name in ("NORMAL/IM-{}-0001.png", "PNEUMONIA/person{}_virus_1.png"):
             for number in range(count // 4):

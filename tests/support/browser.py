@@ -1,4 +1,4 @@
-"""A walk through MLflow's pages of a study, in Chromium, as a person takes it."""
+"""A walk through MLflow's pages of a study, in Chromium."""
 
 import base64
 import io
@@ -32,7 +32,7 @@ AXES = ["augment_strength", "dense_widths", "dropout", "epoch/val_auc"]
 
 @contextmanager
 def chromium() -> Iterator[Page]:
-    """A page of a headless Chromium that remembers nothing."""
+    """Open a page of a headless Chromium without stored state."""
     program = shutil.which("chromium") or shutil.which("/usr/bin/chromium")
     if not program:
         pytest.skip("needs Chromium: apt install chromium")
@@ -47,10 +47,10 @@ def chromium() -> Iterator[Page]:
 
 
 def walk(page: Page, address: str, outcome: StudyResult, folder: Path) -> None:
-    """From the server's experiments to the registered model; a picture of each page in `folder`.
+    """Walk from the server's experiments to the registered model; save each page to `folder`.
 
-    Runs and model are those of `outcome`, the only study in its experiment. Fails where a page does
-    not show what a person looks for.
+    Runs and model are those of `outcome`, the only study in its experiment. The walk fails if a
+    page does not show what a person looks for.
     """
     name = mlflow.get_run(outcome.study.user_attrs["run_id"]).info.run_name
     steps = {
@@ -70,7 +70,7 @@ def walk(page: Page, address: str, outcome: StudyResult, folder: Path) -> None:
 
 
 def see_experiments(page: Page, address: str) -> None:
-    """MLflow opens for those who watch language models, beside a chat."""
+    """Check the experiments; MLflow opens the view for language models, next to a chat."""
     page.goto(f"{address}/#/experiments")
     page.get_by_role("button", name="Model training").click()
     page.get_by_role("button", name="Close").click()
@@ -79,7 +79,7 @@ def see_experiments(page: Page, address: str) -> None:
 
 
 def see_runs(page: Page, name: str, trials: int) -> None:
-    """The study alone, until its row is unfolded."""
+    """Check that only the study is listed, until its row is expanded."""
     page.get_by_role("link", name=EXPERIMENT, exact=True).click()
     expect(row_of(page, name)).to_be_visible()
     expect(trial_rows(page)).to_have_count(0)
@@ -89,17 +89,17 @@ def see_runs(page: Page, name: str, trials: int) -> None:
 
 
 def row_of(page: Page, name: str | re.Pattern) -> Locator:
-    """The rows, in the table of runs, whose run has that name."""
+    """Return the rows of the runs with that name, in the table of runs."""
     return page.get_by_role("row").filter(has=page.get_by_role("link", name=name))
 
 
 def trial_rows(page: Page) -> Locator:
-    """The rows of the trials in the table of runs."""
+    """Return the rows of the trials in the table of runs."""
     return row_of(page, re.compile(r"^trial \d+ · "))
 
 
 def see_study(page: Page, name: str, outcome: StudyResult) -> None:
-    """The run of the study: what it is, its trials, and how its winner does on test."""
+    """Check the run of the study: its description, its trials, and its winner on test."""
     page.get_by_role("link", name=name).click()
     expect(page.get_by_role("heading", name=name)).to_be_visible()
     expect(page.get_by_text("pneumo.kind: study")).to_be_visible()
@@ -112,7 +112,7 @@ def see_study(page: Page, name: str, outcome: StudyResult) -> None:
 
 
 def select_trials(page: Page, trials: int) -> None:
-    """Back among the runs, each of the trials ticked."""
+    """Return to the runs, and select each trial."""
     page.go_back()
     expect(trial_rows(page)).to_have_count(trials)
     for number in range(trials):
@@ -122,7 +122,7 @@ def select_trials(page: Page, trials: int) -> None:
 
 
 def see_comparison(page: Page, trials: int) -> None:
-    """The plot with its axes, and a line for each trial."""
+    """Check the plot with its axes, and a line for each trial."""
     page.get_by_role("button", name="Compare").click()
     expect(page.get_by_role("heading", name=f"Comparing {trials} Runs")).to_be_visible()
     plot = page.locator(".pcp-plot")
@@ -134,14 +134,14 @@ def see_comparison(page: Page, trials: int) -> None:
 
 
 def coloured(canvas: Locator) -> int:
-    """How many pixels are drawn on a canvas that are neither black nor white nor grey."""
+    """Count the pixels of a canvas that are neither black nor white nor gray."""
     file = base64.b64decode(canvas.evaluate("it => it.toDataURL()").partition(",")[2])
     pixels = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
     return int((np.ptp(pixels, axis=2) > 50).sum())
 
 
 def see_artifact(page: Page, name: str, artifact: str, words: str) -> None:
-    """A page among the files of the study's run, which MLflow shows in a frame."""
+    """Check a page among the files of the study's run, which MLflow shows in a frame."""
     page.get_by_role("link", name="Runs", exact=True).first.click()
     page.get_by_role("link", name=name).click()
     page.get_by_role("tab", name="Artifacts").click()
@@ -153,7 +153,7 @@ def see_artifact(page: Page, name: str, artifact: str, words: str) -> None:
 
 
 def see_model(page: Page, outcome: StudyResult) -> None:
-    """The registered model, its newest version the challenger; MLflow praises the page first."""
+    """Check the registered model, whose newest version is the challenger."""
     page.get_by_role("link", name="Model registry").click()
     page.get_by_role("button", name="Try it now").click()
     page.get_by_role("link", name=outcome.model_name, exact=True).click()
@@ -164,7 +164,7 @@ def see_model(page: Page, outcome: StudyResult) -> None:
 
 
 def see_version(page: Page, outcome: StudyResult) -> None:
-    """That version: where it comes from, and how it did on test."""
+    """Check that version: its origin, and its metrics on test."""
     page.get_by_role("link", name=f"Version {outcome.version}", exact=True).click()
     expect(page.get_by_role("heading", name=f"Version {outcome.version}")).to_be_visible()
     expect(page.get_by_text("challenger").first).to_be_visible()

@@ -10,7 +10,7 @@ from pneumo.runtime.cache_entries import release
 
 
 def make(name: str, size: int = 1000, used: int | None = None) -> Path:
-    """An entry that no process uses, in the cache under that name."""
+    """Make an entry that no process uses, in the cache under that name."""
     entry = cache.get_or_build(name, lambda draft: (draft / "data").write_bytes(os.urandom(size)))
     release(entry)
     if used is not None:
@@ -19,5 +19,5 @@ def make(name: str, size: int = 1000, used: int | None = None) -> Path:
 
 
 def keep(name: str) -> Path:
-    """One that is there: it must not be built."""
+    """Return an existing entry; it must not be built."""
     return cache.get_or_build(name, pytest.fail)

@@ -1,4 +1,4 @@
-"""The commands as a person gives them, and the processes that they are."""
+"""Commands as a person runs them, and their processes."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 
 
 def start(*arguments: str, **options) -> subprocess.Popen:
-    """A command in the current directory."""
+    """Start a command in the current directory."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # which nobody sets who is not testing
     command = [sys.executable, "-m", "pneumo", *arguments]
@@ -23,21 +23,21 @@ def start(*arguments: str, **options) -> subprocess.Popen:
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
-    """Exit code, output and errors of a command."""
+    """Return exit code, output and errors of a command."""
     process = start(*arguments)
     output, errors = process.communicate(timeout=300)
     return process.returncode, output, errors
 
 
 def run_here(capsys, *arguments: str) -> tuple[int, str, str]:
-    """The same within this process, where TensorFlow need not be imported again."""
+    """Run a command in this process, which need not import TensorFlow again."""
     capsys.readouterr()
     code = main(list(arguments))
     return code, *capsys.readouterr()
 
 
 def mlflow_run(entry_point: str, *parameters: str) -> subprocess.Popen:
-    """An entry point of the project as `mlflow run` starts it, in this environment."""
+    """Run an entry point of the project as `mlflow run` starts it, in this environment."""
     command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", entry_point]
     flags = [word for parameter in parameters for word in ("-P", parameter)]
     environment = os.environ | {
@@ -55,7 +55,7 @@ def mlflow_run(entry_point: str, *parameters: str) -> subprocess.Popen:
 
 
 def processes(parent: int) -> list[int]:
-    """The workers of a driver: those of its children that run the command `worker`."""
+    """Return the workers of a driver: its children that run the command `worker`."""
     found = []
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(parent).children():
@@ -73,7 +73,7 @@ def lives(pid: int) -> bool:
 
 
 def ended_process() -> ProcessId:
-    """A process of this machine that has ended."""
+    """Return a process of this machine that has ended."""
     process = subprocess.Popen(["true"])
     identity = ProcessId.from_pid(process.pid)
     process.wait()

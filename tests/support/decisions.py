@@ -1,4 +1,4 @@
-"""What a decision about a model leaves."""
+"""Results of a decision about a model."""
 
 DIFFERENCES = {
     f"{name}_difference{end}" for name in ("auc", "sensitivity") for end in ("", "_low", "_high")
@@ -12,7 +12,7 @@ def aliases(client, name) -> dict[str, int]:
 
 
 def last_promotion(client, name):
-    """The latest decision about a model."""
+    """Return the latest decision about a model."""
     found = client.search_runs(
         ["0"],
         f"tags.`pneumo.kind` = 'promote' and tags.`pneumo.model` = '{name}'",

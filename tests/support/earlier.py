@@ -1,4 +1,4 @@
-"""The package as it was at an earlier commit, and its commands."""
+"""The package at an earlier commit, and its commands."""
 
 import io
 import json
@@ -20,7 +20,7 @@ sys.exit(any(main(command) for command in json.load(sys.stdin)))
 
 
 def unpack(commit: str, folder: Path) -> None:
-    """The package and the experiments of a commit; the test is skipped where that is not there."""
+    """Extract package and experiments of a commit; skip the test if it is not available."""
     wanted = ["git", "archive", commit, "pneumo", "experiments"]
     try:
         archive = subprocess.run(wanted, cwd=ROOT, capture_output=True, check=True).stdout
@@ -35,7 +35,7 @@ def unpack(commit: str, folder: Path) -> None:
 
 
 def give(code: Path, *commands: list[str]) -> None:
-    """Commands to the package in a folder, one after the other in a process of their own."""
+    """Run commands of the package in a folder, one after the other in their own process."""
     process = subprocess.run(
         [sys.executable, "-P", "-c", COMMANDS],
         env=os.environ | {"PYTHONPATH": str(code)},

@@ -1,4 +1,4 @@
-"""What no test takes over from its caller; imported before anything that reads it."""
+"""Variables that tests do not take from their caller; imported before they are read."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What tests of arbitrary values have in common.
+"""Helpers of the tests of arbitrary values.
 
 PNEUMO_FUZZ multiplies the number of examples.
 """
@@ -15,7 +15,7 @@ TIMES = int(os.environ.get("PNEUMO_FUZZ", "1"))
 
 
 def examples(count: int):
-    """The same examples each time, unless many more are asked for."""
+    """Return the settings: the same examples each time, unless many more are requested."""
     return settings(
         max_examples=count * TIMES,
         derandomize=TIMES == 1,
@@ -35,7 +35,7 @@ NASTY = [
 
 
 def result(call: Callable, *arguments) -> object:
-    """What a call gives, or the refusal that it raises."""
+    """Return the result of a call, or the `UserError` that it raises."""
     try:
         return call(*arguments)
     except (UserError, UnreadableImageError) as refusal:

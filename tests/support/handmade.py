@@ -1,4 +1,4 @@
-"""Images whose halves are bright where there is disease, and models that look at one half."""
+"""Images whose halves are bright for pneumonia, and models of one half."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ PATIENTS = {"train": 40, "test": 100}  # of each class
 
 
 def write_images(folder: Path) -> Path:
-    """A data set of one image a patient; the right half says less about the label than the left."""
+    """Write a data set of one image per patient; the right half predicts the label less well."""
     rng = np.random.default_rng(0)
     for split, count in PATIENTS.items():
         for number in range(count):
@@ -39,7 +39,7 @@ def write_images(folder: Path) -> Path:
 
 
 def looking(half: str) -> keras.Model:
-    """A model of the mean of one half, whose probabilities are true."""
+    """Build a calibrated model of the mean of one half."""
     slope = SEPARATION[half] / NOISE
     kernel = np.zeros((SIDE, SIDE))
     kernel[:, slice(SIDE // 2) if half == "left" else slice(SIDE // 2, None)] = 2 / SIDE**2
@@ -52,7 +52,7 @@ def looking(half: str) -> keras.Model:
 
 
 def run_of(half: str, dataset: Dataset, threshold: float = 0.3, **tags: str) -> tuple[str, str]:
-    """A Keras run as `train` leaves it, of such a model: its id, and the model's address."""
+    """Log a Keras run of such a model as `train` does; return its id and the model's URI."""
     model, images = looking(half), dataset.decode(SIDE, 0)
     val = images.split("val")
     probabilities = predict_proba(model, val.images)
@@ -75,6 +75,6 @@ def run_of(half: str, dataset: Dataset, threshold: float = 0.3, **tags: str) -> 
 
 
 def register(made: tuple[str, str], name: str) -> models.LoadedModel:
-    """What `run_of` made as the next version of `name` and its challenger."""
+    """Register the result of `run_of` as the next version of `name` and its challenger."""
     run_id, uri = made
     return registry.register(run_id, model_files.load_model(uri), name)

@@ -1,4 +1,4 @@
-"""A local HTTP server for what is downloaded, which can break off."""
+"""A local HTTP server for downloads, which can break off."""
 
 import re
 import ssl
@@ -12,7 +12,7 @@ from threading import Thread
 
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        self.server.asked.append((self.path, self.headers.get("Range")))
+        self.server.requests.append((self.path, self.headers.get("Range")))
         if self.path in self.server.leads:
             self.send_response(302)
             self.send_header("Location", self.server.leads[self.path])
@@ -23,9 +23,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         start = 0
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if asked and self.server.resumes:
-            start = int(asked[1])
+        requested = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if requested and self.server.resumes:
+            start = int(requested[1])
             if start >= len(content):
                 self.send_error(416)
                 return
@@ -43,11 +43,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """`files`: path → content. `breaks_after`: bytes after which the next answers break off.
+    """Server of `files` (path → content); `breaks_after`: bytes after which the next answers end.
 
-    `asked` collects the path and the Range of each request; with `resumes` off, ranges are
-    ignored, as some servers do. `silence`: seconds without a byte before one breaks off; `lie`:
-    bytes more than there are that each answer announces; `leads`: path → where it says to look.
+    `requests` collects the path and the Range of each request. Without `resumes` the server ignores
+    ranges, as some servers do. `silence`: seconds without a byte before an answer breaks off.
+    `lie`: bytes that each answer announces beyond its real size. `leads`: path → redirect.
     """
 
     lie, silence = 0, 0
@@ -55,7 +55,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, files: dict[str, bytes], breaks_after: list[int], resumes: bool) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files, self.breaks_after, self.resumes = files, breaks_after, resumes
-        self.asked: list[tuple[str, str | None]] = []
+        self.requests: list[tuple[str, str | None]] = []
         self.leads: dict[str, str] = {}
 
     scheme = "http"
@@ -65,9 +65,9 @@ class Server(ThreadingHTTPServer):
         return f"{self.scheme}://127.0.0.1:{self.server_port}"
 
     def encrypt(self, certificate: Path, authority: Path | None = None) -> None:
-        """From now on it speaks https alone; `certificate`: a file that holds its key, too.
+        """Serve https alone from now on; the file `certificate` also contains its key.
 
-        `authority`: of the clients that may come; without one all may.
+        `authority`: certificate authority of the clients; without one all clients may connect.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
@@ -80,7 +80,7 @@ class Server(ThreadingHTTPServer):
 
 @contextmanager
 def serving(files, breaks_after=(), resumes=True) -> Iterator[Server]:
-    """A server at work in the background."""
+    """Run a server in the background."""
     with Server(files, list(breaks_after), resumes) as server:
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server

@@ -6,7 +6,7 @@ import pytest
 
 
 def anonymous_memory() -> float:
-    """In MiB; memory-mapped files are no part of it."""
+    """Return it in MiB; memory-mapped files are not part of it."""
     if not os.path.exists("/proc/self/status"):
         pytest.skip("needs Linux, to read how much memory is in use")
     with open("/proc/self/status") as file:

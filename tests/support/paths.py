@@ -1,4 +1,4 @@
-"""Where the project lies, and what is shared with it."""
+"""Paths of the project and of shared files."""
 
 from pathlib import Path
 

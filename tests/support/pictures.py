@@ -1,4 +1,4 @@
-"""Takes the README's pictures, of a study of the synthetic sample.
+"""Make the README's pictures, of a study of the synthetic sample.
 
 python -m tests.support.pictures .github/pictures
 """
@@ -27,7 +27,7 @@ STEPS = {"3-study": "run", "5-compare": "compare", "8-model": "model"}
 
 
 def main() -> None:
-    """Leaves the pictures in the folder."""
+    """Write the pictures to the folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--trials", type=int, default=20)
@@ -38,38 +38,38 @@ def main() -> None:
         folder = Path(name)
         server = mlflow_server(f"sqlite:///{folder}/runs.db", folder / "artifacts")
         with server as mlflows, store_in(folder, mlflows.address):
-            plan = StudySpec(load_experiment("tune"), open_dataset("sample"), {})
-            outcome = tune_and_register(plan, trials=options.trials, model_name="pneumonia-sample")
-            walk(page, mlflows.address, outcome, folder)
+            spec = StudySpec(load_experiment("tune"), open_dataset("sample"), {})
+            result = tune_and_register(spec, trials=options.trials, model_name="pneumonia-sample")
+            walk(page, mlflows.address, result, folder)
             for step, picture in STEPS.items():
                 _keep(folder / f"{step}.png", pictures / f"{picture}.png")
-            _take_terminal(page, outcome, pictures)
-            _take_pages(page, outcome, folder, pictures)
+            _take_terminal(page, result, pictures)
+            _take_pages(page, result, folder, pictures)
 
 
 def _keep(taken: Path, place: Path) -> None:
     Image.open(taken).convert("RGB").quantize(COLOURS).save(place, optimize=True)
 
 
-def _take_terminal(page: Page, outcome: StudyResult, pictures: Path) -> None:
-    """What is said at the end of a study."""
+def _take_terminal(page: Page, result: StudyResult, pictures: Path) -> None:
+    """Draw the output at the end of a study."""
     console = Console(
         record=True, width=100, file=io.StringIO(), force_terminal=True, highlight=False
     )
-    print_study(outcome)
+    print_study(result)
     page.set_content(console.export_html())
     page.add_style_tag(content="pre { white-space: pre-wrap; padding: 12px; }")
     page.locator("pre").screenshot(path=pictures / "terminal.png")
     _keep(pictures / "terminal.png", pictures / "terminal.png")
 
 
-def _take_pages(page: Page, outcome: StudyResult, folder: Path, pictures: Path) -> None:
-    """The pages that pneumo makes, each as a file."""
+def _take_pages(page: Page, result: StudyResult, folder: Path, pictures: Path) -> None:
+    """Draw the pages that pneumo makes, each as a file."""
     explore_dataset(open_dataset("sample"))
     [explored] = mlflow.search_runs(
         filter_string="tags.`pneumo.kind` = 'explore'", output_format="list"
     )
-    study = outcome.study.user_attrs["run_id"]
+    study = result.study.user_attrs["run_id"]
     for run_id, file in (
         (study, "study/study.html"),
         (study, "test/evidence.html"),

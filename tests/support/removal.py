@@ -1,4 +1,4 @@
-"""Removing runs from a store for good."""
+"""Permanent removal of runs from a store."""
 
 import mlflow
 from mlflow.cli import gc  # imported while no test's store is the current one

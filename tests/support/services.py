@@ -1,4 +1,4 @@
-"""Servers of others, started for real: PostgreSQL, MLflow's own, and MLflow's of a model."""
+"""Real servers: PostgreSQL, MLflow's own, and MLflow's of a model."""
 
 import ipaddress
 import os
@@ -36,7 +36,7 @@ def free_port() -> int:
 
 
 def programs_of_postgresql() -> Path:
-    """Debian keeps them off the PATH."""
+    """Return the folder of PostgreSQL's programs, which Debian does not put on the PATH."""
     places = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if found := shutil.which("initdb", path=os.pathsep.join([*map(str, places), os.defpath])):
         return Path(found).parent
@@ -44,7 +44,7 @@ def programs_of_postgresql() -> Path:
 
 
 class Server:
-    """A server at an address, which can be killed and started again there, with all it had."""
+    """A server at an address, which can be killed and restarted there with its data."""
 
     def __init__(
         self, address: str, command: list, answers: Callable[[str], None], **options
@@ -53,7 +53,7 @@ class Server:
         self._options = options
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Start the server, and return when it answers."""
         self._process = subprocess.Popen(
             self._command,
             stdout=self._log,
@@ -71,12 +71,12 @@ class Server:
                 time.sleep(0.2)
 
     def kill(self) -> None:
-        """Ends it at once, with all that it has started."""
+        """Kill it at once, with all processes that it has started."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def stop(self) -> None:
-        """Ends it as it wants to be ended."""
+        """Stop it regularly."""
         with suppress(ProcessLookupError):  # it may have ended by itself
             os.killpg(self._process.pid, signal.SIGINT)
         try:
@@ -86,7 +86,7 @@ class Server:
 
     @contextmanager
     def running(self) -> Iterator["Server"]:
-        """Started, and stopped at the end; what it said is printed where something goes wrong."""
+        """Start it, and stop it at the end; print its output after a failure."""
         with tempfile.TemporaryFile("w+") as self._log:
             try:
                 self.start()
@@ -101,7 +101,7 @@ class Server:
 
 @contextmanager
 def postgresql() -> Iterator[Server]:
-    """An empty database of its own, at its URL."""
+    """Start an empty database, and yield its URL."""
     programs = programs_of_postgresql()
     # It refuses to run as root, so that its files are another user's and lie where that one can go
     other = {"user": "postgres"} if os.geteuid() == 0 else {}
@@ -116,8 +116,8 @@ def postgresql() -> Iterator[Server]:
     try:
         with Server(
             url, command, lambda url: psycopg.connect(url).close(), **other
-        ).running() as it:
-            yield it
+        ).running() as server:
+            yield server
     finally:
         shutil.rmtree(folder)
 
@@ -125,7 +125,7 @@ def postgresql() -> Iterator[Server]:
 def mlflow_server(
     store: str, artifacts: Path, workers: int = 1, authority: "Authority | None" = None
 ) -> AbstractContextManager[Server]:
-    """`mlflow server` with its artifact proxy; behind TLS with a certificate of an authority."""
+    """Start `mlflow server` with its artifact proxy, optionally behind TLS."""
     port = free_port()
     where = ["--backend-store-uri", store, "--artifacts-destination", str(artifacts)]
     command = [sys.executable, "-m", "mlflow", "server", *where]
@@ -133,7 +133,7 @@ def mlflow_server(
     if authority:
         keys = f"--ssl-keyfile {authority.server} --ssl-certfile {authority.server}"
         command += ["--uvicorn-opts", keys]
-    # Its own job queue, of which nothing here makes use, would take a third of a core
+    # The server's job queue is not used here and would take a third of a core
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     address = f"http{'s' if authority else ''}://127.0.0.1:{port}"
     verify = authority.own if authority else True
@@ -141,15 +141,15 @@ def mlflow_server(
 
 
 class Authority:
-    """Files of a certificate authority that nobody knows: its own certificate, and two it signed.
+    """Files of a private certificate authority: its own certificate, and two that it has signed.
 
-    `own`; `server`, for 127.0.0.1, and `client`, each with its key in the same file.
+    `own` is its certificate. `server`, for 127.0.0.1, and `client` also contain their keys.
     """
 
     def __init__(self, folder: Path) -> None:
         self._key, self._name = ec.generate_private_key(ec.SECP256R1()), _named("an authority")
         self.own, self.server, self.client = (
-            folder / f"{it}.pem" for it in ("own", "server", "client")
+            folder / f"{name}.pem" for name in ("own", "server", "client")
         )
         authority = x509.BasicConstraints(ca=True, path_length=None)
         self.own.write_bytes(self._signed(self._name, self._key, authority))
@@ -185,7 +185,7 @@ def _named(name: str) -> x509.Name:
 
 
 def mlflow_ui(command: str, folder: Path) -> AbstractContextManager[Server]:
-    """The command that opens MLflow's pages, in a folder, but at a port that is free."""
+    """Run the command that opens MLflow's pages, in a folder, at a free port."""
     port = free_port()
     words = [sys.executable, "-m", *shlex.split(command), "--port", str(port)]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -195,7 +195,7 @@ def mlflow_ui(command: str, folder: Path) -> AbstractContextManager[Server]:
 
 @contextmanager
 def git_daemon(folder: Path) -> Iterator[str]:
-    """Git's own server of the bare repositories in a folder, at its address."""
+    """Serve the bare repositories in a folder by Git's own server."""
     port = free_port()
     options = [f"--base-path={folder}", "--export-all", "--reuseaddr", "--listen=127.0.0.1"]
     command = ["git", "daemon", *options, f"--port={port}"]
@@ -212,7 +212,7 @@ def git_daemon(folder: Path) -> Iterator[str]:
 
 
 def model_server(python: Path, model: str, folder: Path) -> AbstractContextManager[Server]:
-    """`mlflow models serve` by another environment's Python."""
+    """Run `mlflow models serve` with another environment's Python."""
     port = free_port()
     command = [str(python), "-m", "mlflow", "models", "serve", "-m", model, "-p", str(port)]
     environment = {**os.environ, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}

@@ -16,7 +16,7 @@ from tests.support import environment  # noqa: F401
 
 @cache_result
 def _empty_store() -> bytes:
-    """The file of an empty MLflow store, which takes MLflow seconds to make."""
+    """Return the file of an empty MLflow store, which takes MLflow seconds to make."""
     import mlflow
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -26,7 +26,7 @@ def _empty_store() -> bytes:
 
 
 def _begin_store(folder: Path) -> None:
-    """An empty store of the folder's own, if there is none."""
+    """Make an empty store of the folder's own, if there is none."""
     file = folder / "mlflow.db"
     if not file.exists():
         file.write_bytes(_empty_store())
@@ -38,9 +38,9 @@ def _begin_store(folder: Path) -> None:
 
 @contextmanager
 def store_in(folder: Path, tracking_uri: str = "") -> Iterator:
-    """The folder as working directory, with an Optuna and an MLflow store; MLflow's client.
+    """Work in a folder with an Optuna and an MLflow store; yield MLflow's client.
 
-    `tracking_uri`: of another MLflow store than one in the folder.
+    `tracking_uri`: URI of an MLflow store to use in place of one in the folder.
     """
     import mlflow
 
@@ -60,7 +60,7 @@ def store_in(folder: Path, tracking_uri: str = "") -> Iterator:
 
 @contextmanager
 def copy_of(finished, folder: Path) -> Iterator:
-    """Copies of the finished study's stores, which a test may add to, as the current ones."""
+    """Copy the finished study's stores, which a test may change, as the current ones."""
     outcome, original = finished
     for database in original.glob("*.db"):
         shutil.copy(database, folder)
@@ -69,7 +69,7 @@ def copy_of(finished, folder: Path) -> Iterator:
 
 
 def copy_stores(original: Path, folder: Path) -> None:
-    """Copy MLflow's stores of one folder to another, whose paths they then name."""
+    """Copy MLflow's stores of one folder to another, and change their paths."""
     shutil.copytree(original / "mlruns", folder / "mlruns")
     with sqlite3.connect(original / "mlflow.db") as source:
         script = "\n".join(source.iterdump()).replace(f"{original}/mlruns", f"{folder}/mlruns")
@@ -82,6 +82,6 @@ def copy_stores(original: Path, folder: Path) -> None:
 
 
 def files_of(folder: Path, model_id: str) -> Path:
-    """Where the files of a model lie."""
+    """Return the folder of a model's files."""
     [place] = folder.rglob(f"{model_id.removeprefix('models:/')}/artifacts")
     return place

@@ -1,4 +1,4 @@
-"""Small real studies, and what reads their runs back."""
+"""Small real studies, and functions that read their runs."""
 
 import os
 import shutil
@@ -49,21 +49,21 @@ EPOCH = {"epoch/loss", "epoch/auc", "epoch/val_loss", "epoch/val_auc"}
 
 
 def run_study(sample, **options) -> StudyResult:
-    plan = StudySpec(TINY, sample, options.pop("fixed", {}))
-    return tune_and_register(plan, **{"trials": 2, "model_name": "pneumonia-sample", **options})
+    spec = StudySpec(TINY, sample, options.pop("fixed", {}))
+    return tune_and_register(spec, **{"trials": 2, "model_name": "pneumonia-sample", **options})
 
 
 def let_workers_load(monkeypatch, folder: Path, experiment: str) -> None:
-    """Have workers that this process starts find a file as the experiment `tiny`.
+    """Make a file available as the experiment `tiny` to workers that this process starts.
 
-    It may import nothing of `tests`, which takes MLflow's variables from a worker's environment.
+    The file may not import `tests`, which removes MLflow's variables from a worker's environment.
     """
     lay_out_project(folder, "tiny", experiment)
     monkeypatch.setattr(worker_process, "PROJECT_ROOT", folder)
 
 
 def lay_out_project(folder: Path, name: str, experiment: str) -> None:
-    """Make a folder from which `python -m pneumo` runs, with one experiment more."""
+    """Make a folder from which `python -m pneumo` runs, with one more experiment."""
     shutil.copytree(ROOT / "experiments", folder / "experiments")
     (folder / "experiments" / f"{name}.py").write_text(experiment)
     (folder / "pneumo").symlink_to(ROOT / "pneumo")
@@ -74,7 +74,7 @@ def tags(run) -> dict[str, str]:
 
 
 def children(client, outcome_or_id) -> list:
-    """The trials' runs, in the order of their numbers."""
+    """Return the trials' runs, in the order of their numbers."""
     parent = getattr(outcome_or_id, "study", None)
     parent = parent.user_attrs["run_id"] if parent else outcome_or_id
     below = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`pneumo.kind` = 'trial'"
@@ -100,7 +100,7 @@ def predictions(run_id, split) -> pd.DataFrame:
 
 
 def require_whole(client, name: str) -> list[optuna.trial.FrozenTrial]:
-    """The trials of a study of which nothing runs, each with one run that says the same of it."""
+    """Return the trials of an ended study; each must have one run that agrees with it."""
     study = optuna.load_study(study_name=name, storage=os.environ["PNEUMO_STORAGE"])
     # What is queued anew when there are enough trials has not started
     started = [trial for trial in study.trials if trial.state != optuna.trial.TrialState.WAITING]
@@ -116,7 +116,7 @@ def require_whole(client, name: str) -> list[optuna.trial.FrozenTrial]:
 
 
 def runs_by_number(client, study_run_id: str) -> dict[int, list]:
-    """The runs of a study's trials, by the numbers of the trials."""
+    """Return the runs of a study's trials, by the numbers of the trials."""
     found = {}
     for run in children(client, study_run_id):
         found.setdefault(int(run.data.tags["optuna.trial_number"]), []).append(run)
@@ -124,7 +124,7 @@ def runs_by_number(client, study_run_id: str) -> dict[int, list]:
 
 
 def disagreements(client, trial: optuna.trial.FrozenTrial, runs: list) -> Iterator[str]:
-    """Yield what the runs with a trial's number do not say as Optuna does."""
+    """Yield the differences between the runs with a trial's number and Optuna."""
     if len(runs) != 1:
         yield f"trial {trial.number} has {len(runs)} runs"
         return
@@ -135,7 +135,7 @@ def disagreements(client, trial: optuna.trial.FrozenTrial, runs: list) -> Iterat
     if run.info.status != status.get(state):
         yield f"trial {trial.number} is {state}, the status of its run {run.info.status}"
     history = client.get_metric_history(run.info.run_id, "epoch/val_auc")
-    epochs = [(point.step, point.value) for point in sorted(history, key=lambda it: it.step)]
+    epochs = [(point.step, point.value) for point in sorted(history, key=lambda point: point.step)]
     if [step for step, _ in epochs] != list(range(1, len(epochs) + 1)):
         yield f"the epochs of trial {trial.number} are {epochs}"
     elif state != "FAIL" and dict(epochs) != trial.intermediate_values:
@@ -143,7 +143,7 @@ def disagreements(client, trial: optuna.trial.FrozenTrial, runs: list) -> Iterat
 
 
 def loads(trial: optuna.trial.FrozenTrial) -> bool:
-    """Whether a complete trial's model can be loaded and used."""
+    """Return whether a complete trial's model can be loaded and used."""
     return model_files.load_model(trial.user_attrs["model_uri"]).settings["threshold"] > 0
 
 
@@ -155,7 +155,7 @@ def until(true) -> None:
 
 
 def at_work(store, count: int = 1) -> list:
-    """The trials that are RUNNING and have an epoch behind them, if there are as many."""
+    """Return the RUNNING trials with at least one epoch, if there are as many."""
     filters = "tags.`pneumo.kind` = 'trial' and metrics.`epoch/val_auc` > 0"
     found = store.search_runs(["0"], f"attributes.status = 'RUNNING' and {filters}")
     return found if len(found) >= count else []

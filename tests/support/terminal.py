@@ -1,4 +1,4 @@
-"""A terminal that commands run in, and what a person sees there."""
+"""A terminal in which commands run, and its screen."""
 
 import codecs
 import fcntl
@@ -20,9 +20,9 @@ from tests.support.paths import ROOT
 
 @dataclass
 class Seen:
-    """What a command has shown: the screen after each time that it wrote, all of it, its errors.
+    """Output of a command: the screen after each write, the whole output, its errors.
 
-    `styles`: the numbers of all styles that were asked for, colours among them.
+    `styles`: numbers of all styles that the command has set, colors included.
     """
 
     code: int
@@ -33,11 +33,16 @@ class Seen:
 
 
 def watch(*arguments: str, columns: int = 80, **environment: str) -> Seen:
-    """Runs Python with these arguments; a terminal of 24 lines is its standard output alone."""
+    """Run Python with these arguments; only its standard output is a terminal of 24 lines."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    told = ("NO_COLOR", "COLUMNS", "LINES", "TF_CPP_MIN_LOG_LEVEL")  # by whoever runs the tests
-    kept = {name: it for name, it in os.environ.items() if name not in told}
+    inherited = (
+        "NO_COLOR",
+        "COLUMNS",
+        "LINES",
+        "TF_CPP_MIN_LOG_LEVEL",
+    )  # by whoever runs the tests
+    kept = {name: value for name, value in os.environ.items() if name not in inherited}
     kept |= {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), **environment}
     with tempfile.TemporaryFile("w+") as errors:
         command = [sys.executable, *arguments]

@@ -1,4 +1,4 @@
-"""A small backbone with weights of its own, in a file as Keras Applications lays it out."""
+"""A small backbone with weights of its own, in a file in the layout of Keras Applications."""
 
 import h5py
 import keras
@@ -9,7 +9,7 @@ FILE = "mobilenet_2_5_224_tf_no_top.h5"  # as Keras names it
 
 
 def network(alpha: float = 0.25, **options) -> keras.Model:
-    """Random weights, with the statistics that noise has: as a pretrained one, it can learn."""
+    """Build random weights with the statistics of noise, so that the network can learn."""
     keras.utils.set_random_seed(7)
     model = keras.applications.MobileNet(
         alpha=alpha, weights=None, include_top=False, input_shape=(224, 224, 3), **options
@@ -22,7 +22,7 @@ def network(alpha: float = 0.25, **options) -> keras.Model:
 
 
 def write(model: keras.Model, group: h5py.Group) -> None:
-    """Weights in the layout of Keras Applications."""
+    """Write weights in the layout of Keras Applications."""
     group.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
     for layer in model.layers:
         below = group.create_group(layer.name)

@@ -1,4 +1,4 @@
-"""The address of a model, and whose model is there."""
+"""URIs of models, and foreign models."""
 
 import mlflow
 import pytest

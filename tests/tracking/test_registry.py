@@ -29,7 +29,7 @@ TRAINING = "?workflowType=machine_learning"  # else MLflow shows what it has for
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory, cache):
-    """MLflow's client, of a server with PostgreSQL and its artifact proxy."""
+    """Return MLflow's client of a server with PostgreSQL and its artifact proxy."""
     folder = tmp_path_factory.mktemp("server")
     with (
         postgresql() as database,
@@ -41,14 +41,14 @@ def client(tmp_path_factory, cache):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A data set that counts as real, and its folder."""
+    """Make a data set that counts as real; return it and its folder."""
     folder = write_images(tmp_path_factory.mktemp("images") / "halves")
     return open_dataset(str(folder), required_splits=("train", "test")), folder
 
 
 @pytest.fixture(scope="module")
 def runs(client, images):
-    """The run of each kind of model in this store."""
+    """Return the run of each kind of model in this store."""
     dataset = images[0]
     return {
         "good": run_of("left", dataset),
@@ -60,7 +60,7 @@ def runs(client, images):
 
 @pytest.fixture
 def name(request) -> str:
-    """A registered model of a test's own."""
+    """Return a registered model's name that only this test uses."""
     return request.node.originalname
 
 
@@ -76,7 +76,7 @@ def test_better_equal_and_worse_challengers_and_a_rollback(client, images, runs,
     assert promoted(name, images)
     register(runs["poor"], name)
     decision = promote_version(name, "challenger", images[0], "test", 0.02)
-    assert all(f"to {name} version 2 is not shown" in it for it in decision.reasons)
+    assert all(f"to {name} version 2 is not shown" in text for text in decision.reasons)
     assert aliases(client, name) == {"challenger": 3, "champion": 2, "previous": 1}
     register(runs["good"], name)
     assert promoted(name, images)  # an equal one
@@ -85,15 +85,22 @@ def test_better_equal_and_worse_challengers_and_a_rollback(client, images, runs,
     assert aliases(client, name) == {"challenger": 4, "champion": 2, "previous": 4}
     roll_back(name)
     assert aliases(client, name) == {"challenger": 4, "champion": 4, "previous": 2}
-    versions = {int(it.version): it.tags for it in client.search_model_versions(f"name='{name}'")}
+    versions = {
+        int(version.version): version.tags
+        for version in client.search_model_versions(f"name='{name}'")
+    }
     # each was held against test once, and that evaluation was taken for every decision
-    assert [versions[it]["pneumo.test_evaluations"] for it in (1, 2, 3, 4)] == ["1"] * 4
+    assert [versions[number]["pneumo.test_evaluations"] for number in (1, 2, 3, 4)] == ["1"] * 4
     assert versions[1]["pneumo.promotion"] == "replaced by version 2"
     assert versions[2]["pneumo.promotion"] == "replaced by version 4 in a rollback"
     assert versions[3]["pneumo.promotion"] == f"rejected: {'; '.join(decision.reasons)}"
     # which versions have been champion, and the threshold of those that were promoted
-    assert {it for it in versions if "pneumo.was_champion" in versions[it]} == {1, 2, 4}
-    assert {it: versions[it].get("pneumo.threshold") for it in versions} == {
+    assert {version for version in versions if "pneumo.was_champion" in versions[version]} == {
+        1,
+        2,
+        4,
+    }
+    assert {version: versions[version].get("pneumo.threshold") for version in versions} == {
         **dict.fromkeys((1, 2, 4), "0.3"),
         3: None,
     }
@@ -132,7 +139,7 @@ def test_what_a_decision_leaves(client, images, runs, name):
     assert stored == {"promoted": False, "reasons": decision.reasons, **decision.metrics}
     # the evaluation that was missing is a child, made as `evaluate` makes it
     below = client.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{made.info.run_id}'")
-    assert [tags(it)["pneumo.kind"] for it in below] == ["evaluate"]
+    assert [tags(run)["pneumo.kind"] for run in below] == ["evaluate"]
     table = predictions(below[0].info.run_id, "test")
     assert len(table) == 200
     for version in ("1", "2"):
@@ -153,7 +160,7 @@ def test_the_description_of_a_version(client, images, runs, name):
         "pneumo.data": "halves",
         "pneumo.data_digest": images[0].digest,
         "pneumo.synthetic": "false",
-        **{f"val_{it}": str(trial.data.metrics[f"val_{it}"]) for it in shown},
+        **{f"val_{name}": str(trial.data.metrics[f"val_{name}"]) for name in shown},
         "pneumo.model_digest": model_files.model_digest(
             Path(mlflow.artifacts.download_artifacts(f"models:/{stored.model_id}"))
         ),
@@ -266,12 +273,12 @@ def test_one_of_two_simultaneous_promotions_succeeds(client, images, runs, name)
             time.sleep(0.5)
     ended = [(process, *process.communicate(timeout=120)) for process in both]
     assert sorted(process.returncode for process, *_ in ended) == [0, 3], ended
-    winner, loser = sorted((1, 2), key=lambda it: ended[it - 1][0].returncode)
+    winner, loser = sorted((1, 2), key=lambda number: ended[number - 1][0].returncode)
     assert aliases(client, name)["champion"] == winner
     assert f"version {winner} became champion in the meantime" in ended[loser - 1][1]
-    found = [client.get_run(it.info.run_id) for it in found]
-    assert sorted(tags(it)["pneumo.promoted"] for it in found) == ["false", "true"]
-    assert {it.info.status for it in found} == {"FINISHED"}
+    found = [client.get_run(run.info.run_id) for run in found]
+    assert sorted(tags(run)["pneumo.promoted"] for run in found) == ["false", "true"]
+    assert {run.info.status for run in found} == {"FINISHED"}
     sentence = client.get_model_version(name, str(winner)).tags["pneumo.promotion"]
     assert sentence in (
         "promoted as the first champion",  # whichever wrote last
@@ -334,7 +341,7 @@ def test_a_model_is_deleted_with_its_files(client, images, runs):
     assert list(Path.cwd().rglob(f"{model_id}/artifacts/MLmodel"))
     for _ in range(2):  # once more is no mistake
         model_files.delete_model(uri)
-    assert not [it for it in Path.cwd().rglob(f"{model_id}/**/*") if it.is_file()]
+    assert not [path for path in Path.cwd().rglob(f"{model_id}/**/*") if path.is_file()]
     with pytest.raises(MlflowException, match="not found"):
         client.get_logged_model(model_id)
     assert client.get_run(run_id).info.status == "FINISHED"

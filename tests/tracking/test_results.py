@@ -1,4 +1,4 @@
-"""Lists of files and predictions in a run, read as they were written."""
+"""Lists of files and predictions in a run, read back unchanged."""
 
 import hashlib
 import shutil
@@ -46,7 +46,7 @@ def test_a_run_lists_the_files_that_it_uses(store, tmp_path):
     assert list(trained) == ["split", "patient", "sha256"]
     assert list(trained.itertuples(index=False, name=None)) == expected
     assert set(listed.values()) < set(trained["patient"])
-    of_test = [hashlib.sha256(it.read_bytes()).hexdigest() for it in folder.glob("test/*/*")]
+    of_test = [hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("test/*/*")]
     assert list(tested) == ["sha256"]
     assert sorted(tested["sha256"]) == sorted(of_test)  # readable or not
 
@@ -54,7 +54,7 @@ def test_a_run_lists_the_files_that_it_uses(store, tmp_path):
 def test_a_run_without_test_images_lists_none(store, tmp_path):
     folder = write_images(tmp_path / "halves")
     shutil.rmtree(folder / "test")
-    paths = sorted(it.relative_to(folder).as_posix() for it in folder.glob("train/*/*"))
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.glob("train/*/*"))
     numbered = [f"{number:05d}" for number in range(len(paths))]  # as text, zeros and all
     table = pd.DataFrame({"path": paths, "patient": numbered})
     table.to_csv(folder / "patients.csv", index=False)

@@ -1,4 +1,4 @@
-"""Passwords open the stores of a study, and are in nothing that it writes."""
+"""Passwords open the stores of a study, and the study writes them nowhere."""
 
 import base64
 import zipfile
@@ -28,7 +28,7 @@ READER, WORD = "reader", "Sesame & 0815"  # of MLflow's server
 
 
 def _basic(user: str, password: str) -> str:
-    """As HTTP carries them."""
+    """Encode credentials as HTTP does."""
     return base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
@@ -75,7 +75,7 @@ def test_part_of_a_password_is_not_used_as_the_host(monkeypatch):
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    """The URL of a database that asks for a password."""
+    """Return the URL of a database that requires a password."""
     with postgresql() as server:
         with psycopg.connect(server.address, autocommit=True) as own:
             own.execute(f"CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'")
@@ -93,7 +93,7 @@ def _with(address: str, user: str, password: str) -> str:
 
 
 def _tables(address: str) -> bytes:
-    """All that is in a database."""
+    """Return the whole content of a database."""
     with psycopg.connect(address) as own:
         names = own.execute(
             "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
@@ -103,17 +103,21 @@ def _tables(address: str) -> bytes:
 
 
 def _contents(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """All files below a folder, and what is packed in them."""
+    """Yield all files below a folder, and the members of archives."""
     for file in folder.rglob("*"):
         if file.is_file():
             yield str(file), file.read_bytes()
             if zipfile.is_zipfile(file):
                 with zipfile.ZipFile(file) as packed:
-                    yield from ((f"{file}: {it}", packed.read(it)) for it in packed.namelist())
+                    yield from (
+                        (f"{file}: {member}", packed.read(member)) for member in packed.namelist()
+                    )
 
 
 def leaks(written: dict[str, bytes]) -> list[str]:
-    return [where for where, content in written.items() if any(it in content for it in SECRETS)]
+    return [
+        where for where, content in written.items() if any(secret in content for secret in SECRETS)
+    ]
 
 
 @pytest.mark.slow
@@ -187,7 +191,7 @@ class _Guard(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def guarded(monkeypatch) -> Iterator[str]:
-    """The address of a server that asks for a password."""
+    """Return the address of a server that requires a password."""
     for name in ("USERNAME", "PASSWORD"):  # which are set on the way
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
     with ThreadingHTTPServer(("127.0.0.1", 0), _Guard) as server:
@@ -222,9 +226,9 @@ def test_an_error_with_a_url_is_stored_without_its_password(store, sample, tmp_p
             raise RuntimeError(f"cannot reach {address}")
         return TINY.suggest(trial, base)
 
-    plan = StudySpec(Experiment("tiny", BASE, failing), sample, {})
+    spec = StudySpec(Experiment("tiny", BASE, failing), sample, {})
     with pytest.raises(StudyFailedError) as stopped:
-        tune_and_register(plan, trials=2, model_name="none", name="s")
+        tune_and_register(spec, trials=2, model_name="none", name="s")
     shown = f"cannot reach postgresql://{USER}:***@127.0.0.1:"
     assert shown in str(stopped.value)
     output = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""An MLflow server that is away, and what is said of it."""
+"""Messages about an MLflow server that does not answer."""
 
 import mlflow
 import pytest

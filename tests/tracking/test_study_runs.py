@@ -1,4 +1,4 @@
-"""What a study and its trials leave in MLflow, read back."""
+"""Runs of a study and its trials in MLflow, read back."""
 
 import json
 import os
@@ -159,7 +159,7 @@ def test_optuna_agrees_with_mlflow(study, client):
         "search_space": facts["search_space"],
         "model_name": "pneumonia-sample",
     }
-    space = {it: json_to_distribution(text) for it, text in facts["search_space"].items()}
+    space = {key: json_to_distribution(text) for key, text in facts["search_space"].items()}
     assert space == loaded.trials[0].distributions
     for trial, run in zip(loaded.trials, children(client, study), strict=True):
         assert trial.state.name == tags(run)["optuna.state"]

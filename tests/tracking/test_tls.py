@@ -1,4 +1,4 @@
-"""MLflow's server behind TLS, with a certificate of an authority that nobody knows."""
+"""MLflow's server behind TLS, with a certificate of a private authority."""
 
 import os
 
@@ -27,7 +27,7 @@ def authority(tmp_path_factory) -> Authority:
 
 @pytest.fixture
 def settings(authority, tmp_path, monkeypatch):
-    """Sets variables of MLflow to the files of these names."""
+    """Set variables of MLflow to the files of these names."""
     (tmp_path / "words.pem").write_text("words")
 
     def set_all(**variables: str) -> None:
@@ -50,7 +50,7 @@ def test_the_first_request_uses_the_same_client(authority, settings, asks):
             settings(**trust, **own)
             session.connect()
     mlflow.set_tracking_uri(None)
-    assert [path for path, _ in server.asked] == ["/version"] * 2
+    assert [path for path, _ in server.requests] == ["/version"] * 2
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_an_untrusted_certificate_is_reported_in_one_line(
         assert INSECURE in said
         assert session.SERVER_CERTIFICATE in said
         assert said.endswith("only one of these environment variables may be set.")
-    assert server.asked == []
+    assert server.requests == []
 
 
 @pytest.mark.slow

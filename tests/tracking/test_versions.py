@@ -20,10 +20,11 @@ def test_the_winner_alone_is_registered_as_challenger(study, client):
     trial, test = client.get_run(version.run_id), client.get_run(study.study.user_attrs["run_id"])
     expected = {key: tags(trial)[key] for key in {*SUBJECT, "pneumo.study", "optuna.trial_number"}}
     expected |= {
-        f"val_{it}": str(trial.data.metrics[f"val_{it}"]) for it in registry.DESCRIBED_METRICS
+        f"val_{name}": str(trial.data.metrics[f"val_{name}"]) for name in registry.DESCRIBED_METRICS
     }
     expected |= {
-        f"test_{it}": str(test.data.metrics[f"test_{it}"]) for it in registry.DESCRIBED_METRICS
+        f"test_{name}": str(test.data.metrics[f"test_{name}"])
+        for name in registry.DESCRIBED_METRICS
     }
     expected |= {"pneumo.evaluation_run": test.info.run_id, "pneumo.test_evaluations": "1"}
     assert set(version.tags) - set(expected) <= {"pneumo.model_digest", "pneumo.git_commit"}
@@ -56,8 +57,10 @@ def test_the_models_of_the_best_trials_alone_are_kept(store, sample):
     ranked = sorted(outcome.study.trials, key=lambda trial: -trial.value)
 
     def kept() -> set[str]:
-        """The models that are left, as MLflow lists them and as the disk has them."""
-        listed = {it.model_id for it in mlflow.search_logged_models(["0"], output_format="list")}
+        """Return the remaining models, from MLflow's list and from the disk."""
+        listed = {
+            model.model_id for model in mlflow.search_logged_models(["0"], output_format="list")
+        }
         on_disk = {file.parents[1].name for file in Path.cwd().rglob("artifacts/MLmodel")}
         assert listed == on_disk
         return {f"models:/{model_id}" for model_id in listed}

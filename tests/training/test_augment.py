@@ -1,4 +1,4 @@
-"""How images are varied."""
+"""Augmentation of images."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_the_center_stays_and_the_rest_rotates_by_36_degrees_at_most():
 
 
 def seen(augmentation: AugmentationConfig, **chance: float) -> np.ndarray:
-    """What is left of an image whose pixels say where they are: columns, then rows."""
+    """Augment an image whose pixels encode their positions; return columns and rows."""
     place = {"size": 3, "x": 4, "y": 5, "ratio": 6}
     drawn = np.zeros((2, N_FACTORS), np.float32)
     for name, value in chance.items():

@@ -1,4 +1,4 @@
-"""The settings of a run: their text, their rules, and what is said of a bad value."""
+"""The config of a run: its text, its rules, and messages about invalid values."""
 
 import pytest
 from pydantic import ValidationError

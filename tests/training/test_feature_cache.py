@@ -1,4 +1,4 @@
-"""Stored features: what is kept, under which key, and by whom it is computed."""
+"""Cached features: their values, their keys, and the process that computes them."""
 
 import subprocess
 import sys
@@ -21,13 +21,13 @@ from tests.support.weights import SMALL
 
 @pytest.fixture(scope="module")
 def images(sample) -> DecodedDataset:
-    """Few images, at 32 pixels."""
+    """Return few images, at 32 pixels."""
     return few_images(sample)
 
 
 @pytest.fixture
 def config(weights, own_cache) -> RunConfig:
-    """Of a small MobileNet with weights of a file, in a cache of its own."""
+    """Return the config of a small MobileNet with weights of a file, in a cache of its own."""
     return small_config(weights)
 
 
@@ -82,7 +82,7 @@ def test_only_cuts_that_save_more_than_they_cost_are_stored(backbone, alpha, pay
     fields = {"backbone": backbone, "alpha": alpha, "image_size": 64, "unfreeze_depth": 0}
     store = features_of(RunConfig(**fields), max_unfreeze_depth=99)
     depths = range(BACKBONES[backbone].blocks)
-    assert [it for it in depths if store.is_worth_storing(it)] == list(range(paying))
+    assert [depth for depth in depths if store.is_worth_storing(depth)] == list(range(paying))
     assert store._max_unfreeze_depth == paying - 1
 
 
@@ -181,7 +181,7 @@ print(store.get(View(split), 0).sum(), flush=True)
 
 
 def asking(config: RunConfig, die: bool = False) -> subprocess.Popen:
-    """A process that asks for features once a line is sent to it."""
+    """Start a process that requests features when it receives a line."""
     text = ASK.replace("{config}", repr(config.model_dump())).replace("{die}", str(die))
     process = subprocess.Popen(
         [sys.executable, "-c", text],
@@ -202,7 +202,7 @@ def test_one_of_two_processes_computes_and_the_other_waits(config, own_cache):
         process.stdin.write("\n")
         process.stdin.flush()
     outputs = [process.communicate()[0].splitlines() for process in both]
-    computed = [[it for it in lines if not it.startswith("waiting for")] for lines in outputs]
+    computed = [[line for line in lines if not line.startswith("waiting for")] for lines in outputs]
     assert sorted(len(lines) for lines in computed) == [1, 2]
     assert outputs[0][-1] == outputs[1][-1]
 

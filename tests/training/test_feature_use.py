@@ -1,4 +1,4 @@
-"""Training from stored features: what is stored when, and that the results are the same."""
+"""Training from cached features: when they are stored, and that the results are the same."""
 
 import numpy as np
 import pytest
@@ -21,13 +21,13 @@ from tests.support.weights import SMALL
 
 @pytest.fixture(scope="module")
 def images(sample) -> DecodedDataset:
-    """Few images, at 32 pixels."""
+    """Return few images, at 32 pixels."""
     return few_images(sample)
 
 
 @pytest.fixture
 def config(weights, own_cache) -> RunConfig:
-    """Of a small MobileNet with weights of a file, in a cache of its own."""
+    """Return the config of a small MobileNet with weights of a file, in a cache of its own."""
     return small_config(weights)
 
 
@@ -50,11 +50,13 @@ def test_a_cut_not_worth_storing_is_trained_from_pixels_with_the_same_result(
 
 def test_the_budget_for_a_run_is_what_it_will_store(config, images, own_cache, monkeypatch):
     config = config.override({"unfreeze_depth": 1, "epochs": 2, "augment_strength": 0.5})
-    asked, target = [], "pneumo.training.train.available_bytes"
-    monkeypatch.setattr(target, lambda sizes: asked.append(sizes) or 10**12)
+    requested, target = [], "pneumo.training.train.available_bytes"
+    monkeypatch.setattr(target, lambda sizes: requested.append(sizes) or 10**12)
     train(config.override({"objective": "val_robust_auc"}), images, max_unfreeze_depth=2)
-    [sizes] = asked
-    folders = {it.relative_to(own_cache).as_posix(): it for it in own_cache.glob("features/*")}
+    [sizes] = requested
+    folders = {
+        path.relative_to(own_cache).as_posix(): path for path in own_cache.glob("features/*")
+    }
     assert sizes.keys() >= folders.keys()
     assert len(sizes) - len(folders) == 2  # the augmented view at the cut of the head alone
     for name, folder in folders.items():
@@ -65,11 +67,11 @@ def test_a_run_releases_its_features_when_it_ends(config, images, own_cache):
     used = []
 
     def look(*_):
-        used.extend(it for it in own_cache.glob("features/*") if it in _held)
+        used.extend(path for path in own_cache.glob("features/*") if path in _held)
 
     train(config.override({"epochs": 1}), images, [look])
     assert used
-    assert not any(it in _held for it in own_cache.glob("features/*"))
+    assert not any(path in _held for path in own_cache.glob("features/*"))
 
 
 @pytest.mark.parametrize("depth", [0, 2])
@@ -80,7 +82,7 @@ def test_a_view_is_computed_when_an_epoch_first_needs_it(config, images, own_cac
     seen = []
 
     def look(epoch, metrics):
-        seen.append([it for it in stored(own_cache) if it[0] == depth])
+        seen.append([entry for entry in stored(own_cache) if entry[0] == depth])
         if epoch == 2:
             raise Pruned
 
@@ -93,7 +95,7 @@ def test_a_view_is_computed_when_an_epoch_first_needs_it(config, images, own_cac
         [(depth, 0.0, 0), (depth, 0.0, 0), (depth, 0.5, 1)],
     ]
     train(config, images)  # which comes to its end, and asks for validation perturbed
-    there = [it for it in stored(own_cache) if it[0] == depth]
+    there = [entry for entry in stored(own_cache) if entry[0] == depth]
     assert there == [(depth, 0.0, 0), *seen[-1]]
 
 
@@ -112,7 +114,7 @@ def test_features_of_random_weights_go_with_their_run(config, images, own_cache)
     seen = []
     config = config.override({"weights": "none", "epochs": 2})
     train(config, images, [lambda *_: seen.append(stored(own_cache))])
-    assert [len(it) for it in seen] == [2, 3]
+    assert [len(entries) for entries in seen] == [2, 3]
     assert list((own_cache / "features").iterdir()) == []
     assert list((own_cache / "locks").iterdir()) == []
 

@@ -16,7 +16,7 @@ def images(sample):
 
 
 def epochs_of(images, shared=False, **fields) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """The batches of three epochs."""
+    """Return the batches of three epochs."""
     config = CONFIG.override(fields)
     feed = BatchFeeder(PixelSource(images, config, shared), config)
     data, found = feed.batches(), []

@@ -1,4 +1,4 @@
-"""Networks: blocks, depth, head, and the file that they are stored in."""
+"""Networks: blocks, depth, head, and the stored file."""
 
 import re
 import subprocess
@@ -102,7 +102,7 @@ def test_which_layers_of_resnet_train_at_each_depth():
 
 @pytest.mark.parametrize("name", ["mobilenet", "resnet50v2"])
 def test_a_pretrained_backbone_gets_what_it_was_trained_on(name):
-    """The application itself, given colours as its own preprocess_input makes them."""
+    """Compare with the application itself, on colors from its own preprocess_input."""
     network = backbone(name)
     family = {"mobilenet": "mobilenet", "resnet50v2": "resnet_v2"}[name]
     plain = getattr(keras.applications, BACKBONES[name].application)(

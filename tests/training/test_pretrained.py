@@ -1,4 +1,4 @@
-"""Pretrained weights: files that fit and files that do not, and what Keras downloads."""
+"""Pretrained weights: files that fit and files that do not, and downloads of Keras."""
 
 import h5py
 import keras
@@ -16,7 +16,7 @@ from tests.support.weights import FILE, SMALL, network, write
 
 @pytest.fixture(autouse=True)
 def forgotten():
-    """Nothing that an earlier test has loaded."""
+    """Clear what an earlier test has loaded."""
     pretrained._load.cache_clear()
 
 
@@ -93,7 +93,7 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path):
 
 @pytest.fixture
 def keras_home(tmp_path, monkeypatch):
-    """An empty folder for what Keras downloads."""
+    """Make an empty folder for downloads of Keras."""
     monkeypatch.setattr(keras.src.backend.config, "_KERAS_DIR", str(tmp_path))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     return tmp_path
@@ -110,7 +110,7 @@ def test_imagenets_weights_are_downloaded_by_keras_once(weights, keras_home, mon
         assert same(pretrained.load_pretrained_weights(config), network().get_weights())
         pretrained._load.cache_clear()
         assert same(pretrained.load_pretrained_weights(config), network().get_weights())
-    assert server.asked == [(f"/{FILE}", None)]
+    assert server.requests == [(f"/{FILE}", None)]
     assert config.to_params()["weights"] == "imagenet"
 
 

@@ -1,4 +1,4 @@
-"""A fit: its phases, the epoch whose weights are kept, and what it leaves behind."""
+"""A fit: its phases, the epoch whose weights are kept, and its memory."""
 
 import gc
 from dataclasses import replace
@@ -33,7 +33,7 @@ def images(sample):
 
 
 def fit(images, **fields):
-    """A result, and the arguments of its callbacks."""
+    """Fit a model; return the result, and the arguments of its callbacks."""
     epochs = []
     config = CONFIG.override(fields)
     return train(config, images, [lambda epoch, metrics: epochs.append((epoch, metrics))]), epochs
@@ -61,15 +61,18 @@ def test_the_weights_kept_are_those_of_the_best_epoch(images):
 
 
 def balanced_loss(labels, logits) -> float:
-    """The mean of the mean losses of both classes."""
+    """Return the mean of the mean losses of both classes."""
     of_class = [logits[labels == label] for label in (0, 1)]
     return np.mean(
-        [log_loss(np.full(len(it), n), expit(it), labels=[0, 1]) for n, it in enumerate(of_class)]
+        [
+            log_loss(np.full(len(logits), n), expit(logits), labels=[0, 1])
+            for n, logits in enumerate(of_class)
+        ]
     )
 
 
 def test_training_and_validation_losses_are_comparable(images):
-    """A fit that hardly moves has one loss throughout, whose images are those of the labels."""
+    """A fit that hardly changes has one loss throughout, that of the labels."""
     result, epochs = fit(images, epochs=1, learning_rate=1e-12, dropout=0, augment_strength=0)
     for name in ("train", "val"):
         part = images.split(name)
@@ -119,11 +122,11 @@ def test_members_are_fitted_one_by_one_and_averaged(images, tmp_path):
     result, epochs = fit(images, **fields)
     seeds = [CONFIG.seed, derive_seed(CONFIG.seed, 1)]
     alone = [fit(images, **fields | {"ensemble_size": 1, "seed": seed}) for seed in seeds]
-    assert result.best_epochs == tuple(it.best_epochs[0] for it, _ in alone)
+    assert result.best_epochs == tuple(result.best_epochs[0] for result, _ in alone)
     assert epochs == list(enumerate((metrics for _, its in alone for _, metrics in its), start=1))
     assert [epoch for epoch, _ in epochs] == [1, 2, 3, 4, 5, 6]
     for said in ("val_logits", "perturbed_logits"):
-        first, second = (getattr(it, said) for it, _ in alone)
+        first, second = (getattr(result, said) for result, _ in alone)
         assert not np.array_equal(first, second)
         assert np.array_equal(getattr(result, said), (first + second) / 2)
     val = images.split("val")
@@ -145,7 +148,7 @@ def test_a_flip_tta_model_is_evaluated_as_it_is_used(images, tmp_path):
     assert found == pytest.approx(result.val_logits, abs=1e-5)
     assert found == pytest.approx(predict_logits(loaded, mirrored), abs=1e-5)
     [member] = ensemble_members(loaded)
-    one, other = (predict_logits(member, it) for it in (val.images, mirrored))
+    one, other = (predict_logits(member, pixels) for pixels in (val.images, mirrored))
     assert not np.allclose(one, other)
     assert found == pytest.approx((one + other) / 2, abs=1e-5)
     changed = predict_logits(loaded, perturb_split(val, ALL_PERTURBATIONS).images)
@@ -192,7 +195,7 @@ def test_the_same_seed_repeats_and_another_does_not(images):
 
 
 def moved(before: keras.Model, after: keras.Model) -> list[str]:
-    """The paths of the weights that differ."""
+    """Return the paths of the weights that differ."""
     pairs = zip(before.weights, after.weights, strict=True)
     return [old.path for old, new in pairs if not np.array_equal(old.numpy(), new.numpy())]
 
@@ -221,7 +224,9 @@ def test_depth_decides_which_weights_change(images):
 def test_what_trains_when(fields, expected):
     pretrained = {"weights": "imagenet", "unfreeze_depth": 3, "learning_rate": 0.01, "epochs": 6}
     found = phases(RunConfig(**SMALL).override(pretrained | fields))
-    assert found == [replace(it, learning_rate=pytest.approx(it.learning_rate)) for it in expected]
+    assert found == [
+        replace(phase, learning_rate=pytest.approx(phase.learning_rate)) for phase in expected
+    ]
 
 
 def small(weights, **fields) -> RunConfig:
@@ -257,7 +262,7 @@ def test_from_scratch_the_statistics_of_the_unfrozen_blocks_change(images):
     paths = moved(before, train(config, images).model.get_layer("backbone"))
     statistics = {path for path in paths if "moving" in path}
     kinds = ("moving_mean", "moving_variance")
-    assert statistics == {f"conv_{it}_13_bn/{kind}" for it in ("dw", "pw") for kind in kinds}
+    assert statistics == {f"conv_{layer}_13_bn/{kind}" for layer in ("dw", "pw") for kind in kinds}
 
 
 def test_the_best_epoch_may_lie_in_the_first_phase(images, weights):
@@ -303,7 +308,7 @@ def test_a_nan_loss_ends_the_training(images):
 def test_what_a_fit_traced_does_not_stay_in_memory(images):
     def traced():
         keras.utils.clear_session()  # collects garbage, too
-        return sum(type(it).__name__ == "FuncGraph" for it in gc.get_objects())
+        return sum(type(item).__name__ == "FuncGraph" for item in gc.get_objects())
 
     fit(images, epochs=1)
     before = traced()

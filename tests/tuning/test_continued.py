@@ -1,4 +1,4 @@
-"""A study that gets more trials."""
+"""A study that is resumed with more trials."""
 
 import re
 import sqlite3

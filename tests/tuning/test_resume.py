@@ -1,4 +1,4 @@
-"""A study that is given again: what it must agree with, and what is not done twice."""
+"""A study that is started again: what must be the same, and what is not repeated."""
 
 import json
 import re
@@ -31,21 +31,21 @@ OTHER_COMMIT = (
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, sample):
-    """A finished study of this file's own: copies of a store share the artifacts of its runs."""
+    """Run a study for this file alone, because copies of a store share the runs' artifacts."""
     folder = tmp_path_factory.mktemp("resumed")
     with store_in(folder):
         return run_study(sample), folder
 
 
-def again(sample, outcome: StudyResult, experiment: Experiment = TINY, **options) -> StudyResult:
-    """The same study with as many trials as it has, so that none starts."""
-    plan = StudySpec(experiment, sample, {})
-    return tune_and_register(plan, **{"trials": 2, "name": outcome.study.study_name, **options})
+def again(sample, result: StudyResult, experiment: Experiment = TINY, **options) -> StudyResult:
+    """Resume the study with as many trials as it has, so that none starts."""
+    spec = StudySpec(experiment, sample, {})
+    return tune_and_register(spec, **{"trials": 2, "name": result.study.study_name, **options})
 
 
-def stored(outcome: StudyResult) -> optuna.Study:
-    """The study in this test's own store: the fixture's object writes to the one it was made in."""
-    return optuna.load_study(study_name=outcome.study.study_name, storage=open_storage())
+def stored(result: StudyResult) -> optuna.Study:
+    """Load the study from this test's store; the fixture's object writes to the original one."""
+    return optuna.load_study(study_name=result.study.study_name, storage=open_storage())
 
 
 def runs(client) -> set[str]:
@@ -123,7 +123,9 @@ def fewer(trial, base: RunConfig) -> RunConfig:
 
 def _others(trial) -> dict:
     return {
-        "dense_widths": [trial.suggest_int(f"dense_widths_{it}", 0, 128, step=32) for it in (1, 2)],
+        "dense_widths": [
+            trial.suggest_int(f"dense_widths_{number}", 0, 128, step=32) for number in (1, 2)
+        ],
         "augment_strength": trial.suggest_float("augment_strength", 0.0, 1.0, step=0.25),
         "unfreeze_depth": trial.suggest_int("unfreeze_depth", 0, 2),
         "learning_rate": trial.suggest_float("learning_rate", 3e-4, 1e-2, log=True),
@@ -189,16 +191,21 @@ def test_a_finished_study_gets_a_version_of_another_name(study, client, sample):
     assert found.findings == study.findings
     version = client.get_model_version_by_alias("lungs", "challenger")
     assert (version.source, version.run_id) == (first.source, first.run_id)
-    told = {"pneumo.model_digest", "pneumo.evaluation_run", "test_auc", "val_auc"}
-    told.add("pneumo.test_evaluations")
-    assert {it: version.tags[it] for it in told} == {it: first.tags[it] for it in told}
+    copied_tags = {"pneumo.model_digest", "pneumo.evaluation_run", "test_auc", "val_auc"}
+    copied_tags.add("pneumo.test_evaluations")
+    assert {name: version.tags[name] for name in copied_tags} == {
+        name: first.tags[name] for name in copied_tags
+    }
     assert len(client.get_metric_history(study_run, "test_auc")) == 1
     listed = json.loads(
         client.get_logged_model(version.source.removeprefix("models:/")).tags[
             "mlflow.modelVersions"
         ]
     )
-    assert [(it["name"], it["version"]) for it in listed] == [("pneumonia-sample", 1), ("lungs", 1)]
+    assert [(version["name"], version["version"]) for version in listed] == [
+        ("pneumonia-sample", 1),
+        ("lungs", 1),
+    ]
     # a command that names no model means the one that the study has by now
     assert again(sample, study).model_name == "lungs"
     assert len(client.search_model_versions()) == 2
@@ -208,11 +215,11 @@ def fail(*_: object, **__: object) -> None:
     raise MlflowException("the server is away")
 
 
-def as_if_not_yet_registered(outcome: StudyResult, client) -> None:
-    """Undoes what the end of a study has left of its winner."""
+def as_if_not_yet_registered(result: StudyResult, client) -> None:
+    """Undo the registration of a study's winner."""
     client.delete_registered_model("pneumonia-sample")
-    client.set_tag(outcome.study.user_attrs["run_id"], tags.MODEL_ID, "")
-    stored(outcome).set_user_attr("winner", {})
+    client.set_tag(result.study.user_attrs["run_id"], tags.MODEL_ID, "")
+    stored(result).set_user_attr("winner", {})
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_the_spaces_of_our_own_experiments_fit(name):
 
 
 def searching(**space) -> Experiment:
-    """An experiment that searches one field, as `field=(method, *arguments, options)`."""
+    """Make an experiment that searches one field, as `field=(method, *arguments, options)`."""
     [(name, (method, *given, options))] = space.items()
 
     def suggest(trial, base):

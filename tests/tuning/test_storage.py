@@ -1,4 +1,4 @@
-"""Optuna's database: its address, and what is said where it does not open."""
+"""Optuna's database: its address, and errors if it does not open."""
 
 import pytest
 

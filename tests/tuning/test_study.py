@@ -1,4 +1,4 @@
-"""What a study tries: its baseline, its queue, its search, always the same from the same seed."""
+"""Trials of a study: its baseline, its enqueued trials, its search, reproducible by seed."""
 
 import hashlib
 import json
@@ -38,43 +38,43 @@ def test_the_same_seed_repeats_trials_and_metrics(store, sample):
 def test_a_study_of_pretrained_networks(store, sample, weights, tmp_path):
     base = BASE.override({**SMALL, "weights": weights, "unfreeze_depth": 1, "epochs": 3})
     experiment = Experiment("pretrained", base, load_experiment("tune_mobilenet").suggest)
-    outcome = tune_and_register(
+    result = tune_and_register(
         StudySpec(experiment, sample, {"weights": str(weights)}), trials=1, model_name="m"
     )
-    [run] = children(store, outcome)
+    [run] = children(store, result)
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     assert run.data.params["weights"] == f"{FILE}:{sha256[:8]}"
     assert run.data.params["alpha"] == "0.25"
     history = store.get_metric_history(run.info.run_id, "epoch/val_auc")
     assert [point.step for point in history] == [1, 2, 3]  # through both phases
-    [trial] = outcome.study.trials
+    [trial] = result.study.trials
     assert trial.intermediate_values == {point.step: point.value for point in history}
     # the same file is the same study, wherever it lies
     elsewhere = tmp_path / "elsewhere" / FILE
     elsewhere.parent.mkdir()
     elsewhere.write_bytes(weights.read_bytes())
-    plan = StudySpec(experiment, sample, {"weights": str(elsewhere)})
-    name = outcome.study.study_name
-    assert tune_and_register(plan, trials=1, model_name="m", name=name).version == outcome.version
+    spec = StudySpec(experiment, sample, {"weights": str(elsewhere)})
+    name = result.study.study_name
+    assert tune_and_register(spec, trials=1, model_name="m", name=name).version == result.version
     elsewhere.write_bytes(b"another")
     elsewhere = elsewhere.rename(tmp_path / FILE)
-    plan = StudySpec(experiment, sample, {"weights": str(elsewhere)})
+    spec = StudySpec(experiment, sample, {"weights": str(elsewhere)})
     with pytest.raises(UserError, match=f"was created with fixed .*{FILE}:{sha256[:8]}"):
-        tune_and_register(plan, trials=1, model_name="m", name=name)
+        tune_and_register(spec, trials=1, model_name="m", name=name)
 
 
 def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample, capsys):
     # three widths, where the search has two dimensions for them
-    outcome = run_study(sample, trials=3, fixed={"dropout": "0.1", "dense_widths": "48-24-12"})
-    for run in children(store, outcome):
+    result = run_study(sample, trials=3, fixed={"dropout": "0.1", "dense_widths": "48-24-12"})
+    for run in children(store, result):
         assert run.data.params["dropout"] == "0.1"
         assert run.data.params["dense_widths"] == "48-24-12"
-    for trial in outcome.study.trials:
+    for trial in result.study.trials:
         assert set(trial.params) == {"augment_strength", "unfreeze_depth", "learning_rate"}
     capsys.readouterr()
-    print_study(outcome)
+    print_study(result)
     title, head, *_ = capsys.readouterr().out.splitlines()
-    assert title.strip() == f"Study {outcome.study.study_name}"
+    assert title.strip() == f"Study {result.study.study_name}"
     columns = ["trial", "state", "val", "AUC", "augment_strength", "unfreeze_depth"]
     assert head.split() == [*columns, "learning_rate"]
 
@@ -82,18 +82,18 @@ def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample, ca
 def test_what_an_experiment_queues_is_tried_first(store, sample):
     twice = {"dropout": 0.25, "unfreeze_depth": 1, "learning_rate": 0.002}
     queueing = Experiment("tiny", BASE, TINY.suggest, enqueued_trials=[twice, twice], prune=False)
-    plan = StudySpec(queueing, sample, {"unfreeze_depth": "0"})
+    spec = StudySpec(queueing, sample, {"unfreeze_depth": "0"})
 
     def run() -> optuna.Study:
-        return tune_and_register(plan, trials=3, model_name="pneumonia-sample", name="queue").study
+        return tune_and_register(spec, trials=3, model_name="pneumonia-sample", name="queue").study
 
-    fields = plan.baseline() | {"dropout": 0.25, "learning_rate": 0.002}
+    fields = spec.baseline() | {"dropout": 0.25, "learning_rate": 0.002}
     study = run()
-    assert [trial.params for trial in study.trials] == [plan.baseline(), fields, fields]
+    assert [trial.params for trial in study.trials] == [spec.baseline(), fields, fields]
     first, second = (trial.user_attrs["config"]["seed"] for trial in study.trials[1:])
     assert first != second
-    told = json.loads(text(study.user_attrs["run_id"], "study.json"))
-    assert told["pruner"] == {}
+    stored_study = json.loads(text(study.user_attrs["run_id"], "study.json"))
+    assert stored_study["pruner"] == {}
     with sqlite3.connect("optuna.db") as database:  # as if the last had been interrupted
         database.execute("UPDATE trials SET state = 'FAIL' WHERE number = 2")
     again = run().trials
@@ -102,10 +102,10 @@ def test_what_an_experiment_queues_is_tried_first(store, sample):
 
 
 def test_the_robust_auc_chooses_the_trial_if_it_is_the_objective(store, sample):
-    outcome = run_study(sample, fixed={"objective": "val_robust_auc"}, name="elsewhere")
-    assert outcome.study.user_attrs["objective"] == "val_robust_auc"
+    result = run_study(sample, fixed={"objective": "val_robust_auc"}, name="elsewhere")
+    assert result.study.user_attrs["objective"] == "val_robust_auc"
     val = sample.decode(BASE.image_size, 0).split("val")
-    for trial, run in zip(outcome.study.trials, children(store, outcome), strict=True):
+    for trial, run in zip(result.study.trials, children(store, result), strict=True):
         assert run.data.metrics["val_robust_auc"] == trial.value
         assert set(METRICS) | {"robust_auc"} == {
             name.removeprefix("val_") for name in run.data.metrics if name.startswith("val_")
@@ -122,7 +122,7 @@ def test_the_robust_auc_chooses_the_trial_if_it_is_the_objective(store, sample):
             for it in versions(ROBUST_NUISANCES)
         }
         assert robust_auc(val.labels, logits) == pytest.approx(trial.value, abs=1e-6)
-    page = text(outcome.study.user_attrs["run_id"], "study/study.html")
+    page = text(result.study.user_attrs["run_id"], "study/study.html")
     assert "robust validation AUC" in page
     with pytest.raises(UserError, match="created with objective val_robust_auc: got val_auc"):
         run_study(sample, name="elsewhere")
@@ -140,13 +140,13 @@ def test_the_threshold_is_that_of_perturbed_images(study, client, sample):
 
 
 def test_a_queue_of_what_is_not_suggested_is_refused(sample):
-    plan = StudySpec(
+    spec = StudySpec(
         Experiment("odd", BASE, TINY.suggest, enqueued_trials=[{"dropuot": 0.1}]), sample, {}
     )
     with pytest.raises(
         UserError, match="ENQUEUED_TRIALS in experiments/odd.py .* dropout, .*: got 'dropuot'"
     ):
-        plan.initial_params()
+        spec.initial_params()
 
 
 def test_a_baseline_outside_the_search_space_is_refused(store, sample):

@@ -18,25 +18,25 @@ pytestmark = pytest.mark.slow
 
 
 def test_an_interrupted_worker_starts_no_trial(store, sample, monkeypatch):
-    plan = StudySpec(TINY, sample, {})
+    spec = StudySpec(TINY, sample, {})
     with mlflow.start_run() as parent:
-        study = create_study(open_storage(), "night", plan, parent.info.run_id)
+        study = create_study(open_storage(), "night", spec, parent.info.run_id)
         StudyLimits(1).save(study)
         monkeypatch.setattr(signals._State, "requested", True)
         with pytest.raises(KeyboardInterrupt):
-            run_trials(study, plan)
+            run_trials(study, spec)
     assert [trial.state.name for trial in study.trials] == ["WAITING"]
 
 
 class FromTheSecondTrial(optuna.pruners.BasePruner):
-    """Prunes every trial but the first at its first epoch."""
+    """Pruner of every trial but the first at its first epoch."""
 
     def prune(self, study, trial) -> bool:
         return trial.number > 0
 
 
 def searched(suggest, sample, trials, pruner=None) -> tuple[optuna.Study, str]:
-    """The trials of a study without its end, below a run of their own."""
+    """Return the trials of a study without its end, below a run of their own."""
     with mlflow.start_run() as run:
         study = optuna.create_study(
             storage=open_storage(),
@@ -45,8 +45,8 @@ def searched(suggest, sample, trials, pruner=None) -> tuple[optuna.Study, str]:
         )
         study.set_user_attr("run_id", run.info.run_id)
         StudyLimits(trials).save(study)
-        plan = StudySpec(Experiment("tiny", BASE, suggest), sample, {})
-        run_trials(study, plan)
+        spec = StudySpec(Experiment("tiny", BASE, suggest), sample, {})
+        run_trials(study, spec)
     return study, run.info.run_id
 
 

@@ -1,4 +1,4 @@
-"""A worker's process, whose command is a stand-in: what it says, and how it ends."""
+"""A worker's process with a stub command: its output, and how it ends."""
 
 import _thread
 from queue import SimpleQueue
@@ -88,7 +88,7 @@ def test_how_a_worker_ends(command, code, error, message):
 
 
 def test_an_interrupt_from_python_ends_the_worker(command, tmp_path):
-    """As Ray cancels a task: Python sees it only where the main thread runs."""
+    """Ray cancels a task in this way, which Python notices only in the main thread."""
     ended = tmp_path / "ended"
     command(
         "import signal\n"

@@ -1,9 +1,9 @@
 """Python as on a system that is not Linux, for each process with this folder in PYTHONPATH.
 
-What CPython documents for Linux and not for macOS is removed from its modules before anything else
-is imported. The code of pneumo finds nothing below `/proc` and `/sys`; that of its packages does,
-since theirs for Linux are installed here. Each process leaves a file named by its id in the folder
-`WITHOUT_LINUX`.
+Functions that CPython documents for Linux and not for macOS are removed from its modules before any
+other import. The code of pneumo finds nothing below `/proc` and `/sys`. Its dependencies do,
+because their Linux versions are installed here. Each process leaves a file named by its id in the
+folder `WITHOUT_LINUX`.
 """
 
 import builtins
@@ -64,14 +64,16 @@ OPENING = {
 
 
 def remove(module: ModuleType, names: Iterable[str]) -> None:
-    """Take attributes from a module: those of a name, and those that begin with `NAME_`."""
+    """Remove attributes from a module: those of a name, and those that begin with `NAME_`."""
     for attribute in list(vars(module)):
-        if any(attribute == it or it.isupper() and attribute.startswith(it) for it in names):
+        if any(
+            attribute == name or name.isupper() and attribute.startswith(name) for name in names
+        ):
             delattr(module, attribute)
 
 
 def hide(module: ModuleType, name: str) -> None:
-    """Have a function of a module find nothing in `HIDDEN` where pneumo calls it."""
+    """Make a function of a module find nothing in `HIDDEN` if pneumo calls it."""
     function: Callable[..., Any] = getattr(module, name)
 
     def hiding(path: Any = ".", *arguments: Any, **options: Any) -> Any:
@@ -92,7 +94,7 @@ def _is_hidden(path: Any) -> bool:
 
 
 def _called_by_pneumo() -> bool:
-    """Whether what called the standard library is pneumo's code, and not a package's."""
+    """Return whether pneumo's code, not a package's, called the standard library."""
     frame = sys._getframe(2)
     while frame:
         file = Path(frame.f_code.co_filename)

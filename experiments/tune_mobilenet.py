@@ -10,7 +10,8 @@ Result (2026-11-25):
     These trials take 3.5 minutes on two cores. The best one is the baseline: validation AUC 0.994,
     accuracy 94.2 %. On one half of the official test: AUC 0.972 (0.946 to 0.989), accuracy 91.7 %
     (88.5 to 94.5), specificity 82 %. With a threshold from unchanged validation images, accuracy
-    is 89.1 % and specificity 71 %. By the AUC on blurred validation images the same trial is the best.
+    is 89.1 % and specificity 71 %. By the AUC on blurred validation images,
+    the same trial is the best.
 
 Interpretation:
     Eight trials found nothing better than the baseline, trial 0, which unfreezes the last four of

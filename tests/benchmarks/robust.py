@@ -80,7 +80,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     session.configure_mlflow()
-    dataset = open_dataset(options.data, needs=("train", "test"))
+    dataset = open_dataset(options.data, required_splits=("train", "test"))
     images = dataset.decode(64, 0.01)
     labels, test = images.split("val").labels, images.split("test").rows
     study = optuna.load_study(storage=open_storage(), study_name=options.study)

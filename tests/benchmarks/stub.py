@@ -34,7 +34,7 @@ def stub_of(config: RunConfig) -> Callable[..., TrainingResult]:
                 callback(epoch, metrics)
         labels = images.split("val").labels
         logits = 4 * config.dropout * labels + np.random.default_rng(0).normal(size=len(labels))
-        score = float(roc_auc_score(labels, logits))
-        return TrainingResult(model, (config.epochs,), score, logits, logits)
+        auc = float(roc_auc_score(labels, logits))
+        return TrainingResult(model, (config.epochs,), logits, logits, robust_auc=auc)
 
     return train

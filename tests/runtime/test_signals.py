@@ -92,14 +92,14 @@ def test_work_in_a_thread_returns():
     assert signals.run_in_thread(work, meanwhile) == "done"
 
 
-@pytest.mark.parametrize("where", ["work", "meanwhile"])
+@pytest.mark.parametrize("where", ["function", "meanwhile"])
 def test_an_exception_reaches_the_caller(where):
     ended = threading.Event()
 
     def fail():
         raise ValueError("inside")
 
-    calls = {"work": lambda: ended.wait(10), "meanwhile": lambda: None, where: fail}
+    calls = {"function": lambda: ended.wait(10), "meanwhile": lambda: None, where: fail}
     with pytest.raises(ValueError, match="inside"):
         signals.run_in_thread(**calls)
     ended.set()

@@ -82,7 +82,7 @@ def _check_supported(image: Image.Image) -> None:
         raise UnreadableImageError(f"{width} × {height} pixels, too few for a radiograph")
     if image.mode in ("I", "F"):  # Pillow would clip these at 255
         raise UnreadableImageError(
-            "32 bits per pixel, so the value of white is unknown; save the image with 8 or 16 bits"
+            "32 bits per pixel, so white is unknown; save the image with 8 or 16 bits"
         )
     if image.format == "TIFF" and image.info.get("compression") != "raw":
         # Pillow decodes it by a library that writes its own warnings to standard error
@@ -100,8 +100,8 @@ def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
     bits = int(pixels.max()).bit_length()
     if bits < MIN_BITS_USED:
         raise UnreadableImageError(
-            f"only {bits} of 16 bits per pixel are used, so the value of white is unknown; "
-            "scale the values to 0 to 65535, or save the image with 8 bits"
+            f"only {bits} of 16 bits per pixel are used, so white is unknown; "
+            "scale the values to 0 to 65535, or save it with 8 bits"
         )
     return (pixels >> 8).astype(np.uint8)
 

@@ -27,7 +27,7 @@ CASES: list[Case] = [
     ),
     case(
         "a thousand layers",
-        "dense_widths must be up to four",
+        "dense_widths must be widths of up to four",
         "train",
         f"--dense_widths={'8-' * 999}8",
     ),

@@ -219,7 +219,7 @@ CASES: list[Case] = [
     Case("changed since it was decoded", changed_since(PNG), "Decoding to 32 px", refused=False),
     Case("broken since it was decoded", changed_since(b""), "1 of 52 are"),
     Case("binary patients.csv", patients(bytes(range(256))), "patients.csv must be a CSV .*Save"),
-    Case("UTF-16 patients.csv", patients("path,patient\n".encode("utf-16")), "in UTF-8.*save it"),
+    Case("UTF-16 patients.csv", patients("path,patient\n".encode("utf-16")), "in UTF-8.*Save it"),
     Case("semicolons", patients(b"path;patient\na;b\n"), "its first line is 'path;patient'. Add"),
     Case("ragged patients.csv", patients(b"path,patient\na,b\na,b,c\n"), "cannot be read.*line 3"),
     Case("patients.csv of Excel", patients(b"\xef\xbb\xbfpath,patient\r\n"), CLEAN, refused=False),

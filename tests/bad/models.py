@@ -225,7 +225,7 @@ ADDRESSES = {
     "file": ("/etc/passwd", RULE),
     "lines": (
         "models:/pneumonia\n\x1b[2Jpneumo: all is well\r\n@champion",
-        "--model: must be .* no control characters",
+        "--model: must have .* no control characters",
     ),
 }
 MORE_ADDRESSES = [

@@ -81,7 +81,9 @@ def test_training_images_used_as_test_are_detected(stored, dataset, tmp_path, sp
     run, numbers, findings = evaluated(stored, again)
     assert numbers["overlap"] == {"images": count, "patients": 0, "own_test": 0}
     assert tags(run)["pneumo.external"] == "false"
-    why = f"{count} of the {count} images are training or validation images of the model, and 0 are"
+    why = (
+        f"{count} of the {count} images are training or validation images of the model, and 0 show"
+    )
     assert findings.startswith(why)
     assert why in text(run.info.run_id, "test/evidence.html")
     assert "External data" not in findings

@@ -63,5 +63,5 @@ def test_learning_curves_are_those_of_the_run(study):
     for axes, name in zip(figure.axes, ("loss", "auc"), strict=True):
         lines = {line.get_label(): line for line in axes.lines}
         assert list(lines["training"].get_ydata()) == list(epochs[name])
-        assert list(lines["val"].get_ydata()) == list(epochs[f"val_{name}"])
+        assert list(lines["validation"].get_ydata()) == list(epochs[f"val_{name}"])
     Image.open(io.BytesIO(to_png(figure))).verify()

@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,37 @@ from tests.support.paths import ROOT, SHARED
 from tests.support.stores import copy_of, store_in  # which cleans the environment
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist must see the groups
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first; a file's slow ones in one process: they share what takes long to make."""
+    """Order the tests so that both processes are busy until the end.
 
-    def is_slow(item: pytest.Item) -> bool:
-        return item.get_closest_marker("slow") is not None
+    The slow tests of a module that share one of its fixtures are a group and run in one process,
+    because such a fixture takes long to make. Groups begin first, the largest first. All other slow
+    tests follow one by one, and fast tests fill the gaps at the end.
+    """
+    group_sizes: Counter[str] = Counter()
+    for item in items:
+        if _is_slow(item) and _uses_module_fixture(item):
+            group = str(item.path.relative_to(ROOT))
+            item.add_marker(pytest.mark.xdist_group(group))
+            group_sizes[group] += 1
 
-    items.sort(key=is_slow)
-    for item in filter(is_slow, items):
-        item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(ROOT))))
+    def rank(item: pytest.Item) -> tuple[int, int]:
+        marker = item.get_closest_marker("xdist_group")
+        if marker:
+            return 0, -group_sizes[marker.args[0]]
+        return (1 if _is_slow(item) else 2), 0
+
+    items.sort(key=rank)
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None
+
+
+def _uses_module_fixture(item: pytest.Item) -> bool:
+    definitions = item._fixtureinfo.name2fixturedefs.values()
+    return any(definition.scope == "module" for found in definitions for definition in found)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -245,8 +245,9 @@ def test_test_images_alone_and_no_image_at_all(store, folder):
         file.write_bytes(b"")
     code, _, errors = run("explore", "--data", str(folder))
     assert code == 2
-    assert (
-        errors == "pneumo: xrays must contain readable images: none of its 146 files is readable. "
+    assert errors == (
+        "pneumo: xrays must contain readable images: none of its 146 files is readable. "
+        "Fix or replace them.\n"
     )
 
 

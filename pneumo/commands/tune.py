@@ -13,7 +13,8 @@ from pneumo.commands.evaluate import evaluate_model, images_for, read_evaluation
 from pneumo.commands.options.arguments import TuneOptions
 from pneumo.commands.options.inputs import Inputs
 from pneumo.reporting.html_report import format_field
-from pneumo.reporting.study_report import DONE, PAGE, STOPPED
+from pneumo.reporting.study_report import PAGE
+from pneumo.reporting.study_summary import DONE, STOPPED
 from pneumo.runtime.console import echo, print_table
 from pneumo.runtime.errors import StudyFailedError, redact_passwords
 from pneumo.runtime.tensorflow_import import import_tensorflow

@@ -141,12 +141,6 @@ class RunConfig(BaseModel):
     horizontal_flip: OnOff = Field(
         "off", description="on (training images are flipped with probability 0.5) or off"
     )
-    sharpness_jitter: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="random blur and sharpening of training images: 0 (none) to 1",
-    )
     flip_tta: OnOff = Field(
         "off",
         description="test-time augmentation: on (the mean over an image and its flipped image) or "

@@ -9,7 +9,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from pneumo.reporting.study_report import RUNNING, StudyReport, StudySummary, TrialSummary
+from pneumo.reporting.study_report import StudyReport
+from pneumo.reporting.study_summary import RUNNING, StudySummary, TrialSummary
 from pneumo.runtime.console import echo
 from pneumo.runtime.errors import format_error
 from pneumo.tracking import study_runs

@@ -11,22 +11,13 @@ from scipy.ndimage import laplace
 
 from pneumo.data import perturb
 from pneumo.data.dataset import Dataset, Split
-from pneumo.evaluation.robustness import NUISANCES, Version, versions
 from pneumo.inference.logits import predict_logits
 from pneumo.runtime.console import track
 from pneumo.tracking import evaluations, models, registry
 
 KEPT = Path("criterion")
 CLEAN, TEST, SHARPNESS = "clean", "test", "sharpness"
-
-
-def version_name(version: Version) -> str:
-    """The name under which the logits of a version of validation are kept."""
-    return f"{version[0]} {version[1]:g}" if version else CLEAN
-
-
-VERSIONS = {version_name(it): it for it in perturb.ALL_PERTURBATIONS}
-OPPOSED = {version_name(it): it for it in versions(NUISANCES) if it}
+VERSIONS = {f"{name} {amount:g}": (name, amount) for name, amount in perturb.ALL_PERTURBATIONS}
 
 
 @dataclass(frozen=True)
@@ -71,7 +62,7 @@ def _logits(network: keras.Model, val: Split, test: Split) -> dict[str, np.ndarr
         return predict_logits(network, images)
 
     found = {CLEAN: of(val.images), TEST: of(test.images)}
-    for version, end in (VERSIONS | OPPOSED).items():
+    for version, end in VERSIONS.items():
         changed = [perturb.perturb(image[..., 0], *end) for image in val.images]
         found[version] = of(np.stack(changed)[..., np.newaxis])
     edges = laplace(val.images[..., 0].astype(np.float32), axes=(1, 2))

@@ -16,7 +16,8 @@ import optuna
 from optuna.trial import TrialState, create_trial
 
 from pneumo.data.dataset import open_dataset
-from pneumo.reporting.study_report import PAGE, RUNNING
+from pneumo.reporting.study_report import PAGE
+from pneumo.reporting.study_summary import RUNNING
 from pneumo.tracking import session, study_runs
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.study_page import StudyPage

@@ -19,7 +19,8 @@ from pneumo.evaluation.intervals import format_with_interval, metric_intervals
 from pneumo.evaluation.metrics import compute_metrics
 from pneumo.experiment import load_experiment
 from pneumo.reporting.study_plots import STUDY_PLOTS
-from pneumo.reporting.study_report import DONE, RUNNING, STOPPED, StudyReport
+from pneumo.reporting.study_report import StudyReport
+from pneumo.reporting.study_summary import DONE, RUNNING, STOPPED
 from pneumo.tracking import runs, session
 from pneumo.tuning import selection, study_page
 from pneumo.tuning.spec import StudySpec

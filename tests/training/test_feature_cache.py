@@ -98,7 +98,6 @@ def test_the_key_changes_with_each_ingredient(config, images, sample, monkeypatc
     names.append(name(config, split, augmentation=AugmentationConfig(0.75), number=0))
     names.append(name(config, split, augmentation=AugmentationConfig(0.5, 0.5), number=0))
     names.append(name(config, split, augmentation=AugmentationConfig(0.5, 0, True), number=0))
-    names.append(name(config, split, variation=AugmentationConfig(0.5, 0, True, 1), number=0))
     names.append(name(config, split, augmentation=AugmentationConfig(0.5), number=1))
     names.append(name(config, images.split("val"), **first))
     names.append(name(config, replace(split, rows=split.rows[::-1]), **first))

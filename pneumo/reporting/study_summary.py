@@ -1,0 +1,91 @@
+"""What the report on a study shows, as plain values."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+from pneumo.data.dataset import Dataset
+from pneumo.evaluation.bootstrap import Improvement
+from pneumo.training.config import RunConfig
+
+# State of a study
+RUNNING, STOPPED, DONE = "running", "stopped", "done"
+
+
+@dataclass(frozen=True)
+class TrialSummary:
+    """A trial's part of the report.
+
+    Attributes:
+        number: Optuna's number of the trial.
+        state: Optuna's name of its state, as `COMPLETE`.
+        run_id: Id of its run, or '' if it has not stored one.
+        name: Name of its run, or '' if it has none yet.
+        score: Objective, of a pruned or running trial the last one; None if it has none.
+        config: Fields of `RunConfig` as text.
+        epochs: Number of the last epoch with a score, or 0.
+        seconds: Duration, 0 while it runs.
+        error: Why it failed, or ''.
+    """
+
+    number: int
+    state: str
+    run_id: str
+    name: str
+    score: float | None
+    config: dict[str, str]
+    epochs: int
+    seconds: float
+    error: str
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """The content of the report on a study at one moment.
+
+    Attributes:
+        study: The study, for its plots.
+        run_id: Id of its run.
+        state: `RUNNING`, `STOPPED` or `DONE`.
+        experiment: Name of its experiment.
+        question: Question of the experiment, or ''.
+        dataset: Its images.
+        base: Config of the baseline.
+        experiment_base: Fields of the experiment's base config as text.
+        fixed: Values of the fields that are not searched, as text.
+        searched_fields: Names of the fields that are searched.
+        n_trials: Number of trials at which the study ends.
+        n_done: Number of complete and pruned trials.
+        trials: All of its trials, by number.
+        best: The best of the complete trials, or None if there is none.
+        baseline: The first complete trial with the baseline's values, or None if there is none.
+        improvement: Improvement of the best over the baseline, or None if it is not known.
+        winner: The registered model with its metrics on test, or None before its evaluation.
+        seconds: Activity → seconds that the study's processes spent on it.
+        changed_ranges: Hyperparameter, first trial, and range before and from then on.
+        at_edge: Hyperparameters whose best value is near an end of its range.
+        how_to_continue: How to resume the study, in words.
+    """
+
+    study: optuna.Study
+    run_id: str
+    state: str
+    experiment: str
+    question: str
+    dataset: Dataset
+    base: RunConfig
+    experiment_base: dict[str, str]
+    fixed: dict[str, str]
+    searched_fields: list[str]
+    n_trials: int
+    n_done: int
+    trials: list[TrialSummary]
+    best: TrialSummary | None
+    baseline: TrialSummary | None
+    improvement: Improvement | None
+    winner: dict[str, Any] | None
+    seconds: dict[str, float]
+    changed_ranges: list[tuple[str, int, str, str]]
+    at_edge: list[str]
+    how_to_continue: str

@@ -206,8 +206,8 @@ def _sensitivity_reasons(
     difference = compared["sensitivity_difference"]
     if not difference > -margin:
         yield (
-            f"its sensitivity is {-difference:.4f} smaller than that of {champion}, and less than "
-            f"{margin} is allowed"
+            f"its sensitivity is {-difference:.4f} smaller than that of {champion}, and the "
+            f"margin is {margin}"
         )
 
 

@@ -187,7 +187,7 @@ def test_a_command_that_fails_early_says_so_in_its_run(
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (KeyboardInterrupt, "interrupted; what was finished is kept"),
+        (KeyboardInterrupt, "interrupted; finished work is kept"),
         (ValueError("from a library"), "ValueError: from a library"),
     ],
 )

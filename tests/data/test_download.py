@@ -38,7 +38,7 @@ def source(content, own_cache, monkeypatch):
             "file_name": "xrays.zip",
             "sha256": hashlib.sha256(content).hexdigest(),
             "images": {"train": 400, "test": 146},
-            "licence": "CC BY 4.0",
+            "license": "CC BY 4.0",
         }
         monkeypatch.setitem(REMOTE_DATASETS, "mendeley", RemoteDataset(**{**known, **facts}))
 

@@ -191,8 +191,8 @@ def test_a_wait_says_when_a_trial_fails_that_nobody_here_can_judge(store, monkey
     monkeypatch.setattr("pneumo.tuning.study.time.sleep", become_one_machine)
     wait_for_running_trials(study)
     assert capsys.readouterr().out.splitlines() == [
-        "waiting for trial 0, which no process has claimed: it fails 60 s after its start",
-        "waiting for trial 1, which process 4711 on far is running: it fails if that is silent for "
-        "120 s",
+        "waiting for trial 0, which no process has claimed; it fails 60 s after its start",
+        "waiting for trial 1, which runs in process 4711 on far; it fails after 120 s without a "
+        "heartbeat",
     ]
     assert {trial.state for trial in study.trials} == {TrialState.FAIL}

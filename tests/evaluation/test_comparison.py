@@ -261,8 +261,8 @@ def test_sensitivity_that_is_lost_in_small_steps_is_noticed_while_the_area_grows
             break
         champions.append(candidate)
     assert decision.reasons == [
-        "its sensitivity is 0.0513 smaller than that of m version 1, the most sensitive champion "
-        "so far, and less than 0.05 is allowed"
+        "its sensitivity is 0.0513 smaller than that of m version 1 (the most sensitive "
+        "champion so far), and the margin is 0.05"
     ]
     lost = first.metrics()["sensitivity"] - champions[-1].metrics()["sensitivity"]
     assert 0.03 < lost < 0.05

@@ -58,7 +58,8 @@ def test_the_budget_for_a_run_is_what_it_will_store(config, images, own_cache, m
         path.relative_to(own_cache).as_posix(): path for path in own_cache.glob("features/*")
     }
     assert sizes.keys() >= folders.keys()
-    assert len(sizes) - len(folders) == 2  # the augmented view at the cut of the head alone
+    # Each phase needs one training view, and the head no validation that is perturbed in turn
+    assert len(sizes) - len(folders) == 3
     for name, folder in folders.items():
         assert sizes[name] == np.load(folder / ARRAY_FILE, mmap_mode="r").nbytes
 
@@ -94,9 +95,9 @@ def test_a_view_is_computed_when_an_epoch_first_needs_it(config, images, own_cac
         [(depth, 0.0, 0), (depth, 0.0, 0)],
         [(depth, 0.0, 0), (depth, 0.0, 0), (depth, 0.5, 1)],
     ]
-    train(config, images)  # which comes to its end, and asks for validation perturbed
+    train(config, images)  # a whole run needs validation perturbed in turn, and in 4 versions
     there = [entry for entry in stored(own_cache) if entry[0] == depth]
-    assert there == [(depth, 0.0, 0), *seen[-1]]
+    assert there == [(depth, 0.0, 0)] * 5 + seen[-1]
 
 
 def test_another_run_computes_nothing_again(config, images, own_cache, monkeypatch):

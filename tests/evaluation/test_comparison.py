@@ -8,7 +8,15 @@ import pytest
 from scipy.special import expit
 
 from pneumo.evaluation import metrics
-from pneumo.evaluation.comparison import EvaluatedModel, Margins, best_champion, gate
+from pneumo.evaluation.comparison import (
+    MAX_METRICS,
+    MIN_METRICS,
+    EvaluatedModel,
+    Margins,
+    _below_the_floors,
+    best_champion,
+    gate,
+)
 from tests.benchmarks.gate import DRIFT, decide, drifting, shares_of_equals
 from tests.support.decisions import COMPARED
 
@@ -60,6 +68,14 @@ def test_each_floor(changes, reason):
     value = decision.figures[f"candidate_{name}"]
     assert only == reason.replace("0.{3}", f"{value:.3f}")
     assert value == held(3.0, **changes).metrics()[name]
+
+
+def test_a_limit_itself_is_within_it_and_what_is_not_a_number_is_not():
+    limits = MIN_METRICS | MAX_METRICS
+    assert list(_below_the_floors(limits)) == []
+    for name in limits:
+        [reason] = _below_the_floors(limits | {name: np.nan})
+        assert reason.startswith(f"{name} is nan, and ")
 
 
 def test_probabilities_that_are_not_true():

@@ -5,6 +5,7 @@ import shutil
 import tarfile
 import zipfile
 
+import pandas as pd
 import pytest
 
 from pneumo.commands.options import inputs
@@ -23,6 +24,7 @@ from pneumo.runtime.errors import UserError
         ("IM-0011-0001-0002.jpeg", "IM-0011", "IM"),
         ("NORMAL2-IM-0115-0001.jpeg", "NORMAL2-IM-0115", "NORMAL2-IM"),
         ("scan_0001.png", "scan_0001.png", ""),
+        ("old_IM-0115-0001.png", "old_IM-0115-0001.png", ""),
     ],
 )
 def test_patients_are_distinguished_by_four_counters(tmp_path, name, patient, subtype):
@@ -117,6 +119,13 @@ def test_the_digest_follows_the_content(folder):
     assert index.digest(index.build_index(folder)) == before
     file.rename(folder / "train" / "PNEUMONIA" / file.name)
     assert index.digest(index.build_index(folder)) != before
+
+
+def test_the_digest_follows_each_column_but_the_subtype():
+    rows = pd.DataFrame([("train/NORMAL/a.png", 0, "", "a", "train", "00")], columns=index.COLUMNS)
+    digests = [index.digest(rows.assign(**{name: "1"})) for name in index.COLUMNS]
+    assert len(set(digests)) == len(digests) == 6
+    assert digests[2] == index.digest(rows)
 
 
 def test_what_is_no_data_set_is_refused(tmp_path, folder):

@@ -58,6 +58,20 @@ def test_a_patient_with_images_of_both_classes_is_on_one_side():
     assert cut.groupby("patient")["split"].nunique().max() == 1
 
 
+def test_the_choice_is_that_of_earlier_studies():
+    """Else a study that is continued would train on what it was validated with."""
+    rows = rows_of({f"p{number:02}": (number % 2, 1) for number in range(40)})
+    patients = rows["patient"][split_validation(rows)["split"] == "val"]
+    assert list(patients) == ["p08", "p11", "p16", "p17", "p28", "p33", "p37", "p38"]
+
+
+def test_of_two_patients_one_validates_and_one_of_both_classes_counts_as_pneumonia():
+    sick, healthy = {"a": (1, 3), "b": (1, 1)}, {"b": (0, 2), "c": (0, 1), "d": (0, 1)}
+    cut = split_validation(pd.concat([rows_of(sick), rows_of(healthy)], ignore_index=True))
+    chosen = set(cut["patient"][cut["split"] == "val"])
+    assert [len(chosen & {"a", "b"}), len(chosen & {"c", "d"})] == [1, 1]
+
+
 def test_patients_who_share_a_file_are_on_one_side():
     rows = rows_of({f"p{number:02}": (number % 2, 2) for number in range(40)})
     parted = split_validation(rows).drop_duplicates("patient").set_index("patient")["split"]
@@ -69,6 +83,14 @@ def test_patients_who_share_a_file_are_on_one_side():
     cut = split_validation(rows).set_index("patient")["split"]
     assert len(set(cut[chain])) == 1
     assert set(cut) == {"train", "val"}
+
+
+def test_of_patients_who_share_a_file_all_validate_or_none():
+    rows = rows_of({f"p{number:02}": (number % 2, 1) for number in range(40)})
+    pairs = [number - 2 * (number % 4 > 1) for number in range(40)]  # 0 and 2, 1 and 3, 4 and 6
+    cut = split_validation(rows.assign(sha256=[str(pair) for pair in pairs]))
+    assert cut.groupby("sha256")["split"].nunique().max() == 1
+    assert cut["split"].value_counts().to_dict() == {"train": 32, "val": 8}
 
 
 def test_one_patient_cannot_be_cut():

@@ -135,6 +135,14 @@ def test_models_are_only_compared_on_the_same_images():
         bootstrap.compare_models(some(), some().assign(label=0), (0.5, 0.5))
 
 
+def test_predictions_are_a_pair_if_paths_patients_and_labels_agree():
+    table = some()
+    assert bootstrap.is_paired(table, table[::-1].assign(probability=0.5))
+    for column in ("path", "patient", "label"):
+        other = table.assign(**{column: table[column].to_numpy()[::-1]})
+        assert not bootstrap.is_paired(table, other)
+
+
 def varied(count: int) -> list[pd.DataFrame]:
     """Make predictions of several models for the same images, which share most noise."""
     rng, like = np.random.default_rng(0), some(2)

@@ -9,8 +9,11 @@ from scipy.special import expit
 
 from pneumo.evaluation import metrics
 from pneumo.evaluation.comparison import (
+    MAX_METRICS,
+    MIN_METRICS,
     EvaluatedModel,
     Margins,
+    _limit_reasons,
     best_champion,
     choose_references,
     gate,
@@ -66,6 +69,14 @@ def test_each_minimum_metric(changes, reason):
     value = decision.metrics[f"candidate_{name}"]
     assert only == reason.replace("0.{3}", f"{value:.3f}")
     assert value == held(3.0, **changes).metrics()[name]
+
+
+def test_a_limit_itself_is_within_it_and_what_is_not_a_number_is_not():
+    limits = MIN_METRICS | MAX_METRICS
+    assert list(_limit_reasons(limits)) == []
+    for name in limits:
+        [reason] = _limit_reasons(limits | {name: np.nan})
+        assert reason.startswith(f"{name} is nan, but ")
 
 
 def test_miscalibrated_probabilities():

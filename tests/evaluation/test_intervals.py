@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import betaincinv
-from scipy.stats import binomtest
+from scipy.special import betaincinv, expit, logit
+from scipy.stats import binomtest, t
 from sklearn import metrics
 
 from pneumo.evaluation.intervals import (
@@ -134,6 +134,58 @@ def test_patients_with_images_of_both_classes_are_counted_once():
     assert paired < opposed
 
 
+SCORES_OF = (
+    np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]),  # normal
+    np.array([0.3, 0.5, 0.5, 0.6, 0.7, 0.7, 0.8, 0.9, 0.9]),
+)
+
+
+def in_order() -> np.ndarray:
+    """For each normal and sick image, whether the sick one scores higher; one half if equal."""
+    normal, sick = SCORES_OF
+    return (sick > normal[:, np.newaxis]) + (sick == normal[:, np.newaxis]) / 2
+
+
+def around(area: float, variance: float, degrees: int) -> tuple[float, float]:
+    """The interval that is symmetric for the logit of the area."""
+    margin = t.ppf(0.975, degrees) * np.sqrt(variance) / (area * (1 - area))
+    return expit(logit(area) - margin), expit(logit(area) + margin)
+
+
+def interval_of(patients) -> tuple[float, float]:
+    return auc_interval(np.repeat([0, 1], [6, 9]), np.concatenate(SCORES_OF), np.array(patients))
+
+
+def test_an_area_of_one_image_for_each_patient_is_delongs():
+    pairs = in_order()
+    variance = pairs.mean(axis=1).var(ddof=1) / 6 + pairs.mean(axis=0).var(ddof=1) / 9
+    expected = around(pairs.mean(), variance, 5)  # six normal patients
+    assert interval_of(range(15)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_an_area_by_hand():
+    """Patients 0 and 1 have images of both classes, which are on the wrong side in both."""
+    pairs = in_order()
+    normal, sick = (pairs.mean(axis=axis) - pairs.mean() for axis in (1, 0))
+    patients = [2, 3, 4, 5, 0, 1, 0, 1, 1, 6, 7, 8, 9, 10, 10]
+    of_normal = [normal[4], normal[5], *normal[:4], 0, 0, 0, 0, 0]
+    of_sick = [sick[0], sick[1] + sick[2], 0, 0, 0, 0, *sick[3:7], sick[7] + sick[8]]
+    # 6 of these patients have normal images and 7 have sick ones
+    terms = np.sqrt(6 / 5) * np.array(of_normal) / 6 + np.sqrt(7 / 6) * np.array(of_sick) / 9
+    expected = around(pairs.mean(), (terms**2).sum(), 5)
+    assert interval_of(patients) == pytest.approx(expected, abs=1e-12)
+
+
+def test_an_area_is_as_uncertain_as_the_usual_icc_says_at_least():
+    """Each patient has one image that scores high and one that scores low."""
+    pairs = in_order()
+    patients = [0, 1, 2, 2, 1, 0, 3, 4, 5, 6, 7, 6, 5, 4, 3]
+    effects = 1 + 0.2, 1 + ((4 * 2**2 + 1) / 9 - 1) * 0.2
+    terms = pairs.mean(axis=1).var(ddof=1) / 6, pairs.mean(axis=0).var(ddof=1) / 9
+    expected = around(pairs.mean(), np.dot(effects, terms), 2)
+    assert interval_of(patients) == pytest.approx(expected, abs=1e-12)
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_bounds_are_ordered_around_the_value(seed):
     rng = np.random.default_rng(seed)
@@ -178,6 +230,24 @@ def test_a_paired_difference_by_hand():
     assert (low, high) == pytest.approx((-0.04 - expected[0], -0.04 + expected[1]), abs=1e-9)
     mirrored = paired_difference_interval(second, first, np.ones(100, int))
     assert mirrored == pytest.approx((-high, -low), abs=1e-12)
+
+
+def test_a_paired_difference_of_patients_with_several_images_by_hand():
+    images = np.repeat([1, 2, 5], 20)
+    first = images - (np.arange(60) % 7 == 0)
+    second = images - (np.arange(60) % 5 == 0)
+    found = [hits.sum() / images.sum() for hits in (first, second)]
+    low, high = (np.array(proportion_interval(it, images)) for it in (first, second))
+    one, two = (hits - value * images for hits, value in zip((first, second), found, strict=True))
+    correlation = one @ two / np.sqrt((one @ one) * (two @ two))
+    below, above = np.abs(low - found[0]), np.abs(high - found[1])
+    expected = [
+        np.sqrt(a**2 - 2 * correlation * a * b + b**2)
+        for a, b in ((below[1], above[0]), (below[0], above[1]))
+    ]
+    difference = found[1] - found[0]
+    bounds = (difference - expected[0], difference + expected[1])
+    assert paired_difference_interval(first, second, images) == pytest.approx(bounds, abs=1e-12)
 
 
 @pytest.mark.parametrize(("patients", "least"), [(20, -0.25), (195, -0.03)])

@@ -1,5 +1,6 @@
 """A cache that is deleted, locked or full during use."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from pneumo.data import pixels
 from pneumo.runtime import cache
+from pneumo.runtime.checksums import CHECKSUMS
 from pneumo.runtime.errors import UserError
 
 
@@ -51,6 +53,40 @@ def test_a_wait_for_another_process_says_so(own_cache, monkeypatch, capsys):
             assert other.wait(10) == 0
     line = "waiting for another process that holds the cache lock 'pixels'\n"
     assert capsys.readouterr().out == line
+
+
+def test_a_write_that_is_cut_short_goes_on(tmp_path, monkeypatch):
+    """As on a disk that is almost full."""
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda to, data, offset: pwrite(to, data[:3], offset))
+    with (tmp_path / "file").open("wb") as file:
+        cache.write_at(file, b"0123456789", 2)
+    assert (tmp_path / "file").read_bytes() == b"\0\0" + b"0123456789"
+
+
+def test_an_entry_has_its_name_when_all_of_it_is_on_the_disk(own_cache, monkeypatch):
+    flushed, before = set(), set()
+    fsync, publish = os.fsync, cache.publish
+
+    def flush(descriptor: int) -> None:
+        flushed.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def publish_late(draft: Path, folder: Path) -> None:
+        before.update(flushed)
+        publish(draft, folder)
+
+    def build(draft: Path) -> None:
+        (draft / "below").mkdir()
+        for name in ("file", "below/file"):
+            (draft / name).write_bytes(b"abc")
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(cache, "publish", publish_late)
+    entry = cache.get_or_build("things/1", build)
+    for name in ("file", "below/file", CHECKSUMS, "below", "."):
+        assert (entry / name).stat().st_ino in before, name
+    assert entry.parent.stat().st_ino in flushed
 
 
 @pytest.fixture

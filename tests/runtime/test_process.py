@@ -17,6 +17,13 @@ def test_a_process_that_nobody_has_waited_for_has_ended():
     process.wait()
 
 
+def test_a_process_that_began_later_has_a_later_start():
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        later = ProcessId.from_pid(process.pid)
+        process.stdin.close()
+    assert int(later.start_time) > int(ProcessId.current().start_time) > 0
+
+
 def test_a_process_without_proc(monkeypatch):
     monkeypatch.setattr("pneumo.runtime.process.Path.read_text", raise_missing)
     monkeypatch.setattr("pneumo.runtime.process.os.readlink", raise_missing)

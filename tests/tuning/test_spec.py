@@ -11,6 +11,7 @@ from pneumo.training.config import RunConfig, derive_seed
 from pneumo.tuning.spec import (
     PartiallyFixedTrial,
     PerTrialSeededTPESampler,
+    StudySpec,
     field_and_base_value,
     validate_search_space,
 )
@@ -117,6 +118,12 @@ def test_seeds_of_trials_are_their_own_and_lasting():
     seeds = {derive_seed(study, number) for study in range(10) for number in range(100)}
     assert len(seeds) == 1000
     assert derive_seed(0, 0) == 2968811710
+
+
+def test_each_trial_trains_from_a_seed_of_its_own():
+    spec, searched = StudySpec(TUNE, None, {"seed": "7"}), study()
+    seeds = [spec.suggest(searched.ask()).seed for _ in range(3)]
+    assert seeds == [derive_seed(7, number) for number in range(3)]
 
 
 @pytest.mark.parametrize("name", list_experiments())

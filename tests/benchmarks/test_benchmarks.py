@@ -2,13 +2,17 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import mutations
+from tests.benchmarks.mutation_faults import FAULTS, SPLIT_FAULTS, Fault
 from tests.support.paths import ROOT
 from tests.support.services import programs_of_postgresql
 
@@ -52,3 +56,32 @@ def test_the_smallest_form_of_a_benchmark_runs(name, request, store):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout
+
+
+def is_up_to_date(fault: Fault) -> bool:
+    """Whether what a fault edits is there once, is code afterwards, and its tests are there."""
+    text, tests = ((ROOT / it).read_text() for it in (fault.file, fault.tests))
+    ast.parse(text.replace(fault.old, fault.new))
+    name = fault.expression.partition(" ")[0]
+    named = re.search(rf"^def \w*{name}", tests, re.MULTILINE)
+    return text.count(fault.old) == 1 and fault.old != fault.new and bool(named)
+
+
+def test_the_faults_of_mutations_are_up_to_date():
+    faults = [fault for group in FAULTS.values() for fault in group]
+    assert set(FAULTS) == {"split", "intervals", "gate", "feature cache", "study recovery"}
+    assert len({(it.file, it.old, it.new) for it in faults}) == len(faults) >= 40
+    assert [fault.what for fault in faults if not is_up_to_date(fault)] == []
+
+
+@pytest.mark.slow
+def test_a_fault_that_no_test_notices_survives(monkeypatch, capsys):
+    unnoticed = replace(SPLIT_FAULTS[0], expression="one_patient_cannot_be_cut")
+    monkeypatch.setattr(mutations, "FAULTS", {"split": [unnoticed]})
+    monkeypatch.setattr(sys, "argv", ["mutations"])
+    with pytest.raises(SystemExit) as ended:
+        mutations.main()
+    assert ended.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert any(f"split: {unnoticed.what}: SURVIVED" in line for line in lines)
+    assert lines[-1] == "1 tried, 0 caught, 1 survived"

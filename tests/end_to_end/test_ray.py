@@ -66,7 +66,7 @@ def test_a_study_outlives_a_killed_task_and_an_interrupt(cluster):
     driver.terminate()
     output, errors = driver.communicate(timeout=LIMIT)
     assert driver.returncode == 1, errors
-    assert "waiting for the cluster to start 2 workers with one core each" in output
+    assert "waiting for the cluster to start 2 workers with num_cpus=1 each" in output
     assert "to resume the study, run the same command with --study ray" in output
     assert errors.endswith("pneumo: interrupted; finished work is kept\n")
     until(lambda: not any(map(lives, crew)))
@@ -81,8 +81,8 @@ def test_a_study_outlives_a_killed_task_and_an_interrupt(cluster):
     assert code == 0, errors
     trials = require_whole(cluster, "ray")
     assert counted(trials) in (6, 7)
-    assert {runial.number for runial in trials if runial.state.name == "FAIL"} == {
-        runial.number for runial in failed
+    assert {trial.number for trial in trials if trial.state.name == "FAIL"} == {
+        trial.number for trial in failed
     }
     lines = [line for line in output.splitlines() if re.match(r"trial +\d", line)]
     assert len(lines) == len(trials) - len(interrupted)

@@ -98,7 +98,7 @@ def launch(study: optuna.Study, spec: StudySpec, workers: int, progress: StudyPr
         )
         arguments = worker_arguments(study, spec)
         running = {task.remote(number, arguments, environment): number for number in range(workers)}
-        each = ", ".join(f"{name}={amount}" for name, amount in resources.items()) or "one core"
+        each = ", ".join(f"{name}={amount}" for name, amount in resources.items())
         echo(f"waiting for the cluster to start {workers} workers with {each} each")
         try:
             while running:

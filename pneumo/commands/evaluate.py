@@ -155,9 +155,8 @@ def _evaluate(
     numbers["test_evaluations"] = looks[loaded_model.model_id]
     numbers["test_evaluations_of_all_models"] = looks.total()
     numbers["overlap"] = overlap.counts() if overlap else None
-    numbers["nuisances"] = measure_nuisances(
-        partial(predict_proba, model), split, evaluation.predictions
-    )
+    predict = partial(predict_proba, model, temperature=loaded_model.model.settings["temperature"])
+    numbers["nuisances"] = measure_nuisances(predict, split, evaluation.predictions)
     findings = list_findings(numbers, images, loaded_model.trial, split_name, overlap)
     numbers["findings"] = list(findings)
     epochs = results.read_epochs(loaded_model.trial.info.run_id)

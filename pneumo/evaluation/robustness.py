@@ -124,7 +124,7 @@ def measure_nuisances(
     """Measure the AUC of a model under each pairing of each nuisance.
 
     Args:
-        predict: Returns a probability, or any other score, for each of some images.
+        predict: Returns the probability for each of some images, as it did for `predictions`.
         split: The images.
         predictions: Predictions for the unchanged images, in their order, columns as in
             `metrics.Evaluation`.

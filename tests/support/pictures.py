@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import mlflow
+import pytest
 from PIL import Image
 from playwright.sync_api import Page
 from rich.console import Console
@@ -17,6 +18,7 @@ from pneumo.commands.explore import explore_dataset
 from pneumo.commands.tune import StudyResult, print_study, tune_and_register
 from pneumo.data.dataset import open_dataset
 from pneumo.experiment import load_experiment
+from pneumo.runtime import console
 from pneumo.tuning.spec import StudySpec
 from tests.support.browser import WINDOW, chromium, walk
 from tests.support.services import mlflow_server
@@ -53,11 +55,13 @@ def _keep(taken: Path, place: Path) -> None:
 
 def _take_terminal(page: Page, result: StudyResult, pictures: Path) -> None:
     """Draw the output at the end of a study."""
-    console = Console(
+    recorder = Console(
         record=True, width=100, file=io.StringIO(), force_terminal=True, highlight=False
     )
-    print_study(result)
-    page.set_content(console.export_html())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "console", recorder)
+        print_study(result)
+    page.set_content(recorder.export_html())
     page.add_style_tag(content="pre { white-space: pre-wrap; padding: 12px; }")
     page.locator("pre").screenshot(path=pictures / "terminal.png")
     _keep(pictures / "terminal.png", pictures / "terminal.png")

@@ -164,7 +164,7 @@ def test_each_image_is_explained(study, few, capsys):
     kept.write_bytes(b"kept")
     code, output, errors = run("predict", *call, "--explain", "true")
     assert (code, errors) == (0, "")
-    assert "Explaining: 3 images" in output  # the one, and the two that are no images
+    assert "Drawing heat maps: 3 images" in output  # the one, and the two that are no images
     assert torn.exists()
     assert kept.read_bytes() == b"kept"
     assert len(rows(out)) == 149

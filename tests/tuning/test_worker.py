@@ -100,8 +100,11 @@ def test_a_study_that_fails_says_how_it_is_continued(store, sample, capsys):
         return config.model_copy(update={"dense_widths": (-1,)}) if trial._trial else config
 
     plan = StudySpec(Experiment("tiny", BASE, suggest), sample, {})
-    with pytest.raises(StudyFailedError, match="fix the cause, and continue the study"):
+    with pytest.raises(StudyFailedError, match="Fix the cause, and continue the study"):
         tune_and_register(plan, trials=2)
     [study] = store.search_runs(["0"], "tags.`pneumo.kind` = 'study'")
     name = study.data.tags["pneumo.study"]  # which nobody has given
-    assert f"\nto continue, give the same command with --study {name}\n" in capsys.readouterr().out
+    assert (
+        f"\nto resume the study, run the same command with --study {name}\n"
+        in capsys.readouterr().out
+    )

@@ -1,16 +1,16 @@
 """AUC under class-opposed nuisances: how well a model separates classes if shortcuts are reversed.
 
-A nuisance is a property of an image that says nothing about the lungs, such as its aspect ratio. In
-a data set it may be correlated with the label, and then a model that uses it scores well on
-validation images of the same data set. Here that correlation is reversed: the images of one class
-get one fixed version, and those of the other class the opposite version. DomainBed's test sets with
-reversed correlations follow the same idea (Gulrajani and Lopez-Paz, ICLR 2021).
+A nuisance is a property of the whole image that no diagnosis should depend on, such as its aspect
+ratio. In a data set it may be correlated with the label, and then a model that uses it scores well
+on validation images of the same data set. Here that correlation is reversed: the images of one
+class get one fixed version, and those of the other class the opposite version. The idea is that of
+DomainBed's data sets with reversed correlations (Gulrajani and Lopez-Paz, ICLR 2021).
 
 Each version is predicted once. A pairing only chooses the version from which each class takes its
 scores.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,15 +19,15 @@ from sklearn.metrics import roc_auc_score
 
 from pneumo.data.dataset import Split
 from pneumo.data.perturb import perturb_split
-from pneumo.evaluation.comparison import ScoredPredictions
-from pneumo.evaluation.intervals import format_with_interval
+from pneumo.evaluation.bootstrap import CI_PERCENTILES, bootstrap_auc, resample_patients
+from pneumo.evaluation.intervals import auc_interval, format_with_interval
 
 # A perturbation of all images, as `perturb.perturb` takes it, or None for the unchanged images
 Version = tuple[str, float] | None
 
 
 class Nuisance(NamedTuple):
-    """Property of images that is irrelevant for the label, as two opposite versions of all images.
+    """Property that no diagnosis should depend on, as two opposite versions of all images.
 
     Attributes:
         title: Words for the property.
@@ -120,8 +120,8 @@ def robust_auc(labels: np.ndarray, logits: Mapping[Version, np.ndarray]) -> floa
 
 def measure_nuisances(
     predict: Callable[[np.ndarray], np.ndarray], split: Split, predictions: pd.DataFrame
-) -> list[dict[str, Any]]:
-    """Measure the AUC of a model under each pairing of each nuisance.
+) -> dict[str, dict[str, Any]]:
+    """Measure the AUC of a model under both pairings of each nuisance.
 
     Args:
         predict: Returns the probability for each of some images, as it did for `predictions`.
@@ -130,70 +130,92 @@ def measure_nuisances(
             `metrics.Evaluation`.
 
     Returns:
-        For each pairing its `nuisance`, the versions of `positive` and `negative` images in words,
-        `auc`, and its `difference` from that of the unchanged images, with 95 % confidence
-        intervals by patient.
+        For each of `NUISANCES` its two `pairings`, the one with the smaller AUC first: the versions
+        of `positive` and `negative` images in words, and `auc`. For the first one also the
+        `difference` of its AUC from that of the unchanged images. AUC and difference have 95 %
+        confidence intervals by patient.
     """
     labels = predictions["label"].to_numpy()
+    patients = np.unique(predictions["patient"], return_inverse=True)[1]
     scores = {
         version: predict(perturb_split(split, (version,)).images)
         for version in versions(NUISANCES)
         if version
     }
     scores[None] = predictions["probability"].to_numpy()
-    found = []
+    compare = _compare_with_unchanged(predictions)
+    found = {}
     for name, nuisance in NUISANCES.items():
         titles = VERSION_TITLES[nuisance.first], VERSION_TITLES[nuisance.second]
-        pairings = zip(
-            opposed_scores(labels, scores, nuisance), (titles, titles[::-1]), strict=True
-        )
-        for probabilities, (positive, negative) in pairings:
-            pairing = {"nuisance": name, "positive": positive, "negative": negative}
-            found.append(pairing | _compare_with_unchanged(predictions, probabilities))
+        paired = list(opposed_scores(labels, scores, nuisance))
+        pairings = [
+            {"positive": positive, "negative": negative, **_auc(labels, probabilities, patients)}
+            for probabilities, (positive, negative) in zip(
+                paired, (titles, titles[::-1]), strict=True
+            )
+        ]
+        if pairings[1]["auc"] < pairings[0]["auc"]:
+            pairings, paired = pairings[::-1], paired[::-1]
+        found[name] = {"pairings": pairings, **compare(paired[0])}
     return found
 
 
-def _compare_with_unchanged(unchanged: pd.DataFrame, probabilities: np.ndarray) -> dict[str, float]:
-    changed = ScoredPredictions(unchanged.assign(probability=probabilities), 0.5)
-    metrics = changed.metrics_with_intervals()
-    compared = changed.compare_with(ScoredPredictions(unchanged, 0.5))
-    return {
-        **{name: metrics[name] for name in ("auc", "auc_low", "auc_high")},
-        "difference": compared.auc_difference,
-        "difference_low": compared.low,
-        "difference_high": compared.high,
-    }
+def _auc(labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray) -> dict[str, float]:
+    low, high = auc_interval(labels, probabilities, patients)
+    return {"auc": float(roc_auc_score(labels, probabilities)), "auc_low": low, "auc_high": high}
 
 
-def describe_reliance(pairings: Iterable[Mapping[str, Any]]) -> str:
+def _compare_with_unchanged(unchanged: pd.DataFrame) -> Callable[[np.ndarray], dict[str, float]]:
+    """Return a function from other probabilities to the difference of their AUC, with interval.
+
+    All calls share the samples of patients, and their AUCs for the unchanged images.
+    """
+    counts = resample_patients(unchanged)
+    sampled_unchanged = bootstrap_auc(unchanged, counts)
+    auc_unchanged = roc_auc_score(unchanged["label"], unchanged["probability"])
+
+    def compare(probabilities: np.ndarray) -> dict[str, float]:
+        sampled = bootstrap_auc(unchanged.assign(probability=probabilities), counts)
+        low, high = np.percentile(sampled - sampled_unchanged, CI_PERCENTILES)
+        difference = roc_auc_score(unchanged["label"], probabilities) - auc_unchanged
+        return {
+            "difference": float(difference),
+            "difference_low": float(low),
+            "difference_high": float(high),
+        }
+
+    return compare
+
+
+def describe_reliance(nuisances: Mapping[str, Mapping[str, Any]]) -> str:
     """Describe in a sentence or two what a model relies on.
 
     Args:
-        pairings: As `measure_nuisances` returns them.
+        nuisances: As `measure_nuisances` returns them.
 
     Returns:
-        The nuisances for which the whole interval of a pairing's difference is below `-RELIANCE`,
-        each with the AUC of its worse pairing; or that there is none.
+        The nuisances of `relied_nuisances`, each with the smaller AUC of its pairings; or that
+        there is none.
     """
-    relied = list(relied_nuisances(pairings))
+    relied = []
+    for name in relied_nuisances(nuisances):
+        auc = format_with_interval(nuisances[name]["pairings"][0], "auc")
+        relied.append(f"{NUISANCES[name].title} (AUC {auc} if reversed)")
     if not relied:
         return (
-            "No property in the table lowers the AUC by more than "
-            f"{RELIANCE} for sure: the model does not rely on any of them."
+            f"No property in the table lowers the AUC by more than {RELIANCE} with 95 % confidence."
         )
     return (
-        f"The model relies on {', '.join(relied)}. If such a property is correlated with the label "
-        "in other images in another way, the model fails there."
+        f"The model relies on {', '.join(relied)}. If the property is correlated with the label in "
+        "another way in other images, the model may fail there."
     )
 
 
-def relied_nuisances(pairings: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the nuisances that a model relies on, in words, as `describe_reliance` does."""
-    table = pd.DataFrame(pairings)
-    worse = table.loc[table.groupby("nuisance", sort=False)["auc"].idxmin()]
-    for row in worse.sort_values("difference").to_dict("records"):
-        if row["difference_high"] < -RELIANCE:
-            yield (
-                f"{NUISANCES[row['nuisance']].title} (AUC {format_with_interval(row, 'auc')} "
-                "if it is reversed)"
-            )
+def relied_nuisances(nuisances: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the names of the nuisances that a model relies on, the largest difference first.
+
+    Args:
+        nuisances: As `measure_nuisances` returns them.
+    """
+    relied = [name for name, values in nuisances.items() if values["difference_high"] < -RELIANCE]
+    return sorted(relied, key=lambda name: nuisances[name]["difference"])

@@ -1,6 +1,6 @@
 """Report on one model and one split: findings, plots and an HTML page."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from typing import Any
 
@@ -80,7 +80,7 @@ def list_findings(
     if reason := explain_overlap(overlap):
         yield f"{reason[0].upper()}{reason[1:]}."
     yield from metric_findings(numbers, split)
-    if any(relied_nuisances(numbers["nuisances"])):
+    if relied_nuisances(numbers["nuisances"]):
         yield describe_reliance(numbers["nuisances"])
     if overlap and overlap.is_external:
         yield "External data: none of these images or patients was used to develop the model."
@@ -243,16 +243,19 @@ def _subgroup_rows(subgroups: Mapping[str, Mapping[str, float]]) -> Iterator[tup
         )
 
 
-def _nuisance_rows(pairings: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    for row in pairings:
-        low, high = row["difference_low"], row["difference_high"]
-        yield (
-            NUISANCES[row["nuisance"]].title,
-            row["positive"],
-            row["negative"],
-            format_with_interval(row, "auc"),
-            f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
-        )
+def _nuisance_rows(nuisances: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Yield two rows for each nuisance; the difference is that of the first."""
+    for name, values in nuisances.items():
+        low, high = values["difference_low"], values["difference_high"]
+        differences = f"{values['difference']:+.3f} ({low:+.3f} to {high:+.3f})", ""
+        for pairing, difference in zip(values["pairings"], differences, strict=True):
+            yield (
+                NUISANCES[name].title,
+                pairing["positive"],
+                pairing["negative"],
+                format_with_interval(pairing, "auc"),
+                difference,
+            )
 
 
 def _selection(trial: Run) -> str:

@@ -7,16 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from keras import layers
-from sklearn.metrics import roc_auc_score
 
 from pneumo.data.perturb import perturb
 from pneumo.evaluation import robustness
+from pneumo.evaluation.comparison import ScoredPredictions
 from pneumo.evaluation.robustness import NUISANCES, VERSION_TITLES, versions
 from pneumo.inference.logits import predict_proba
 
-PAIRING = {"nuisance", "positive", "negative"} | {
-    f"{name}{end}" for name in ("auc", "difference") for end in ("", "_low", "_high")
-}
+PAIRING = {"positive", "negative", "auc", "auc_low", "auc_high"}
+DIFFERENCE = {"difference", "difference_low", "difference_high"}
 
 
 def test_each_version_occurs_once_and_has_a_title():
@@ -116,33 +115,44 @@ def measure(monkeypatch):
     return measured
 
 
-def test_both_pairings_of_each_nuisance_are_compared_with_the_unchanged_images(measure):
+def test_both_pairings_of_each_nuisance_are_measured_the_smaller_auc_first(measure):
     found, split, predict, table = measure(border_only=False)
-    assert [it["nuisance"] for it in found] == [name for name in NUISANCES for _ in range(2)]
-    unchanged = roc_auc_score(split.labels, table["probability"])
-    for pairing in found:
-        assert set(pairing) == PAIRING
-        assert pairing["auc_low"] <= pairing["auc"] <= pairing["auc_high"]
-        assert pairing["difference"] == pytest.approx(pairing["auc"] - unchanged)
-        assert pairing["difference_low"] <= pairing["difference"] <= pairing["difference_high"]
-    brighter = predict(
-        np.stack([perturb(it[..., 0], "gamma", 0.67) for it in split.images])[..., np.newaxis]
+    assert list(found) == list(NUISANCES)
+    unchanged = ScoredPredictions(table, 0.5)
+    for values in found.values():
+        assert set(values) == {"pairings"} | DIFFERENCE
+        first, second = values["pairings"]
+        assert set(first) == set(second) == PAIRING
+        assert first["auc"] <= second["auc"]
+        assert (first["positive"], first["negative"]) == (second["negative"], second["positive"])
+    versions_of = {
+        it: predict(np.stack([perturb(image[..., 0], *it) for image in split.images])[..., None])
+        for it in (("gamma", 0.67), ("gamma", 1.5))
+    }
+    brighter, darker = versions_of.values()
+    scores = np.where(split.labels, darker, brighter)  # the pairing that the model gets wrong
+    expected = ScoredPredictions(table.assign(probability=scores), 0.5)
+    first = found["gamma"]["pairings"][0]
+    assert (first["positive"], first["negative"]) == ("darker", "brighter")
+    metrics = expected.metrics_with_intervals()
+    assert {name: first[name] for name in ("auc", "auc_low", "auc_high")} == pytest.approx(
+        {name: metrics[name] for name in ("auc", "auc_low", "auc_high")}
     )
-    darker = predict(
-        np.stack([perturb(it[..., 0], "gamma", 1.5) for it in split.images])[..., np.newaxis]
+    # as two models are compared, although the samples of patients are shared here
+    compared = expected.compare_with(unchanged)
+    assert {name: found["gamma"][name] for name in DIFFERENCE} == pytest.approx(
+        {
+            "difference": compared.auc_difference,
+            "difference_low": compared.low,
+            "difference_high": compared.high,
+        }
     )
-    first, second = (it for it in found if it["nuisance"] == "gamma")
-    assert (first["positive"], first["negative"]) == ("brighter", "darker")
-    assert (second["positive"], second["negative"]) == ("darker", "brighter")
-    expected = roc_auc_score(split.labels, np.where(split.labels, darker, brighter))
-    assert second["auc"] == pytest.approx(expected)
 
 
 def test_a_model_of_the_brightness_is_found_out(measure):
     """Brightness reversed makes each normal image brighter than each pneumonia image."""
     found, *_ = measure(border_only=False)
-    [worse] = [it for it in found if (it["nuisance"], it["positive"]) == ("gamma", "darker")]
-    assert worse["auc"] == 0
+    assert found["gamma"]["pairings"][0]["auc"] == 0
     words = robustness.describe_reliance(found)
     assert words.startswith("The model relies on ")
     assert "brightness (AUC 0.000 (0.000–" in words
@@ -158,14 +168,29 @@ def test_a_model_of_the_border_is_found_out(measure):
 
 @pytest.mark.parametrize(("high", "relies"), [(-0.06, True), (-0.05, False), (0.01, False)])
 def test_reliance_must_be_sure(high, relies):
-    pairing = {"nuisance": "border", "positive": "border black", "negative": "unchanged"}
-    values = {"auc": 0.8, "auc_low": 0.7, "auc_high": 0.9, "difference": -0.2}
-    values |= {"difference_low": -0.3, "difference_high": high}
-    better = {**pairing, **values, "auc": 0.95, "difference_high": -0.2}  # the other pairing
-    assert list(robustness.relied_nuisances([{**pairing, **values}, better])) == (
-        [f"{NUISANCES['border'].title} (AUC 0.800 (0.700–0.900) if it is reversed)"]
-        if relies
-        else []
-    )
-    words = robustness.describe_reliance([{**pairing, **values}])
-    assert words.startswith("The model relies on" if relies else "No property in the table")
+    pairing = {"positive": "border black", "negative": "unchanged"}
+    pairings = [
+        {**pairing, "auc": 0.8, "auc_low": 0.7, "auc_high": 0.9},
+        {**pairing, "auc": 0.95, "auc_low": 0.9, "auc_high": 0.97},
+    ]
+    values = {"difference": -0.2, "difference_low": -0.3, "difference_high": high}
+    found = {"border": {"pairings": pairings, **values}}
+    assert robustness.relied_nuisances(found) == (["border"] if relies else [])
+    words = robustness.describe_reliance(found)
+    if relies:
+        assert words.startswith(
+            f"The model relies on {NUISANCES['border'].title} (AUC 0.800 (0.700–0.900) if reversed)"
+        )
+    else:
+        assert words == (
+            "No property in the table lowers the AUC by more than 0.05 with 95 % confidence."
+        )
+
+
+def test_the_largest_difference_is_named_first():
+    values = {"pairings": [], "difference_low": -0.9, "difference_high": -0.1}
+    found = {
+        "geometry": {**values, "difference": -0.2},
+        "border": {**values, "difference": -0.5},
+    }
+    assert robustness.relied_nuisances(found) == ["border", "geometry"]

@@ -109,90 +109,104 @@ class RunConfig(BaseModel):
 
     backbone: str = Field("cnn", description="one of: " + ", ".join(BACKBONES))
     alpha: float = Field(
-        1.0, gt=0, le=4, description="width multiplier of MobileNet, above 0, up to 4"
+        1.0, gt=0, le=4, description="the width multiplier of MobileNet, above 0, up to 4"
     )
     weights: Annotated[str, BeforeValidator(_weights)] = Field(
         "none", description="none (random initialization), imagenet, or the path of a weights file"
     )
     image_size: int = Field(
-        128, ge=32, le=1024, description="side of the square input in pixels, 32 to 1024"
+        128, ge=32, le=1024, description="the side of the square input in pixels, 32 to 1024"
     )
     resize: Literal["squash", "pad"] = Field(
-        "squash", description="how images are made square: squash, or pad (with black)"
+        "squash", description="squash, or pad (with black), to make images square"
     )
     dropout: float = Field(
-        0.5, ge=0, le=0.9, description="fraction of units dropped in the head, 0 to 0.9"
+        0.5, ge=0, le=0.9, description="the fraction of units dropped in the head, 0 to 0.9"
     )
     dense_widths: DenseWidths = Field(
         (128, 64),
         max_length=4,
-        description="widths of up to four dense layers in the head, 1 to 4096, as 128-64, or none",
+        description="widths of up to four dense layers in the head, each 1 to 4096, as 128-64, or "
+        "none",
     )
     augment_strength: float = Field(
-        0.5, ge=0, le=1, description="strength of the augmentation, 0 (none) to 1"
+        0.5, ge=0, le=1, description="the strength of the augmentation, 0 (none) to 1"
     )
     max_crop_fraction: float = Field(
         0.0,
         ge=0,
         le=0.9,
-        description="random crops of training images: maximum fraction of the side removed, 0 to "
-        "0.9 (aspect ratio up to 4:3)",
+        description="the maximum fraction of the side that random crops of training images "
+        "remove, 0 to 0.9 (aspect ratio up to 4:3)",
     )
     horizontal_flip: OnOff = Field(
         "off", description="on (training images are flipped with probability 0.5) or off"
     )
     flip_tta: OnOff = Field(
         "off",
-        description="test-time augmentation: on (the mean over an image and its flipped image) or "
+        description="on (test-time augmentation: the mean over an image and its flipped image) or "
         "off",
     )
     unfreeze_depth: int = Field(
         2,
         ge=0,
-        description="number of trainable blocks at the top of the backbone; 0 trains only the head",
+        description="the number of trainable blocks at the top of the backbone; 0 trains only the "
+        "head",
     )
     learning_rate: float = Field(
         1e-3, gt=0, le=1, description="Adam's learning rate, above 0, up to 1"
     )
     lr_schedule: Literal["constant", "cosine"] = Field(
         "constant",
-        description="learning rate schedule within a phase: constant, or cosine (linear warm-up "
-        "for a tenth of the phase, then cosine decay to 0)",
+        description="constant, or cosine (in each phase linear warm-up for a tenth of it, then "
+        "cosine decay to 0)",
     )
     head_epochs: int = Field(
         1,
         ge=0,
         le=1000,
-        description="epochs that train only the head, before fine-tuning pretrained blocks",
+        description="the number of epochs that train only the head, before fine-tuning "
+        "pretrained blocks, 0 to 1000",
     )
     fine_tune_lr_factor: float = Field(
-        0.1, gt=0, le=1, description="factor on learning_rate during fine-tuning, above 0, up to 1"
+        0.1,
+        gt=0,
+        le=1,
+        description="the factor on learning_rate during fine-tuning, above 0, up to 1",
     )
-    batch_size: int = Field(32, ge=1, le=1024, description="images per step, 1 to 1024")
+    batch_size: int = Field(
+        32, ge=1, le=1024, description="the number of images per step, 1 to 1024"
+    )
     epochs: int = Field(
-        10, ge=1, le=1000, description="maximum number of passes over the data, 1 to 1000"
+        10, ge=1, le=1000, description="the maximum number of passes over the data, 1 to 1000"
     )
     patience: int = Field(
-        3, ge=1, le=1000, description="early stopping: epochs without a better objective, 1 to 1000"
+        3,
+        ge=1,
+        le=1000,
+        description="the epochs without a better objective before early stopping, 1 to 1000",
     )
     ensemble_size: int = Field(
-        1, ge=1, le=20, description="number of networks whose logits one model averages, 1 to 20"
+        1,
+        ge=1,
+        le=20,
+        description="the number of networks whose logits one model averages, 1 to 20",
     )
     seed: int = Field(
         0,
         ge=0,
         lt=2**32,
-        description="seed of weights, image order and augmentation, 0 to 2**32 - 1",
+        description="the seed of weights, image order and augmentation, 0 to 2**32 - 1",
     )
     objective: Literal["val_auc", "val_robust_auc"] = Field(
         "val_auc",
-        description="metric that selects the epoch and the trial: val_auc, or val_robust_auc (its "
-        "mean with the AUCs under reversed aspect ratio and sharpness)",
+        description="val_auc, or val_robust_auc (its mean with the AUCs under reversed aspect "
+        "ratio and sharpness), which selects the epoch and the trial",
     )
     threshold_rule: Literal["youden", "midpoint"] = Field(
         "youden",
-        description="rule for the threshold on perturbed validation images: youden (maximum of "
-        "sensitivity + specificity), or midpoint (midway between the mean logits of the classes)",
+        description="youden (maximum of sensitivity + specificity), or midpoint (midway between "
+        "the mean logits of the classes), on perturbed validation images",
     )
     feature_cache: OnOff = Field(
         "on",
@@ -200,7 +214,7 @@ class RunConfig(BaseModel):
         "are computed in every epoch, with new augmentation)",
     )
     max_unreadable: float = Field(
-        0.01, ge=0, le=1, description="maximum fraction of unreadable images, 0 to 1"
+        0.01, ge=0, le=1, description="the maximum fraction of unreadable images, 0 to 1"
     )
 
     @field_validator("backbone")

@@ -30,7 +30,7 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.fixture
-def mistakes(folder, tmp_path, monkeypatch):
+def invalid_inputs(folder, tmp_path, monkeypatch):
     """Make a directory with data that is invalid in several ways."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed, where it is
@@ -60,8 +60,11 @@ def mistakes(folder, tmp_path, monkeypatch):
             "tune --experiment cnn",
             "a study requires a function suggest(trial, base): experiments/cnn.py has none",
         ),
-        ("train --dropout 1.5", "dropout must be fraction of units dropped in the head, 0 to 0.9"),
-        ("train --epochs many", "epochs must be maximum number of passes"),
+        (
+            "train --dropout 1.5",
+            "dropout must be the fraction of units dropped in the head, 0 to 0.9",
+        ),
+        ("train --epochs many", "epochs must be the maximum number of passes"),
         ("train --unfreeze_depth 3", "unfreeze_depth must be 0 to 2 with backbone cnn: got 3"),
         ("train --weights nowhere.h5", "or the path of a weights file: got 'nowhere.h5'"),
         (
@@ -110,7 +113,7 @@ def mistakes(folder, tmp_path, monkeypatch):
         ("", "the following arguments are required: command"),
     ],
 )
-def test_a_user_error_gets_one_line_and_exit_code_2(mistakes, capsys, arguments, message):
+def test_a_user_error_gets_one_line_and_exit_code_2(invalid_inputs, capsys, arguments, message):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     assert main(arguments.split()) == 2
     for number, handler in handlers.items():
@@ -164,7 +167,7 @@ def test_a_late_user_error_leaves_no_run_running(store, folder):
     ("arguments", "code", "kind", "reason"),
     [
         ("tune --data nowhere", 2, "study", "data must be sample, mendeley"),
-        ("train --dropout 7", 2, "train", "dropout must be fraction of units"),
+        ("train --dropout 7", 2, "train", "dropout must be the fraction of units"),
         ("explore --data nowhere --depth 3", 2, "explore", "unrecognized arguments: --depth 3"),
     ],
 )

@@ -111,11 +111,11 @@ def test_a_part_that_is_whole_is_only_checked(sample, content, source, own_cache
 def test_other_content_is_refused_and_does_not_stay(content, source, own_cache):
     with serving({PATH: b"error page"}) as server:
         source(server.address)
-        with pytest.raises(UserError, match="the downloaded file has another sha256") as mistake:
+        with pytest.raises(UserError, match="the downloaded file has another sha256") as raised:
             open_dataset("mendeley")
     assert left(own_cache) == []
-    way_round = str(mistake.value).partition("Try again, or ")[2]
-    assert way_round == (
+    manual_way = str(raised.value).partition("Try again, or ")[2]
+    assert manual_way == (
         f"1. download {server.address}{PATH} with a browser, "
         f"2. check that its sha256 is {hashlib.sha256(content).hexdigest()}, "
         "3. pass the file: data=PATH/xrays.zip"

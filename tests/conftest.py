@@ -1,9 +1,7 @@
 """What all tests stand on: no tracking server of the caller's, an empty store, small data."""
 
-import gc
 import os
 import shutil
-import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +11,11 @@ import pytest
 pytest.register_assert_rewrite("tests.support")
 
 from tests.support.paths import ROOT, SHARED
-from tests.support.stores import copy_of, store_in  # which cleans the environment
+from tests.support.stores import (  # which cleans the environment
+    closed_connections,
+    copy_of,
+    store_in,
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -125,13 +127,10 @@ def servers(tmp_path_factory):
 def shared(servers, tmp_path, monkeypatch):
     """Use those servers as the stores of all machines; return MLflow's client."""
     trials, tracking = servers
-    with store_in(tmp_path, tracking.address) as client:
+    with store_in(tmp_path, tracking.address) as client, closed_connections():
         monkeypatch.setenv("PNEUMO_STORAGE", trials.address)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.address)
         yield client
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # Optuna closes no connection itself
-        gc.collect()
 
 
 @pytest.fixture(scope="session")

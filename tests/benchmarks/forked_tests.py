@@ -54,7 +54,7 @@ def in_fork(arguments: list[str], output: str) -> int | None:
             os.waitpid(process, 0)
 
 
-def main() -> None:
+def serve() -> None:
     """Answer until the input ends."""
     sys.path.insert(0, os.getcwd())
     with warnings.catch_warnings():
@@ -66,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve()

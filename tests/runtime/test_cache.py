@@ -12,6 +12,7 @@ from pneumo.data import pixels
 from pneumo.runtime import cache
 from pneumo.runtime.checksums import CHECKSUMS
 from pneumo.runtime.errors import UserError
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize("build", [lambda _: None, lambda folder: folder.mkdir(parents=True)])
@@ -47,7 +48,7 @@ def test_a_wait_for_another_process_says_so(own_cache, monkeypatch, capsys):
         "import time\nfrom pneumo.runtime import cache\n"
         "with cache.lock('pixels/0123'):\n print(flush=True)\n time.sleep(0.5)"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) as other:
         other.stdout.readline()  # it holds the lock
         with cache.lock("pixels/0123"):
             assert other.wait(10) == 0

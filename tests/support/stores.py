@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache as cache_result
 from pathlib import Path
+from weakref import WeakSet
 
 import pytest
+from sqlalchemy import Connection, Engine, event
 
 from tests.support import environment  # noqa: F401
 
@@ -56,6 +58,26 @@ def store_in(folder: Path, tracking_uri: str = "") -> Iterator:
         mlflow.set_tracking_uri(tracking_uri or f"sqlite:///{folder}/mlflow.db")
         yield mlflow.MlflowClient()
         mlflow.set_tracking_uri(before)
+
+
+@contextmanager
+def closed_connections() -> Iterator[None]:
+    """Close at the end what was connected to a database meanwhile, which Optuna itself does not.
+
+    A connection that the garbage collector finds open is a warning, in whichever test that happens.
+    """
+    engines: WeakSet[Engine] = WeakSet()
+
+    def note(connection: Connection) -> None:
+        engines.add(connection.engine)
+
+    event.listen(Engine, "engine_connect", note)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "engine_connect", note)
+        for engine in list(engines):
+            engine.dispose()
 
 
 @contextmanager

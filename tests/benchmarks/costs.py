@@ -25,7 +25,8 @@ from pneumo.training.network import TrainablePart, build_model
 from pneumo.training.train import compile_model
 from tests.benchmarks.study_space import DEPTH, STRENGTH, arguments, config_of
 
-IMAGES = {"mobilenet": 2048, "resnet50v2": 96}  # so that each step takes a second or more
+# So that each step takes a second or more
+IMAGES = {"cnn": 2048, "mobilenet": 2048, "resnet50v2": 96}
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,7 @@ from pneumo.tracking import runs, session
 from pneumo.tuning.storage import open_storage
 from tests.benchmarks.criterion_trials import CLEAN, TEST, VERSIONS, Trial, in_turn, trials_of
 
-SMOKE = "--data sample --study {study}"
-DRAWS = 1000
+SMOKE = "--data sample --study {study} --draws 3"
 STUDY = 20  # trials
 
 
@@ -136,11 +135,11 @@ def correlation(values: np.ndarray, truth: np.ndarray) -> float:
     return np.corrcoef(rankdata(values[known]), rankdata(truth[known]))[0, 1]
 
 
-def draws(settings: np.ndarray) -> Iterator[np.ndarray]:
+def draws(settings: np.ndarray, count: int) -> Iterator[np.ndarray]:
     """Return positions of trials: settings drawn with replacement, each with its seeds."""
     rng, names = np.random.default_rng(0), np.unique(settings)
     places = {name: np.flatnonzero(settings == name) for name in names}
-    for _ in range(DRAWS):
+    for _ in range(count):
         yield np.concatenate([places[name] for name in rng.choice(names, len(names))])
 
 
@@ -149,10 +148,10 @@ def regret(values: np.ndarray, truth: np.ndarray) -> float:
     return truth.max() - truth[np.argmax(np.where(np.isfinite(values), values, -np.inf))]
 
 
-def regret_of_studies(values: np.ndarray, truth: np.ndarray) -> float:
-    """Return the mean regret over studies of some of the trials."""
+def regret_of_studies(values: np.ndarray, truth: np.ndarray, count: int) -> float:
+    """Return the mean regret over `count` studies of some of the trials."""
     rng, size = np.random.default_rng(0), min(STUDY, len(values))
-    chosen = [rng.choice(len(values), size, replace=False) for _ in range(DRAWS)]
+    chosen = [rng.choice(len(values), size, replace=False) for _ in range(count)]
     return float(np.mean([regret(values[index], truth[index]) for index in chosen]))
 
 
@@ -163,7 +162,8 @@ def ranking(
 
     `truth`: AUC on test, shape (trials, 1 + draws), of all patients and in each draw of them.
     """
-    drawn = list(enumerate(draws(settings), start=1))
+    count = truth.shape[1] - 1
+    drawn = list(enumerate(draws(settings, count), start=1))
     whole, found = truth[:, 0], []
 
     def of_draws(name: str) -> np.ndarray:
@@ -183,7 +183,7 @@ def ranking(
                 "rho": f"{correlation(values, whole):.3f} ({low:.3f} to {high:.3f})",
                 "above val_auc": f"{gain_low:+.3f} to {gain_high:+.3f}",
                 "regret": f"{regret(values, whole):.4f}",
-                f"of {STUDY}": f"{regret_of_studies(values, whole):.4f}",
+                f"of {STUDY}": f"{regret_of_studies(values, whole, count):.4f}",
                 "passes": costs.get(name, "trials"),
             }
         )
@@ -259,9 +259,9 @@ def carried_over(trials: list[Trial], val: pd.DataFrame, test: pd.DataFrame) -> 
     return pd.DataFrame(found).sort_values("mean gap").round(4)
 
 
-def report(trials: list[Trial], val: pd.DataFrame, test: pd.DataFrame) -> None:
-    """Print both tables."""
-    drawn = np.vstack([np.ones(len(test), int), bootstrap.resample_patients(test, DRAWS)])
+def report(trials: list[Trial], val: pd.DataFrame, test: pd.DataFrame, draws: int) -> None:
+    """Print both tables, with intervals from that many draws."""
+    drawn = np.vstack([np.ones(len(test), int), bootstrap.resample_patients(test, draws)])
     rows = (test.assign(probability=trial.logits[TEST]) for trial in trials)
     truth = np.stack([bootstrap.bootstrap_auc(predictions, drawn) for predictions in rows])
     found = [criteria(trial, val) for trial in trials]
@@ -281,6 +281,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--study", required=True, nargs="+")
     parser.add_argument("--above", type=float, default=0, help="leave out trials of less val_auc")
+    parser.add_argument("--draws", type=int, default=1000, help="of settings and of patients")
     options = parser.parse_args()
     session.configure_mlflow()
     dataset = open_dataset(options.data, required_splits=("train", "test"))
@@ -297,11 +298,11 @@ def main() -> None:
             if roc_auc_score(val["label"], trial.logits[CLEAN]) >= options.above
         ]
         print(f"\n{name}")
-        report(good, val, test)
+        report(good, val, test, options.draws)
         every += good
     if len(options.study) > 1:
         print("\nall")
-        report(every, val, test)
+        report(every, val, test, options.draws)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from tests.support.commands import processes
 from tests.support.services import Server, mlflow_server, postgresql
 from tests.support.studies import at_work, counted, lay_out_project, require_whole, until
 
-SMOKE = "nan --trials 5"
+SMOKE = "nan --trials 2"
 MARK = "PNEUMO_FAULTS"  # a variable that all processes of a study inherit
 
 # An experiment one of whose trials goes wrong once, in the way that a variable names
@@ -44,7 +44,7 @@ BASE = SLOW.model_copy(update={"image_size": 32, "dense_widths": (32,), "epochs"
 
 def suggest(trial, base):
     config = usual(trial, base)
-    if trial._trial and trial._trial.number == 4:
+    if trial._trial and trial._trial.number == 1:
         if os.environ["FAULT"] == "nan":
             return config.model_copy(update={"learning_rate": float("nan")})
         if os.environ["FAULT"] == "hung":
@@ -289,7 +289,7 @@ def main() -> None:
     """Print a line for each fault, and the sum."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("faults", nargs="*", choices=[[], *FAULTS], help="all by default")
-    parser.add_argument("--trials", type=int, default=12, help="of each study, 5 at least")
+    parser.add_argument("--trials", type=int, default=12, help="of each study, 2 at least")
     options = parser.parse_args()
     faults = options.faults or list(FAULTS)
     session.configure_mlflow()

@@ -13,7 +13,7 @@ from pneumo.data.dataset import open_dataset
 from tests.benchmarks.study import lay_out, process
 from tests.benchmarks.study_space import arguments
 
-SMOKE = "--data sample --images 60 --size 32 --epochs 1 --trials 1 --weights none"
+SMOKE = "--data sample --images 60 --backbone cnn --weights none --size 32 --epochs 1 --trials 1"
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from pneumo.tuning import spec, trial
 from tests.benchmarks.stub import stub_of
 from tests.support.stores import store_in
 
-SMOKE = "--trials 2 --stubs 2 --warm 1"
+SMOKE = "--trials 1 --stubs 1 --warm 0"
 
 CONFIG = RunConfig(image_size=64, epochs=2, patience=2, dense_widths=(32,), augment_strength=0)
 

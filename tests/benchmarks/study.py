@@ -35,7 +35,10 @@ from tests.benchmarks.study_space import arguments
 from tests.support.weights import write
 
 SWITCHES = ("pruning", "alone")
-SMOKE = "--data sample --images 60 --size 32 --epochs 1 --trials 1 --alone"
+SMOKE = (
+    "--data sample --images 60 --alone --backbone cnn --weights none --size 32 --epochs 1 "
+    "--trials 1"
+)
 MANY = 100  # trials of the study that the cost model predicts
 
 

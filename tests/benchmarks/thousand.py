@@ -31,7 +31,7 @@ from tests.support.studies import disagreements, lay_out_project, loads, runs_by
 EDGE = 40  # trials at both ends that do not count: workers come and go
 BLOCK = 100  # trials at the start, and as many at the end
 SAMPLED = 20  # models that are loaded
-SMOKE = "--trials 5 --workers 1"
+SMOKE = "--trials 2 --workers 1"
 CHROMIUM = [
     *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),

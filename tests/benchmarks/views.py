@@ -16,7 +16,7 @@ from pneumo.data.dataset import open_dataset
 from pneumo.training.train import train
 from tests.benchmarks.study_space import arguments, config_of
 
-SMOKE = "--data sample --weights none --size 32 --epochs 1 --seeds 2"
+SMOKE = "--data sample --backbone cnn --weights none --size 32 --epochs 1 --seeds 2"
 
 
 def main() -> None:

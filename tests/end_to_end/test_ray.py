@@ -19,7 +19,7 @@ from tests.support.studies import (
 )
 
 cluster_utils = pytest.importorskip(
-    "ray.cluster_utils", reason="needs Ray, an extra: .ci/run tests it in an environment of its own"
+    "ray.cluster_utils", reason="needs Ray, an extra: .ci/run adds it and runs these tests"
 )
 
 pytestmark = [

@@ -10,3 +10,5 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["OMP_NUM_THREADS"] = "1"
 # The same figures everywhere, and as many workers as a test asks for
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+# Many images set it. Each command that a test starts would compile all libraries again
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

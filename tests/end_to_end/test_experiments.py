@@ -64,11 +64,11 @@ def test_what_is_queued_lies_in_the_search_space(name, sample):
 @pytest.mark.parametrize("name", NAMES)
 def test_each_trains(name, sample):
     from pneumo.training.train import train
+    from tests.support.features import few_images
 
     # ImageNet's weights are not everywhere; test_train has what they change
-    small = {"epochs": 1, "weights": "none", "image_size": 64, "ensemble_size": 1}
-    config = load_experiment(name).base.override(small)
-    images = sample.decode(config.image_size, 0)
+    small = {"epochs": 1, "weights": "none", "image_size": 32, "ensemble_size": 1}
+    config, images = load_experiment(name).base.override(small), few_images(sample)
     result = train(config, images)
     assert result.best_epochs == (1,)
     assert result.val_logits.shape == (len(images.split("val").rows),)

@@ -1,6 +1,7 @@
 """Consistency of MLproject, conda.yaml and README.md."""
 
 import importlib.metadata
+import os
 import re
 import shlex
 import subprocess
@@ -114,3 +115,12 @@ def test_style():
             [sys.executable, "-m", "ruff", *check, str(ROOT)], capture_output=True, text=True
         )
         assert process.returncode == 0, process.stdout
+
+
+def test_the_tests_of_a_group_run_in_one_process(request):
+    """xdist reads the group from the end of a test's name, where it has put it itself."""
+    grouped = [it for it in request.session.items if it.get_closest_marker("xdist_group")]
+    if "PYTEST_XDIST_WORKER" not in os.environ or not grouped:
+        pytest.skip("needs two processes and slow tests")
+    for item in grouped:
+        assert item.nodeid.endswith(f"@{item.get_closest_marker('xdist_group').args[0]}")

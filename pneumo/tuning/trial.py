@@ -23,7 +23,8 @@ from pneumo.reporting.plots import confusion_matrix_file
 from pneumo.runtime import signals
 from pneumo.tracking import model_files, results, runs
 from pneumo.training.config import RunConfig
-from pneumo.training.train import EpochCallback, train
+from pneumo.training.fit import EpochCallback
+from pneumo.training.train import train
 
 STAGES = ("training", "evaluation", "storing the model")  # of a trial, in this order
 

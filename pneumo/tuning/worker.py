@@ -15,7 +15,7 @@ from pneumo.runtime.errors import StudyFailedError, format_error
 from pneumo.runtime.process import ProcessId
 from pneumo.tracking import runs
 from pneumo.tracking.tags import STUDY
-from pneumo.training.train import EpochCallback
+from pneumo.training.fit import EpochCallback
 from pneumo.tuning import attributes
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.study import (

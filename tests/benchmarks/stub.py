@@ -8,7 +8,8 @@ from sklearn.metrics import roc_auc_score
 from pneumo.data.dataset import DecodedDataset
 from pneumo.training import network
 from pneumo.training.config import RunConfig
-from pneumo.training.train import EpochCallback, TrainingResult
+from pneumo.training.fit import EpochCallback
+from pneumo.training.train import TrainingResult
 
 
 def stub_of(config: RunConfig) -> Callable[..., TrainingResult]:

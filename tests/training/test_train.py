@@ -14,14 +14,8 @@ from pneumo.evaluation.robustness import ROBUST_NUISANCES, robust_auc, versions
 from pneumo.inference.logits import ensemble_members, predict_logits, predict_proba
 from pneumo.training import network
 from pneumo.training.config import RunConfig, derive_seed
-from pneumo.training.train import (
-    Phase,
-    TrainingDivergedError,
-    _cosine,
-    class_weights,
-    phases,
-    train,
-)
+from pneumo.training.fit import Phase, TrainingDivergedError, _cosine, class_weights, phases
+from pneumo.training.train import train
 from tests.support.weights import SMALL
 
 CONFIG = RunConfig(image_size=32, epochs=3, dense_widths=(16,), augment_strength=1.0)

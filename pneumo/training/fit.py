@@ -1,6 +1,5 @@
 """Fit of one network on one split of the images."""
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pneumo.data import perturb
-from pneumo.data.dataset import DecodedDataset
+from pneumo.data.dataset import Fold
 from pneumo.evaluation.robustness import ROBUST_NUISANCES, Version, robust_auc, versions
 from pneumo.inference.logits import build_ensemble, predict_logits
 from pneumo.runtime.cache_entries import GIB, available_bytes
@@ -30,10 +29,14 @@ from pneumo.training.input_pipeline import (
     PixelSource,
 )
 
-# Called after each epoch with its number, from 1 and through all members, and the metrics `loss`,
-# `auc`, `val_loss`, `val_auc` and the objective. An exception that it raises ends the training and
-# reaches the caller.
+# Called after each epoch with its number, as `EpochEnd` counts, and the metrics `loss`, `auc`,
+# `val_loss`, `val_auc` and the objective. An exception that it raises ends the training and reaches
+# the caller.
 EpochCallback = Callable[[int, Mapping[str, float]], None]
+
+# Called after each epoch with its number and the score of the run so far. An exception that it
+# raises ends the training and reaches the caller.
+ScoreCallback = Callable[[int, float], None]
 
 # Logits of validation: float64, shape (images,) for each version of the images
 VersionLogits = dict[Version, np.ndarray]
@@ -102,7 +105,7 @@ class FittedNetwork:
 
 def fit_network(
     config: RunConfig,
-    images: DecodedDataset,
+    fold: Fold,
     max_unfreeze_depth: int,
     report: keras.callbacks.Callback,
 ) -> FittedNetwork:
@@ -110,7 +113,7 @@ def fit_network(
 
     Args:
         config: Config of the run, with the seed of this network.
-        images: The decoded data set.
+        fold: Images to train on, and to validate with.
         max_unfreeze_depth: See `train.train`.
         report: Callback after each epoch.
 
@@ -120,7 +123,7 @@ def fit_network(
     """
     keras.utils.clear_session()  # the state of a previous model would stay in memory
     history: LogitHistory = []
-    with _input_sources(config, images, max_unfreeze_depth) as source_of:
+    with _input_sources(config, fold, max_unfreeze_depth) as source_of:
         model = network.build_model(config)
         results = [
             _fit_phase(config, phase, model, source_of(phase), history, report)
@@ -131,7 +134,7 @@ def fit_network(
         part, source, known = best.part, best.source, history[best.epoch]
         if config.flip_tta == "on":  # flipped images have no cached features
             part = build_ensemble([model], flip_tta=True)
-            source, known = PixelSource(images, config, shared=False), {}
+            source, known = PixelSource(fold, config, shared=False), {}
         logits = _predict_versions(part, source, ROBUST_VERSIONS, known)
         perturbed = predict_logits(part, source.perturb_val(perturb.ALL_PERTURBATIONS))
     return FittedNetwork(model, best.epoch + 1, logits, perturbed)
@@ -154,7 +157,7 @@ def _predict_versions(
 
 @contextmanager
 def _input_sources(
-    config: RunConfig, images: DecodedDataset, max_unfreeze_depth: int
+    config: RunConfig, fold: Fold, max_unfreeze_depth: int
 ) -> Iterator[Callable[[Phase], InputSource]]:
     """Yield a function from a phase to its source: cached features if they pay and fit the disk.
 
@@ -163,7 +166,7 @@ def _input_sources(
     every epoch has variations of its own.
     """
     if config.feature_cache == "off" or config.unfreeze_depth == BACKBONES[config.backbone].blocks:
-        yield lambda _: PixelSource(images, config, shared=False)
+        yield lambda _: PixelSource(fold, config, shared=False)
         return
     with feature_cache.open_feature_cache(config, max_unfreeze_depth) as store:
         depths = {
@@ -171,21 +174,21 @@ def _input_sources(
             for phase in phases(config)
             if store.is_worth_storing(phase.unfreeze_depth)
         }
-        if depths and not _features_fit_budget(config, images, store, depths):
+        if depths and not _features_fit_budget(config, fold, store, depths):
             depths.clear()
 
         def source_of(phase: Phase) -> InputSource:
             if phase.unfreeze_depth in depths:
-                return CachedFeatureSource(images, config, store, phase.unfreeze_depth)
-            return PixelSource(images, config, shared=True)
+                return CachedFeatureSource(fold, config, store, phase.unfreeze_depth)
+            return PixelSource(fold, config, shared=True)
 
         yield source_of
 
 
 def _features_fit_budget(
-    config: RunConfig, images: DecodedDataset, store: FeatureCache, depths: set[int]
+    config: RunConfig, fold: Fold, store: FeatureCache, depths: set[int]
 ) -> bool:
-    train_split, val = images.split("train"), images.split("val")
+    train_split, val = fold.train.split, fold.val.split
     epochs, augmentation = (
         range(min(config.epochs, feature_cache.N_VIEWS)),
         AugmentationConfig.from_config(config),
@@ -254,7 +257,7 @@ def _fit_phase(
         feeder.batches(),
         initial_epoch=len(history),
         epochs=phase.end_epoch,
-        class_weight=class_weights(source.train_split.labels),
+        class_weight=class_weights(source.train.labels),
         # Each callback needs what the ones before it do
         callbacks=[feeder, _Validation(source, config.objective, history), report, stopping],
         shuffle=False,  # `BatchFeeder` shuffles
@@ -342,14 +345,33 @@ class _Validation(keras.callbacks.Callback):
 
 
 class EpochEnd(keras.callbacks.Callback):
-    """Callback that calls functions after each epoch, counted from 1 through all fits."""
+    """Callback that calls functions after each epoch.
 
-    def __init__(self, functions: Sequence[EpochCallback]) -> None:
+    Epochs are counted from 1 through all networks. Each network counts as `epochs` of them, even if
+    it has stopped early, so that the same number means the same in all runs of a study.
+
+    Args:
+        config: Config of the run.
+        functions: Functions to call.
+        report_score: See `train.train`.
+
+    Attributes:
+        networks: Number of networks that have been fitted.
+        scores: Objective of each fold and repeat that has been fitted.
+    """
+
+    def __init__(
+        self, config: RunConfig, functions: Sequence[EpochCallback], report_score: ScoreCallback
+    ) -> None:
         super().__init__()
-        self._functions, self._epochs = functions, itertools.count(1)
+        self._config, self._functions, self._report_score = config, functions, report_score
+        self.networks, self.scores = 0, list[float]()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         """Call the functions."""
-        number, metrics = next(self._epochs), {name: float(value) for name, value in logs.items()}
+        number = self.networks * self._config.epochs + epoch + 1
+        metrics = {name: float(value) for name, value in logs.items()}
         for function in self._functions:
             function(number, metrics)
+        score = float(np.mean([*self.scores, metrics[self._config.objective]]))
+        self._report_score(number, score)

@@ -1,35 +1,50 @@
 """Training of one model, independent of MLflow and Optuna."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import keras
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
-from pneumo.data.dataset import DecodedDataset
+from pneumo.data.dataset import DecodedDataset, Fold
 from pneumo.evaluation.robustness import robust_auc
 from pneumo.inference.logits import build_ensemble
 from pneumo.training.config import RunConfig, derive_seed
-from pneumo.training.fit import ROBUST_VERSIONS, EpochCallback, EpochEnd, fit_network
+from pneumo.training.fit import (
+    ROBUST_OBJECTIVE,
+    ROBUST_VERSIONS,
+    EpochCallback,
+    EpochEnd,
+    FittedNetwork,
+    ScoreCallback,
+    VersionLogits,
+    fit_network,
+)
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A trained model, each of its members with the weights of its best epoch, the first of equals.
+    """A trained model, and what its networks predict for the images that validate them.
+
+    Logits have the order of `DecodedDataset.validation(config.folds)`. Those of an image are the
+    mean over the networks that it validates, none of which was trained on its patient.
 
     Attributes:
-        model: The model.
-        best_epochs: Best epoch of each member, from 1.
-        val_logits: Logits of the validation images in their order: float64, shape (images,).
+        model: The model, the average of all networks, each with the weights of its best epoch.
+        best_epochs: Best epoch of each network, from 1, the first of equals.
+        val_logits: Logits: float64, shape (images,).
         perturbed_logits: The same if `perturb.ALL_PERTURBATIONS` change the images in turn.
-        robust_auc: See `robustness.robust_auc`.
+        aucs: Validation AUC of each fold and repeat.
+        robust_aucs: `robustness.robust_auc` of each fold and repeat.
     """
 
     model: keras.Model
     best_epochs: tuple[int, ...]
     val_logits: np.ndarray
     perturbed_logits: np.ndarray
-    robust_auc: float
+    aucs: tuple[float, ...]
+    robust_aucs: tuple[float, ...]
 
 
 def train(
@@ -37,13 +52,14 @@ def train(
     images: DecodedDataset,
     callbacks: Sequence[EpochCallback] = (),
     max_unfreeze_depth: int = 0,
+    report_score: ScoreCallback = lambda step, score: None,
 ) -> TrainingResult:
-    """Fit the model of a config on `train`, and keep the weights that are best on `val`.
+    """Fit the networks of a config, and keep the weights that are best on validation images.
 
-    Members are fitted one after the other, each from its own seed; epochs are counted through all
-    of them. Early stopping ends a phase after `patience` epochs without a better objective. Both
-    classes weigh the same, whatever their fractions, so the probabilities assume a prevalence of
-    50 %.
+    There are `ensemble_size` networks for each repeat in each fold. They are fitted one after the
+    other, each from its own seed. Early stopping ends a phase after `patience` epochs without a
+    better objective. Both classes weigh the same, whatever their fractions, so the probabilities
+    assume a prevalence of 50 %.
 
     Args:
         config: Config of the run.
@@ -51,33 +67,62 @@ def train(
         callbacks: Called after each epoch.
         max_unfreeze_depth: Greatest `unfreeze_depth` of the runs that share cached features with
             this one.
+        report_score: Called after each epoch with its number and a score: the mean of the
+            objectives of all finished folds and repeats and of this epoch.
 
     Returns:
         The trained model with its logits of validation.
 
     Raises:
         TrainingDivergedError: The loss or a logit is not finite.
+        UserError: There are too few images for so many folds.
         Exception: Whatever a callback raises.
     """
-    report = EpochEnd(callbacks)
-    members = [
-        fit_network(config.model_copy(update={"seed": seed}), images, max_unfreeze_depth, report)
-        for seed in _member_seeds(config)
-    ]
+    report, seeds = EpochEnd(config, callbacks, report_score), _seeds(config)
+    networks: list[FittedNetwork] = []
+    aucs: list[float] = []
+    robust_aucs: list[float] = []
+    val_logits, perturbed_logits = np.zeros((2, len(images.validation(config.folds).labels)))
+
+    def fit(fold: Fold) -> FittedNetwork:
+        seeded = config.model_copy(update={"seed": next(seeds)})
+        network = fit_network(seeded, fold, max_unfreeze_depth, report)
+        report.networks += 1
+        return network
+
+    for fold in images.folds(config.folds):
+        rows, labels = fold.val.indices, fold.val.labels
+        for _ in range(config.repeats):
+            members = [fit(fold) for _ in range(config.ensemble_size)]
+            logits, perturbed = _mean_logits(members)
+            val_logits[rows] += logits[None] / config.repeats
+            perturbed_logits[rows] += perturbed / config.repeats
+            aucs.append(float(roc_auc_score(labels, logits[None])))
+            robust_aucs.append(robust_auc(labels, logits))
+            is_robust = config.objective == ROBUST_OBJECTIVE
+            report.scores.append((robust_aucs if is_robust else aucs)[-1])
+            networks += members
+    return TrainingResult(
+        model=build_ensemble([network.model for network in networks], config.flip_tta == "on"),
+        best_epochs=tuple(network.best_epoch for network in networks),
+        val_logits=val_logits,
+        perturbed_logits=perturbed_logits,
+        aucs=tuple(aucs),
+        robust_aucs=tuple(robust_aucs),
+    )
+
+
+def _mean_logits(members: list[FittedNetwork]) -> tuple[VersionLogits, np.ndarray]:
+    """Return the means over members of their logits of each version, and of perturbed images."""
     logits = {
         version: np.mean([member.logits[version] for member in members], axis=0)
         for version in ROBUST_VERSIONS
     }
-    return TrainingResult(
-        model=build_ensemble([member.model for member in members], config.flip_tta == "on"),
-        best_epochs=tuple(member.best_epoch for member in members),
-        val_logits=logits[None],
-        perturbed_logits=np.mean([member.perturbed_logits for member in members], axis=0),
-        robust_auc=robust_auc(images.split("val").labels, logits),
-    )
+    return logits, np.mean([member.perturbed_logits for member in members], axis=0)
 
 
-def _member_seeds(config: RunConfig) -> list[int]:
-    """Return the config's own seed, and others derived from it."""
-    others = (derive_seed(config.seed, number) for number in range(1, config.ensemble_size))
-    return [config.seed, *others]
+def _seeds(config: RunConfig) -> Iterator[int]:
+    """Yield the config's own seed, and then others derived from it, one for each network."""
+    yield config.seed
+    for number in range(1, config.folds * config.repeats * config.ensemble_size):
+        yield derive_seed(config.seed, number)

@@ -29,6 +29,7 @@ from pneumo.reporting.evaluation_report import (
 )
 from pneumo.reporting.plots import confusion_matrix_file
 from pneumo.runtime.console import echo, print_table
+from pneumo.runtime.errors import UserError
 from pneumo.runtime.tensorflow_import import import_tensorflow
 from pneumo.tracking import evaluations, models, registry, results, runs, session, tags
 from pneumo.tracking.models import LoadedModel
@@ -42,6 +43,7 @@ def evaluate(options: EvaluateOptions, inputs: Inputs) -> int:
     import_tensorflow()
     session.connect()
     loaded_model = models.find_model(options.model)
+    _require_independent_split(loaded_model, inputs.dataset, options.split)
     with evaluation_run(loaded_model, inputs.dataset) as (run_id, images):
         result = evaluate_model(loaded_model, images, options.split, options.sensitivity)
     print_evaluation(loaded_model, options.split, result)
@@ -49,6 +51,19 @@ def evaluate(options: EvaluateOptions, inputs: Inputs) -> int:
         evaluate_with_skew(loaded_model, images, options.split, result, run_id)
     echo(session.view_hint(run_id))
     return 0
+
+
+def _require_independent_split(loaded_model: LoadedModel, dataset: Dataset, split: str) -> None:
+    """Raise `UserError` for the validation split of a model that was trained in several folds."""
+    trial = loaded_model.trial
+    is_own_data = trial.data.tags[tags.DATA_DIGEST] == dataset.digest
+    n_folds = trial.data.params.get("folds", "1")
+    if split == "val" and is_own_data and n_folds != "1":
+        raise UserError(
+            f"split must be test for {loaded_model.title}: it was trained in {n_folds} folds, so "
+            "most of its networks were trained on the images of val. What the others predict for "
+            f"them is in val/predictions.csv of its run {trial.info.run_id}."
+        )
 
 
 @dataclass(frozen=True)

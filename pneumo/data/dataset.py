@@ -14,7 +14,7 @@ from pneumo.data import archive, index, pixels
 from pneumo.data.download import REMOTE_DATASETS, check_image_counts, fetch
 from pneumo.data.pixels import pixels_digest
 from pneumo.data.sample import make_sample
-from pneumo.data.split import raise_on_conflicts, split_validation
+from pneumo.data.split import assign_folds, raise_on_conflicts, split_validation
 from pneumo.runtime import cache
 from pneumo.runtime.errors import UserError, quoted
 
@@ -54,6 +54,46 @@ class Split:
     def labels(self) -> np.ndarray:
         """Labels, 0 normal and 1 pneumonia: int64, shape (rows,)."""
         return self.rows["label"].to_numpy()
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of a split. What is computed once for the whole split serves all of its subsets.
+
+    Attributes:
+        split: The split.
+        indices: Position of each image in the split, increasing: int64, shape (images,).
+    """
+
+    split: Split
+    indices: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels, 0 normal and 1 pneumonia: int64, shape (images,)."""
+        return self.select(self.split.labels)
+
+    @property
+    def images(self) -> np.ndarray:
+        """Copy of the pixels: uint8, shape (images, size, size, 1)."""
+        return self.split.pixels[self.select(self.split.positions)][..., np.newaxis]
+
+    def select(self, values: np.ndarray) -> np.ndarray:
+        """Return the rows of this subset from an array with a row for each image of the split."""
+        return values if len(self.indices) == len(values) else values[self.indices]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Images for the fit of a network, without a common patient.
+
+    Attributes:
+        train: Images that it is trained on.
+        val: Images that validate it.
+    """
+
+    train: Subset
+    val: Subset
 
 
 @dataclass(frozen=True)
@@ -164,18 +204,52 @@ class DecodedDataset:
         Raises:
             UserError: A class has no readable image in the split.
         """
-        rows = self.dataset.rows
-        is_chosen = self._readable & (rows["split"] == name).to_numpy()
+        is_chosen = self._readable & (self.dataset.rows["split"] == name).to_numpy()
+        self._require_classes(is_chosen, name)
+        return self._take(is_chosen)
+
+    def validation(self, n_folds: int) -> Split:
+        """Return the images that validate: `val`, or all of `train` and `val` in several folds.
+
+        Args:
+            n_folds: Number of folds; 1 means the validation split.
+        """
+        if n_folds == 1:
+            return self.split("val")
+        return self._take(self._readable & (self.dataset.rows["split"] != "test").to_numpy())
+
+    def folds(self, n_folds: int) -> list[Fold]:
+        """Return the images of each fold. With one fold, they are the splits `train` and `val`.
+
+        Args:
+            n_folds: Number of folds.
+
+        Raises:
+            UserError: A fold has no readable image of a class.
+        """
+        if n_folds == 1:
+            train, val = self.split("train"), self.split("val")
+            return [Fold(_all_of(train), _all_of(val))]
+        numbers, pool = assign_folds(self.dataset.rows, n_folds), self.validation(n_folds)
+        for number in range(n_folds):
+            self._require_classes(self._readable & (numbers == number), f"fold {number}")
+        is_val = numbers[pool.positions] == np.arange(n_folds)[:, np.newaxis]
+        return [
+            Fold(Subset(pool, np.flatnonzero(~row)), Subset(pool, np.flatnonzero(row)))
+            for row in is_val
+        ]
+
+    def _require_classes(self, is_chosen: np.ndarray, name: str) -> None:
         for label, class_name in enumerate(index.CLASSES):
-            if not (is_chosen & (rows["label"] == label)).any():
+            if not (is_chosen & (self.dataset.rows["label"] == label)).any():
                 raise UserError(
                     f"{name} must contain readable images of {class_name}: it has none "
                     f"({len(self.unreadable)} images are unreadable). Fix or replace them."
                 )
-        positions = np.flatnonzero(is_chosen)
-        return Split(
-            rows[is_chosen].reset_index(drop=True), self.pixels, positions, self.preprocessing
-        )
+
+    def _take(self, is_chosen: np.ndarray) -> Split:
+        rows = self.dataset.rows[is_chosen].reset_index(drop=True)
+        return Split(rows, self.pixels, np.flatnonzero(is_chosen), self.preprocessing)
 
     def used_files(self) -> pd.DataFrame:
         """Return the readable training and validation images: columns split, patient, sha256."""
@@ -204,6 +278,10 @@ class DecodedDataset:
     @property
     def _readable(self) -> np.ndarray:
         return ~self.dataset.rows["path"].isin(self.unreadable).to_numpy()
+
+
+def _all_of(split: Split) -> Subset:
+    return Subset(split, np.arange(len(split.rows)))
 
 
 def _digest_of(files: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from pneumo.data.index import CLASSES, has_unknown_patient
@@ -116,19 +117,60 @@ def split_validation(rows: pd.DataFrame) -> pd.DataFrame:
         UserError: A class has fewer than two patients in train.
     """
     train = rows[rows["split"] == "train"]
-    train = train.assign(patient=_patient_groups(train))
-    label_of_patient = train.groupby("patient")["label"].max()
+    groups = _patient_groups(train)
     chosen_patients: list[str] = []
-    for label, patients in label_of_patient.groupby(label_of_patient):
-        names = sorted(patients.index, key=lambda name: hashlib.sha256(name.encode()).digest())
+    for label, names in _ordered_patients(train, groups):
         if len(names) < 2:
             raise UserError(
                 f"train/{CLASSES[label]} must contain images of at least two patients, one of them "
                 f"for validation: got {len(names)}. Add images, or check their file names."
             )
         chosen_patients += names[: max(1, round(VALIDATION_FRACTION * len(names)))]
-    is_val = rows.index.isin(train.index[train["patient"].isin(chosen_patients)])
+    is_val = rows.index.isin(train.index[groups.isin(chosen_patients)])
     return rows.assign(split=rows["split"].mask(is_val, "val"))
+
+
+def assign_folds(rows: pd.DataFrame, n_folds: int) -> np.ndarray:
+    """Return the fold of each training and validation image, for cross-validation.
+
+    The patients of each class are cut into `n_folds` parts of equal size, in the order from which
+    `split_validation` takes its own. So with five folds the first one is the validation split.
+
+    Args:
+        rows: An index with its validation split.
+        n_folds: Number of folds, at least 2.
+
+    Returns:
+        int64 array of shape (rows,): 0 to `n_folds` - 1, or -1 for a test image.
+
+    Raises:
+        UserError: A class has fewer patients than folds.
+    """
+    pool = rows[rows["split"] != "test"]
+    groups = _patient_groups(pool)
+    fold_of_patient: dict[str, int] = {}
+    for label, names in _ordered_patients(pool, groups):
+        if len(names) < n_folds:
+            raise UserError(
+                f"folds must be at most the number of patients of each class: got {n_folds}, but "
+                f"train/{CLASSES[label]} contains {len(names)} patients. Use fewer folds."
+            )
+        ends = [round(number * len(names) / n_folds) for number in range(1, n_folds)]
+        numbers = np.searchsorted(ends, np.arange(len(names)), side="right")
+        fold_of_patient |= dict(zip(names, numbers.tolist(), strict=True))
+    folds = groups.map(fold_of_patient)
+    return folds.reindex(rows.index, fill_value=-1).to_numpy(np.int64)
+
+
+def _ordered_patients(rows: pd.DataFrame, groups: pd.Series) -> Iterator[tuple[int, list[str]]]:
+    """Yield each label with its patient groups, in an order that depends on their names alone.
+
+    `groups`: see `_patient_groups`.
+    """
+    label_of_group = rows["label"].groupby(groups).max()
+    for label, found in label_of_group.groupby(label_of_group):
+        names = sorted(found.index, key=lambda name: hashlib.sha256(name.encode()).digest())
+        yield int(label), names
 
 
 def _patient_groups(rows: pd.DataFrame) -> pd.Series:

@@ -74,12 +74,12 @@ def predict_proba(model: keras.Model, images: np.ndarray, temperature: float = 1
     return to_probabilities(predict_logits(model, images), temperature)
 
 
-def to_probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
+def to_probabilities(logits: np.ndarray, temperature: float | np.ndarray) -> np.ndarray:
     """Return the probability of pneumonia for each logit.
 
     Args:
         logits: Float array of any shape.
-        temperature: Divisor of the logits, above 0.
+        temperature: Divisor of the logits, above 0: one, or one for each logit.
 
     Returns:
         Array of the same shape and dtype, 0 to 1.

@@ -178,13 +178,13 @@ def _calibration_curve(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarr
 
 
 def plot_learning_curves(epochs: pd.DataFrame) -> Figure:
-    """Plot loss and AUC of each epoch.
+    """Plot loss and AUC of each epoch, with a line for each network.
 
     In both losses the classes have equal weight. Those of training are means over the batches of an
     epoch, with augmentation and dropout.
 
     Args:
-        epochs: Columns loss, auc, val_loss and val_auc, index epoch from 1.
+        epochs: Columns loss, auc, val_loss, val_auc and network, index epoch from 1.
     """
     with styled_figure(9, 3.6) as figure:
         for axes, name, title in zip(
@@ -193,10 +193,10 @@ def plot_learning_curves(epochs: pd.DataFrame) -> Figure:
             ("Loss, with equal weight of both classes", "AUC"),
             strict=True,
         ):
-            axes.plot(epochs.index, epochs[name], "s--", color=ORANGE, ms=4, label="training")
-            axes.plot(
-                epochs.index, epochs[f"val_{name}"], "o-", color=BLUE, ms=4, label="validation"
-            )
+            for number, part in epochs.groupby("network"):
+                training, validation = ("training", "validation") if number == 0 else (None, None)
+                axes.plot(part.index, part[name], "s--", color=ORANGE, ms=4, label=training)
+                axes.plot(part.index, part[f"val_{name}"], "o-", color=BLUE, ms=4, label=validation)
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.set(xlabel="epoch", title=title)
             axes.legend()

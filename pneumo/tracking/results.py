@@ -230,17 +230,20 @@ def read_epochs(run_id: str) -> pd.DataFrame:
     """Read the metrics of a Keras run after each epoch.
 
     Returns:
-        Columns named as in `log_epoch`, index from 1.
+        Columns named as in `log_epoch`, and `network`, the number of the network from 0; index from
+        1.
     """
     client = mlflow.MlflowClient()
-    names = [name for name in client.get_run(run_id).data.metrics if name.startswith("epoch/")]
+    data = client.get_run(run_id).data
+    names = [name for name in data.metrics if name.startswith("epoch/")]
     columns = {
         name.removeprefix("epoch/"): {
             point.step: point.value for point in client.get_metric_history(run_id, name)
         }
         for name in names
     }
-    return pd.DataFrame(columns).sort_index()
+    table = pd.DataFrame(columns).sort_index()
+    return table.assign(network=(table.index - 1) // int(data.params["epochs"]))
 
 
 def log_decision(

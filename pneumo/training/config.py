@@ -87,6 +87,15 @@ def rename_fields(values: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+# Fields that earlier versions did not have → the value that these versions worked with
+ADDED_FIELDS = {"folds": "1", "repeats": "1"}
+
+
+def complete_fields(values: Mapping[str, str]) -> dict[str, str]:
+    """Return all fields of a stored config, with those that its version did not have."""
+    return ADDED_FIELDS | rename_fields(values)
+
+
 # Objective → its name in messages
 OBJECTIVE_LABELS = {"val_auc": "val AUC", "val_robust_auc": "robust val AUC"}
 
@@ -191,6 +200,18 @@ class RunConfig(BaseModel):
         ge=1,
         le=20,
         description="the number of networks whose logits one model averages, 1 to 20",
+    )
+    folds: int = Field(
+        1,
+        ge=1,
+        le=10,
+        description="the number of folds of cross-validation, 1 (the validation split) to 10",
+    )
+    repeats: int = Field(
+        1,
+        ge=1,
+        le=10,
+        description="the number of fits with different seeds in each fold, 1 to 10",
     )
     seed: int = Field(
         0,

@@ -1,13 +1,14 @@
 """Input pipeline of training: batches in another order every epoch."""
 
 import math
+from dataclasses import replace
 from typing import Protocol
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from pneumo.data.dataset import DecodedDataset, Split
+from pneumo.data.dataset import Fold, Subset
 from pneumo.data.perturb import PerturbationSpecs, perturb_split
 from pneumo.training.augment import N_FACTORS, AugmentationConfig, augment, sample_factors
 from pneumo.training.backbones import BACKBONES
@@ -20,13 +21,13 @@ class InputSource(Protocol):
 
     Attributes:
         depth: Cut of the model at which the inputs enter, as the number of blocks above it.
-        train_split: Training images.
+        train: Training images.
         val: Inputs of the validation images at that cut, one row per image.
         val_labels: Labels of the validation images, 0 or 1: int64, shape (images,).
     """
 
     depth: int
-    train_split: Split
+    train: Subset
     val: np.ndarray
     val_labels: np.ndarray
 
@@ -37,22 +38,22 @@ class InputSource(Protocol):
         """Start an epoch, from 0: `get_batch` returns its variation of the images from then on."""
 
     def get_batch(self, positions: tf.Tensor) -> tf.Tensor:
-        """Return the inputs of images, by their int64 positions in `train_split`, shape (n,)."""
+        """Return the inputs of images, by their int64 positions in `train`, shape (n,)."""
 
 
 class PixelSource:
     """Source of images that are augmented on demand: uint8, shape (n, size, size, 1).
 
     Args:
-        images: The decoded data set.
+        fold: The images.
         config: Config of the run.
         shared: Whether epochs take turns in the views that would be stored. Otherwise every epoch
             has variations of its own.
     """
 
-    def __init__(self, images: DecodedDataset, config: RunConfig, shared: bool) -> None:
+    def __init__(self, fold: Fold, config: RunConfig, shared: bool) -> None:
         self.depth = BACKBONES[config.backbone].blocks
-        self.train_split, val = images.split("train"), images.split("val")
+        self.train, val = fold.train, fold.val
         self.val, self.val_labels = val.images, val.labels
         self._val, self._seed, self._shared = val, config.seed, shared
         self._augmentation = AugmentationConfig.from_config(config)
@@ -60,16 +61,16 @@ class PixelSource:
 
     def perturb_val(self, specs: PerturbationSpecs) -> np.ndarray:
         """Implement `InputSource.perturb_val`."""
-        return perturb_split(self._val, specs).images
+        return replace(self._val, split=perturb_split(self._val.split, specs)).images
 
     def begin_epoch(self, epoch: int) -> None:
         """Implement `InputSource.begin_epoch`."""
         if self._shared:
-            view = view_for_epoch(self.train_split, epoch, self._augmentation)
+            view = view_for_epoch(self.train.split, epoch, self._augmentation)
             self._factors = view.factors
         else:
             seed = (self._seed, epoch, 1)  # the 1 distinguishes it from the seed of the order
-            self._factors = sample_factors(len(self.train_split.labels), *seed)
+            self._factors = sample_factors(len(self.train.split.labels), *seed)
 
     def get_batch(self, positions: tf.Tensor) -> tf.Tensor:
         """Implement `InputSource.get_batch`."""
@@ -78,43 +79,45 @@ class PixelSource:
         return augment(pixels, self._augmentation, tf.ensure_shape(factors, (None, N_FACTORS)))
 
     def _read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        pixels = self.train_split.pixels[self.train_split.positions[positions]]
-        return pixels[..., np.newaxis], self._factors[positions]
+        rows, split = self.train.indices[positions], self.train.split
+        return split.pixels[split.positions[rows]][..., np.newaxis], self._factors[rows]
 
 
 class CachedFeatureSource:
     """Source of cached features of the frozen blocks below a cut: float32, shape (n, …).
 
     Args:
-        images: The decoded data set.
+        fold: The images.
         config: Config of the run.
         features: The cache.
         depth: Number of blocks above the cut.
     """
 
-    def __init__(
-        self, images: DecodedDataset, config: RunConfig, features: FeatureCache, depth: int
-    ) -> None:
+    def __init__(self, fold: Fold, config: RunConfig, features: FeatureCache, depth: int) -> None:
         self.depth = depth
-        self.train_split, val = images.split("train"), images.split("val")
-        self.val, self.val_labels = features.get(View(val), depth), val.labels
+        self.train, val = fold.train, fold.val
+        self.val = val.select(features.get(View(val.split), depth))
+        self.val_labels = val.labels
         self._val, self._features = val, features
         self._augmentation = AugmentationConfig.from_config(config)
         self._current_features = self.val
 
     def perturb_val(self, specs: PerturbationSpecs) -> np.ndarray:
         """Implement `InputSource.perturb_val`."""
-        return self._features.get(View(perturb_split(self._val, specs)), self.depth)
+        view = View(perturb_split(self._val.split, specs))
+        return self._val.select(self._features.get(view, self.depth))
 
     def begin_epoch(self, epoch: int) -> None:
         """Implement `InputSource.begin_epoch`; the first epoch that needs a view computes it."""
-        view = view_for_epoch(self.train_split, epoch, self._augmentation)
+        view = view_for_epoch(self.train.split, epoch, self._augmentation)
         self._current_features = self._features.get(view, self.depth)
 
     def get_batch(self, positions: tf.Tensor) -> tf.Tensor:
         """Implement `InputSource.get_batch`."""
         features = tf.numpy_function(
-            lambda positions: self._current_features[positions], [positions], tf.float32
+            lambda positions: self._current_features[self.train.indices[positions]],
+            [positions],
+            tf.float32,
         )
         return tf.ensure_shape(features, (None, *self.val.shape[1:]))
 
@@ -133,7 +136,7 @@ class BatchFeeder(keras.callbacks.Callback):
     def __init__(self, source: InputSource, config: RunConfig) -> None:
         super().__init__()
         self._source, self._config = source, config
-        self._order = np.arange(len(source.train_split.labels))
+        self._order = np.arange(len(source.train.labels))
         self.steps_per_epoch = math.ceil(len(self._order) / config.batch_size)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -144,7 +147,7 @@ class BatchFeeder(keras.callbacks.Callback):
 
     def batches(self) -> tf.data.Dataset:
         """Return batches of (inputs, labels), each image once per epoch."""
-        size, labels = self._config.batch_size, self._source.train_split.labels
+        size, labels = self._config.batch_size, self._source.train.labels
 
         def read(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             positions = tf.numpy_function(

@@ -22,7 +22,7 @@ from pneumo.runtime.console import echo
 from pneumo.runtime.errors import StudyFailedError, UserError
 from pneumo.runtime.process import ProcessId
 from pneumo.tracking import model_files, results, runs, session, study_runs, tags
-from pneumo.training.config import rename_fields
+from pneumo.training.config import complete_fields, rename_fields
 from pneumo.tuning import attributes
 from pneumo.tuning.spec import MEDIAN_PRUNER_OPTIONS, TPE_OPTIONS, StudySpec
 from pneumo.tuning.storage import GRACE_PERIOD, open_storage, serves_one_machine, storage_address
@@ -49,7 +49,8 @@ def load_study(storage: optuna.storages.RDBStorage, name: str, spec: StudySpec) 
     for key, value in spec.identity().items():
         stored_value = study.user_attrs.get(key)
         if isinstance(stored_value, dict):
-            stored_value = rename_fields(stored_value)
+            complete = complete_fields if key == "base" else rename_fields
+            stored_value = complete(stored_value)
         _require_same(name, key, stored_value, value)
     _require_same_search_space(study, spec)
     if not runs.run_exists(run_id := attributes.RUN_ID.read(study)):

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from pneumo.data.dataset import Dataset
+from pneumo.data.dataset import Dataset, DecodedDataset
 from pneumo.evaluation.metrics import (
+    Evaluation,
     calibration_metrics,
     evaluate_predictions,
     fit_temperature,
@@ -23,7 +24,8 @@ from pneumo.reporting.plots import confusion_matrix_file
 from pneumo.runtime import signals
 from pneumo.tracking import model_files, results, runs
 from pneumo.training.config import RunConfig
-from pneumo.training.train import EpochCallback, train
+from pneumo.training.fit import EpochCallback, ScoreCallback
+from pneumo.training.train import TrainingResult, train
 
 STAGES = ("training", "evaluation", "storing the model")  # of a trial, in this order
 
@@ -50,6 +52,7 @@ def run_trial(
     dataset: Dataset,
     callbacks: Sequence[EpochCallback] = (),
     max_unfreeze_depth: int = 0,
+    report_score: ScoreCallback = lambda step, score: None,
     meanwhile: Callable[[], None] = lambda: None,
     **run: Any,
 ) -> TrialResult:
@@ -59,11 +62,16 @@ def run_trial(
     `perturb.ALL_PERTURBATIONS`, because a threshold of the unchanged images does not fit images
     from elsewhere. Training has a thread of its own, so that a signal does not wait for it.
 
+    With several folds, each image of training and validation is predicted by the networks of its
+    own fold, at their own temperature. The AUCs are then means over folds and repeats, because
+    scores of different networks cannot be pooled without bias (Forman and Scholz 2010).
+
     Args:
         config: Config of the run.
         dataset: The images; only training and validation are used.
         callbacks: See `train`; called in the training's thread.
         max_unfreeze_depth: See `train`.
+        report_score: See `train`; called in the training's thread.
         meanwhile: Called in the calling thread, twice a second while the model trains.
         **run: See `runs.trial_run`.
 
@@ -78,22 +86,18 @@ def run_trial(
         images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
         report = [partial(results.log_epoch, run_id), *callbacks]
         result = signals.run_in_thread(
-            lambda: train(config, images, report, max_unfreeze_depth), meanwhile
+            lambda: train(config, images, report, max_unfreeze_depth, report_score), meanwhile
         )
         clock.append(time.monotonic())
-        val = images.split("val")
-        temperature = fit_temperature(val.labels, result.val_logits)
-        probabilities = to_probabilities(result.val_logits, temperature)
-        threshold = _threshold(config, val.labels, result.perturbed_logits / temperature)
-        evaluation = evaluate_predictions(val, probabilities, threshold)
-        evaluation.metrics["robust_auc"] = result.robust_auc
+        evaluation = _evaluate(config, images, result)
+        labels, logits = evaluation.predictions["label"].to_numpy(), result.val_logits
         results.log_evaluation("val", evaluation, confusion_matrix_file("val", evaluation))
         results.log_files(images)
         clock.append(time.monotonic())
         settings = {
-            "threshold": threshold,
-            "temperature": temperature,
-            "val_uncalibrated": calibration_metrics(val.labels, expit(result.val_logits)),
+            "threshold": evaluation.metrics["threshold"],
+            "temperature": fit_temperature(labels, logits),
+            "val_uncalibrated": calibration_metrics(labels, expit(logits)),
             "resize": config.resize,
             "decoder": DECODER_VERSION,
         }
@@ -101,6 +105,26 @@ def run_trial(
         clock.append(time.monotonic())
     seconds = dict(zip(STAGES, map(float, np.diff(clock)), strict=True))
     return TrialResult(run_id, model_uri, evaluation.metrics, seconds)
+
+
+def _evaluate(config: RunConfig, images: DecodedDataset, result: TrainingResult) -> Evaluation:
+    """Evaluate the networks on the images that validate them."""
+    val = images.validation(config.folds)
+    temperatures, fold_of_image = np.ones(len(val.rows)), np.zeros(len(val.rows), np.int64)
+    for number, fold in enumerate(images.folds(config.folds)):
+        rows = fold.val.indices
+        temperatures[rows] = fit_temperature(fold.val.labels, result.val_logits[rows])
+        fold_of_image[rows] = number
+    threshold = _threshold(config, val.labels, result.perturbed_logits / temperatures)
+    probabilities = to_probabilities(result.val_logits, temperatures)
+    evaluation = evaluate_predictions(val, probabilities, threshold)
+    evaluation.metrics["robust_auc"] = float(np.mean(result.robust_aucs))
+    if config.folds > 1:
+        evaluation.predictions["fold"] = fold_of_image
+    if len(result.aucs) > 1:
+        evaluation.metrics["auc"] = float(np.mean(result.aucs))
+        evaluation.metrics["auc_sd"] = float(np.std(result.aucs, ddof=1))
+    return evaluation
 
 
 def _threshold(config: RunConfig, labels: np.ndarray, logits: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 import faulthandler
 import gc
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import optuna
@@ -15,7 +15,7 @@ from pneumo.runtime.errors import StudyFailedError, format_error
 from pneumo.runtime.process import ProcessId
 from pneumo.tracking import runs
 from pneumo.tracking.tags import STUDY
-from pneumo.training.train import EpochCallback
+from pneumo.training.fit import ScoreCallback
 from pneumo.tuning import attributes
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.study import (
@@ -155,8 +155,8 @@ def _objective(trial: optuna.Trial, spec: StudySpec, update: Callable[[], None])
         result = run_trial(
             config,
             spec.dataset,
-            [_pruning_callback(trial, config.objective)],
             max_unfreeze_depth=depth_range.high if depth_range else config.unfreeze_depth,
+            report_score=_report_and_prune(trial),
             meanwhile=update,
             parent_id=attributes.RUN_ID.read(study),
             name=f"trial {trial.number} · {name}",
@@ -178,10 +178,10 @@ def _objective(trial: optuna.Trial, spec: StudySpec, update: Callable[[], None])
     return result.metrics[config.objective.removeprefix("val_")]
 
 
-def _pruning_callback(trial: optuna.Trial, objective: str) -> EpochCallback:
-    def report(epoch: int, metrics: Mapping[str, float]) -> None:
-        trial.report(metrics[objective], epoch)
+def _report_and_prune(trial: optuna.Trial) -> ScoreCallback:
+    def report(step: int, score: float) -> None:
+        trial.report(score, step)
         if trial.should_prune():
-            raise optuna.TrialPruned(f"below the median after epoch {epoch}")
+            raise optuna.TrialPruned(f"below the median after epoch {step}")
 
     return report

@@ -21,8 +21,8 @@ from pneumo.inference.logits import predict_logits, predict_proba
 from pneumo.training import network
 from pneumo.training.augment import N_FACTORS, AugmentationConfig, augment, sample_factors
 from pneumo.training.feature_cache import N_VIEWS, FeatureExtractor
+from pneumo.training.fit import compile_model
 from pneumo.training.network import TrainablePart, build_model
-from pneumo.training.train import compile_model
 from tests.benchmarks.study_space import DEPTH, STRENGTH, arguments, config_of
 
 # So that each step takes a second or more

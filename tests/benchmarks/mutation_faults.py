@@ -33,7 +33,10 @@ INTERVALS, BOOTSTRAP, METRICS, COMPARISON = (
     f"pneumo/evaluation/{it}.py" for it in ("intervals", "bootstrap", "metrics", "comparison")
 )
 PROMOTE, REGISTRY = "pneumo/commands/promote.py", "pneumo/tracking/registry.py"
-FEATURES = "pneumo/training/feature_cache.py"
+DATASET = "pneumo/data/dataset.py"
+FEATURES, FIT, PIPELINE, TRAIN = (
+    f"pneumo/training/{it}.py" for it in ("feature_cache", "fit", "input_pipeline", "train")
+)
 CACHE, ENTRIES, CHECKSUMS, PROCESS = (
     f"pneumo/runtime/{it}.py" for it in ("cache", "cache_entries", "checksums", "process")
 )
@@ -49,6 +52,7 @@ OF_INTERVALS, OF_BOOTSTRAP, OF_METRICS, OF_COMPARISON = (
 OF_PROMOTE = "tests/commands/test_promote.py"
 OF_CHAMPIONS = "tests/tracking/test_champions.py"
 OF_FEATURES = "tests/training/test_feature_cache.py"
+OF_FOLDS, OF_TRAINING_FOLDS = "tests/data/test_folds.py", "tests/training/test_folds.py"
 OF_CACHE, OF_ENTRIES, OF_CHECKSUMS, OF_PROCESS = (
     f"tests/runtime/test_{it}.py" for it in ("cache", "cache_entries", "checksums", "process")
 )
@@ -85,8 +89,8 @@ SPLIT_FAULTS = [
     Fault(
         "a patient with images of both classes counts as normal",
         SPLIT,
-        'groupby("patient")["label"].max()',
-        'groupby("patient")["label"].min()',
+        'rows["label"].groupby(groups).max()',
+        'rows["label"].groupby(groups).min()',
         OF_SPLIT,
         "one_of_both_classes_counts_as_pneumonia",
     ),
@@ -117,7 +121,7 @@ SPLIT_FAULTS = [
     Fault(
         "of patients who share a file one alone validates",
         SPLIT,
-        'rows.index.isin(train.index[train["patient"].isin(chosen_patients)])',
+        "rows.index.isin(train.index[groups.isin(chosen_patients)])",
         'rows["patient"].isin(chosen_patients)',
         OF_SPLIT,
         "all_validate_or_none",
@@ -169,6 +173,86 @@ SPLIT_FAULTS = [
         '["path", "label", "split", "sha256"]]',
         OF_INDEX,
         "the_digest_follows_each_column",
+    ),
+    Fault(
+        "with five folds the first one is not the validation split",
+        SPLIT,
+        "round(number * len(names) / n_folds)",
+        "round(number * len(names) / n_folds + 1)",
+        OF_FOLDS,
+        "first_of_five",
+    ),
+    Fault(
+        "test images are in a fold",
+        SPLIT,
+        "folds.reindex(rows.index, fill_value=-1)",
+        "folds.reindex(rows.index, fill_value=0)",
+        OF_FOLDS,
+        "each_patient_is_in_one_fold",
+    ),
+    Fault(
+        "more folds than patients are accepted",
+        SPLIT,
+        "len(names) < n_folds:",
+        "len(names) < n_folds - 1:",
+        OF_FOLDS,
+        "more_folds_than_patients",
+    ),
+    Fault(
+        "an image is trained on in the fold that it validates",
+        DATASET,
+        "Subset(pool, np.flatnonzero(~row))",
+        "Subset(pool, np.arange(len(row)))",
+        OF_FOLDS,
+        "validates_once",
+    ),
+    Fault(
+        "a fold without a class is accepted",
+        DATASET,
+        'self._readable & (numbers == number), f"fold',
+        '(numbers == number), f"fold',
+        OF_FOLDS,
+        "without_readable_images",
+    ),
+    Fault(
+        "logits are stored for the images that trained the network",
+        TRAIN,
+        "rows, labels = fold.val.indices, fold.val.labels",
+        "labels = fold.val.labels; rows = fold.train.indices[: len(labels)]",
+        OF_TRAINING_FOLDS,
+        "own_networks",
+    ),
+    Fault(
+        "each fold starts from the same seed",
+        TRAIN,
+        '{"seed": next(seeds)}',
+        '{"seed": config.seed}',
+        OF_TRAINING_FOLDS,
+        "memorized",
+    ),
+    Fault(
+        "finished folds do not count in the score",
+        FIT,
+        "np.mean([*self.scores, metrics",
+        "np.mean([metrics",
+        OF_TRAINING_FOLDS,
+        "own_networks",
+    ),
+    Fault(
+        "the features of other rows validate",
+        PIPELINE,
+        "val.select(features.get(View(val.split), depth))",
+        "features.get(View(val.split), depth)[: len(val.indices)]",
+        OF_TRAINING_FOLDS,
+        "stored_or_not",
+    ),
+    Fault(
+        "the features of other rows are trained on",
+        PIPELINE,
+        "self._current_features[self.train.indices[positions]]",
+        "self._current_features[positions]",
+        OF_TRAINING_FOLDS,
+        "stored_or_not",
     ),
 ]
 

@@ -27,7 +27,7 @@ from pneumo.data.dataset import DecodedDataset, open_dataset
 from pneumo.experiment import Experiment
 from pneumo.training import network
 from pneumo.training.config import RunConfig
-from pneumo.training.train import STEPS_PER_EXECUTION, class_weights
+from pneumo.training.fit import STEPS_PER_EXECUTION, class_weights
 from pneumo.tuning import spec, trial
 from tests.benchmarks.stub import stub_of
 from tests.support.stores import store_in

@@ -56,7 +56,7 @@ def test_pictures_show_the_errors_furthest_from_the_threshold():
 def test_learning_curves_are_those_of_the_run(study):
     best = study.study.best_trial
     epochs = results.read_epochs(best.user_attrs["run_id"])
-    assert set(epochs) == {"loss", "auc", "val_loss", "val_auc"}
+    assert set(epochs) == {"loss", "auc", "val_loss", "val_auc", "network"}
     assert epochs["val_auc"].to_dict() == best.intermediate_values
     figure = plots.plot_learning_curves(epochs)
     assert figure.axes[0].get_title() == "Loss, with equal weight of both classes"
@@ -65,3 +65,7 @@ def test_learning_curves_are_those_of_the_run(study):
         assert list(lines["training"].get_ydata()) == list(epochs[name])
         assert list(lines["validation"].get_ydata()) == list(epochs[f"val_{name}"])
     Image.open(io.BytesIO(to_png(figure))).verify()
+    # a network that stopped early, and the next one
+    several = epochs.set_index(pd.Index([1, 3])).assign(network=[0, 1])
+    lines = plots.plot_learning_curves(several).axes[1].lines
+    assert [list(line.get_xdata()) for line in lines] == [[1], [1], [3], [3]]

@@ -93,9 +93,10 @@ def text(run_id, path) -> str:
     return mlflow.artifacts.load_text(f"runs:/{run_id}/{path}")
 
 
-def predictions(run_id, split) -> pd.DataFrame:
+def predictions(run_id, split, *further: str) -> pd.DataFrame:
+    """Return the predictions of a run, which must have the usual columns and `further` ones."""
     table = results.read_predictions(run_id, split)
-    assert list(table) == ["path", "patient", "subtype", "label", "probability"]
+    assert list(table) == ["path", "patient", "subtype", "label", "probability", *further]
     return table
 
 

@@ -50,7 +50,7 @@ def test_a_cut_not_worth_storing_is_trained_from_pixels_with_the_same_result(
 
 def test_the_budget_for_a_run_is_what_it_will_store(config, images, own_cache, monkeypatch):
     config = config.override({"unfreeze_depth": 1, "epochs": 2, "augment_strength": 0.5})
-    requested, target = [], "pneumo.training.train.available_bytes"
+    requested, target = [], "pneumo.training.fit.available_bytes"
     monkeypatch.setattr(target, lambda sizes: requested.append(sizes) or 10**12)
     train(config.override({"objective": "val_robust_auc"}), images, max_unfreeze_depth=2)
     [sizes] = requested

@@ -18,7 +18,7 @@ def images(sample):
 def epochs_of(images, shared=False, **fields) -> list[list[tuple[np.ndarray, np.ndarray]]]:
     """Return the batches of three epochs."""
     config = CONFIG.override(fields)
-    feed = BatchFeeder(PixelSource(images, config, shared), config)
+    feed = BatchFeeder(PixelSource(images.folds(1)[0], config, shared), config)
     data, found = feed.batches(), []
     for epoch in range(3):
         feed.on_epoch_begin(epoch)

@@ -42,7 +42,7 @@ def test_reloaded_models_give_the_trained_ones_probabilities(study, client, samp
         served = mlflow.pyfunc.load_model(address)
         data = [(sample.base / path).read_bytes() for path in table["path"]]
         answer = served.predict(pd.DataFrame({"image": data}))
-        assert answer["probability"].to_numpy() == expected
+        assert answer["probability"].to_numpy(float) == expected
         threshold = client.get_run(run_id).data.metrics["val_threshold"]
         assert set(answer["threshold"]) == {threshold}
         clear = np.abs(table["probability"] - threshold) > 1e-6

@@ -34,6 +34,7 @@ from pneumo.runtime.tensorflow_import import import_tensorflow
 from pneumo.tracking import evaluations, models, registry, results, runs, session, tags
 from pneumo.tracking.models import LoadedModel
 from pneumo.tracking.tags import EXPERIMENT, PARENT, SKEW
+from pneumo.training.config import complete_fields
 
 SKEW_METRICS = ("accuracy", "sensitivity", "specificity", "auc")
 
@@ -57,11 +58,11 @@ def _require_independent_split(loaded_model: LoadedModel, dataset: Dataset, spli
     """Raise `UserError` for the validation split of a model that was trained in several folds."""
     trial = loaded_model.trial
     is_own_data = trial.data.tags[tags.DATA_DIGEST] == dataset.digest
-    n_folds = trial.data.params.get("folds", "1")
+    n_folds = complete_fields(trial.data.params)["folds"]
     if split == "val" and is_own_data and n_folds != "1":
         raise UserError(
-            f"split must be test for {loaded_model.title}: it was trained in {n_folds} folds, so "
-            "most of its networks were trained on the images of val. What the others predict for "
+            f"split must not be val for {loaded_model.title}: it was trained in {n_folds} folds, "
+            "and most of its networks were trained on these images. What the others predict for "
             f"them is in val/predictions.csv of its run {trial.info.run_id}."
         )
 

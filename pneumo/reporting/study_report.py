@@ -133,6 +133,11 @@ class StudyReport:
             return
         scores = ", ".join(self._best_scores())
         yield f"The best is trial {best.number} ({best.name}) with {scores}."
+        if self._summary.base.folds * self._summary.base.repeats > 1:
+            yield (
+                "The score of a trial is the mean over its folds and repeats. Values with an "
+                "interval come from the predictions of all of them together."
+            )
         if not self._comparison:
             yield "There is no result of the baseline for a comparison."
         elif self._best_is_baseline:

@@ -1,4 +1,4 @@
-"""Fit of one network on one split of the images."""
+"""Fit of one network on the images of one fold."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,14 +29,10 @@ from pneumo.training.input_pipeline import (
     PixelSource,
 )
 
-# Called after each epoch with its number, as `EpochEnd` counts, and the metrics `loss`, `auc`,
+# Called after each epoch with its number, as `train.train` counts, and the metrics `loss`, `auc`,
 # `val_loss`, `val_auc` and the objective. An exception that it raises ends the training and reaches
 # the caller.
 EpochCallback = Callable[[int, Mapping[str, float]], None]
-
-# Called after each epoch with its number and the score of the run so far. An exception that it
-# raises ends the training and reaches the caller.
-ScoreCallback = Callable[[int, float], None]
 
 # Logits of validation: float64, shape (images,) for each version of the images
 VersionLogits = dict[Version, np.ndarray]
@@ -106,21 +102,24 @@ class FittedNetwork:
 def fit_network(
     config: RunConfig,
     fold: Fold,
+    callbacks: Sequence[EpochCallback],
+    earlier_epochs: int,
     max_unfreeze_depth: int,
-    report: keras.callbacks.Callback,
 ) -> FittedNetwork:
     """Fit one network, and keep the weights of its best epoch.
 
     Args:
         config: Config of the run, with the seed of this network.
         fold: Images to train on, and to validate with.
+        callbacks: Called after each epoch.
+        earlier_epochs: Number of epochs before the first one of this network.
         max_unfreeze_depth: See `train.train`.
-        report: Callback after each epoch.
 
     Raises:
         TrainingDivergedError: The loss or a logit is not finite.
-        Exception: Whatever the callback raises.
+        Exception: Whatever a callback raises.
     """
+    report = _EpochEnd(callbacks, earlier_epochs)
     keras.utils.clear_session()  # the state of a previous model would stay in memory
     history: LogitHistory = []
     with _input_sources(config, fold, max_unfreeze_depth) as source_of:
@@ -344,34 +343,14 @@ class _Validation(keras.callbacks.Callback):
         self._history.append(version_logits)
 
 
-class EpochEnd(keras.callbacks.Callback):
-    """Callback that calls functions after each epoch.
+class _EpochEnd(keras.callbacks.Callback):
+    """Callback that calls functions after each epoch."""
 
-    Epochs are counted from 1 through all networks. Each network counts as `epochs` of them, even if
-    it has stopped early, so that the same number means the same in all runs of a study.
-
-    Args:
-        config: Config of the run.
-        functions: Functions to call.
-        report_score: See `train.train`.
-
-    Attributes:
-        networks: Number of networks that have been fitted.
-        scores: Objective of each fold and repeat that has been fitted.
-    """
-
-    def __init__(
-        self, config: RunConfig, functions: Sequence[EpochCallback], report_score: ScoreCallback
-    ) -> None:
+    def __init__(self, functions: Sequence[EpochCallback], earlier_epochs: int) -> None:
         super().__init__()
-        self._config, self._functions, self._report_score = config, functions, report_score
-        self.networks, self.scores = 0, list[float]()
+        self._functions, self._earlier_epochs = functions, earlier_epochs
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        """Call the functions."""
-        number = self.networks * self._config.epochs + epoch + 1
         metrics = {name: float(value) for name, value in logs.items()}
         for function in self._functions:
-            function(number, metrics)
-        score = float(np.mean([*self.scores, metrics[self._config.objective]]))
-        self._report_score(number, score)
+            function(self._earlier_epochs + epoch + 1, metrics)

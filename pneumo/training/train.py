@@ -1,6 +1,6 @@
 """Training of one model, independent of MLflow and Optuna."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import keras
@@ -12,12 +12,9 @@ from pneumo.evaluation.robustness import robust_auc
 from pneumo.inference.logits import build_ensemble
 from pneumo.training.config import RunConfig, derive_seed
 from pneumo.training.fit import (
-    ROBUST_OBJECTIVE,
     ROBUST_VERSIONS,
     EpochCallback,
-    EpochEnd,
     FittedNetwork,
-    ScoreCallback,
     VersionLogits,
     fit_network,
 )
@@ -52,14 +49,14 @@ def train(
     images: DecodedDataset,
     callbacks: Sequence[EpochCallback] = (),
     max_unfreeze_depth: int = 0,
-    report_score: ScoreCallback = lambda step, score: None,
 ) -> TrainingResult:
     """Fit the networks of a config, and keep the weights that are best on validation images.
 
     There are `ensemble_size` networks for each repeat in each fold. They are fitted one after the
-    other, each from its own seed. Early stopping ends a phase after `patience` epochs without a
-    better objective. Both classes weigh the same, whatever their fractions, so the probabilities
-    assume a prevalence of 50 %.
+    other, each from its own seed. Epochs are counted from 1 through all networks, as if none of
+    them stopped early. Early stopping ends a phase after `patience` epochs without a better
+    objective. Both classes weigh the same, whatever their fractions, so the probabilities assume a
+    prevalence of 50 %.
 
     Args:
         config: Config of the run.
@@ -67,8 +64,6 @@ def train(
         callbacks: Called after each epoch.
         max_unfreeze_depth: Greatest `unfreeze_depth` of the runs that share cached features with
             this one.
-        report_score: Called after each epoch with its number and a score: the mean of the
-            objectives of all finished folds and repeats and of this epoch.
 
     Returns:
         The trained model with its logits of validation.
@@ -78,16 +73,17 @@ def train(
         UserError: There are too few images for so many folds.
         Exception: Whatever a callback raises.
     """
-    report, seeds = EpochEnd(config, callbacks, report_score), _seeds(config)
     networks: list[FittedNetwork] = []
     aucs: list[float] = []
     robust_aucs: list[float] = []
     val_logits, perturbed_logits = np.zeros((2, len(images.validation(config.folds).labels)))
 
     def fit(fold: Fold) -> FittedNetwork:
-        seeded = config.model_copy(update={"seed": next(seeds)})
-        network = fit_network(seeded, fold, max_unfreeze_depth, report)
-        report.networks += 1
+        number = len(networks)
+        seed = derive_seed(config.seed, number) if number else config.seed
+        seeded, earlier_epochs = config.model_copy(update={"seed": seed}), number * config.epochs
+        network = fit_network(seeded, fold, callbacks, earlier_epochs, max_unfreeze_depth)
+        networks.append(network)
         return network
 
     for fold in images.folds(config.folds):
@@ -99,9 +95,6 @@ def train(
             perturbed_logits[rows] += perturbed / config.repeats
             aucs.append(float(roc_auc_score(labels, logits[None])))
             robust_aucs.append(robust_auc(labels, logits))
-            is_robust = config.objective == ROBUST_OBJECTIVE
-            report.scores.append((robust_aucs if is_robust else aucs)[-1])
-            networks += members
     return TrainingResult(
         model=build_ensemble([network.model for network in networks], config.flip_tta == "on"),
         best_epochs=tuple(network.best_epoch for network in networks),
@@ -119,10 +112,3 @@ def _mean_logits(members: list[FittedNetwork]) -> tuple[VersionLogits, np.ndarra
         for version in ROBUST_VERSIONS
     }
     return logits, np.mean([member.perturbed_logits for member in members], axis=0)
-
-
-def _seeds(config: RunConfig) -> Iterator[int]:
-    """Yield the config's own seed, and then others derived from it, one for each network."""
-    yield config.seed
-    for number in range(1, config.folds * config.repeats * config.ensemble_size):
-        yield derive_seed(config.seed, number)

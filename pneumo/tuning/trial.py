@@ -24,7 +24,7 @@ from pneumo.reporting.plots import confusion_matrix_file
 from pneumo.runtime import signals
 from pneumo.tracking import model_files, results, runs
 from pneumo.training.config import RunConfig
-from pneumo.training.fit import EpochCallback, ScoreCallback
+from pneumo.training.fit import EpochCallback
 from pneumo.training.train import TrainingResult, train
 
 STAGES = ("training", "evaluation", "storing the model")  # of a trial, in this order
@@ -52,7 +52,6 @@ def run_trial(
     dataset: Dataset,
     callbacks: Sequence[EpochCallback] = (),
     max_unfreeze_depth: int = 0,
-    report_score: ScoreCallback = lambda step, score: None,
     meanwhile: Callable[[], None] = lambda: None,
     **run: Any,
 ) -> TrialResult:
@@ -71,7 +70,6 @@ def run_trial(
         dataset: The images; only training and validation are used.
         callbacks: See `train`; called in the training's thread.
         max_unfreeze_depth: See `train`.
-        report_score: See `train`; called in the training's thread.
         meanwhile: Called in the calling thread, twice a second while the model trains.
         **run: See `runs.trial_run`.
 
@@ -86,7 +84,7 @@ def run_trial(
         images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
         report = [partial(results.log_epoch, run_id), *callbacks]
         result = signals.run_in_thread(
-            lambda: train(config, images, report, max_unfreeze_depth, report_score), meanwhile
+            lambda: train(config, images, report, max_unfreeze_depth), meanwhile
         )
         clock.append(time.monotonic())
         evaluation = _evaluate(config, images, result)

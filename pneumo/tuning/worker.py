@@ -3,8 +3,9 @@
 import faulthandler
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from statistics import fmean
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -15,7 +16,8 @@ from pneumo.runtime.errors import StudyFailedError, format_error
 from pneumo.runtime.process import ProcessId
 from pneumo.tracking import runs
 from pneumo.tracking.tags import STUDY
-from pneumo.training.fit import ScoreCallback
+from pneumo.training.config import RunConfig
+from pneumo.training.fit import EpochCallback
 from pneumo.tuning import attributes
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.study import (
@@ -155,8 +157,8 @@ def _objective(trial: optuna.Trial, spec: StudySpec, update: Callable[[], None])
         result = run_trial(
             config,
             spec.dataset,
+            [_pruning_callback(trial, config)],
             max_unfreeze_depth=depth_range.high if depth_range else config.unfreeze_depth,
-            report_score=_report_and_prune(trial),
             meanwhile=update,
             parent_id=attributes.RUN_ID.read(study),
             name=f"trial {trial.number} · {name}",
@@ -178,10 +180,19 @@ def _objective(trial: optuna.Trial, spec: StudySpec, update: Callable[[], None])
     return result.metrics[config.objective.removeprefix("val_")]
 
 
-def _report_and_prune(trial: optuna.Trial) -> ScoreCallback:
-    def report(step: int, score: float) -> None:
-        trial.report(score, step)
+def _pruning_callback(trial: optuna.Trial, config: RunConfig) -> EpochCallback:
+    """Return a callback that reports the mean of the networks so far, and may end the trial.
+
+    Each finished network counts with its best epoch, and the present one with this epoch.
+    """
+    best: dict[int, float] = {}  # network, from 0 → best score
+
+    def report(epoch: int, metrics: Mapping[str, float]) -> None:
+        network, score = (epoch - 1) // config.epochs, metrics[config.objective]
+        finished = [value for number, value in best.items() if number < network]
+        best[network] = max(score, best.get(network, score))
+        trial.report(fmean([*finished, score]), epoch)
         if trial.should_prune():
-            raise optuna.TrialPruned(f"below the median after epoch {step}")
+            raise optuna.TrialPruned(f"below the median after epoch {epoch}")
 
     return report

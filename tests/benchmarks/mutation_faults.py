@@ -34,8 +34,8 @@ INTERVALS, BOOTSTRAP, METRICS, COMPARISON = (
 )
 PROMOTE, REGISTRY = "pneumo/commands/promote.py", "pneumo/tracking/registry.py"
 DATASET = "pneumo/data/dataset.py"
-FEATURES, FIT, PIPELINE, TRAIN = (
-    f"pneumo/training/{it}.py" for it in ("feature_cache", "fit", "input_pipeline", "train")
+FEATURES, PIPELINE, TRAIN = (
+    f"pneumo/training/{it}.py" for it in ("feature_cache", "input_pipeline", "train")
 )
 CACHE, ENTRIES, CHECKSUMS, PROCESS = (
     f"pneumo/runtime/{it}.py" for it in ("cache", "cache_entries", "checksums", "process")
@@ -56,8 +56,8 @@ OF_FOLDS, OF_TRAINING_FOLDS = "tests/data/test_folds.py", "tests/training/test_f
 OF_CACHE, OF_ENTRIES, OF_CHECKSUMS, OF_PROCESS = (
     f"tests/runtime/test_{it}.py" for it in ("cache", "cache_entries", "checksums", "process")
 )
-OF_RECOVERY, OF_OWN_TRIALS, OF_SPEC = (
-    f"tests/tuning/test_{it}.py" for it in ("recovery", "own_trials", "spec")
+OF_RECOVERY, OF_OWN_TRIALS, OF_SPEC, OF_WORKER = (
+    f"tests/tuning/test_{it}.py" for it in ("recovery", "own_trials", "spec", "worker")
 )
 OF_DEAD = "tests/end_to_end/test_faults.py"
 
@@ -225,18 +225,18 @@ SPLIT_FAULTS = [
     Fault(
         "each fold starts from the same seed",
         TRAIN,
-        '{"seed": next(seeds)}',
-        '{"seed": config.seed}',
+        "derive_seed(config.seed, number) if number else config.seed",
+        "config.seed",
         OF_TRAINING_FOLDS,
         "memorized",
     ),
     Fault(
         "finished folds do not count in the score",
-        FIT,
-        "np.mean([*self.scores, metrics",
-        "np.mean([metrics",
-        OF_TRAINING_FOLDS,
-        "own_networks",
+        WORKER,
+        "fmean([*finished, score])",
+        "score",
+        OF_WORKER,
+        "reports_the_mean",
     ),
     Fault(
         "the features of other rows validate",

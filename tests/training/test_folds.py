@@ -27,7 +27,7 @@ def test_no_network_predicts_an_image_of_a_patient_that_it_has_memorized(images,
     """A model that knows the label of each of its patients, and nothing else, knows nothing."""
     pool, seeds = images.validation(3), []
 
-    def memorize(config, fold, max_unfreeze_depth, report) -> FittedNetwork:
+    def memorize(config, fold, *_) -> FittedNetwork:
         patients = pool.rows["patient"]
         known = patients[fold.train.indices].tolist()
         assert fold.val.split.digest == pool.digest
@@ -49,13 +49,8 @@ def test_no_network_predicts_an_image_of_a_patient_that_it_has_memorized(images,
 
 def test_scores_and_logits_are_those_of_each_folds_own_networks(images):
     config = CNN.override({"folds": 2, "repeats": 2})
-    steps, epochs = [], []
-    result = train(
-        config,
-        images,
-        [lambda *epoch: epochs.append(epoch)],
-        report_score=lambda *step: steps.append(step),
-    )
+    epochs = []
+    result = train(config, images, [lambda *epoch: epochs.append(epoch)])
     networks, pool = ensemble_members(result.model), images.validation(2)
     assert len(networks) == len(result.best_epochs) == len(result.aucs) == 4
     for number, fold in enumerate(images.folds(2)):
@@ -82,15 +77,20 @@ def test_scores_and_logits_are_those_of_each_folds_own_networks(images):
     whole = predict_logits(result.model, pool.images)
     expected = np.mean([predict_logits(network, pool.images) for network in networks], axis=0)
     assert whole == pytest.approx(expected, abs=1e-5)
-    # Each network has two steps; the score is the mean of the finished ones and of this epoch
-    assert [number for number, _ in epochs] == [step for step, _ in steps] == list(range(1, 9))
+    assert [number for number, _ in epochs] == list(range(1, 9))
     aucs = np.array([metrics["val_auc"] for _, metrics in epochs]).reshape(4, 2)
     assert result.aucs == pytest.approx(aucs.max(axis=1))
-    for fit in range(4):
-        finished = list(result.aucs[:fit])
-        for epoch in range(2):
-            expected = np.mean([*finished, aucs[fit, epoch]])
-            assert steps[2 * fit + epoch][1] == pytest.approx(expected)
+
+
+def test_a_network_that_stops_early_leaves_a_gap_in_the_epochs(images):
+    config = CNN.override({"folds": 2, "epochs": 9, "patience": 1, "learning_rate": 1e-6})
+    epochs = []
+    result = train(config, images, [lambda epoch, _: epochs.append(epoch)])
+    first, second = ([it for it in epochs if it // 10 == number] for number in (0, 1))
+    assert len(first) < 9
+    assert first == list(range(1, len(first) + 1))
+    assert second == list(range(10, 10 + len(second)))
+    assert max(result.best_epochs) <= 9
 
 
 def test_the_features_of_all_folds_are_computed_once(images, weights, own_cache, monkeypatch):
@@ -102,7 +102,7 @@ def test_the_features_of_all_folds_are_computed_once(images, weights, own_cache,
         compute(self, view, depth, draft)
 
     monkeypatch.setattr(FeatureCache, "_compute", count)
-    train(config, images, report_score=lambda step, _: fits.append((step, len(computed))))
+    train(config, images, [lambda epoch, _: fits.append((epoch, len(computed)))])
     assert len(computed) == len(set(computed))
     assert fits[-1] == (6, fits[1][1] + 5)  # after fold 0 only the five versions of validation
 

@@ -13,7 +13,7 @@ from pneumo.inference.logits import ensemble_members, predict_logits
 from pneumo.runtime.errors import UserError
 from pneumo.tracking import model_files
 from tests.support.commands import run_here
-from tests.support.studies import METRICS, children, predictions, run_study
+from tests.support.studies import METRICS, children, predictions, run_study, text
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +55,8 @@ def test_a_study_in_two_folds(store, sample, capsys):
         assert max(series[3], series[4]) == pytest.approx(trial.value)
         epochs = store.get_metric_history(run.info.run_id, "epoch/val_auc")
         assert [point.step for point in epochs] == [1, 2, 3, 4]
+    page = text(study.user_attrs["run_id"], "study/study.html")
+    assert "The score of a trial is the mean over its folds and repeats." in page
     with pytest.raises(UserError, match=re.escape("fixed {'folds': '2'}: got {}")):
         run_study(sample, name="folds")
     resumed = run_study(sample, name="folds", trials=3, fixed=FOLDS)
@@ -65,8 +67,8 @@ def test_a_study_in_two_folds(store, sample, capsys):
     winner = children(store, resumed)[resumed.study.best_trial.number].info.run_id
     assert (code, errors) == (
         2,
-        f"pneumo: split must be test for pneumonia-sample version {resumed.version}: it was "
-        "trained in 2 folds, so most of its networks were trained on the images of val. What the "
+        f"pneumo: split must not be val for pneumonia-sample version {resumed.version}: it was "
+        "trained in 2 folds, and most of its networks were trained on these images. What the "
         f"others predict for them is in val/predictions.csv of its run {winner}.\n",
     )
 

@@ -11,7 +11,7 @@ from pneumo.runtime.errors import StudyFailedError
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import open_storage
 from pneumo.tuning.study import StudyLimits, create_study
-from pneumo.tuning.worker import run_trials
+from pneumo.tuning.worker import _pruning_callback, run_trials
 from tests.support.studies import BASE, EPOCH, TINY, children, files, tags, text
 
 pytestmark = pytest.mark.slow
@@ -26,6 +26,16 @@ def test_an_interrupted_worker_starts_no_trial(store, sample, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run_trials(study, spec)
     assert [trial.state.name for trial in study.trials] == ["WAITING"]
+
+
+def test_a_trial_of_several_networks_reports_the_mean_so_far():
+    trial = optuna.create_study(pruner=optuna.pruners.NopPruner()).ask()
+    report = _pruning_callback(trial, BASE.override({"epochs": 3, "objective": "val_robust_auc"}))
+    for epoch, score in {1: 0.5, 2: 0.8, 3: 0.7, 4: 0.6, 5: 0.9, 7: 0.1}.items():
+        report(epoch, {"val_auc": 0.0, "val_robust_auc": score})
+    found = trial.study.trials[0].intermediate_values
+    means = {4: (0.8 + 0.6) / 2, 5: (0.8 + 0.9) / 2, 7: (0.8 + 0.9 + 0.1) / 3}
+    assert found == pytest.approx({1: 0.5, 2: 0.8, 3: 0.7, **means})
 
 
 class FromTheSecondTrial(optuna.pruners.BasePruner):

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from pneumo.evaluation.metrics import fit_temperature
 from pneumo.inference.logits import ensemble_members, predict_logits
 from pneumo.runtime.errors import UserError
-from pneumo.tracking import model_files
+from pneumo.tracking import model_files, results
 from tests.support.commands import run_here
 from tests.support.studies import METRICS, children, predictions, run_study, text
 
@@ -55,6 +55,7 @@ def test_a_study_in_two_folds(store, sample, capsys):
         assert max(series[3], series[4]) == pytest.approx(trial.value)
         epochs = store.get_metric_history(run.info.run_id, "epoch/val_auc")
         assert [point.step for point in epochs] == [1, 2, 3, 4]
+        assert results.read_epochs(run.info.run_id)["network"].tolist() == [0, 0, 1, 1]
     page = text(study.user_attrs["run_id"], "study/study.html")
     assert "The score of a trial is the mean over its folds and repeats." in page
     with pytest.raises(UserError, match=re.escape("fixed {'folds': '2'}: got {}")):

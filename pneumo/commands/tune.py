@@ -33,7 +33,6 @@ from pneumo.tuning.study import (
     create_study,
     delete_models_beyond_best,
     fail_dead_trials,
-    final_score,
     load_study,
     prepare_resume,
     reconcile_runs,
@@ -60,6 +59,7 @@ def tune(options: TuneOptions, inputs: Inputs) -> int:
         workers=options.workers,
         launcher=options.launcher,
         trial_timeout=options.trial_timeout,
+        like=options.like or "",
     )
     print_study(result)
     return 0
@@ -97,6 +97,7 @@ def tune_and_register(
     workers: int = 1,
     trial_timeout: int | None = None,
     launcher: str = "local",
+    like: str = "",
 ) -> StudyResult:
     """Run a whole study: search, evaluate the winner on test once, register it as `@challenger`.
 
@@ -114,12 +115,14 @@ def tune_and_register(
             `trial_timeout`.
         trial_timeout: Seconds after which a trial fails and its process is ended.
         launcher: `local`, or `ray` for `workers` tasks of a Ray cluster.
+        like: Name of an earlier study in this store, whose best trials a new study tries first.
 
     Returns:
         The study and its winner.
 
     Raises:
-        UserError: A study of that name has another search, or exists in only one of the stores.
+        UserError: A study of that name has another search, or exists in only one of the stores; or
+            no trial of `like` fits the search space.
         StudyFailedError: There is no winner, or a store failed.
     """
     limits = StudyLimits(
@@ -129,7 +132,7 @@ def tune_and_register(
     storage = open_storage()
     tags = runs.provenance_tags(spec.experiment.name, spec.dataset)
     if name in optuna.get_all_study_names(storage):
-        study = load_study(storage, name, spec)
+        study = load_study(storage, name, spec, like)
         run_id = attributes.RUN_ID.read(study)
         tags |= {STUDY: name, PARENT: run_id, **runs.process_tags()}
         resume = runs.command_run("resume", name, tags)
@@ -139,8 +142,10 @@ def tune_and_register(
             return _search_and_register(study, spec, limits, search, model_name)
     if name:
         check_name_is_new(name)
+    warm_start = selection.find_warm_start(storage, like, spec) if like else None
     with runs.command_run("study", name, tags, system_metrics=True) as run_id:
-        study = create_study(storage, name or f"{spec.experiment.name}-{run_id[:8]}", spec, run_id)
+        name = name or f"{spec.experiment.name}-{run_id[:8]}"
+        study = create_study(storage, name, spec, run_id, warm_start)
         return _search_and_register(study, spec, limits, search, model_name)
 
 
@@ -268,7 +273,7 @@ def print_study(result: StudyResult) -> None:
     for trial in trials:
         if trial.state == TrialState.WAITING:  # a waiting trial has no values and no score
             continue
-        score = None if trial.state == TrialState.FAIL else final_score(trial)
+        score = None if trial.state == TrialState.FAIL else selection.final_score(trial)
         config = rename_fields(attributes.CONFIG.get(trial, {}))
         rows.append(
             (

@@ -118,11 +118,13 @@ class StudyReport:
     def _describe_question(self) -> str:
         summary = self._summary
         fixed = f" Fixed: {', '.join(f'{name} {value}' for name, value in summary.fixed.items())}."
+        warm_start = f" After the baseline, it first tries {summary.warm_start}."
         return (
             f"{summary.question or 'Which values are the best?'} Experiment {summary.experiment} "
             f"on {summary.dataset.name}, {summary.n_trials} trials of at most "
             f"{summary.base.epochs} epochs. "
             f"Searched: {', '.join(summary.searched_fields)}.{fixed if summary.fixed else ''}"
+            f"{warm_start if summary.warm_start else ''}"
         )
 
     def _describe_findings(self) -> Iterator[str]:

@@ -55,6 +55,7 @@ class StudySummary:
         experiment_base: Fields of the experiment's base config as text.
         fixed: Values of the fields that are not searched, as text.
         searched_fields: Names of the fields that are searched.
+        warm_start: Trials of an earlier study that it tries first, in words, or ''.
         n_trials: Number of trials at which the study ends.
         n_done: Number of complete and pruned trials.
         trials: All of its trials, by number.
@@ -78,6 +79,7 @@ class StudySummary:
     experiment_base: dict[str, str]
     fixed: dict[str, str]
     searched_fields: list[str]
+    warm_start: str
     n_trials: int
     n_done: int
     trials: list[TrialSummary]

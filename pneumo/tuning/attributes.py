@@ -53,6 +53,7 @@ SEARCH_SPACE: Attribute[dict[str, str]] = Attribute("search_space")  # distribut
 LIMITS: Attribute[dict[str, Any]] = Attribute("goal")  # the fields of `StudyLimits`
 MODEL_NAME: Attribute[str] = Attribute("model_name")  # registered model of the winner
 WINNER: Attribute[dict[str, Any]] = Attribute("winner")  # trial, version, evaluation on test
+WARM_START: Attribute[dict[str, Any]] = Attribute("warm_start")  # the fields of `WarmStart`
 IMPROVEMENT: Attribute[dict[str, Any]] = Attribute("improvement")  # best over baseline
 
 # Of a trial

@@ -17,8 +17,9 @@ from pneumo.runtime.console import console, echo, supports_live_display
 from pneumo.runtime.process import ProcessId
 from pneumo.training.config import OBJECTIVE_LABELS
 from pneumo.tuning import attributes
+from pneumo.tuning.selection import best_trial_of, final_score
 from pneumo.tuning.storage import STORE_ERRORS
-from pneumo.tuning.study import FINISHED_STATES, StudyLimits, best_trial_of, final_score
+from pneumo.tuning.study import FINISHED_STATES, StudyLimits
 
 NO_BEST = ("best", "none yet", "")
 ENDED = "its process has ended"  # error of a trial that could not store one

@@ -1,29 +1,112 @@
-"""Improvement of a study's best trial over its baseline, and the trials to choose from.
+"""Choices among trials: a study's best, its improvement over the baseline, and a warm start.
 
 Nothing in this module needs TensorFlow.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import mlflow
 import optuna
 import pandas as pd
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from pneumo.evaluation import bootstrap
 from pneumo.evaluation.bootstrap import Improvement
 from pneumo.runtime import signals
 from pneumo.runtime.console import echo
-from pneumo.runtime.errors import format_error
+from pneumo.runtime.errors import UserError, format_error
 from pneumo.tracking import results
 from pneumo.tuning import attributes
 from pneumo.tuning.spec import StudySpec
+from pneumo.tuning.storage import storage_address
+
+MAX_WARM_START_TRIALS = 5  # so that most of a study of 20 trials is a search
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """Trials of an earlier study that a study tries again, after its initial trials.
+
+    Attributes:
+        study: Name of the earlier study.
+        trials: Their numbers, best first.
+        params: Their suggestions, in the same order.
+    """
+
+    study: str
+    trials: list[int]
+    params: list[dict[str, Any]]
+
+
+def find_warm_start(storage: optuna.storages.RDBStorage, name: str, spec: StudySpec) -> WarmStart:
+    """Find the best trials of an earlier study that fit a search space.
+
+    A complete trial fits if it shares a suggestion with the space, and if the space contains the
+    values of all that it shares. Other suggestions get the baseline's values. Trials that are then
+    equal to the baseline or to a better one are left out.
+
+    Args:
+        storage: Optuna's database, which must contain the earlier study.
+        name: Name of the earlier study.
+        spec: Search of the new study.
+
+    Returns:
+        The best `MAX_WARM_START_TRIALS` of them, or fewer.
+
+    Raises:
+        UserError: There is no such study, or none of its trials fits.
+    """
+    if name not in (names := optuna.get_all_study_names(storage)):
+        raise UserError(
+            f"--like must be a study in Optuna's database at {storage_address()}, which has "
+            f"{', '.join(sorted(names)) or 'none'}: got '{name}'"
+        )
+    earlier = optuna.load_study(storage=storage, study_name=name)
+    space, baseline = spec.search_space(), spec.baseline()
+    found = WarmStart(name, [], [])
+    for trial in sorted(complete_trials(earlier), key=lambda trial: -trial.value):
+        shared = {key: value for key, value in trial.params.items() if key in space}
+        params = baseline | shared
+        if shared and params not in [baseline, *found.params] and _contains(space, params):
+            found.trials.append(trial.number)
+            found.params.append(params)
+    if not found.trials:
+        raise UserError(
+            f"--like must be a study with a trial that fits the search space of "
+            f"experiments/{spec.experiment.name}.py and differs from its baseline: '{name}' has "
+            "none. Omit --like, or name another study."
+        )
+    best = slice(MAX_WARM_START_TRIALS)
+    return WarmStart(name, found.trials[best], found.params[best])
+
+
+def _contains(space: Mapping[str, BaseDistribution], params: Mapping[str, Any]) -> bool:
+    try:
+        optuna.create_trial(value=0.0, params=dict(params), distributions=dict(space))
+    except ValueError:
+        return False
+    return True
 
 
 def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that can be the best; a pruned trial has no predictions and cannot."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def best_trial_of(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
+    """Return the complete trial with the best score, the first of equals, or None."""
+    complete = (trial for trial in trials if trial.state == TrialState.COMPLETE)
+    return max(complete, key=lambda trial: trial.value, default=None)
+
+
+def final_score(trial: FrozenTrial) -> float | None:
+    """Return a trial's score, or the last that it reported if it is not complete, or None."""
+    if trial.state == TrialState.COMPLETE:
+        return trial.value
+    return trial.intermediate_values.get(trial.last_step)
 
 
 def find_baseline(complete: Sequence[FrozenTrial], spec: StudySpec) -> FrozenTrial | None:

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -24,6 +24,7 @@ from pneumo.runtime.process import ProcessId
 from pneumo.tracking import model_files, results, runs, session, study_runs, tags
 from pneumo.training.config import complete_fields, rename_fields
 from pneumo.tuning import attributes
+from pneumo.tuning.selection import WarmStart
 from pneumo.tuning.spec import MEDIAN_PRUNER_OPTIONS, TPE_OPTIONS, StudySpec
 from pneumo.tuning.storage import GRACE_PERIOD, open_storage, serves_one_machine, storage_address
 
@@ -34,13 +35,16 @@ MAX_CONSECUTIVE_FAILURES = 3
 INTERRUPTED = "interrupted"  # error of a trial that a person interrupted
 
 
-def load_study(storage: optuna.storages.RDBStorage, name: str, spec: StudySpec) -> optuna.Study:
+def load_study(
+    storage: optuna.storages.RDBStorage, name: str, spec: StudySpec, like: str = ""
+) -> optuna.Study:
     """Load a study that must have the same search as `spec` and its run in this MLflow store.
 
     Args:
         storage: Optuna's database.
         name: Name of the study.
         spec: The search that the study must have.
+        like: Name of the study from which its warm start must come, or '' for any.
 
     Raises:
         UserError: The study has another search, or its runs are in another store.
@@ -53,6 +57,8 @@ def load_study(storage: optuna.storages.RDBStorage, name: str, spec: StudySpec) 
             stored_value = complete(stored_value)
         _require_same(name, key, stored_value, value)
     _require_same_search_space(study, spec)
+    if like:
+        _require_same(name, "like", attributes.WARM_START.get(study, {}).get("study"), like)
     if not runs.run_exists(run_id := attributes.RUN_ID.read(study)):
         raise UserError(
             f"study '{name}' must be in both stores: Optuna's database at {storage_address()} has "
@@ -140,7 +146,11 @@ def check_name_is_new(name: str) -> None:
 
 
 def create_study(
-    storage: optuna.storages.RDBStorage, name: str, spec: StudySpec, run_id: str
+    storage: optuna.storages.RDBStorage,
+    name: str,
+    spec: StudySpec,
+    run_id: str,
+    warm_start: WarmStart | None = None,
 ) -> optuna.Study:
     """Create a study in Optuna, describe it in MLflow, and enqueue its first trials.
 
@@ -152,6 +162,7 @@ def create_study(
         name: Name of the study.
         spec: Search of the study.
         run_id: Id of the study's run, which must be active.
+        warm_start: Trials of an earlier study, which are enqueued after the initial trials.
 
     Raises:
         UserError: Too many files are unreadable, or the first trials are invalid.
@@ -160,7 +171,7 @@ def create_study(
     echo(f"study {name}")  # at once: a process that dies cannot print it later
     echo(session.view_hint(run_id))
     echo(results.decode_and_log(spec.dataset, spec.base).summary())
-    initial_params = spec.initial_params()
+    spec.initial_params()  # before there is a study: they may be invalid
     study = optuna.create_study(
         storage=storage,
         study_name=name,
@@ -174,7 +185,9 @@ def create_study(
     }
     for key, value in {**spec.identity(), "search_space": space, "run_id": run_id}.items():
         study.set_user_attr(key, value)
-    for suggestions in initial_params:
+    if warm_start:
+        attributes.WARM_START.set(study, asdict(warm_start))
+    for suggestions in _enqueued_params(study, spec):
         study.enqueue_trial(suggestions)
     mlflow.set_tag(tags.STUDY, name)
     settings = {
@@ -183,7 +196,8 @@ def create_study(
         if spec.experiment.prune
         else {},
         "base": spec.base.to_params(),
-        "baseline": initial_params[0],
+        "baseline": spec.baseline(),
+        "warm_start": attributes.WARM_START.get(study, {}),
     }
     mlflow.log_dict(spec.identity() | settings, "study.json")
     return study
@@ -208,7 +222,7 @@ def warn_of_other_commit(study: optuna.Study, run_id: str) -> None:
 
 
 def prepare_resume(study: optuna.Study, spec: StudySpec) -> None:
-    """Fail the trials of dead processes, and enqueue again each initial trial that was lost.
+    """Fail the trials of dead processes, and enqueue again each enqueued trial that was lost.
 
     Args:
         study: The study.
@@ -219,12 +233,17 @@ def prepare_resume(study: optuna.Study, spec: StudySpec) -> None:
     unfailed_states = (*FINISHED_STATES, TrialState.WAITING, TrialState.RUNNING)
     trials = study.get_trials(deepcopy=False, states=unfailed_states)
     known_params = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
-    for suggestions in spec.initial_params():
+    for suggestions in _enqueued_params(study, spec):
         if suggestions in known_params:
             known_params.remove(suggestions)
         else:
             study.enqueue_trial(suggestions)
     echo(f"resuming study {study.study_name}: {count_finished_trials(study)} trials are finished")
+
+
+def _enqueued_params(study: optuna.Study, spec: StudySpec) -> list[dict[str, Any]]:
+    """Return the suggestions of a study's first trials: the initial ones, and its warm start."""
+    return spec.initial_params() + attributes.WARM_START.get(study, {}).get("params", [])
 
 
 def running_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -301,12 +320,6 @@ def count_finished_trials(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=FINISHED_STATES))
 
 
-def best_trial_of(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
-    """Return the complete trial with the best score, the first of equals, or None."""
-    complete = (trial for trial in trials if trial.state == TrialState.COMPLETE)
-    return max(complete, key=lambda trial: trial.value, default=None)
-
-
 @dataclass(frozen=True)
 class StudyLimits:
     """Limits of a study, which may change each time it is resumed.
@@ -376,13 +389,6 @@ def require_no_repeated_failure(study: optuna.Study) -> None:
             f"({error}). Their runs in MLflow contain the tracebacks. Fix the cause, and continue "
             "the study."
         )
-
-
-def final_score(trial: FrozenTrial) -> float | None:
-    """Return a trial's score, or the last that it reported if it is not complete, or None."""
-    if trial.state == TrialState.COMPLETE:
-        return trial.value
-    return trial.intermediate_values.get(trial.last_step)
 
 
 def delete_models_beyond_best(study: optuna.Study, keep: int, limit: int | None = None) -> None:

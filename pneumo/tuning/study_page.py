@@ -18,7 +18,7 @@ from pneumo.training.config import rename_fields
 from pneumo.tuning import attributes, selection
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import how_to_continue
-from pneumo.tuning.study import StudyLimits, count_finished_trials, final_score
+from pneumo.tuning.study import StudyLimits, count_finished_trials
 
 MIN_REFRESH_SECONDS = 60  # minimum time between two pages of a running study
 MAX_OVERHEAD_FRACTION = 0.05  # maximum fraction of the time that pages take
@@ -81,6 +81,7 @@ def summarize(study: optuna.Study, spec: StudySpec, state: str) -> StudySummary:
         experiment_base=spec.experiment.base.to_params(),
         fixed=rename_fields(attributes.FIXED.read(study)),
         searched_fields=spec.searched_fields(),
+        warm_start=_describe_warm_start(study),
         n_trials=StudyLimits.from_study(study).trials,
         n_done=count_finished_trials(study),
         trials=[_summarize_trial(trial) for trial in trials],
@@ -95,6 +96,14 @@ def summarize(study: optuna.Study, spec: StudySpec, state: str) -> StudySummary:
     )
 
 
+def _describe_warm_start(study: optuna.Study) -> str:
+    warm_start = attributes.WARM_START.get(study, {})
+    if not warm_start:
+        return ""
+    numbers = ", ".join(map(str, warm_start["trials"]))
+    return f"the best trials of study {warm_start['study']} that fit the search space ({numbers})"
+
+
 def _summarize_trial(trial: FrozenTrial) -> TrialSummary:
     has_score = trial.state == TrialState.COMPLETE or trial.intermediate_values
     return TrialSummary(
@@ -102,7 +111,7 @@ def _summarize_trial(trial: FrozenTrial) -> TrialSummary:
         state=trial.state.name,
         run_id=attributes.RUN_ID.get(trial, ""),
         name=attributes.NAME.get(trial, ""),
-        score=final_score(trial) if has_score else None,
+        score=selection.final_score(trial) if has_score else None,
         config=rename_fields(attributes.CONFIG.get(trial, {})),
         epochs=trial.last_step or 0,
         seconds=_seconds(trial),

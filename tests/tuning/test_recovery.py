@@ -12,6 +12,7 @@ from pneumo.experiment import Experiment, load_experiment
 from pneumo.training.config import RunConfig
 from pneumo.tuning import storage
 from pneumo.tuning import study as studies
+from pneumo.tuning.selection import best_trial_of
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.study import FailureCounter, StudyLimits, repeated_failure
 
@@ -90,8 +91,8 @@ def test_of_equal_trials_the_first_is_the_best(study):
     for value in (0.5, 0.9, 0.9):
         study.add_trial(create_trial(value=value))
     add(study, "PRUNED", "FAIL")
-    assert studies.best_trial_of(study.trials).number == 1
-    assert studies.best_trial_of(study.trials[3:]) is None
+    assert best_trial_of(study.trials).number == 1
+    assert best_trial_of(study.trials[3:]) is None
 
 
 def test_first_trials_that_were_lost_are_asked_for_again(study, monkeypatch):

@@ -100,6 +100,9 @@ class TuneOptions(Options):
         None,
         description="name of the study; an existing one is resumed (default: from the run's id)",
     )
+    like: Name | None = Field(
+        None, description="name of an earlier study, whose best trials a new study tries first"
+    )
     timeout: Count | None = Field(None, description="seconds after which no new trial starts")
     trial_timeout: Count | None = Field(
         None, description="maximum seconds per trial; a longer trial fails"

@@ -24,7 +24,7 @@ from pneumo.training.config import OBJECTIVE_LABELS, rename_fields
 from pneumo.training.pretrained import prepare_to_fit
 from pneumo.tuning import attributes, selection
 from pneumo.tuning.launchers import local, ray
-from pneumo.tuning.progress import StudyProgress
+from pneumo.tuning.launchers.progress import StudyProgress
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import STORE_ERRORS, how_to_continue, open_storage
 from pneumo.tuning.study import (

@@ -15,7 +15,7 @@ import optuna
 from pneumo.runtime.console import echo
 from pneumo.runtime.console import track
 from pneumo.runtime.process import ProcessId
-from pneumo.tuning.progress import StudyProgress
+from pneumo.tuning.launchers.progress import StudyProgress
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 study = optuna.create_study(direction="maximize")

@@ -14,8 +14,8 @@ from pneumo.runtime.errors import EXIT_USER_ERROR, StudyFailedError, UserError
 from pneumo.runtime.machine import visible_gpus
 from pneumo.tracking import study_runs
 from pneumo.tuning import attributes
+from pneumo.tuning.launchers.progress import StudyProgress
 from pneumo.tuning.launchers.worker_process import TERMINATE_TIMEOUT, Worker, next_ended
-from pneumo.tuning.progress import StudyProgress
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.study import (
     MAX_CONSECUTIVE_FAILURES,

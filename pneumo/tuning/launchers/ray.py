@@ -21,13 +21,13 @@ from pneumo.runtime import signals
 from pneumo.runtime.console import echo
 from pneumo.runtime.errors import StudyFailedError, UserError
 from pneumo.tuning.launchers.local import thread_limit_environment, worker_arguments
+from pneumo.tuning.launchers.progress import StudyProgress
 from pneumo.tuning.launchers.worker_process import (
     PROJECT_ROOT,
     TERMINATE_TIMEOUT,
     WorkerDiedError,
     run_worker,
 )
-from pneumo.tuning.progress import StudyProgress
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.study import MAX_CONSECUTIVE_FAILURES, StudyLimits, require_no_repeated_failure
 

@@ -14,7 +14,7 @@ from pneumo.commands.options.arguments import TuneOptions
 from pneumo.commands.options.inputs import Inputs
 from pneumo.reporting.html_report import format_field
 from pneumo.reporting.study_report import PAGE
-from pneumo.reporting.study_summary import DONE, STOPPED
+from pneumo.reporting.study_summary import DONE, STOPPED, EnsembleSummary
 from pneumo.runtime.console import echo, print_table
 from pneumo.runtime.errors import StudyFailedError, redact_passwords
 from pneumo.runtime.tensorflow_import import import_tensorflow
@@ -60,6 +60,7 @@ def tune(options: TuneOptions, inputs: Inputs) -> int:
         launcher=options.launcher,
         trial_timeout=options.trial_timeout,
         like=options.like or "",
+        ensemble=options.ensemble,
     )
     print_study(result)
     return 0
@@ -72,6 +73,7 @@ class StudyResult:
     Attributes:
         study: The study with its trials.
         searched_fields: See `StudySpec.searched_fields`.
+        ensemble: The ensemble that is registered in place of the best trial, or None.
         model_name: Name of the registered model.
         version: Number of the version that its winner has become.
         test_metrics: Metrics of that version on test.
@@ -80,6 +82,7 @@ class StudyResult:
 
     study: optuna.Study
     searched_fields: list[str]
+    ensemble: EnsembleSummary | None
     model_name: str
     version: int
     test_metrics: dict[str, float]
@@ -98,6 +101,7 @@ def tune_and_register(
     trial_timeout: int | None = None,
     launcher: str = "local",
     like: str = "",
+    ensemble: int = 1,
 ) -> StudyResult:
     """Run a whole study: search, evaluate the winner on test once, register it as `@challenger`.
 
@@ -116,6 +120,7 @@ def tune_and_register(
         trial_timeout: Seconds after which a trial fails and its process is ended.
         launcher: `local`, or `ray` for `workers` tasks of a Ray cluster.
         like: Name of an earlier study in this store, whose best trials a new study tries first.
+        ensemble: Maximum number of trials whose ensemble is registered in place of the best trial.
 
     Returns:
         The study and its winner.
@@ -139,14 +144,14 @@ def tune_and_register(
         with resume as own_run_id, study_runs.resume_run(run_id):
             warn_of_other_commit(study, own_run_id)
             prepare_resume(study, spec)
-            return _search_and_register(study, spec, limits, search, model_name)
+            return _search_and_register(study, spec, limits, search, model_name, ensemble)
     if name:
         check_name_is_new(name)
     warm_start = selection.find_warm_start(storage, like, spec) if like else None
     with runs.command_run("study", name, tags, system_metrics=True) as run_id:
         name = name or f"{spec.experiment.name}-{run_id[:8]}"
         study = create_study(storage, name, spec, run_id, warm_start)
-        return _search_and_register(study, spec, limits, search, model_name)
+        return _search_and_register(study, spec, limits, search, model_name, ensemble)
 
 
 def _search_and_register(
@@ -155,6 +160,7 @@ def _search_and_register(
     limits: StudyLimits,
     search: Callable[..., None],
     model_name: str,
+    ensemble: int,
 ) -> StudyResult:
     limits.save(study)
     default = "pneumonia-sample" if spec.dataset.is_synthetic else "pneumonia"
@@ -167,7 +173,7 @@ def _search_and_register(
         reconcile_runs(study)
         if limits.keep_models:
             delete_models_beyond_best(study, limits.keep_models)
-        result = _register_winner(study, spec, model_name)
+        result = _register_winner(study, spec, model_name, ensemble)
         selection.store_improvement(study, spec)
         page.write(DONE)
         return result
@@ -214,8 +220,10 @@ def run_search(
             run_trials(study, spec, progress.update)
 
 
-def _register_winner(study: optuna.Study, spec: StudySpec, model_name: str) -> StudyResult:
-    """Register the best trial's model, and evaluate that model alone on test, once.
+def _register_winner(
+    study: optuna.Study, spec: StudySpec, model_name: str, ensemble: int
+) -> StudyResult:
+    """Register the best trial's model or an ensemble, and evaluate that alone on test, once.
 
     The winner is stored in the study before its evaluation. If something fails in between, the same
     command registers no second version, and makes only the missing evaluation. A resumed study
@@ -226,14 +234,20 @@ def _register_winner(study: optuna.Study, spec: StudySpec, model_name: str) -> S
             "no trial is complete, so the study has no best model. Allow more time."
         )
     best, previous = study.best_trial, attributes.WINNER.get(study, {})
+    found = _find_ensemble(study, spec, ensemble)
     winner = {"trial": best.number, "model_name": model_name}
-    is_unchanged = all(previous.get(key) == value for key, value in winner.items())
+    winner |= {"members": found.members} if found else {}
+    keys = "trial", "model_name", "members"
+    is_unchanged = all(previous.get(key) == winner.get(key) for key in keys)
     if is_unchanged and "test_metrics" in previous:
         winner = previous
     else:
         import_tensorflow()  # a launcher of workers did not need it before
-        model = model_files.load_model(attributes.MODEL_URI.read(best))
-        loaded_model = registry.register_once(attributes.RUN_ID.read(best), model, model_name)
+        run_id, model_uri = attributes.RUN_ID.read(best), attributes.MODEL_URI.read(best)
+        if found:
+            run_id, model_uri = found.run_id, found.model_uri
+        model = model_files.load_model(model_uri)
+        loaded_model = registry.register_once(run_id, model, model_name)
         winner["version"] = loaded_model.version
         attributes.WINNER.set(study, winner)
         metrics, findings = _evaluate_once(study, spec, loaded_model)
@@ -243,7 +257,16 @@ def _register_winner(study: optuna.Study, spec: StudySpec, model_name: str) -> S
         if previous and previous["version"] != loaded_model.version:
             registry.update_description(previous["model_name"], previous["version"])
     summary = (winner[name] for name in ("model_name", "version", "test_metrics", "findings"))
-    return StudyResult(study, spec.searched_fields(), *summary)
+    return StudyResult(study, spec.searched_fields(), found, *summary)
+
+
+def _find_ensemble(study: optuna.Study, spec: StudySpec, size: int) -> EnsembleSummary | None:
+    if size == 1:
+        return None
+    import_tensorflow()
+    from pneumo.tuning.ensemble import log_ensemble
+
+    return log_ensemble(study, spec, size, StudyLimits.from_study(study).keep_models)
 
 
 def _evaluate_once(
@@ -291,9 +314,12 @@ def print_study(result: StudyResult) -> None:
             f"{waiting} enqueued trials did not start. To run them, resume the study with more "
             "--trials."
         )
+    subject, value = f"trial {best}", result.study.best_value
+    if result.ensemble:
+        subject, value = result.ensemble.title, result.ensemble.score
     test = result.test_metrics
     echo(
-        f"best: trial {best}, {score} {result.study.best_value:.4f}; "
+        f"best: {subject}, {score} {value:.4f}; "
         f"test AUC {test['auc']:.4f} ({test['auc_low']:.4f} to {test['auc_high']:.4f}), "
         f"accuracy {test['accuracy']:.1%} at threshold {test['threshold']:.3f}"
     )

@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras import layers
 
 from pneumo.inference.batches import BATCH_SIZE
-from pneumo.inference.logits import ensemble_members, uses_flip_tta
+from pneumo.inference.logits import ensemble_members, member_weight, uses_flip_tta
 from pneumo.runtime import signals
 
 # Maximum cells per side, about as many as the last maps of MobileNet have. Single cells of larger
@@ -29,7 +29,10 @@ class HiResCam:
     """
 
     def __init__(self, model: keras.Model) -> None:
-        self._members = [_split_at_last_maps(member) for member in ensemble_members(model)]
+        self._members = [
+            (member_weight(member), *_split_at_last_maps(member))
+            for member in ensemble_members(model)
+        ]
         self._mirrored = uses_flip_tta(model)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -59,7 +62,9 @@ class HiResCam:
         return np.divide(heat, maximum, out=np.zeros_like(heat), where=maximum > 0)
 
     def _total(self, images: np.ndarray) -> tf.Tensor:
-        return tf.add_n([_contributions(images, *member) for member in self._members])
+        return tf.add_n(
+            [weight * _contributions(images, *parts) for weight, *parts in self._members]
+        )
 
 
 def _split_at_last_maps(model: keras.Model) -> tuple[keras.Model, keras.Model]:

@@ -6,6 +6,7 @@ import numpy as np
 from pneumo.inference.logits import (
     build_ensemble,
     ensemble_members,
+    member_weight,
     predict_logits,
     to_probabilities,
     uses_flip_tta,
@@ -33,7 +34,11 @@ def with_float_input(model: keras.Model) -> keras.Model:
 
     The model itself would reject such pixels or, without its check, cast them to whole numbers.
     """
-    clones = [_clone_with_float_input(member) for member in ensemble_members(model)]
+    clones = [
+        clone
+        for member in ensemble_members(model)
+        for clone in [_clone_with_float_input(member)] * member_weight(member)
+    ]
     return build_ensemble(clones, uses_flip_tta(model))
 
 

@@ -76,6 +76,10 @@ def versions(nuisances: Iterable[str]) -> list[Version]:
     return list(dict.fromkeys([None, *named]))
 
 
+# Versions of images that `robust_auc` needs
+ROBUST_VERSIONS = versions(ROBUST_NUISANCES)
+
+
 def opposed_scores(
     labels: np.ndarray, logits: Mapping[Version, np.ndarray], nuisance: Nuisance
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,7 @@
 """Logits and probabilities of images, and ensembles of several networks."""
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 
 import keras
@@ -7,8 +9,8 @@ import numpy as np
 from keras import layers
 from scipy.special import expit
 
-# Names of layers in an ensemble: a member's is the prefix and a number from 1
-MEMBER_PREFIX, FLIP_LAYER = "member_", "mirror"
+# Names of layers in an ensemble. A member's has a number from 1, and its weight if that is not 1
+MEMBER_PREFIX, WEIGHT_INFIX, FLIP_LAYER = "member_", "_weight_", "mirror"
 
 INFERENCE_BATCH_SIZE = 64  # images per step: with fewer, small parts take longer
 
@@ -17,7 +19,8 @@ def build_ensemble(members: Sequence[keras.Model], flip_tta: bool = False) -> ke
     """Build a model whose logit is the mean of its members' logits.
 
     Args:
-        members: Models as `build_model` returns them, of one input size.
+        members: Models as `build_model` returns them, of one input size. A model that is listed
+            several times runs once, and its weight in the mean is that number.
         flip_tta: Whether to use test-time augmentation: each member also gets the horizontally
             flipped image, and its two logits are averaged.
 
@@ -26,9 +29,13 @@ def build_ensemble(members: Sequence[keras.Model], flip_tta: bool = False) -> ke
     """
     if len(members) == 1 and not flip_tta:
         return members[0]
+    counts = Counter(map(id, members))
+    distinct = {id(member): member for member in members}.values()
     named_members = [
-        keras.Model(member.inputs[0], member.outputs[0], name=f"{MEMBER_PREFIX}{number}")
-        for number, member in enumerate(members, start=1)
+        keras.Model(
+            member.inputs[0], member.outputs[0], name=_member_name(number, counts[id(member)])
+        )
+        for number, member in enumerate(distinct, start=1)
     ]
     [member_input] = members[0].inputs
     pixels = keras.Input(member_input.shape[1:], dtype=member_input.dtype, name="pixels")
@@ -36,8 +43,22 @@ def build_ensemble(members: Sequence[keras.Model], flip_tta: bool = False) -> ke
     if flip_tta:
         flipped = keras.ops.flip(pixels, axis=2)
         views.append(keras.Model(pixels, flipped, name=FLIP_LAYER)(pixels))
-    logits = [member(view) for member in named_members for view in views]
+    logits = [
+        logit
+        for member in named_members
+        for logit in [member(view) for view in views] * member_weight(member)
+    ]
     return keras.Model(pixels, layers.Average()(logits), name=members[0].name)
+
+
+def _member_name(number: int, weight: int) -> str:
+    return f"{MEMBER_PREFIX}{number}" + (f"{WEIGHT_INFIX}{weight}" if weight > 1 else "")
+
+
+def member_weight(member: keras.Model) -> int:
+    """Return the weight of one of `ensemble_members` in the mean of their logits, at least 1."""
+    weight = re.search(rf"{WEIGHT_INFIX}(\d+)$", member.name)
+    return int(weight[1]) if weight else 1
 
 
 def ensemble_members(model: keras.Model) -> list[keras.Model]:

@@ -1,5 +1,6 @@
 """Report on one model and one split: findings, plots and an HTML page."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from typing import Any
@@ -19,7 +20,7 @@ from pneumo.reporting import plots
 from pneumo.reporting.html_report import render_template
 from pneumo.reporting.style import to_png
 from pneumo.tracking import models, results, study_runs, tags
-from pneumo.tracking.tags import EXPERIMENT, STUDY, TRIAL_NUMBER
+from pneumo.tracking.tags import EXPERIMENT, MEMBERS, STUDY, TRIAL_NUMBER
 from pneumo.training.config import rename_fields
 
 # Titles of the metrics, in the order of the page
@@ -268,14 +269,24 @@ def _selection(trial: Run) -> str:
         f"temperature was fitted on validation images. The threshold ({rule}) was chosen on "
         "perturbed validation images."
     )
+    if (folds := params.get("folds", "1")) != "1":
+        choice += (
+            f" Validation is cross-validation in {folds} folds: each image is predicted by "
+            "networks that were not trained on its patient, and is calibrated within its fold. The "
+            "stored model averages the networks of all folds. No image is left to validate that "
+            "average, so its own metrics and calibration on new images may differ."
+        )
     if STUDY not in tags:
         return f"A single run of experiment {tags[EXPERIMENT]}, without a search. {choice}"
     states = study_runs.count_trial_states(trial)
     trials = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
-    return (
-        f"Trial {tags[TRIAL_NUMBER]} of study {tags[STUDY]} "
-        f"(trials: {trials}), selected by the highest {trial.data.params['objective']}. {choice}"
-    )
+    if MEMBERS in tags:
+        numbers = ", ".join(map(str, dict.fromkeys(json.loads(tags[MEMBERS]))))
+        origin = f"Ensemble of trials {numbers} of study {tags[STUDY]}"
+    else:
+        origin = f"Trial {tags[TRIAL_NUMBER]} of study {tags[STUDY]}"
+    objective = params["objective"]
+    return f"{origin} (trials: {trials}), selected by the highest {objective}. {choice}"
 
 
 def explain_overlap(overlap: Overlap | None) -> str:

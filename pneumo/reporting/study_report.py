@@ -16,7 +16,7 @@ from pneumo.evaluation.comparison import ScoredPredictions
 from pneumo.evaluation.intervals import format_with_interval
 from pneumo.reporting import study_plots
 from pneumo.reporting.html_report import format_field, render_template
-from pneumo.reporting.study_summary import DONE, RUNNING, STOPPED, StudySummary
+from pneumo.reporting.study_summary import DONE, RUNNING, STOPPED, EnsembleSummary, StudySummary
 from pneumo.tracking import results, session, study_runs
 from pneumo.training.config import objective_title
 
@@ -85,6 +85,7 @@ class StudyReport:
             words=self._sections(),
             comparison=self._comparison,
             bound=self._describe_bound(),
+            ensemble=summary.ensemble,
             level=bootstrap.CI_PERCENTILES[1],
             best=summary.best,
             baseline=summary.baseline,
@@ -146,9 +147,22 @@ class StudyReport:
             yield "It is the baseline: no other trial is better."
         else:
             yield f"Its AUC {self._describe_difference()}."
+        if ensemble := self._summary.ensemble:
+            yield f"Registered is {ensemble.title}. {self._describe_gain(ensemble)}"
         if winner:
             test_auc = format_with_interval(winner["test_metrics"], "auc")
-            yield f"On test, trial {winner['trial']} has an AUC of {test_auc}."
+            subject = "the ensemble" if ensemble else f"trial {winner['trial']}"
+            yield f"On test, {subject} has an AUC of {test_auc}."
+
+    def _describe_gain(self, ensemble: EnsembleSummary) -> str:
+        text = (
+            f"Its {self._objective_title} is {ensemble.score:.4f}, that of the best trial "
+            f"{ensemble.best_score:.4f} on the same images, on which both were selected."
+        )
+        if ensemble.gain is None:
+            return f"{text} There are too few patients to correct the gain for the selection."
+        interval = f"{ensemble.gain_low:+.4f} to {ensemble.gain_high:+.4f}"
+        return f"{text} Corrected for the selection, the gain is {ensemble.gain:+.4f} ({interval})."
 
     @property
     def _best_is_baseline(self) -> bool:

@@ -1,5 +1,6 @@
 """What the report on a study shows, as plain values."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,50 @@ class TrialSummary:
 
 
 @dataclass(frozen=True)
+class EnsembleSummary:
+    """An ensemble of a study's trials.
+
+    Attributes:
+        members: Numbers of its trials. A trial that counts several times is listed several times.
+        size: Maximum number of members.
+        candidates: Number of trials from which they were selected.
+        score: Objective of the ensemble.
+        best_score: Objective of the best trial, from the same logits.
+        gain: Expected gain in the objective over the best trial: see `ensemble.estimate_gain`. None
+            if it is not known.
+        gain_low: Lower bound of its 95 % interval, or None.
+        gain_high: Upper bound, or None.
+        run_id: Id of its run.
+        model_uri: URI of its model.
+    """
+
+    members: list[int]
+    size: int
+    candidates: int
+    score: float
+    best_score: float
+    gain: float | None
+    gain_low: float | None
+    gain_high: float | None
+    run_id: str
+    model_uri: str
+
+    @property
+    def weights(self) -> dict[int, int]:
+        """Return how often each trial counts, by its number."""
+        return dict(Counter(self.members))
+
+    @property
+    def title(self) -> str:
+        """Return the name of the ensemble for people."""
+        trials = [
+            f"{number} ({weight} times)" if weight > 1 else f"{number}"
+            for number, weight in self.weights.items()
+        ]
+        return f"the ensemble of trials {', '.join(trials)}"
+
+
+@dataclass(frozen=True)
 class StudySummary:
     """The content of the report on a study at one moment.
 
@@ -62,6 +107,7 @@ class StudySummary:
         best: The best of the complete trials, or None if there is none.
         baseline: The first complete trial with the baseline's values, or None if there is none.
         improvement: Improvement of the best over the baseline, or None if it is not known.
+        ensemble: The ensemble that is registered in place of the best trial, or None.
         winner: The registered model with its metrics on test, or None before its evaluation.
         seconds: Activity → seconds that the study's processes spent on it.
         changed_ranges: Hyperparameter, first trial, and range before and from then on.
@@ -86,6 +132,7 @@ class StudySummary:
     best: TrialSummary | None
     baseline: TrialSummary | None
     improvement: Improvement | None
+    ensemble: EnsembleSummary | None
     winner: dict[str, Any] | None
     seconds: dict[str, float]
     changed_ranges: list[tuple[str, int, str, str]]

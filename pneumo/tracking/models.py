@@ -121,7 +121,7 @@ def _source_run(run_id: str | None, model_uri: str) -> Run:
             f"the run that trained a model must be in {session.tracking_address()}: run {run_id} "
             f"of '{model_uri}' has been removed. Pass another model, or train a new one."
         ) from None
-    if run is None or run.data.tags.get(tags.KIND) != "trial":
+    if run is None or run.data.tags.get(tags.KIND) not in ("trial", "ensemble"):
         raise _foreign_model_error(model_uri)
     return run
 

@@ -20,6 +20,7 @@ from pneumo.tracking.tags import (
     DATA_DIGEST,
     EVALUATION_RUN,
     EXPERIMENT,
+    MEMBERS,
     MODEL_DIGEST,
     PARENT,
     PROMOTION,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 
-TAGS_FROM_TRIAL = (*PROVENANCE, TRIAL_NUMBER)
+TAGS_FROM_TRIAL = (*PROVENANCE, TRIAL_NUMBER, MEMBERS)
 
 MODEL_DESCRIPTION = (
     "Classifies chest X-rays of children as pneumonia or normal. For research only; not a medical "
@@ -186,7 +187,10 @@ def update_description(model_name: str, version: int) -> None:
 
 def _describe_origin(tags: dict[str, str]) -> str:
     origin = "A single training run"
-    if STUDY in tags:
+    if MEMBERS in tags:
+        trials = ", ".join(map(str, dict.fromkeys(json.loads(tags[MEMBERS]))))
+        origin = f"Ensemble of trials {trials} of study {tags[STUDY]}"
+    elif STUDY in tags:
         origin = f"Trial {tags[TRIAL_NUMBER]} of study {tags[STUDY]}"
     data = f"{tags[DATA]} (digest {tags[DATA_DIGEST]})"
     synthetic = "**The images are synthetic: this model has learned nothing about patients.**"

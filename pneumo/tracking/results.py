@@ -1,5 +1,6 @@
 """Results of a run: written to MLflow, and read from it."""
 
+import io
 import json
 import tempfile
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
@@ -17,12 +19,16 @@ from mlflow.exceptions import MlflowException
 from pneumo.data.dataset import Dataset, DecodedDataset
 from pneumo.data.index import read_table
 from pneumo.evaluation.metrics import Evaluation
+from pneumo.evaluation.robustness import ROBUST_VERSIONS, Version
 from pneumo.tracking import tags
 from pneumo.tracking.tags import DATA, NOTE, PROMOTED, REASON
 from pneumo.training.config import RunConfig
 
 # Artifacts of a Keras run: its training and validation files, and the test files of its data set
 TRAINING_FILES, TEST_FILES = "data/files.csv", "data/test_files.csv"
+
+# Artifact of an ensemble's run, with its members
+ENSEMBLE_FILE = "ensemble.json"
 
 # Numeric columns of predictions. All other columns of the tables are text
 NUMERIC_COLUMNS = {"label": "int64", "probability": "float64"}
@@ -210,6 +216,38 @@ def read_predictions(run_id: str, split: str) -> pd.DataFrame:
     return _read_table(run_id, f"{split}/predictions.csv").astype(NUMERIC_COLUMNS)
 
 
+def pack_logits(logits: Mapping[Version, np.ndarray], perturbed_logits: np.ndarray) -> bytes:
+    """Return the content of `logits.npz`, which `read_logits` reads.
+
+    Args:
+        logits: Logits of the images that validate a model, in each version of these images.
+        perturbed_logits: Logits of the same images after slight perturbations.
+    """
+    arrays = {_version_name(version): values for version, values in logits.items()}
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays, perturbed=perturbed_logits)
+    return file.getvalue()
+
+
+def read_logits(run_id: str) -> tuple[dict[Version, np.ndarray], np.ndarray]:
+    """Read the logits of a Keras run for the images that validate it, as in `pack_logits`.
+
+    Raises:
+        MlflowException: The run has none. Earlier versions of pneumo did not log any.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path="val/logits.npz", dst_path=folder
+        )
+        with np.load(file) as arrays:
+            logits = {version: arrays[_version_name(version)] for version in ROBUST_VERSIONS}
+            return logits, arrays["perturbed"]
+
+
+def _version_name(version: Version) -> str:
+    return f"{version[0]} {version[1]}" if version else "unchanged"
+
+
 def read_metrics(run_id: str, split: str) -> dict[str, Any]:
     """Return the content of `metrics.json`, which an evaluation has stored in a run."""
     return mlflow.artifacts.load_dict(f"runs:/{run_id}/{split}/metrics.json")
@@ -227,14 +265,16 @@ def read_val_threshold(run_id: str) -> float:
 
 
 def read_epochs(run_id: str) -> pd.DataFrame:
-    """Read the metrics of a Keras run after each epoch.
+    """Read the metrics of a Keras run after each epoch; those of an ensemble are its members'.
 
     Returns:
         Columns named as in `log_epoch`, and `network`, the number of the network from 0; index from
-        1.
+        1, and for each member of an ensemble again from 1.
     """
     client = mlflow.MlflowClient()
     data = client.get_run(run_id).data
+    if data.tags[tags.KIND] == "ensemble":
+        return _read_epochs_of_members(run_id)
     names = [name for name in data.metrics if name.startswith("epoch/")]
     columns = {
         name.removeprefix("epoch/"): {
@@ -244,6 +284,15 @@ def read_epochs(run_id: str) -> pd.DataFrame:
     }
     table = pd.DataFrame(columns).sort_index()
     return table.assign(network=(table.index - 1) // int(data.params["epochs"]))
+
+
+def _read_epochs_of_members(run_id: str) -> pd.DataFrame:
+    members = mlflow.artifacts.load_dict(f"runs:/{run_id}/{ENSEMBLE_FILE}")["member_runs"]
+    tables, n_networks = [], 0
+    for table in map(read_epochs, members):
+        tables.append(table.assign(network=table["network"] + n_networks))
+        n_networks = tables[-1]["network"].max() + 1
+    return pd.concat(tables)
 
 
 def log_decision(

@@ -35,7 +35,6 @@ from pneumo.tracking.tags import (
     SYNTHETIC,
     TRIAL_NUMBER,
 )
-from pneumo.training.config import RunConfig
 
 NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"  # MLflow's error code for a missing entity
 
@@ -170,28 +169,30 @@ def process_tags() -> dict[str, str]:
 def trial_run(
     parent_id: str,
     name: str,
-    config: RunConfig,
+    params: Mapping[str, str],
     tags: Mapping[str, str],
     trial_number: int | None = None,
     pruned: type[Exception] | tuple[()] = (),
+    kind: str = "trial",
 ) -> Iterator[str]:
-    """Open a run of kind `trial`.
+    """Open a run below another one, that of a Keras model.
 
     It ends as `command_run` describes, and also as KILLED by an exception of type `pruned`.
 
     Args:
         parent_id: Id of the parent run.
         name: Name of the run.
-        config: Config whose fields become the run's params.
+        params: Params of the run.
         tags: Further tags.
         trial_number: Optuna's number of the trial if it is part of a study. The run then gets the
             tags of a study's trial, with its `optuna.state`.
         pruned: Type of the exception of a pruned trial.
+        kind: Kind of the run: `trial`, or `ensemble` for a model that consists of several trials'.
 
     Yields:
         Id of the run.
     """
-    tags = {**tags, KIND: "trial", **process_tags()}
+    tags = {**tags, KIND: kind, **process_tags()}
     if trial_number is not None:
         tags[TRIAL_NUMBER] = str(trial_number)
     # `start_run` can only create a child of the active run, in that run's experiment. In a worker
@@ -203,7 +204,7 @@ def trial_run(
     )
     run = mlflow.start_run(run_id=run.info.run_id, nested=True)
     with end_run_by_outcome(run, pruned, states=trial_number is not None) as run_id:
-        mlflow.log_params(config.to_params())
+        mlflow.log_params(dict(params))
         yield run_id
 
 

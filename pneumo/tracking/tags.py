@@ -27,6 +27,9 @@ PROCESS = "pneumo.process"  # the `ProcessId` as JSON
 TRIAL_NUMBER = "optuna.trial_number"
 STATE = "optuna.state"  # COMPLETE, PRUNED or FAIL
 
+# Of an ensemble of trials, and of its model's version
+MEMBERS = "pneumo.members"  # JSON: their numbers, each as often as it counts
+
 # Of a run that evaluates a model
 MODEL = "pneumo.model"  # name and version
 MODEL_ID = "pneumo.model_id"  # MLflow's id of the model, once the evaluation is complete

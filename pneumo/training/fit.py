@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from pneumo.data import perturb
 from pneumo.data.dataset import Fold
-from pneumo.evaluation.robustness import ROBUST_NUISANCES, Version, robust_auc, versions
+from pneumo.evaluation.robustness import ROBUST_VERSIONS, Version, robust_auc
 from pneumo.inference.logits import build_ensemble, predict_logits
 from pneumo.runtime.cache_entries import GIB, available_bytes
 from pneumo.runtime.console import echo
@@ -39,7 +39,6 @@ VersionLogits = dict[Version, np.ndarray]
 LogitHistory = list[VersionLogits]  # of each epoch
 
 ROBUST_OBJECTIVE = "val_robust_auc"
-ROBUST_VERSIONS = versions(ROBUST_NUISANCES)
 
 # A step of a small trained part takes no longer than Python between two steps
 STEPS_PER_EXECUTION = 8

@@ -8,11 +8,10 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from pneumo.data.dataset import DecodedDataset, Fold
-from pneumo.evaluation.robustness import robust_auc
+from pneumo.evaluation.robustness import ROBUST_VERSIONS, robust_auc
 from pneumo.inference.logits import build_ensemble
 from pneumo.training.config import RunConfig, derive_seed
 from pneumo.training.fit import (
-    ROBUST_VERSIONS,
     EpochCallback,
     FittedNetwork,
     VersionLogits,
@@ -30,18 +29,23 @@ class TrainingResult:
     Attributes:
         model: The model, the average of all networks, each with the weights of its best epoch.
         best_epochs: Best epoch of each network, from 1, the first of equals.
-        val_logits: Logits: float64, shape (images,).
-        perturbed_logits: The same if `perturb.ALL_PERTURBATIONS` change the images in turn.
+        logits: Logits of `ROBUST_VERSIONS` of the images: float64, shape (images,) each.
+        perturbed_logits: Logits if `perturb.ALL_PERTURBATIONS` change the images in turn.
         aucs: Validation AUC of each fold and repeat.
         robust_aucs: `robustness.robust_auc` of each fold and repeat.
     """
 
     model: keras.Model
     best_epochs: tuple[int, ...]
-    val_logits: np.ndarray
+    logits: VersionLogits
     perturbed_logits: np.ndarray
     aucs: tuple[float, ...]
     robust_aucs: tuple[float, ...]
+
+    @property
+    def val_logits(self) -> np.ndarray:
+        """Return the logits of the unchanged images."""
+        return self.logits[None]
 
 
 def train(
@@ -76,7 +80,9 @@ def train(
     networks: list[FittedNetwork] = []
     aucs: list[float] = []
     robust_aucs: list[float] = []
-    val_logits, perturbed_logits = np.zeros((2, len(images.validation(config.folds).labels)))
+    n_images = len(images.validation(config.folds).labels)
+    logits = {version: np.zeros(n_images) for version in ROBUST_VERSIONS}
+    perturbed_logits = np.zeros(n_images)
 
     def fit(fold: Fold) -> FittedNetwork:
         number = len(networks)
@@ -90,15 +96,16 @@ def train(
         rows, labels = fold.val.indices, fold.val.labels
         for _ in range(config.repeats):
             members = [fit(fold) for _ in range(config.ensemble_size)]
-            logits, perturbed = _mean_logits(members)
-            val_logits[rows] += logits[None] / config.repeats
+            own_logits, perturbed = _mean_logits(members)
+            for version, values in own_logits.items():
+                logits[version][rows] += values / config.repeats
             perturbed_logits[rows] += perturbed / config.repeats
-            aucs.append(float(roc_auc_score(labels, logits[None])))
-            robust_aucs.append(robust_auc(labels, logits))
+            aucs.append(float(roc_auc_score(labels, own_logits[None])))
+            robust_aucs.append(robust_auc(labels, own_logits))
     return TrainingResult(
         model=build_ensemble([network.model for network in networks], config.flip_tta == "on"),
         best_epochs=tuple(network.best_epoch for network in networks),
-        val_logits=val_logits,
+        logits=logits,
         perturbed_logits=perturbed_logits,
         aucs=tuple(aucs),
         robust_aucs=tuple(robust_aucs),

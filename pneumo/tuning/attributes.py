@@ -54,6 +54,7 @@ LIMITS: Attribute[dict[str, Any]] = Attribute("goal")  # the fields of `StudyLim
 MODEL_NAME: Attribute[str] = Attribute("model_name")  # registered model of the winner
 WINNER: Attribute[dict[str, Any]] = Attribute("winner")  # trial, version, evaluation on test
 WARM_START: Attribute[dict[str, Any]] = Attribute("warm_start")  # the fields of `WarmStart`
+ENSEMBLE: Attribute[dict[str, Any]] = Attribute("ensemble")  # the fields of `EnsembleSummary`
 IMPROVEMENT: Attribute[dict[str, Any]] = Attribute("improvement")  # best over baseline
 
 # Of a trial

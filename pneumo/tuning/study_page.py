@@ -10,7 +10,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from pneumo.reporting.study_report import StudyReport
-from pneumo.reporting.study_summary import RUNNING, StudySummary, TrialSummary
+from pneumo.reporting.study_summary import (
+    RUNNING,
+    EnsembleSummary,
+    StudySummary,
+    TrialSummary,
+)
 from pneumo.runtime.console import echo
 from pneumo.runtime.errors import format_error
 from pneumo.tracking import study_runs
@@ -70,6 +75,7 @@ def summarize(study: optuna.Study, spec: StudySpec, state: str) -> StudySummary:
     best = study.best_trial if complete else None
     baseline = selection.find_baseline(complete, spec)
     winner = attributes.WINNER.get(study, {})
+    ensemble = attributes.ENSEMBLE.get(study, {}) if "members" in winner else {}
     return StudySummary(
         study=study,
         run_id=attributes.RUN_ID.read(study),
@@ -88,6 +94,7 @@ def summarize(study: optuna.Study, spec: StudySpec, state: str) -> StudySummary:
         best=_summarize_trial(best) if best else None,
         baseline=_summarize_trial(baseline) if baseline else None,
         improvement=selection.read_improvement(study, complete),
+        ensemble=EnsembleSummary(**ensemble) if ensemble else None,
         winner=winner if "test_metrics" in winner else None,  # otherwise it is not evaluated yet
         seconds=_time_by_activity(trials),
         changed_ranges=list(_changed_ranges(trials)),

@@ -80,29 +80,44 @@ def run_trial(
         Exception: Whatever `train` raises, after the run has been ended.
     """
     clock = [time.monotonic()]
-    with runs.trial_run(config=config, **run) as run_id:
+    with runs.trial_run(params=config.to_params(), **run) as run_id:
         images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
         report = [partial(results.log_epoch, run_id), *callbacks]
         result = signals.run_in_thread(
             lambda: train(config, images, report, max_unfreeze_depth), meanwhile
         )
         clock.append(time.monotonic())
-        evaluation = _evaluate(config, images, result)
-        labels, logits = evaluation.predictions["label"].to_numpy(), result.val_logits
-        results.log_evaluation("val", evaluation, confusion_matrix_file("val", evaluation))
-        results.log_files(images)
+        evaluation = log_evaluation(config, images, result)
         clock.append(time.monotonic())
-        settings = {
-            "threshold": evaluation.metrics["threshold"],
-            "temperature": fit_temperature(labels, logits),
-            "val_uncalibrated": calibration_metrics(labels, expit(logits)),
-            "resize": config.resize,
-            "decoder": DECODER_VERSION,
-        }
-        model_uri = model_files.log_model(run_id, result.model, settings).model_uri
+        model_uri = log_model(run_id, config, result, evaluation)
         clock.append(time.monotonic())
     seconds = dict(zip(STAGES, map(float, np.diff(clock)), strict=True))
     return TrialResult(run_id, model_uri, evaluation.metrics, seconds)
+
+
+def log_evaluation(config: RunConfig, images: DecodedDataset, result: TrainingResult) -> Evaluation:
+    """Evaluate a trained model on the images that validate it, and log that to the active run."""
+    evaluation = _evaluate(config, images, result)
+    files = confusion_matrix_file("val", evaluation)
+    files["logits.npz"] = results.pack_logits(result.logits, result.perturbed_logits)
+    results.log_evaluation("val", evaluation, files)
+    results.log_files(images)
+    return evaluation
+
+
+def log_model(
+    run_id: str, config: RunConfig, result: TrainingResult, evaluation: Evaluation
+) -> str:
+    """Log a trained model with its settings to a run, and return its URI."""
+    labels, logits = evaluation.predictions["label"].to_numpy(), result.val_logits
+    settings = {
+        "threshold": evaluation.metrics["threshold"],
+        "temperature": fit_temperature(labels, logits),
+        "val_uncalibrated": calibration_metrics(labels, expit(logits)),
+        "resize": config.resize,
+        "decoder": DECODER_VERSION,
+    }
+    return model_files.log_model(run_id, result.model, settings).model_uri
 
 
 def _evaluate(config: RunConfig, images: DecodedDataset, result: TrainingResult) -> Evaluation:

@@ -140,7 +140,7 @@ def test_what_ended_a_run_is_not_hidden_by_a_server_that_is_away(
     _, server = servers
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     parent = shared.create_run("0").info.run_id
-    with pytest.raises(ZeroDivisionError), trial_run(parent, "t", BASE, {}, 0):
+    with pytest.raises(ZeroDivisionError), trial_run(parent, "t", BASE.to_params(), {}, 0):
         server.kill()
         raise ZeroDivisionError
     assert mlflow.active_run() is None
@@ -148,7 +148,7 @@ def test_what_ended_a_run_is_not_hidden_by_a_server_that_is_away(
         "the status of run t could not be stored (MlflowException: API request"
         in capsys.readouterr().out
     )
-    with pytest.raises(MlflowException), trial_run(parent, "t", BASE, {}, 1):
+    with pytest.raises(MlflowException), trial_run(parent, "t", BASE.to_params(), {}, 1):
         raise AssertionError("never comes here")
     server.start()
     study_runs.reconcile_trial_runs(parent, {0: "FAIL", 1: "FAIL"}, is_dead)

@@ -38,6 +38,7 @@ WAITING = {
     "commands.options.inputs: pneumo.tuning.spec": HEAVY,
     "commands.predict: pneumo.evaluation.heat_maps": TENSORFLOW,
     "commands.train: pneumo.tuning.trial": TENSORFLOW,
+    "commands.tune: pneumo.tuning.ensemble": TENSORFLOW,
     "commands.tune: pneumo.tuning.worker": TENSORFLOW,
     "commands.worker: pneumo.tuning.worker": TENSORFLOW,
     "runtime.tensorflow_import: tensorflow": TENSORFLOW,

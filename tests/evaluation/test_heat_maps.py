@@ -98,7 +98,7 @@ def test_every_backbone_and_no_matter_which_blocks_train(backbone, maps):
     model = network.build_model(RunConfig(backbone=backbone, image_size=64, unfreeze_depth=0))
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 1), np.uint8)
     hires_cam = HiResCam(model)
-    [(below, _)] = hires_cam._members
+    [(_, below, _)] = hires_cam._members
     assert below.output.name == model.get_layer("backbone").get_layer(maps).output.name
     found = hires_cam(images)
     assert found.shape == (3, 64, 64)

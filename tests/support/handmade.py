@@ -66,7 +66,7 @@ def run_of(half: str, dataset: Dataset, threshold: float = 0.3, **tags: str) -> 
     tags = runs.provenance_tags("handmade", dataset) | tags
     with runs.command_run("train", "handmade", tags) as parent:
         config = RunConfig(image_size=SIDE)
-        with runs.trial_run(parent, half, config, tags) as run_id:
+        with runs.trial_run(parent, half, config.to_params(), tags) as run_id:
             results.log_epoch(run_id, 1, dict.fromkeys(("loss", "auc", "val_loss", "val_auc"), 0.5))
             results.log_evaluation("val", evaluate_predictions(val, probabilities, threshold))
             results.log_files(images)

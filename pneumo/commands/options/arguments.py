@@ -17,6 +17,7 @@ from pneumo.training.config import RunConfig
 
 MAX_INT = 10**9  # for counts and seconds
 MAX_WORKERS = 1_000
+MAX_MEMBERS = 20  # of an ensemble of trials
 MAX_VALUE_LENGTH = 4_096  # characters, as many as a path may have
 MAX_NAME_LENGTH = 60  # characters; files are named after studies and models
 
@@ -43,6 +44,9 @@ def _must_be(rule: str) -> WrapValidator:
 Count = Annotated[int, Field(ge=1, le=MAX_INT), _must_be(COUNT_RULE)]
 WorkerCount = Annotated[
     int, Field(ge=1, le=MAX_WORKERS), _must_be(f"an integer from 1 to {MAX_WORKERS}")
+]
+EnsembleSize = Annotated[
+    int, Field(ge=1, le=MAX_MEMBERS), _must_be(f"an integer from 1 to {MAX_MEMBERS}")
 ]
 CountOrAll = Annotated[Literal["all"] | Count, BeforeValidator(str.lower), _must_be(COUNT_RULE)]
 Fraction = Annotated[float, Field(gt=0, le=1), _must_be("a fraction above 0, up to 1")]
@@ -113,6 +117,11 @@ class TuneOptions(Options):
         "resumed study keeps its own)",
     )
     keep_models: CountOrAll = Field("all", description="models to keep: all, or the n best")
+    ensemble: EnsembleSize = Field(
+        1,
+        description="maximum number of trials whose ensemble is registered, selected greedily on "
+        "validation",
+    )
 
 
 class WorkerOptions(Options):

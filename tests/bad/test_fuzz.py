@@ -79,6 +79,7 @@ def reads_the_disk(flag: str, text: str) -> bool:
     return paths or (flag == "rollback" and text.lower() == "true")
 
 
+@pytest.mark.slow
 @examples(500)
 @given(st.sampled_from(flags()), TEXT, st.booleans())
 @example(("predict", "images"), "**", True)
@@ -140,6 +141,7 @@ KINDS = {"person{}_bacteria": "bacteria", "person{}_virus": "virus"}
 KINDS |= {"IM-{}": "IM", "NORMAL2-IM-{}": "NORMAL2-IM"}
 
 
+@pytest.mark.slow
 @examples(300)
 @given(
     st.sampled_from(sorted(KINDS)),

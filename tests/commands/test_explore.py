@@ -56,6 +56,7 @@ def wrong(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_a_name_without_a_patient_is_not_shared_between_splits(wrong):
     Image.effect_noise((96, 96), 50).save(wrong / "test" / "PNEUMONIA" / "scan 7.png")
     numbers = dataset_profile.compute_statistics(described(wrong))
@@ -87,6 +88,7 @@ def test_each_problem_is_found(wrong):
     assert set(dataset_profile.constant_columns(found)) == set()
 
 
+@pytest.mark.slow
 def test_copies_across_classes_and_splits(wrong):
     copies = dataset_profile.find_duplicates(described(wrong))
     assert [list(rows["path"]) for _, rows in copies.groupby("group")] == [
@@ -151,6 +153,7 @@ def sharper(**splits: tuple[float, float]) -> pd.DataFrame:
     )
 
 
+@pytest.mark.slow
 def test_metadata_leakage():
     leakage = dataset_profile.measure_metadata_leakage(sharper(train=(0, 3), test=(0, 3)))
     assert set(leakage) == {"label", "split", "split_normal", "split_pneumonia"}
@@ -163,6 +166,7 @@ def test_metadata_leakage():
         assert leakage[name]["auc"] == pytest.approx(0.5, abs=0.08)
 
 
+@pytest.mark.slow
 def test_the_label_is_predicted_on_training_images():
     table = sharper(train=(0, 3), test=(3, 0))
     assert dataset_profile.measure_metadata_leakage(table)["label"]["sharpness"] > 0.95
@@ -185,6 +189,7 @@ def test_too_few_patients_give_no_result():
     assert set(dataset_profile.measure_metadata_leakage(table)) == {"split", "split_pneumonia"}
 
 
+@pytest.mark.slow
 def test_required_findings(wrong):
     found = list(data_report.list_findings(dataset_profile.compute_statistics(described(wrong))))
     for sentence in (

@@ -2,10 +2,13 @@
 
 import shutil
 
+import pytest
+
 from pneumo.data import sample
 from pneumo.data.index import build_index, digest
 
 
+@pytest.mark.slow
 def test_the_same_bytes_every_time(own_cache):
     first = digest(build_index(sample.make_sample()))
     shutil.rmtree(own_cache)

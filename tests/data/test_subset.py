@@ -159,6 +159,7 @@ def with_others(base, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_the_half_of_the_real_images(real_archive, tmp_path):
     original = open_dataset(str(real_archive), required_splits=("train", "test"))
     whole = open_dataset(str(with_others(original.base, tmp_path / "whole")))

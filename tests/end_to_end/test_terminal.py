@@ -5,8 +5,12 @@ import subprocess
 import sys
 from functools import cache
 
+import pytest
+
 from tests.support.paths import ROOT
 from tests.support.terminal import Seen, watch
+
+pytestmark = pytest.mark.slow
 
 STUDY = """
 import time

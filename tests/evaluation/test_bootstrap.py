@@ -208,6 +208,7 @@ def test_a_bound_needs_the_same_images():
         bootstrap.bound_improvement(baseline, best, [other.iloc[1:]])
 
 
+@pytest.mark.slow
 def test_claims_of_simulated_studies():
     """The short form of `tests.benchmarks.selection`."""
     equal = {trials: simulate(trials, 0.0, studies=50, draws=100) for trials in (1, 20)}

@@ -260,6 +260,7 @@ def test_a_candidate_is_compared_with_up_to_three_champions():
     assert choose_references({1: champions[1]}, 5, 1) == {"": champions[1]}
 
 
+@pytest.mark.slow
 def test_sensitivity_that_is_lost_in_small_steps_is_noticed_while_the_area_grows():
     first, *others = (more_specific(393 - 4 * number, number) for number in range(1, 9))
     for before, candidate in pairwise([first, *others]):

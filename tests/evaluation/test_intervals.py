@@ -267,6 +267,7 @@ def test_intervals_cover_the_true_proportion(monkeypatch):
     assert found["old"].mean() < 0.85
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_true_auc(monkeypatch):
     """The short form of `tests.benchmarks.coverage`."""
     monkeypatch.setattr(coverage, "AUCS", np.array([0.95, 0.995]))

@@ -98,6 +98,7 @@ def test_a_value_is_bytes_or_unreadable(value):
         assert type(to_file_bytes(value)) is bytes
 
 
+@pytest.mark.slow
 @given(st.lists(VALUES, max_size=20), st.data())
 @examples(150)
 def test_each_value_gets_its_own_prediction(model, values, data):

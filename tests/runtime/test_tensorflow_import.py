@@ -23,6 +23,7 @@ os.abort()
 """
 
 
+@pytest.mark.slow
 def test_an_abort_in_the_import_of_tensorflow_is_shown(tmp_path, monkeypatch):
     (tmp_path / "tensorflow.py").write_text(ABORTING)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")

@@ -136,6 +136,7 @@ def ended_soon(process: subprocess.Popen) -> tuple[str, str]:
         process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", [ONE_ITEM, PROFILE], ids=["one item", "profile"])
 def test_ctrl_c_waits_neither_for_what_is_queued_nor_for_what_runs(work):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -31,6 +31,7 @@ def config(weights, own_cache) -> RunConfig:
     return small_config(weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [0, 1, 3])
 @pytest.mark.parametrize("max_unfreeze_depth", [0, 4])
 def test_what_is_stored_is_what_the_network_gives(config, images, depth, max_unfreeze_depth):
@@ -49,6 +50,7 @@ def test_what_is_stored_is_what_the_network_gives(config, images, depth, max_unf
         assert found == pytest.approx(lower.predict(inputs, verbose=0), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_higher_cut_starts_from_a_stored_lower_one(config, images, own_cache):
     split = images.split("val")
     expected = np.array(features_of(config).get(View(split), 0))
@@ -60,6 +62,7 @@ def test_a_higher_cut_starts_from_a_stored_lower_one(config, images, own_cache):
     assert np.array_equal(store.get(View(black), 0), expected)
 
 
+@pytest.mark.slow
 def test_what_is_computed_from_pixels_is_kept_at_the_deepest_cut_too(config, images, own_cache):
     features_of(config, max_unfreeze_depth=3).get(View(images.split("val")), 1)
     assert {depth for depth, _, _ in stored(own_cache)} == {1, 3}
@@ -90,6 +93,7 @@ def name(config: RunConfig, split: Split, depth: int = 1, **view) -> str:
     return features_of(config).name(View(split, **view), depth)
 
 
+@pytest.mark.slow
 def test_the_key_changes_with_each_ingredient(config, images, sample, monkeypatch):
     split = images.split("train")
     first = {"augmentation": AugmentationConfig(0.5), "number": 0}
@@ -118,6 +122,7 @@ def test_the_key_changes_with_each_ingredient(config, images, sample, monkeypatc
     assert len(set(names)) == len(names) == 16
 
 
+@pytest.mark.slow
 def test_the_key_changes_with_nothing_else(config, images, tmp_path, weights):
     split = images.split("train")
     expected = name(config, split)

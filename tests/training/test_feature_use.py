@@ -18,6 +18,8 @@ from pneumo.tuning.spec import StudySpec
 from tests.support.features import few_images, small_config, stored
 from tests.support.weights import SMALL
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def images(sample) -> DecodedDataset:
@@ -127,7 +129,6 @@ def test_where_nothing_is_frozen_every_epoch_has_its_own_variation(images, own_c
     assert stored(own_cache) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "depth"),
     [("mobilenet", 0), ("mobilenet", 1), ("mobilenet", 2), ("resnet50v2", 1)],
@@ -167,7 +168,6 @@ def test_what_does_not_fit_on_the_disk_trains_the_same_without(
     assert "The run trains without the feature cache, more slowly." in said
 
 
-@pytest.mark.slow
 def test_a_study_shares_its_deepest_cut(store, sample, weights, own_cache):
     base = RunConfig(**SMALL, weights=str(weights), epochs=1, dense_widths=(8,))
 

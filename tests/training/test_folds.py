@@ -47,6 +47,7 @@ def test_no_network_predicts_an_image_of_a_patient_that_it_has_memorized(images,
     assert len(result.model) == len(result.best_epochs) == 12
 
 
+@pytest.mark.slow
 def test_scores_and_logits_are_those_of_each_folds_own_networks(images):
     config = CNN.override({"folds": 2, "repeats": 2})
     epochs = []
@@ -93,6 +94,7 @@ def test_a_network_that_stops_early_leaves_a_gap_in_the_epochs(images):
     assert max(result.best_epochs) <= 9
 
 
+@pytest.mark.slow
 def test_the_features_of_all_folds_are_computed_once(images, weights, own_cache, monkeypatch):
     config = small_config(weights).override({"epochs": 2, "augment_strength": 0.5, "folds": 3})
     compute, computed, fits = FeatureCache._compute, [], []
@@ -107,6 +109,7 @@ def test_the_features_of_all_folds_are_computed_once(images, weights, own_cache,
     assert fits[-1] == (6, fits[1][1] + 5)  # after fold 0 only the five versions of validation
 
 
+@pytest.mark.slow
 def test_stored_or_not_training_in_folds_is_the_same(images, weights, own_cache):
     config = small_config(weights).override({"epochs": 2, "augment_strength": 0, "folds": 2})
     on, off = (train(config.override({"feature_cache": cache}), images) for cache in ("on", "off"))

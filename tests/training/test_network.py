@@ -74,6 +74,7 @@ def test_which_layers_of_the_cnn_train_at_each_depth(depth, expected):
     assert trained(unfreeze_depth=depth) == expected
 
 
+@pytest.mark.slow
 def test_which_layers_of_mobilenet_train_at_each_depth():
     expected = []
     for depth in range(14):
@@ -86,6 +87,7 @@ def test_which_layers_of_mobilenet_train_at_each_depth():
         assert trained(backbone="mobilenet", alpha=0.25, unfreeze_depth=depth) == expected
 
 
+@pytest.mark.slow
 def test_which_layers_of_resnet_train_at_each_depth():
     ends = [f"conv{stage}_block{n}" for stage, blocks in zip("2345", (3, 4, 6, 3), strict=True)
             for n in range(1, blocks + 1)]  # fmt: skip
@@ -100,6 +102,7 @@ def test_which_layers_of_resnet_train_at_each_depth():
     assert [name for name in all_layers if "block" not in name] == ["conv1_conv", "post_bn"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet", "resnet50v2"])
 def test_a_pretrained_backbone_gets_what_it_was_trained_on(name):
     """Compare with the application itself, on colors from its own preprocess_input."""
@@ -155,6 +158,7 @@ def test_anything_but_uint8_pixels_is_refused(dtype):
         predict_proba(build(), (NOISE / 255).astype(dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_file_loads_with_keras_alone(tmp_path, name):
     model = build(backbone=name)
@@ -171,6 +175,7 @@ def test_the_file_loads_with_keras_alone(tmp_path, name):
     assert scores == pytest.approx(predict_proba(model, NOISE), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_another_backbone_costs_the_line_that_the_readme_shows(monkeypatch):
     line = re.search(
         r'^"(\w+)": (Backbone\(.*\)),$', (ROOT / "experiments" / "README.md").read_text(), re.M

@@ -24,6 +24,7 @@ def same(weights, others) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(weights, others, strict=True))
 
 
+@pytest.mark.slow
 def test_a_file_gives_the_backbone_its_weights_and_not_the_head(weights):
     config = RunConfig(**SMALL, weights=str(weights))
     first, second = build_model(config), build_model(config)
@@ -34,6 +35,7 @@ def test_a_file_gives_the_backbone_its_weights_and_not_the_head(weights):
     assert same(plain.layers[-1].get_weights(), first.layers[-1].get_weights())
 
 
+@pytest.mark.slow
 def test_a_whole_model_of_keras_2_holds_them_one_level_deeper(tmp_path):
     with h5py.File(tmp_path / "model.h5", "w") as file:
         write(network(), file.create_group("model_weights"))
@@ -103,6 +105,7 @@ def keras_loads_from(address: str, monkeypatch) -> None:
     monkeypatch.setattr(keras.src.applications.mobilenet, "BASE_WEIGHT_PATH", f"{address}/")
 
 
+@pytest.mark.slow
 def test_imagenets_weights_are_downloaded_by_keras_once(weights, keras_home, monkeypatch):
     config = RunConfig(**SMALL, weights="imagenet")
     with serving({f"/{FILE}": weights.read_bytes()}) as server:

@@ -18,6 +18,8 @@ from pneumo.training.fit import Phase, TrainingDivergedError, _cosine, class_wei
 from pneumo.training.train import train
 from tests.support.weights import SMALL
 
+pytestmark = pytest.mark.slow
+
 CONFIG = RunConfig(image_size=32, epochs=3, dense_widths=(16,), augment_strength=1.0)
 
 

@@ -36,6 +36,7 @@ def test_a_database_that_does_not_open(monkeypatch, url, message):
     assert PASSWORD not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_wait_for_the_database_says_so(monkeypatch, capsys):
     monkeypatch.setenv("PNEUMO_STORAGE", f"postgresql://me:{PASSWORD}@127.0.0.1:{free_port()}/x")
     with pytest.raises(UserError):

@@ -87,6 +87,7 @@ def test_how_a_worker_ends(command, code, error, message):
         run_worker(0, [], {})
 
 
+@pytest.mark.slow
 def test_an_interrupt_from_python_ends_the_worker(command, tmp_path):
     """Ray cancels a task in this way, which Python notices only in the main thread."""
     ended = tmp_path / "ended"

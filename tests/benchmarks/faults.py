@@ -88,11 +88,12 @@ class Night:
     server: Server
     fault: str
     enough: int
+    folds: int
 
     def start(self, attempt: int = 0) -> subprocess.Popen:
         """Start the command; `attempt` is the number of earlier starts."""
         flags = {"experiment": "troubled", "trials": self.enough}
-        flags |= {"workers": 2, "trial_timeout": 100}
+        flags |= {"workers": 2, "trial_timeout": 100, "folds": self.folds}
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
         command = [sys.executable, "-m", "pneumo", "tune", "--study", self.name, *words]
         command = [*STARTED_BY.get(self.fault, [(), ()])[attempt], *command]
@@ -254,13 +255,15 @@ def studies(night: Night) -> list[str]:
     return [run.info.run_id for run in MlflowClient().search_runs(["0"], filters)]
 
 
-def strike(fault: str, enough: int, databases: list[Server], server: Server) -> list[str]:
+def strike(
+    fault: str, enough: int, folds: int, databases: list[Server], server: Server
+) -> list[str]:
     """Apply one fault, repeat the command, print a line, and return what is lost."""
     with pytest.MonkeyPatch.context() as patch, place(fault) as folder:
         if fault in ON_SQLITE:
             patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")
         name = f"{fault}-{uuid.uuid4().hex[:6]}"
-        night = Night(name, folder, databases, server, fault, enough)
+        night = Night(name, folder, databases, server, fault, enough, folds)
         began = time.monotonic()
         driver = night.start()
         FAULTS[fault](night, driver)
@@ -290,6 +293,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("faults", nargs="*", choices=[[], *FAULTS], help="all by default")
     parser.add_argument("--trials", type=int, default=12, help="of each study, 2 at least")
+    parser.add_argument("--folds", type=int, default=1, help="of each trial")
     options = parser.parse_args()
     faults = options.faults or list(FAULTS)
     session.configure_mlflow()
@@ -300,7 +304,9 @@ def main() -> None:
         os.environ["PNEUMO_STORAGE"] = databases[0].address
         os.environ["MLFLOW_TRACKING_URI"] = server.address
         mlflow.set_tracking_uri(server.address)
-        losses = [strike(fault, options.trials, databases, server) for fault in faults]
+        losses = [
+            strike(fault, options.trials, options.folds, databases, server) for fault in faults
+        ]
     survived = sum(not lost for lost in losses)
     items = sum(map(len, losses))
     print(f"{len(losses)} faults tried, {survived} survived, {items} items lost")

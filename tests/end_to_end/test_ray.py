@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 RAY = ["--launcher", "ray", "--workers", "2"]
-LONG = ["--epochs", "40", "--patience", "40", *SMALL]
+LONG = ["--epochs", "20", "--patience", "20", "--folds", "2", *SMALL]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 from pneumo.commands.tune import run_search, tune_and_register
 from pneumo.experiment import load_experiment
 from pneumo.runtime.errors import StudyFailedError
+from pneumo.runtime.process import ProcessId
 from pneumo.tuning.launchers import local
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import open_storage
@@ -90,11 +91,20 @@ def test_two_workers(store):
     assert int(challenger.version) == 1
 
 
-def test_a_study_outlives_a_worker_and_its_driver(store):
-    command = ["tune", "--trials", "3", *NIGHT, "--epochs", "12", *SMALL]
+def in_second_fold(epochs: int) -> list[int]:
+    """Return the processes of the running trials of `night` that have begun their second fold."""
+    study = optuna.load_study(study_name="night", storage=open_storage())
+    running = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    begun = [trial for trial in running if (trial.last_step or 0) > epochs]
+    return [ProcessId.from_values(trial.user_attrs["process"]).pid for trial in begun]
+
+
+def test_a_study_outlives_a_worker_between_folds_and_its_driver(store):
+    command = ["tune", "--trials", "3", *NIGHT, "--epochs", "6", "--folds", "2", *SMALL]
     process = start(*command)
     until(lambda: at_work(store, 2))
-    victim = int(at_work(store)[0].data.tags["pneumo.pid"])
+    until(lambda: in_second_fold(6))
+    [victim, *_] = in_second_fold(6)
     first = processes(process.pid)
     assert victim in first
     os.kill(victim, signal.SIGKILL)

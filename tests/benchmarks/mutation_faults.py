@@ -44,6 +44,8 @@ STORAGE, STUDY, WORKER, SPEC = (
     f"pneumo/tuning/{it}.py" for it in ("storage", "study", "worker", "spec")
 )
 STUDY_RUNS = "pneumo/tracking/study_runs.py"
+ENSEMBLE, SELECTION = (f"pneumo/tuning/{it}.py" for it in ("ensemble", "selection"))
+LOGITS = "pneumo/inference/logits.py"
 
 OF_INDEX, OF_SPLIT, OF_PIXELS = (f"tests/data/test_{it}.py" for it in ("index", "split", "pixels"))
 OF_INTERVALS, OF_BOOTSTRAP, OF_METRICS, OF_COMPARISON = (
@@ -59,6 +61,7 @@ OF_CACHE, OF_ENTRIES, OF_CHECKSUMS, OF_PROCESS = (
 OF_RECOVERY, OF_OWN_TRIALS, OF_SPEC, OF_WORKER = (
     f"tests/tuning/test_{it}.py" for it in ("recovery", "own_trials", "spec", "worker")
 )
+OF_ENSEMBLE, OF_WARM_START = (f"tests/tuning/test_{it}.py" for it in ("ensemble", "warm_start"))
 OF_DEAD = "tests/end_to_end/test_faults.py"
 
 SPLIT_FAULTS = [
@@ -868,10 +871,94 @@ RECOVERY_FAULTS = [
     ),
 ]
 
+SELECTION_FAULTS = [
+    Fault(
+        "an ensemble keeps members that do not help",
+        ENSEMBLE,
+        "return members[: int(np.argmax(history)) + 1]",
+        "return members",
+        OF_ENSEMBLE,
+        "nothing_is_added_that_does_not_help",
+    ),
+    Fault(
+        "a step adds the candidate that is the best alone",
+        ENSEMBLE,
+        "scores = candidates.scores(sums)",
+        "scores = candidates.scores(candidates.logits)",
+        OF_ENSEMBLE,
+        "each_step_adds_the_candidate_that_helps_the_most",
+    ),
+    Fault(
+        "the gain is that on the patients by whom the members were selected",
+        ENSEMBLE,
+        "others = candidates.of_images(np.flatnonzero(counts == 0))",
+        "others = sample",
+        OF_ENSEMBLE,
+        "equally_good_trials_is_corrected",
+    ),
+    Fault(
+        "scores of several folds are pooled",
+        ENSEMBLE,
+        "for fold in np.unique(self.folds):\n            chosen = self.folds == fold",
+        "for fold in (0,):\n            chosen = self.folds >= fold",
+        OF_ENSEMBLE,
+        "scores_are_the_objective_in_the_mean_over_folds",
+    ),
+    Fault(
+        "the worse pairing does not count",
+        ENSEMBLE,
+        "aucs.append(np.min([_auc",
+        "aucs.append(np.mean([_auc",
+        OF_ENSEMBLE,
+        "scores_are_the_objective_in_the_mean_over_folds",
+    ),
+    Fault(
+        "a member that is selected twice counts once",
+        LOGITS,
+        "for logit in [member(view) for view in views] * member_weight(member)",
+        "for logit in [member(view) for view in views]",
+        OF_ENSEMBLE,
+        "a_model_that_is_listed_twice_counts_twice",
+    ),
+    Fault(
+        "heat maps ignore the weights of members",
+        "pneumo/evaluation/heat_maps.py",
+        "weight * _contributions(images, *parts)",
+        "_contributions(images, *parts)",
+        "tests/evaluation/test_heat_maps.py",
+        "heat_maps_of_an_ensemble_combine_its_members",
+    ),
+    Fault(
+        "a warm start tries the same values twice",
+        SELECTION,
+        "params not in [baseline, *found.params]",
+        "params != baseline",
+        OF_WARM_START,
+        "best_distinct_trials_that_fit",
+    ),
+    Fault(
+        "a warm start leaves the search space",
+        SELECTION,
+        "    except ValueError:\n        return False",
+        "    except ValueError:\n        return True",
+        OF_WARM_START,
+        "best_distinct_trials_that_fit",
+    ),
+    Fault(
+        "a lost trial of a warm start stays lost",
+        STUDY,
+        'spec.initial_params() + attributes.WARM_START.get(study, {}).get("params", [])',
+        "spec.initial_params()",
+        OF_WARM_START,
+        "a_lost_trial_of_a_warm_start",
+    ),
+]
+
 FAULTS = {
     "split": SPLIT_FAULTS,
     "intervals": INTERVAL_FAULTS,
     "gate": GATE_FAULTS,
     "feature cache": FEATURE_CACHE_FAULTS,
     "study recovery": RECOVERY_FAULTS,
+    "selection among trials": SELECTION_FAULTS,
 }

@@ -45,10 +45,10 @@ MODEL = f"models:/{NAME}@champion"
 SMOKE = "--data sample --backbone cnn --images 8 --many 11 --requests 8"
 
 
-def register(dataset: Dataset, backbone: str) -> LoadedModel:
+def register(dataset: Dataset, backbone: str, members: int) -> LoadedModel:
     """Register a model as `train` does, with random weights, which do not affect the speed."""
     alpha = 0.25 if backbone == "mobilenet" else 1
-    config = RunConfig(backbone=backbone, image_size=SIZE, alpha=alpha)
+    config = RunConfig(backbone=backbone, image_size=SIZE, alpha=alpha, ensemble_size=members)
     tags = runs.provenance_tags("benchmark", dataset)
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -120,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--backbone", default="mobilenet", help="or cnn")
+    parser.add_argument("--members", type=int, default=1, help="networks of the model")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--many", type=int, default=10_000, help="files, for the memory")
     parser.add_argument("--requests", type=int, default=200, help="of each number of clients")
@@ -128,7 +129,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, store_in(Path(place)):
         folder = Path(place) / "images"
         enlarge(dataset, folder, options.images)
-        stored = register(dataset, options.backbone)
+        stored = register(dataset, options.backbone, options.members)
         sides = {
             "predict": lambda: ours(stored, folder),
             "Keras, grey": lambda: peer(stored, folder, "grayscale"),

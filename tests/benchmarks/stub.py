@@ -6,6 +6,8 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from pneumo.data.dataset import DecodedDataset
+from pneumo.evaluation.robustness import ROBUST_VERSIONS
+from pneumo.inference.logits import build_ensemble
 from pneumo.training import network
 from pneumo.training.config import RunConfig
 from pneumo.training.fit import EpochCallback
@@ -21,7 +23,8 @@ def stub_of(config: RunConfig) -> Callable[..., TrainingResult]:
     Args:
         config: Config of all trials, except for their dropout.
     """
-    model = network.build_model(config)
+    seeded = (config.model_copy(update={"seed": seed}) for seed in range(config.ensemble_size))
+    model = build_ensemble([network.build_model(it) for it in seeded])
 
     def train(
         config: RunConfig,
@@ -36,6 +39,7 @@ def stub_of(config: RunConfig) -> Callable[..., TrainingResult]:
         labels = images.split("val").labels
         logits = 4 * config.dropout * labels + np.random.default_rng(0).normal(size=len(labels))
         auc = float(roc_auc_score(labels, logits))
-        return TrainingResult(model, (config.epochs,), logits, logits, (auc,), (auc,))
+        versions = dict.fromkeys(ROBUST_VERSIONS, logits)
+        return TrainingResult(model, (config.epochs,), versions, logits, (auc,), (auc,))
 
     return train

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import mlflow
 import numpy as np
@@ -26,10 +25,10 @@ from pneumo.inference.logits import build_ensemble, ensemble_members
 from pneumo.reporting.study_summary import EnsembleSummary
 from pneumo.runtime import signals
 from pneumo.runtime.console import echo
-from pneumo.runtime.errors import format_error
+from pneumo.runtime.errors import StudyFailedError, format_error
 from pneumo.tracking import model_files, results, runs
 from pneumo.tracking.tags import MEMBERS, STUDY
-from pneumo.training.config import RunConfig
+from pneumo.training.config import RunConfig, complete_fields
 from pneumo.training.fit import ROBUST_OBJECTIVE
 from pneumo.training.train import TrainingResult
 from pneumo.tuning import attributes
@@ -190,8 +189,8 @@ def log_ensemble(
     Returns:
         The ensemble, or None if it is the best trial alone.
     """
-    base, best = spec.base, study.best_trial
-    config = base.override(_shared_values(best, ("image_size", "resize", "threshold_rule")))
+    shared = _shared_values(study.best_trial, ("image_size", "resize", "threshold_rule"))
+    config = spec.base.override(shared)
     images = spec.dataset.decode(config.image_size, config.max_unreadable, config.resize)
     candidates = read_candidates(study, images, config, keep)
     positions = select_members(candidates, 0, size)
@@ -202,53 +201,40 @@ def log_ensemble(
     stored = attributes.ENSEMBLE.get(study, {})
     if stored and (stored["members"], stored["size"]) == (members, size):
         return EnsembleSummary(**stored)
-    gains = estimate_gain(candidates, size)
-    summary = partial(_summary, study, candidates, positions, gains, size)
-    parent_id, tags = (
+    trials = [candidates.trials[position] for position in positions]
+    run_ids = [attributes.RUN_ID.read(trial) for trial in trials]
+    with runs.trial_run(
         attributes.RUN_ID.read(study),
-        runs.provenance_tags(spec.experiment.name, spec.dataset),
-    )
-    tags |= {STUDY: study.study_name, MEMBERS: json.dumps(members)}
-    name = f"ensemble of trials {', '.join(map(str, dict.fromkeys(members)))}"
-    params = _common_params([candidates.trials[position] for position in positions])
-    with runs.trial_run(parent_id, name, params, tags, kind="ensemble") as run_id:
+        name=f"ensemble of trials {', '.join(map(str, dict.fromkeys(members)))}",
+        params=_common_params(trials),
+        tags=runs.provenance_tags(spec.experiment.name, spec.dataset)
+        | {STUDY: study.study_name, MEMBERS: json.dumps(members)},
+        kind="ensemble",
+    ) as run_id:
         result = _combine(candidates, positions, images, config)
         evaluation = log_evaluation(config, images, result)
-        model_uri = log_model(run_id, config, result, evaluation)
-        found = summary(run_id=run_id, model_uri=model_uri)
-        member_runs = [
-            attributes.RUN_ID.read(candidates.trials[position])
-            for position in dict.fromkeys(positions)
-        ]
-        mlflow.log_dict(asdict(found) | {"member_runs": member_runs}, results.ENSEMBLE_FILE)
+        found = EnsembleSummary(
+            members=members,
+            size=size,
+            candidates=len(candidates.trials),
+            score=float(candidates.scores(result.logits)),
+            best_score=float(candidates.scores(candidates.logits)[0]),
+            **_interval_of_gain(candidates, size),
+            run_id=run_id,
+            model_uri=log_model(run_id, config, result, evaluation),
+        )
+        distinct = list(dict.fromkeys(run_ids))
+        mlflow.log_dict(asdict(found) | {"member_runs": distinct}, results.ENSEMBLE_FILE)
     attributes.ENSEMBLE.set(study, asdict(found))
     return found
 
 
-def _summary(
-    study: optuna.Study,
-    candidates: Candidates,
-    positions: list[int],
-    gains: np.ndarray,
-    size: int,
-    **stored: str,
-) -> EnsembleSummary:
-    total = {
-        version: values[positions].sum(axis=0) for version, values in candidates.logits.items()
-    }
-    singles = candidates.scores(candidates.logits)
-    low, high = np.percentile(gains, CI_PERCENTILES).tolist() if len(gains) else (None, None)
-    return EnsembleSummary(
-        members=[candidates.trials[position].number for position in positions],
-        size=size,
-        candidates=len(candidates.trials),
-        score=float(candidates.scores(total)),
-        best_score=float(singles[0]),
-        gain=float(gains.mean()) if len(gains) else None,
-        gain_low=low,
-        gain_high=high,
-        **stored,
-    )
+def _interval_of_gain(candidates: Candidates, size: int) -> dict[str, float | None]:
+    gains = estimate_gain(candidates, size)
+    if not len(gains):
+        return dict.fromkeys(("gain", "gain_low", "gain_high"))
+    low, high = np.percentile(gains, CI_PERCENTILES)
+    return {"gain": float(gains.mean()), "gain_low": float(low), "gain_high": float(high)}
 
 
 def read_candidates(
@@ -258,6 +244,9 @@ def read_candidates(
 
     They have the best trial's values of `SHARED_FIELDS`. A trial without readable logits is left
     out, and a line says why.
+
+    Raises:
+        StudyFailedError: The logits of the best trial cannot be read.
     """
     best, shared = study.best_trial, _shared_values(study.best_trial, SHARED_FIELDS)
     kept = sorted(complete_trials(study), key=lambda trial: -trial.value)[:keep]
@@ -269,9 +258,13 @@ def read_candidates(
         try:
             own, own_perturbed = results.read_logits(attributes.RUN_ID.read(trial))
         except Exception as error:
-            if trial.number == best.number:
-                raise
             reason = format_error(error).partition("\n")[0]
+            if trial.number == best.number:
+                raise StudyFailedError(
+                    f"an ensemble needs the logits of the best trial {trial.number}, which cannot "
+                    f"be read ({reason}). Trials of earlier versions have none. Resume the study "
+                    "without --ensemble."
+                ) from None
             echo(
                 f"trial {trial.number} cannot be in the ensemble: no logits can be read ({reason})"
             )
@@ -293,7 +286,7 @@ def read_candidates(
 
 
 def _shared_values(trial: FrozenTrial, names: tuple[str, ...]) -> dict[str, str]:
-    config = attributes.CONFIG.read(trial)
+    config = complete_fields(attributes.CONFIG.read(trial))
     return {name: config[name] for name in names}
 
 

@@ -4,8 +4,10 @@ import json
 
 import keras
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
+from optuna.trial import create_trial
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
@@ -17,10 +19,16 @@ from pneumo.inference.logits import (
     member_weight,
     predict_logits,
 )
+from pneumo.runtime.errors import StudyFailedError
 from pneumo.tracking import model_files, results
 from pneumo.training import network
 from pneumo.training.config import RunConfig
-from pneumo.tuning.ensemble import Candidates, estimate_gain, select_members
+from pneumo.tuning.ensemble import (
+    Candidates,
+    estimate_gain,
+    read_candidates,
+    select_members,
+)
 from tests.support.studies import METRICS, children, files, predictions, run_study, tags, text
 
 
@@ -127,6 +135,52 @@ def test_a_model_that_is_listed_twice_counts_twice(tmp_path, mirror):
         np.mean([predict_logits(it, view) for view in views], axis=0) for it in (first, second)
     )
     assert predict_logits(loaded, images) == pytest.approx((own + 2 * other) / 3, abs=1e-5)
+
+
+@pytest.fixture
+def search(monkeypatch) -> optuna.Study:
+    """Return a study whose trials' logits are all 10 times the trial's number."""
+    study = optuna.create_study(direction="maximize")
+    for number, size in enumerate((32, 32, 64, 32, 32)):
+        config = RunConfig(image_size=size, dropout=number / 10).to_params()
+        study.add_trial(
+            create_trial(
+                value=1 - number / 10, user_attrs={"run_id": f"r{number}", "config": config}
+            )
+        )
+
+    def read(run_id: str):
+        if run_id == study.user_attrs.get("lost"):
+            raise OSError("gone")
+        logits = np.full(82, 10.0 * int(run_id[1]))
+        return dict.fromkeys(ROBUST_VERSIONS, logits), logits
+
+    monkeypatch.setattr(results, "read_logits", read)
+    return study
+
+
+def candidates_of(study: optuna.Study, sample, keep: int | None = None) -> list[int]:
+    found = read_candidates(study, sample.decode(32, 0), RunConfig(image_size=32), keep)
+    numbers = [trial.number for trial in found.trials]
+    for logits in (*found.logits.values(), found.perturbed_logits):
+        assert logits[:, 0].tolist() == [10 * number for number in numbers]
+        assert logits.shape == (len(numbers), 82)
+    return numbers
+
+
+def test_members_have_models_and_networks_of_one_input_size(search, sample):
+    assert candidates_of(search, sample) == [0, 1, 3, 4]
+    assert candidates_of(search, sample, keep=4) == [0, 1, 3]
+
+
+def test_a_trial_without_logits_is_no_candidate(search, sample, capsys):
+    search.set_user_attr("lost", "r1")
+    assert candidates_of(search, sample) == [0, 3, 4]
+    line = "trial 1 cannot be in the ensemble: no logits can be read (OSError: gone)\n"
+    assert capsys.readouterr().out == line
+    search.set_user_attr("lost", "r0")
+    with pytest.raises(StudyFailedError, match="needs the logits of the best trial 0, which"):
+        candidates_of(search, sample)
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ Interpretation:
     No metric is clearly better than val_auc. Of 65 metrics that were compared, one has an interval
     above 0, by 0.001: chance alone explains that. AUC on blurred validation images is at least as
     good in both networks, among all trials and among the good ones. It costs one more pass. It is
-    not an objective of the harness.
+    not an objective of the harness; val_robust_auc is (see robust.py).
 
     Among the 19 CNNs of 0.95 or more, val_auc ranks in the reverse order (-0.52, -0.83 to 0.37),
     and so do nearly all other metrics. Test has only 117 normal images here, so the AUC of one

@@ -88,7 +88,7 @@ def rename_fields(values: Mapping[str, str]) -> dict[str, str]:
 
 
 # Fields that earlier versions did not have → the value that these versions worked with
-ADDED_FIELDS = {"folds": "1", "repeats": "1"}
+ADDED_FIELDS = {"folds": "1", "repeats": "1", "sharpness_jitter": "0.0"}
 
 
 def complete_fields(values: Mapping[str, str]) -> dict[str, str]:
@@ -150,6 +150,12 @@ class RunConfig(BaseModel):
     )
     horizontal_flip: OnOff = Field(
         "off", description="on (training images are flipped with probability 0.5) or off"
+    )
+    sharpness_jitter: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="random blur and sharpening of training images: 0 (none) to 1",
     )
     flip_tta: OnOff = Field(
         "off",

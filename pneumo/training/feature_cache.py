@@ -259,7 +259,7 @@ class FeatureCache:
             "alpha": self._config.alpha,
             "weights": self._extractor.digest(depth),
             "depth": depth,
-            **view.augmentation._asdict(),
+            **_augmentation_key(view.augmentation),
             "view": view.number,
             "augmentation": AUGMENTATION_VERSION,
         }
@@ -313,6 +313,14 @@ class FeatureCache:
             if cache_path(self.name(view, depth_below)).is_dir()
         )
         return next(stored, self._extractor.input_depth)
+
+
+def _augmentation_key(augmentation: AugmentationConfig) -> dict[str, float]:
+    """Return the settings. Entries of earlier versions have no `sharpness`, so 0 is left out."""
+    settings = augmentation._asdict()
+    if not augmentation.sharpness:
+        del settings["sharpness"]
+    return settings
 
 
 @contextmanager

@@ -1,70 +1,96 @@
 """Logits of validation and test of the models of a study's trials, computed once each."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+import mlflow
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from scipy.ndimage import laplace
 
 from pneumo.data import perturb
-from pneumo.data.dataset import Dataset, Split
+from pneumo.data.dataset import Dataset, DecodedDataset, Split
+from pneumo.evaluation.robustness import Version
 from pneumo.inference.logits import predict_logits
 from pneumo.runtime.console import track
 from pneumo.tracking import evaluations, models, registry
 
 KEPT = Path("criterion")
 CLEAN, TEST, SHARPNESS = "clean", "test", "sharpness"
-VERSIONS = {f"{name} {amount:g}": (name, amount) for name, amount in perturb.ALL_PERTURBATIONS}
+
+
+def version_name(version: Version) -> str:
+    """Return the name under which the logits of a version of validation are stored."""
+    return f"{version[0]} {version[1]:g}" if version else CLEAN
+
+
+VERSIONS = {version_name(version): version for version in perturb.ALL_PERTURBATIONS}
 
 
 @dataclass(frozen=True)
 class Trial:
     """Output of a model: float64 logits of test and of each version of validation.
 
-    `setting`: its suggestions, which trials with other seeds share; `sharpness` of the images.
+    `setting`: its suggestions, which trials with other seeds share; `sharpness` of the images;
+    `metrics` of its run.
     """
 
     setting: str
     logits: dict[str, np.ndarray]
     sharpness: np.ndarray
+    metrics: dict[str, float]
 
 
-def trials_of(study: optuna.Study, dataset: Dataset) -> list[Trial]:
-    """Return all complete trials."""
+def trials_of(
+    study: optuna.Study, dataset: Dataset, needed: Mapping[str, Version] = VERSIONS
+) -> list[Trial]:
+    """Return all complete trials with their logits of test and of the needed versions, by name."""
     KEPT.mkdir(exist_ok=True)
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     shown = track(complete, len(complete), f"Asking the models of {study.study_name}")
-    return [_asked(study.study_name, trial, dataset) for trial in shown]
+    return [_asked(study.study_name, trial, dataset, needed) for trial in shown]
 
 
-def _asked(study: str, trial: FrozenTrial, dataset: Dataset) -> Trial:
+def _asked(
+    study: str, trial: FrozenTrial, dataset: Dataset, needed: Mapping[str, Version]
+) -> Trial:
     file = KEPT / f"{study}-{trial.number}.npz"
-    if not file.exists():
+    known = {}
+    if file.exists():
+        with np.load(file) as found:
+            known = dict(found)
+    missing = {name: version for name, version in needed.items() if name not in known}
+    if missing or not known:
         stored = models.find_model(trial.user_attrs["model_uri"])
-        looked_at = dataset.images_digest("test")
-        evaluations.record_look(stored.model_id, looked_at)
-        looks = evaluations.count_looks(looked_at)
-        registry.log_test_evaluations(stored, looks[stored.model_id])
         network = stored.model.keras_model
         images = dataset.decode(network.input_shape[1], 0.01, stored.model.settings["resize"])
-        np.savez(file, **_logits(network, images.split("val"), images.split("test")))
-    with np.load(file) as found:
-        logits = dict(found)
-    sharpness = logits.pop(SHARPNESS)
-    return Trial(f"{study} {sorted(trial.params.items())}", logits, sharpness)
+        if TEST not in known:
+            known |= _look_at_test(stored, images)
+        known |= _logits(network, images.split("val"), missing)
+        np.savez(file, **known)
+    sharpness = known.pop(SHARPNESS)
+    metrics = mlflow.get_run(trial.user_attrs["run_id"]).data.metrics
+    return Trial(f"{study} {sorted(trial.params.items())}", known, sharpness, metrics)
 
 
-def _logits(network: keras.Model, val: Split, test: Split) -> dict[str, np.ndarray]:
-    def of(images: np.ndarray) -> np.ndarray:
-        return predict_logits(network, images)
+def _look_at_test(stored: models.LoadedModel, images: DecodedDataset) -> dict[str, np.ndarray]:
+    looked_at = images.dataset.images_digest("test")
+    evaluations.record_look(stored.model_id, looked_at)
+    looks = evaluations.count_looks(looked_at)
+    registry.log_test_evaluations(stored, looks[stored.model_id])
+    return {TEST: predict_logits(stored.model.keras_model, images.split("test").images)}
 
-    found = {CLEAN: of(val.images), TEST: of(test.images)}
-    for version, end in VERSIONS.items():
-        changed = [perturb.perturb(image[..., 0], *end) for image in val.images]
-        found[version] = of(np.stack(changed)[..., np.newaxis])
+
+def _logits(
+    network: keras.Model, val: Split, needed: Mapping[str, Version]
+) -> dict[str, np.ndarray]:
+    found = {CLEAN: predict_logits(network, val.images)}
+    for name, version in needed.items():
+        changed = [perturb.perturb(image[..., 0], *version) for image in val.images]
+        found[name] = predict_logits(network, np.stack(changed)[..., np.newaxis])
     edges = laplace(val.images[..., 0].astype(np.float32), axes=(1, 2))
     return {**found, SHARPNESS: edges.var(axis=(1, 2))}
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy.ndimage import gaussian_filter
 
 from pneumo.training.augment import N_FACTORS, AugmentationConfig, augment, sample_factors
 
@@ -18,7 +19,7 @@ def varied(batch, *augmentation, seed=(1, 2)) -> np.ndarray:
 
 
 def test_strength_0_is_exactly_the_identity():
-    assert np.array_equal(varied(images(), 0, 0, False), images().numpy())
+    assert np.array_equal(varied(images(), 0, 0, False, 0), images().numpy())
 
 
 def test_uint8_in_and_out_each_image_its_own_way():
@@ -29,7 +30,7 @@ def test_uint8_in_and_out_each_image_its_own_way():
 
 
 def test_the_augmentation_of_an_image_depends_on_its_factors_alone():
-    variation = AugmentationConfig(1, 0.5, True)
+    variation = AugmentationConfig(1, 0.5, True, 1)
     whole = varied(images(), *variation)
     chance = tf.constant(sample_factors(4, 1, 2))
     for at in ([2], [3, 0]):
@@ -40,7 +41,7 @@ def test_the_augmentation_of_an_image_depends_on_its_factors_alone():
 def test_factors_of_0_change_nothing():
     neutral = tf.zeros([4, N_FACTORS])
     assert np.array_equal(
-        augment(images(), AugmentationConfig(1, 0, True), neutral).numpy(), images().numpy()
+        augment(images(), AugmentationConfig(1, 0, True, 1), neutral).numpy(), images().numpy()
     )
 
 
@@ -117,3 +118,29 @@ def test_contrast_changes_by_up_to_40_percent_and_fills_nothing_with_black(stren
     assert spread.min() >= 40 * (1 - 0.4 * strength) - 2
     assert spread.max() <= 40 * (1 + 0.4 * strength) + 2
     assert spread.max() - spread.min() > 40 * 0.4 * strength
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(-1, "blurred"), (0, "same"), (1, "sharpened")])
+def test_sharpness_goes_from_a_blur_to_an_unsharp_mask(factor, expected):
+    size, deviation = 100, 1.0
+    batch = np.zeros((1, size, size, 1), np.uint8)
+    batch[:, :, size // 2 :] = 100
+    batch += 50
+    chance = np.zeros((1, N_FACTORS), np.float32)
+    chance[:, -1] = factor
+    found = augment(tf.constant(batch), AugmentationConfig(0, 0, False, 1), tf.constant(chance))
+    found, before = found.numpy()[0, ..., 0].astype(float), batch[0, ..., 0].astype(float)
+    blurred = gaussian_filter(before, deviation, truncate=3)
+    wanted = {
+        "blurred": blurred,
+        "same": before,
+        "sharpened": np.clip(before + 1.5 * (before - blurred), 0, 255),
+    }[expected]
+    assert np.abs(found - wanted).max() <= 1
+
+
+def test_the_other_factors_do_not_depend_on_that_of_sharpness():
+    """Published results keep their random numbers."""
+    rng = np.random.default_rng((7,))
+    first, second = (rng.uniform(-1, 1, (5, count)).astype(np.float32) for count in (3, 5))
+    assert np.array_equal(sample_factors(5, 7)[:, :8], np.hstack([first, second]))

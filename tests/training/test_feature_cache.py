@@ -102,6 +102,7 @@ def test_the_key_changes_with_each_ingredient(config, images, sample, monkeypatc
     names.append(name(config, split, augmentation=AugmentationConfig(0.75), number=0))
     names.append(name(config, split, augmentation=AugmentationConfig(0.5, 0.5), number=0))
     names.append(name(config, split, augmentation=AugmentationConfig(0.5, 0, True), number=0))
+    names.append(name(config, split, augmentation=AugmentationConfig(0.5, 0, True, 1), number=0))
     names.append(name(config, split, augmentation=AugmentationConfig(0.5), number=1))
     names.append(name(config, images.split("val"), **first))
     names.append(name(config, replace(split, rows=split.rows[::-1]), **first))
@@ -119,7 +120,7 @@ def test_the_key_changes_with_each_ingredient(config, images, sample, monkeypatc
     monkeypatch.undo()
     monkeypatch.setitem(BACKBONES, "mobilenet", replace(BACKBONES["mobilenet"], offset=-0.5))
     names.append(name(config, split, **first))
-    assert len(set(names)) == len(names) == 16
+    assert len(set(names)) == len(names) == 17
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from pneumo.commands.options.arguments import EvaluateOptions
 from pneumo.commands.options.inputs import Inputs
 from pneumo.data.dataset import Dataset, DecodedDataset, Split
 from pneumo.evaluation import metrics
+from pneumo.evaluation.comparison import ScoredPredictions
 from pneumo.evaluation.intervals import format_with_interval
 from pneumo.evaluation.metrics import Evaluation, evaluate_predictions
 from pneumo.evaluation.overlap import Overlap, find_overlap
@@ -204,7 +205,7 @@ def _score(
         threshold = metrics.threshold_at_sensitivity(sensitivity, *val_data)
     evaluation = metrics.evaluate_predictions(split, probabilities, threshold, intervals=True)
     numbers = metrics.detailed_metrics(evaluation, logits, settings["temperature"])
-    numbers["validation"] = metrics.compute_metrics(*val_data, threshold)
+    numbers["validation"] = ScoredPredictions(val, threshold).metrics()
     numbers["validation"]["uncalibrated"] = settings["val_uncalibrated"]
     return evaluation, numbers
 

@@ -24,10 +24,10 @@ def resample_patients(
 ) -> np.ndarray:
     """Draw samples of as many patients as there are, with replacement.
 
-    A sample that lacks one of the classes has no AUC and is left out.
+    A sample that lacks one of the classes, in one of the folds, has no AUC and is left out.
 
     Args:
-        predictions: Columns patient and label (0 or 1).
+        predictions: Columns patient and label (0 or 1), and fold if there are several.
         draws: Number of samples.
         seed: Seed of the samples.
 
@@ -42,25 +42,41 @@ def resample_patients(
         # Several times as fast as `rng.multinomial` for thousands of patients
         chosen = rng.integers(len(patients), size=len(patients))
         sample[:] = np.bincount(chosen, minlength=len(patients))[patient_of]
-    has_both = (counts @ positive > 0) & (counts @ ~positive > 0)
+    has_both = np.ones(draws, bool)
+    for rows in _rows_of_folds(predictions):
+        for of_class in (positive[rows], ~positive[rows]):
+            has_both &= counts[:, rows] @ of_class > 0
     return counts if has_both.all() else counts[has_both]
 
 
+def _rows_of_folds(predictions: pd.DataFrame) -> list[slice | np.ndarray]:
+    """Return the positions of the images of each fold."""
+    if "fold" not in predictions:
+        return [slice(None)]
+    return list(predictions.groupby("fold").indices.values())
+
+
 def bootstrap_auc(predictions: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
-    """Compute the area under the ROC curve of each sample.
+    """Compute the area under the ROC curve of each sample, or its mean over folds.
 
     A pair of a positive and a negative image is in order if the positive one has the higher
     probability. The area is the fraction of pairs in order; equal probabilities count one half. One
     sort serves all samples.
 
     Args:
-        predictions: Columns label (0 or 1) and probability.
+        predictions: Columns label (0 or 1) and probability, and fold if there are several.
         counts: Integers of shape (samples, images), as `resample_patients` returns them, with both
             classes in each sample.
 
     Returns:
         float64 array of shape (samples,).
     """
+    if "fold" in predictions:
+        parts = [
+            bootstrap_auc(predictions.iloc[rows].drop(columns="fold"), counts[:, rows])
+            for rows in _rows_of_folds(predictions)
+        ]
+        return np.mean(parts, axis=0)
     labels, values = predictions["label"].to_numpy(), predictions["probability"].to_numpy()
     positive, negative = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
     negative = negative[np.argsort(values[negative])]

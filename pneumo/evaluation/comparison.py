@@ -7,7 +7,7 @@ import pandas as pd
 
 from pneumo.evaluation import bootstrap, metrics
 from pneumo.evaluation.bootstrap import Comparison
-from pneumo.evaluation.intervals import CI_SUFFIXES, metric_intervals
+from pneumo.evaluation.intervals import CI_SUFFIXES, mean_auc_of_folds, metric_intervals
 from pneumo.evaluation.metrics import metric_title
 
 # Limits for every champion on the images of the decision, whichever model it replaces
@@ -37,13 +37,21 @@ class ScoredPredictions:
     threshold: float
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics of `metrics.compute_metrics`."""
+        """Return the metrics of `metrics.compute_metrics`, the AUC as its mean over folds."""
         labels, probabilities = (self.predictions[column] for column in ("label", "probability"))
-        return metrics.compute_metrics(labels.to_numpy(), probabilities.to_numpy(), self.threshold)
+        values = metrics.compute_metrics(
+            labels.to_numpy(), probabilities.to_numpy(), self.threshold
+        )
+        return values | {"auc": self._auc_of_folds().get("auc", values["auc"])}
 
     def metrics_with_intervals(self) -> dict[str, float]:
         """Return the metrics, and 95 % confidence intervals of the headline metrics."""
-        return self.metrics() | metric_intervals(self.predictions, self.threshold)
+        intervals = metric_intervals(self.predictions, self.threshold)
+        return self.metrics() | intervals | self._auc_of_folds()
+
+    def _auc_of_folds(self) -> dict[str, float]:
+        """Return the mean AUC over folds with its interval, or nothing if there are no folds."""
+        return mean_auc_of_folds(self.predictions) if "fold" in self.predictions else {}
 
     def compare_with(self, reference: "ScoredPredictions") -> Comparison:
         """Return the differences self − reference, as `bootstrap.compare_models` computes them.

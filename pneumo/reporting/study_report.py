@@ -138,8 +138,9 @@ class StudyReport:
         yield f"The best is trial {best.number} ({best.name}) with {scores}."
         if self._summary.base.folds * self._summary.base.repeats > 1:
             yield (
-                "The score of a trial is the mean over its folds and repeats. Values with an "
-                "interval come from the predictions of all of them together."
+                "The score of a trial is the mean over its folds and repeats. An AUC with an "
+                "interval is the mean over folds, in each of which repeats are averaged. All other "
+                "metrics are those of the predictions of all folds together."
             )
         if not self._comparison:
             yield "There is no result of the baseline for a comparison."

@@ -57,6 +57,35 @@ def test_samples_that_lack_a_class_are_left_out():
     assert (drawn[:, 1:].sum(axis=1) > 0).all()
 
 
+def test_samples_of_several_folds_have_the_mean_of_their_areas():
+    predictions = some(2).assign(fold=lambda table: (table["patient"] > "p3").astype(str))
+    drawn = bootstrap.resample_patients(predictions, draws=30)
+    folds = [predictions["fold"] == fold for fold in ("False", "True")]
+    expected = [
+        np.mean(
+            [
+                metrics.roc_auc_score(
+                    predictions["label"][fold],
+                    predictions["probability"][fold],
+                    sample_weight=weights[fold],
+                )
+                for fold in folds
+            ]
+        )
+        for weights in drawn
+    ]
+    assert bootstrap.bootstrap_auc(predictions, drawn) == pytest.approx(expected, abs=1e-12)
+
+
+def test_samples_that_lack_a_class_in_a_fold_are_left_out():
+    predictions = frame([*"abcdef"], [0, 1, 1, 0, 0, 1], [0.1] * 6).assign(fold=[*"112212"])
+    drawn = bootstrap.resample_patients(predictions, draws=500)
+    assert 0 < len(drawn) < 500
+    assert (drawn[:, 1] > 0).all()  # the only positive one of its fold
+    assert (drawn[:, 3] > 0).all()
+    assert (drawn[:, [0, 4]].sum(axis=1) > 0).all()
+
+
 def test_blocks_of_samples_give_the_bands_of_all(monkeypatch):
     predictions = some(2)
     drawn = bootstrap.resample_patients(predictions, draws=100)

@@ -9,6 +9,7 @@ from sklearn import metrics
 
 from pneumo.evaluation.intervals import (
     auc_interval,
+    mean_auc_of_folds,
     metric_intervals,
     paired_difference_interval,
     proportion_interval,
@@ -207,6 +208,28 @@ def test_bounds_are_ordered_around_the_value(seed):
         low, high = found[f"{name}_low"], found[f"{name}_high"]
         assert 0 <= low <= value + 1e-12
         assert value - 1e-12 <= high <= 1
+
+
+def test_the_interval_of_a_mean_over_folds_adds_independent_errors():
+    rng = np.random.default_rng(0)
+    labels = np.arange(90) % 2
+    probabilities = expit(labels + rng.normal(size=90))
+    table = pd.DataFrame({"patient": np.arange(90) // 2 * 2 + labels, "label": labels})
+    table = table.assign(probability=probabilities, fold=[*"abc"] * 30)
+    aucs, bounds = [], []
+    for fold in "abc":
+        rows = table[table["fold"] == fold]
+        own = rows["label"].to_numpy(), rows["probability"].to_numpy()
+        aucs.append(metrics.roc_auc_score(*own))
+        bounds.append(auc_interval(*own, pd.factorize(rows["patient"])[0]))
+    errors = np.abs(np.array(bounds).T - aucs)
+    found = mean_auc_of_folds(table)
+    assert found["auc"] == pytest.approx(np.mean(aucs))
+    assert found["auc_low"] == pytest.approx(np.mean(aucs) - np.sqrt((errors[0] ** 2).sum()) / 3)
+    assert found["auc_high"] == pytest.approx(np.mean(aucs) + np.sqrt((errors[1] ** 2).sum()) / 3)
+    one = mean_auc_of_folds(table.assign(fold="all"))
+    whole = auc_interval(labels, probabilities, pd.factorize(table["patient"])[0])
+    assert (one["auc_low"], one["auc_high"]) == pytest.approx(whole)
 
 
 def test_a_single_patient_gives_an_uninformative_interval():

@@ -8,6 +8,8 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
+from pneumo.evaluation.comparison import ScoredPredictions
+from pneumo.evaluation.intervals import format_with_interval
 from pneumo.evaluation.metrics import fit_temperature
 from pneumo.inference.logits import ensemble_members, predict_logits
 from pneumo.runtime.errors import UserError
@@ -58,6 +60,13 @@ def test_a_study_in_two_folds(store, sample, capsys):
         assert results.read_epochs(run.info.run_id)["network"].tolist() == [0, 0, 1, 1]
     page = text(study.user_attrs["run_id"], "study/study.html")
     assert "The score of a trial is the mean over its folds and repeats." in page
+    scored = ScoredPredictions(
+        results.read_predictions(study.best_trial.user_attrs["run_id"], "val"), 0.5
+    ).metrics_with_intervals()
+    assert scored["auc"] == pytest.approx(study.best_value)
+    assert f"validation AUC {format_with_interval(scored, 'auc')}" in page
+    evaluated = results.read_metrics(study.user_attrs["run_id"], "test")["validation"]
+    assert evaluated["auc"] == pytest.approx(study.best_value)
     with pytest.raises(UserError, match=re.escape("fixed {'folds': '2'}: got {}")):
         run_study(sample, name="folds")
     resumed = run_study(sample, name="folds", trials=3, fixed=FOLDS)

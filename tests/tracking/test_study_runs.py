@@ -87,6 +87,7 @@ def test_what_a_complete_trial_leaves_in_mlflow(study, client, sample):
             "val/confusion_matrix.png",
             "val/confusion_matrix.json",
             "val/predictions.csv",
+            "val/logits.npz",
             "data/files.csv",
             "data/test_files.csv",
         }

@@ -51,12 +51,12 @@ Interpretation:
     are therefore optimistic.
 
     Augmentation of the acquisition (sharpness, gamma, contrast, noise), mixup and label smoothing
-    gained nothing and are not part of the harness. Images larger than 224 px are only enlarged, and
-    padding changes nothing because all images are square. A model trained at 160 px was worse on
-    validation at 192, 224 and 256 px. Without the rise of the learning rate AUC on validation was
-    0.97 after 5 epochs, with it 0.99. Two other criteria rank the trials of
-    experiments/criterion.py no better than its AUC: validation weighted so that sharpness does not
-    separate the classes, and only the normal images blurred.
+    gained nothing here. Of these only sharpness is part of the harness (see robust.py). Images
+    larger than 224 px are only enlarged, and padding changes nothing because all images are square.
+    A model trained at 160 px was worse on validation at 192, 224 and 256 px. Without the rise of
+    the learning rate AUC on validation was 0.97 after 5 epochs, with it 0.99. Two other criteria
+    rank the trials of experiments/criterion.py no better than its AUC: validation weighted so that
+    sharpness does not separate the classes, and only the normal images blurred.
 
     The threshold midway between the classes depends on all images. Youden's depends on the few
     images between the classes. Among 49 trials of experiments/criterion.py with a validation AUC

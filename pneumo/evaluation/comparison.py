@@ -42,16 +42,13 @@ class ScoredPredictions:
         values = metrics.compute_metrics(
             labels.to_numpy(), probabilities.to_numpy(), self.threshold
         )
-        return values | {"auc": self._auc_of_folds().get("auc", values["auc"])}
+        if "fold" in self.predictions:
+            values["auc"], *_ = mean_auc_of_folds(self.predictions)
+        return values
 
     def metrics_with_intervals(self) -> dict[str, float]:
         """Return the metrics, and 95 % confidence intervals of the headline metrics."""
-        intervals = metric_intervals(self.predictions, self.threshold)
-        return self.metrics() | intervals | self._auc_of_folds()
-
-    def _auc_of_folds(self) -> dict[str, float]:
-        """Return the mean AUC over folds with its interval, or nothing if there are no folds."""
-        return mean_auc_of_folds(self.predictions) if "fold" in self.predictions else {}
+        return self.metrics() | metric_intervals(self.predictions, self.threshold)
 
     def compare_with(self, reference: "ScoredPredictions") -> Comparison:
         """Return the differences self − reference, as `bootstrap.compare_models` computes them.

@@ -31,7 +31,8 @@ def metric_intervals(predictions: pd.DataFrame, threshold: float) -> dict[str, f
     """Compute the 95 % confidence intervals of the metrics in `metrics.HEADLINE_METRICS`.
 
     Args:
-        predictions: Columns patient, label (0 or 1, both among them) and probability.
+        predictions: Columns patient, label (0 or 1, both among them) and probability. With a column
+            fold, the interval of AUC is that of `mean_auc_of_folds`.
         threshold: Probability ≥ threshold is positive.
 
     Returns:
@@ -42,7 +43,11 @@ def metric_intervals(predictions: pd.DataFrame, threshold: float) -> dict[str, f
     patients = pd.factorize(predictions["patient"])[0]
     is_correct = (probabilities >= threshold) == labels
     positive, all_images = labels == 1, np.ones(len(labels), bool)
-    bounds = {"auc": auc_interval(labels, probabilities, patients)}
+    bounds = {
+        "auc": mean_auc_of_folds(predictions)[1:]
+        if "fold" in predictions
+        else auc_interval(labels, probabilities, patients)
+    }
     for name, selected in (
         ("sensitivity", positive),
         ("specificity", ~positive),
@@ -127,7 +132,7 @@ def paired_difference_interval(
     return float(difference - bounds[0]), float(difference + bounds[1])
 
 
-def mean_auc_of_folds(predictions: pd.DataFrame) -> dict[str, float]:
+def mean_auc_of_folds(predictions: pd.DataFrame) -> tuple[float, float, float]:
     """Compute the mean AUC over the folds of cross-validation, with its 95 % interval.
 
     Scores of different folds come from different networks and are not compared with each other
@@ -139,7 +144,7 @@ def mean_auc_of_folds(predictions: pd.DataFrame) -> dict[str, float]:
         predictions: Columns patient, label (0 or 1, both in each fold), probability and fold.
 
     Returns:
-        `auc`, `auc_low` and `auc_high`.
+        The mean, its lower and its upper bound.
     """
     values, below, above = [], [], []
     for _, rows in predictions.groupby("fold"):
@@ -149,11 +154,7 @@ def mean_auc_of_folds(predictions: pd.DataFrame) -> dict[str, float]:
         below.append(values[-1] - low)
         above.append(high - values[-1])
     mean, count = float(np.mean(values)), len(values)
-    return {
-        "auc": mean,
-        "auc_low": mean - math.hypot(*below) / count,
-        "auc_high": mean + math.hypot(*above) / count,
-    }
+    return mean, mean - math.hypot(*below) / count, mean + math.hypot(*above) / count
 
 
 def auc_interval(

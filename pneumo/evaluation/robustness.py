@@ -25,6 +25,9 @@ from pneumo.evaluation.intervals import auc_interval, format_with_interval
 # A perturbation of all images, as `perturb.perturb` takes it, or None for the unchanged images
 Version = tuple[str, float] | None
 
+# Logits of images in each of several versions: float arrays of shape (…, images)
+VersionLogits = dict[Version, np.ndarray]
+
 
 class Nuisance(NamedTuple):
     """Property that no diagnosis should depend on, as two opposite versions of all images.

@@ -1,6 +1,5 @@
 """Report on one model and one split: findings, plots and an HTML page."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from typing import Any
@@ -20,8 +19,8 @@ from pneumo.reporting import plots
 from pneumo.reporting.html_report import render_template
 from pneumo.reporting.style import to_png
 from pneumo.tracking import models, results, study_runs, tags
-from pneumo.tracking.tags import EXPERIMENT, MEMBERS, STUDY, TRIAL_NUMBER
-from pneumo.training.config import rename_fields
+from pneumo.tracking.tags import EXPERIMENT, STUDY
+from pneumo.training.config import complete_fields
 
 # Titles of the metrics, in the order of the page
 METRIC_TITLES = {
@@ -260,7 +259,7 @@ def _nuisance_rows(nuisances: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple
 
 
 def _selection(trial: Run) -> str:
-    tags, params = trial.data.tags, rename_fields(trial.data.params)
+    tags, params = trial.data.tags, complete_fields(trial.data.params)
     members = params.get("ensemble_size", "1")
     rule = THRESHOLD_RULES[params.get("threshold_rule", "youden")]
     choice = (
@@ -269,7 +268,7 @@ def _selection(trial: Run) -> str:
         f"temperature was fitted on validation images. The threshold ({rule}) was chosen on "
         "perturbed validation images."
     )
-    if (folds := params.get("folds", "1")) != "1":
+    if (folds := params["folds"]) != "1":
         choice += (
             f" Validation is cross-validation in {folds} folds: each image is predicted by "
             "networks that were not trained on its patient, and is calibrated within its fold. The "
@@ -280,13 +279,10 @@ def _selection(trial: Run) -> str:
         return f"A single run of experiment {tags[EXPERIMENT]}, without a search. {choice}"
     states = study_runs.count_trial_states(trial)
     trials = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
-    if MEMBERS in tags:
-        numbers = ", ".join(map(str, dict.fromkeys(json.loads(tags[MEMBERS]))))
-        origin = f"Ensemble of trials {numbers} of study {tags[STUDY]}"
-    else:
-        origin = f"Trial {tags[TRIAL_NUMBER]} of study {tags[STUDY]}"
-    objective = params["objective"]
-    return f"{origin} (trials: {trials}), selected by the highest {objective}. {choice}"
+    return (
+        f"{study_runs.describe_source(tags)} (trials: {trials}), selected by the highest "
+        f"{params['objective']}. {choice}"
+    )
 
 
 def explain_overlap(overlap: Overlap | None) -> str:

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from pneumo.data.sample import example_file
 from pneumo.runtime import cache
 from pneumo.runtime.errors import UserError
-from pneumo.tracking import evaluations, model_files, runs, session
+from pneumo.tracking import evaluations, model_files, runs, session, study_runs
 from pneumo.tracking.model_files import download_model, model_digest
 from pneumo.tracking.models import LoadedModel, logged_model_id
 from pneumo.tracking.tags import (
@@ -186,12 +186,7 @@ def update_description(model_name: str, version: int) -> None:
 
 
 def _describe_origin(tags: dict[str, str]) -> str:
-    origin = "A single training run"
-    if MEMBERS in tags:
-        trials = ", ".join(map(str, dict.fromkeys(json.loads(tags[MEMBERS]))))
-        origin = f"Ensemble of trials {trials} of study {tags[STUDY]}"
-    elif STUDY in tags:
-        origin = f"Trial {tags[TRIAL_NUMBER]} of study {tags[STUDY]}"
+    origin = study_runs.describe_source(tags) if STUDY in tags else "A single training run"
     data = f"{tags[DATA]} (digest {tags[DATA_DIGEST]})"
     synthetic = "**The images are synthetic: this model has learned nothing about patients.**"
     warning = synthetic if tags[SYNTHETIC] == "true" else ""

@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from pneumo.data.dataset import Dataset, DecodedDataset
 from pneumo.data.index import read_table
 from pneumo.evaluation.metrics import Evaluation
-from pneumo.evaluation.robustness import ROBUST_VERSIONS, Version
+from pneumo.evaluation.robustness import ROBUST_VERSIONS, Version, VersionLogits
 from pneumo.tracking import tags
 from pneumo.tracking.tags import DATA, NOTE, PROMOTED, REASON
 from pneumo.training.config import RunConfig
@@ -216,7 +216,7 @@ def read_predictions(run_id: str, split: str) -> pd.DataFrame:
     return _read_table(run_id, f"{split}/predictions.csv").astype(NUMERIC_COLUMNS)
 
 
-def pack_logits(logits: Mapping[Version, np.ndarray], perturbed_logits: np.ndarray) -> bytes:
+def pack_logits(logits: VersionLogits, perturbed_logits: np.ndarray) -> bytes:
     """Return the content of `logits.npz`, which `read_logits` reads.
 
     Args:
@@ -229,7 +229,7 @@ def pack_logits(logits: Mapping[Version, np.ndarray], perturbed_logits: np.ndarr
     return file.getvalue()
 
 
-def read_logits(run_id: str) -> tuple[dict[Version, np.ndarray], np.ndarray]:
+def read_logits(run_id: str) -> tuple[VersionLogits, np.ndarray]:
     """Read the logits of a Keras run for the images that validate it, as in `pack_logits`.
 
     Raises:

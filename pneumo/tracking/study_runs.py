@@ -12,7 +12,15 @@ from pneumo.runtime.process import ProcessId
 from pneumo.tracking import tags
 from pneumo.tracking.results import write_files
 from pneumo.tracking.runs import end_run_by_outcome
-from pneumo.tracking.tags import KIND, PARENT, PROVENANCE, STATE, TRIAL_NUMBER
+from pneumo.tracking.tags import (
+    KIND,
+    MEMBERS,
+    PARENT,
+    PROVENANCE,
+    STATE,
+    STUDY,
+    TRIAL_NUMBER,
+)
 
 # Optuna's state of a finished trial → status of its run
 RUN_STATUS_BY_STATE = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
@@ -164,6 +172,14 @@ def log_study(study_run_id: str, files: Mapping[str, bytes], description: str) -
     """
     write_files("study", files, study_run_id)
     mlflow.MlflowClient().set_tag(study_run_id, tags.NOTE, description)
+
+
+def describe_source(tags: Mapping[str, str]) -> str:
+    """Name the trials that a model of a study consists of, from its run's or its version's tags."""
+    if MEMBERS in tags:
+        numbers = ", ".join(map(str, dict.fromkeys(json.loads(tags[MEMBERS]))))
+        return f"Ensemble of trials {numbers} of study {tags[STUDY]}"
+    return f"Trial {tags[TRIAL_NUMBER]} of study {tags[STUDY]}"
 
 
 def count_trial_states(trial: Run) -> dict[str, int]:

@@ -13,7 +13,12 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from pneumo.data import perturb
 from pneumo.data.dataset import Fold
-from pneumo.evaluation.robustness import ROBUST_VERSIONS, Version, robust_auc
+from pneumo.evaluation.robustness import (
+    ROBUST_VERSIONS,
+    Version,
+    VersionLogits,
+    robust_auc,
+)
 from pneumo.inference.logits import build_ensemble, predict_logits
 from pneumo.runtime.cache_entries import GIB, available_bytes
 from pneumo.runtime.console import echo
@@ -34,9 +39,7 @@ from pneumo.training.input_pipeline import (
 # the caller.
 EpochCallback = Callable[[int, Mapping[str, float]], None]
 
-# Logits of validation: float64, shape (images,) for each version of the images
-VersionLogits = dict[Version, np.ndarray]
-LogitHistory = list[VersionLogits]  # of each epoch
+LogitHistory = list[VersionLogits]  # of validation after each epoch
 
 ROBUST_OBJECTIVE = "val_robust_auc"
 

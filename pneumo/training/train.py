@@ -8,13 +8,12 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from pneumo.data.dataset import DecodedDataset, Fold
-from pneumo.evaluation.robustness import ROBUST_VERSIONS, robust_auc
+from pneumo.evaluation.robustness import ROBUST_VERSIONS, VersionLogits, robust_auc
 from pneumo.inference.logits import build_ensemble
 from pneumo.training.config import RunConfig, derive_seed
 from pneumo.training.fit import (
     EpochCallback,
     FittedNetwork,
-    VersionLogits,
     fit_network,
 )
 

@@ -1,8 +1,7 @@
 """Ensemble of a study's trials: greedy selection, its gain, and its run in MLflow."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import mlflow
 import numpy as np
@@ -17,14 +16,14 @@ from pneumo.evaluation.bootstrap import CI_PERCENTILES, resample_patients
 from pneumo.evaluation.robustness import (
     NUISANCES,
     ROBUST_NUISANCES,
-    Version,
+    VersionLogits,
     opposed_scores,
     robust_auc,
 )
 from pneumo.inference.logits import build_ensemble, ensemble_members
 from pneumo.reporting.study_summary import EnsembleSummary
 from pneumo.runtime import signals
-from pneumo.runtime.console import echo
+from pneumo.runtime.console import echo, track
 from pneumo.runtime.errors import StudyFailedError, format_error
 from pneumo.tracking import model_files, results, runs
 from pneumo.tracking.tags import MEMBERS, STUDY
@@ -36,12 +35,11 @@ from pneumo.tuning.selection import complete_trials
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.trial import log_evaluation, log_model
 
-# Fields that members have in common: their networks share one input, and have the same weight
+# Fields that members have in common: their networks get the same input and the same weight, and the
+# ensemble has one rule for its threshold
 SHARED_FIELDS = ("image_size", "resize", "flip_tta", "ensemble_size", "threshold_rule")
 
 N_RESAMPLES = 200  # of patients, in each of which members are selected again
-
-Logits = Mapping[Version, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Candidates:
     """
 
     trials: list[FrozenTrial]
-    logits: Logits
+    logits: VersionLogits
     perturbed_logits: np.ndarray
     rows: pd.DataFrame
     folds: np.ndarray
@@ -66,16 +64,15 @@ class Candidates:
 
     def of_images(self, chosen: np.ndarray) -> "Candidates":
         """Return the same for some of the images, given by their positions."""
-        return Candidates(
-            self.trials,
-            {version: values[:, chosen] for version, values in self.logits.items()},
-            self.perturbed_logits[:, chosen],
-            self.rows.iloc[chosen],
-            self.folds[chosen],
-            self.objective,
+        return replace(
+            self,
+            logits={version: values[:, chosen] for version, values in self.logits.items()},
+            perturbed_logits=self.perturbed_logits[:, chosen],
+            rows=self.rows.iloc[chosen],
+            folds=self.folds[chosen],
         )
 
-    def scores(self, logits: Logits) -> np.ndarray:
+    def scores(self, logits: VersionLogits) -> np.ndarray:
         """Return the objective of other logits of the same images: the mean over folds.
 
         Args:
@@ -93,7 +90,7 @@ class Candidates:
         return np.mean(of_folds, axis=0)
 
 
-def _objective(objective: str, labels: np.ndarray, logits: Logits) -> np.ndarray:
+def _objective(objective: str, labels: np.ndarray, logits: VersionLogits) -> np.ndarray:
     """Return what `roc_auc_score` or `robust_auc` returns, for many models at once."""
     aucs = [_auc(labels, logits[None])]
     if objective == ROBUST_OBJECTIVE:
@@ -158,8 +155,8 @@ def estimate_gain(candidates: Candidates, size: int, draws: int = N_RESAMPLES) -
         outside of which, each fold has both classes.
     """
     differences = []
-    for counts in resample_patients(candidates.rows, draws):
-        signals.raise_if_interrupted()
+    samples = resample_patients(candidates.rows, draws)
+    for counts in track(samples, len(samples), "Estimating the gain of the ensemble", "samples"):
         sample = candidates.of_images(np.repeat(np.arange(len(counts)), counts))
         others = candidates.of_images(np.flatnonzero(counts == 0))
         singles = sample.scores(sample.logits)
@@ -189,8 +186,7 @@ def log_ensemble(
     Returns:
         The ensemble, or None if it is the best trial alone.
     """
-    shared = _shared_values(study.best_trial, ("image_size", "resize", "threshold_rule"))
-    config = spec.base.override(shared)
+    config = spec.base.override(_shared_values(study.best_trial))
     images = spec.dataset.decode(config.image_size, config.max_unreadable, config.resize)
     candidates = read_candidates(study, images, config, keep)
     positions = select_members(candidates, 0, size)
@@ -248,12 +244,12 @@ def read_candidates(
     Raises:
         StudyFailedError: The logits of the best trial cannot be read.
     """
-    best, shared = study.best_trial, _shared_values(study.best_trial, SHARED_FIELDS)
+    best = study.best_trial
     kept = sorted(complete_trials(study), key=lambda trial: -trial.value)[:keep]
     trials, logits, perturbed = [], [], []
     for trial in [best, *(trial for trial in kept if trial.number != best.number)]:
         signals.raise_if_interrupted()
-        if _shared_values(trial, SHARED_FIELDS) != shared:
+        if _shared_values(trial) != _shared_values(best):
             continue
         try:
             own, own_perturbed = results.read_logits(attributes.RUN_ID.read(trial))
@@ -285,9 +281,9 @@ def read_candidates(
     )
 
 
-def _shared_values(trial: FrozenTrial, names: tuple[str, ...]) -> dict[str, str]:
+def _shared_values(trial: FrozenTrial) -> dict[str, str]:
     config = complete_fields(attributes.CONFIG.read(trial))
-    return {name: config[name] for name in names}
+    return {name: config[name] for name in SHARED_FIELDS}
 
 
 def _common_params(members: list[FrozenTrial]) -> dict[str, str]:
@@ -311,7 +307,6 @@ def _combine(
         )
         for trial in trials
     }
-    flip_tta = _shared_values(trials[0], SHARED_FIELDS)["flip_tta"] == "on"
     members = [network for trial in trials for network in networks[trial.number]]
     logits = {
         version: values[positions].mean(axis=0) for version, values in candidates.logits.items()
@@ -322,7 +317,7 @@ def _combine(
         aucs.append(float(roc_auc_score(fold.val.labels, own[None])))
         robust_aucs.append(robust_auc(fold.val.labels, own))
     return TrainingResult(
-        model=build_ensemble(members, flip_tta),
+        model=build_ensemble(members, config.flip_tta == "on"),
         best_epochs=(),
         logits=logits,
         perturbed_logits=candidates.perturbed_logits[positions].mean(axis=0),

@@ -171,7 +171,7 @@ def create_study(
     echo(f"study {name}")  # at once: a process that dies cannot print it later
     echo(session.view_hint(run_id))
     echo(results.decode_and_log(spec.dataset, spec.base).summary())
-    spec.initial_params()  # before there is a study: they may be invalid
+    enqueued_params = spec.initial_params() + (warm_start.params if warm_start else [])
     study = optuna.create_study(
         storage=storage,
         study_name=name,
@@ -187,7 +187,7 @@ def create_study(
         study.set_user_attr(key, value)
     if warm_start:
         attributes.WARM_START.set(study, asdict(warm_start))
-    for suggestions in _enqueued_params(study, spec):
+    for suggestions in enqueued_params:
         study.enqueue_trial(suggestions)
     mlflow.set_tag(tags.STUDY, name)
     settings = {
@@ -196,7 +196,7 @@ def create_study(
         if spec.experiment.prune
         else {},
         "base": spec.base.to_params(),
-        "baseline": spec.baseline(),
+        "baseline": enqueued_params[0],
         "warm_start": attributes.WARM_START.get(study, {}),
     }
     mlflow.log_dict(spec.identity() | settings, "study.json")
@@ -233,17 +233,13 @@ def prepare_resume(study: optuna.Study, spec: StudySpec) -> None:
     unfailed_states = (*FINISHED_STATES, TrialState.WAITING, TrialState.RUNNING)
     trials = study.get_trials(deepcopy=False, states=unfailed_states)
     known_params = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
-    for suggestions in _enqueued_params(study, spec):
+    warm_start = attributes.WARM_START.get(study, {})
+    for suggestions in spec.initial_params() + warm_start.get("params", []):
         if suggestions in known_params:
             known_params.remove(suggestions)
         else:
             study.enqueue_trial(suggestions)
     echo(f"resuming study {study.study_name}: {count_finished_trials(study)} trials are finished")
-
-
-def _enqueued_params(study: optuna.Study, spec: StudySpec) -> list[dict[str, Any]]:
-    """Return the suggestions of a study's first trials: the initial ones, and its warm start."""
-    return spec.initial_params() + attributes.WARM_START.get(study, {}).get("params", [])
 
 
 def running_trials(study: optuna.Study) -> list[FrozenTrial]:

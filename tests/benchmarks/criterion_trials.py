@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import mlflow
@@ -38,6 +39,8 @@ class Trial:
     `metrics` of its run.
     """
 
+    number: int
+    params: dict[str, Any]
     setting: str
     logits: dict[str, np.ndarray]
     sharpness: np.ndarray
@@ -58,41 +61,43 @@ def _asked(
     study: str, trial: FrozenTrial, dataset: Dataset, needed: Mapping[str, Version]
 ) -> Trial:
     file = KEPT / f"{study}-{trial.number}.npz"
-    known = {}
+    known: dict[str, np.ndarray] = {}
     if file.exists():
         with np.load(file) as found:
             known = dict(found)
-    missing = {name: version for name, version in needed.items() if name not in known}
-    if missing or not known:
+    missing = {name: it for name, it in {CLEAN: None, **needed}.items() if name not in known}
+    if missing:
         stored = models.find_model(trial.user_attrs["model_uri"])
         network = stored.model.keras_model
         images = dataset.decode(network.input_shape[1], 0.01, stored.model.settings["resize"])
-        if TEST not in known:
-            known |= _look_at_test(stored, images)
-        known |= _logits(network, images.split("val"), missing)
+        val = images.split("val")
+        if not known:
+            known = {TEST: _look_at_test(stored, images), SHARPNESS: _sharpness(val)}
+        known |= {name: _logits(network, val, version) for name, version in missing.items()}
         np.savez(file, **known)
     sharpness = known.pop(SHARPNESS)
     metrics = mlflow.get_run(trial.user_attrs["run_id"]).data.metrics
-    return Trial(f"{study} {sorted(trial.params.items())}", known, sharpness, metrics)
+    setting = f"{study} {sorted(trial.params.items())}"
+    return Trial(trial.number, trial.params, setting, known, sharpness, metrics)
 
 
-def _look_at_test(stored: models.LoadedModel, images: DecodedDataset) -> dict[str, np.ndarray]:
+def _look_at_test(stored: models.LoadedModel, images: DecodedDataset) -> np.ndarray:
     looked_at = images.dataset.images_digest("test")
     evaluations.record_look(stored.model_id, looked_at)
     looks = evaluations.count_looks(looked_at)
     registry.log_test_evaluations(stored, looks[stored.model_id])
-    return {TEST: predict_logits(stored.model.keras_model, images.split("test").images)}
+    return predict_logits(stored.model.keras_model, images.split("test").images)
 
 
-def _logits(
-    network: keras.Model, val: Split, needed: Mapping[str, Version]
-) -> dict[str, np.ndarray]:
-    found = {CLEAN: predict_logits(network, val.images)}
-    for name, version in needed.items():
-        changed = [perturb.perturb(image[..., 0], *version) for image in val.images]
-        found[name] = predict_logits(network, np.stack(changed)[..., np.newaxis])
-    edges = laplace(val.images[..., 0].astype(np.float32), axes=(1, 2))
-    return {**found, SHARPNESS: edges.var(axis=(1, 2))}
+def _logits(network: keras.Model, val: Split, version: Version) -> np.ndarray:
+    if version is None:
+        return predict_logits(network, val.images)
+    changed = [perturb.perturb(image[..., 0], *version) for image in val.images]
+    return predict_logits(network, np.stack(changed)[..., np.newaxis])
+
+
+def _sharpness(val: Split) -> np.ndarray:
+    return laplace(val.images[..., 0].astype(np.float32), axes=(1, 2)).var(axis=(1, 2))
 
 
 def in_turn(trial: Trial) -> np.ndarray:

@@ -947,7 +947,7 @@ SELECTION_FAULTS = [
     Fault(
         "a lost trial of a warm start stays lost",
         STUDY,
-        'spec.initial_params() + attributes.WARM_START.get(study, {}).get("params", [])',
+        'spec.initial_params() + warm_start.get("params", [])',
         "spec.initial_params()",
         OF_WARM_START,
         "a_lost_trial_of_a_warm_start",

@@ -11,7 +11,8 @@ computed from validation alone, the table has
 - the regret: the difference in AUC on test between the best trial and the chosen one, as its
   average over studies of 20 of the trials.
 
-Intervals are 95 %, by resampling of trials and of test's patients.
+Intervals are 95 %, by resampling of trials and of test's patients. `--enqueued` adds the effect of
+each hyperparameter on `val_robust_auc`.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from collections.abc import Callable
 import numpy as np
 import optuna
 import pandas as pd
-from optuna.trial import TrialState
+from scipy.stats import norm
 
 from experiments import robust
 from pneumo.data.dataset import open_dataset
@@ -84,6 +85,27 @@ def ranking(table: pd.DataFrame, truth: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def effects(trials: list[Trial]) -> pd.DataFrame:
+    """Return the effect of each hyperparameter on `val_robust_auc` among trials with crops.
+
+    The model is linear. An effect is that of one standard deviation, with a 95 % interval of normal
+    errors.
+    """
+    table = pd.DataFrame([trial.params for trial in trials])
+    table["horizontal_flip"] = (table["horizontal_flip"] == "on").astype(float)
+    table["learning_rate"] = np.log(table["learning_rate"])
+    score = pd.Series([trial.metrics["val_robust_auc"] for trial in trials])
+    chosen = table["max_crop_fraction"] > 0
+    table, score = table[chosen], score[chosen].to_numpy()
+    design = np.column_stack([np.ones(len(table)), (table - table.mean()) / table.std()])
+    found, *_ = np.linalg.lstsq(design, score)
+    residuals = score - design @ found
+    variance = residuals @ residuals / (len(score) - design.shape[1])
+    errors = np.sqrt(variance * np.diag(np.linalg.inv(design.T @ design)))
+    rows = {"effect": found, "±": norm.ppf(0.975) * errors}
+    return pd.DataFrame(rows, index=["mean", *table]).round(4)
+
+
 def main() -> None:
     """Print the table of the trials whose validation AUC is high enough."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -95,7 +117,7 @@ def main() -> None:
     parser.add_argument(
         "--enqueued",
         action="store_true",
-        help="leave out trials that experiments/robust.py does not list",
+        help="only the settings of experiments/robust.py, and the effects of hyperparameters",
     )
     parser.add_argument("--draws", type=int, default=1000, help="of trials and of patients")
     parser.add_argument(
@@ -111,13 +133,9 @@ def main() -> None:
     with runs.command_run("criterion", options.study, {}):
         trials = trials_of(study, dataset, needed)
     if options.enqueued:
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         numbers = range(1, 1 + len(robust.ENQUEUED_TRIALS))  # trial 0 is the baseline
-        trials = [
-            trial
-            for trial, frozen in zip(trials, complete, strict=True)
-            if frozen.number in numbers
-        ]
+        trials = [trial for trial in trials if trial.number in numbers]
+        print(effects(trials).to_string())
     good = [trial for trial in trials if trial.metrics["val_auc"] >= options.above]
     drawn = np.vstack([np.ones(len(test), int), bootstrap.resample_patients(test, options.draws)])
     rows = (test.assign(probability=trial.logits[TEST]) for trial in good)

@@ -223,13 +223,14 @@ def test_the_interval_of_a_mean_over_folds_adds_independent_errors():
         aucs.append(metrics.roc_auc_score(*own))
         bounds.append(auc_interval(*own, pd.factorize(rows["patient"])[0]))
     errors = np.abs(np.array(bounds).T - aucs)
-    found = mean_auc_of_folds(table)
-    assert found["auc"] == pytest.approx(np.mean(aucs))
-    assert found["auc_low"] == pytest.approx(np.mean(aucs) - np.sqrt((errors[0] ** 2).sum()) / 3)
-    assert found["auc_high"] == pytest.approx(np.mean(aucs) + np.sqrt((errors[1] ** 2).sum()) / 3)
-    one = mean_auc_of_folds(table.assign(fold="all"))
+    mean, low, high = mean_auc_of_folds(table)
+    assert mean == pytest.approx(np.mean(aucs))
+    assert low == pytest.approx(mean - np.sqrt((errors[0] ** 2).sum()) / 3)
+    assert high == pytest.approx(mean + np.sqrt((errors[1] ** 2).sum()) / 3)
+    stored = metric_intervals(table, 0.5)
+    assert (stored["auc_low"], stored["auc_high"]) == (low, high)
     whole = auc_interval(labels, probabilities, pd.factorize(table["patient"])[0])
-    assert (one["auc_low"], one["auc_high"]) == pytest.approx(whole)
+    assert mean_auc_of_folds(table.assign(fold="all"))[1:] == pytest.approx(whole)
 
 
 def test_a_single_patient_gives_an_uninformative_interval():

@@ -6,12 +6,12 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from pneumo.data.perturb import ALL_PERTURBATIONS, perturb_split
-from pneumo.evaluation.robustness import robust_auc
+from pneumo.evaluation.robustness import ROBUST_VERSIONS, robust_auc
 from pneumo.inference.logits import ensemble_members, predict_logits
 from pneumo.training import train as training
 from pneumo.training.config import RunConfig, derive_seed
 from pneumo.training.feature_cache import FeatureCache
-from pneumo.training.fit import ROBUST_VERSIONS, FittedNetwork
+from pneumo.training.fit import FittedNetwork
 from pneumo.training.train import train
 from tests.support.features import few_images, small_config
 

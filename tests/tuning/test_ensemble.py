@@ -20,7 +20,7 @@ from pneumo.inference.logits import (
     predict_logits,
 )
 from pneumo.runtime.errors import StudyFailedError
-from pneumo.tracking import model_files, results
+from pneumo.tracking import model_files, models, results
 from pneumo.training import network
 from pneumo.training.config import RunConfig
 from pneumo.tuning.ensemble import (
@@ -37,8 +37,10 @@ def create_candidates(
 ) -> Candidates:
     """Return candidates whose versions of each image have the same logits, except for noise."""
     rng = np.random.default_rng(0)
-    versions = {version: logits + (version is not None) * rng.normal(size=logits.shape)
-                for version in ROBUST_VERSIONS}  # fmt: skip
+    versions = {
+        version: logits + (rng.normal(size=logits.shape) if version else 0)
+        for version in ROBUST_VERSIONS
+    }
     rows = pd.DataFrame({"label": labels, "patient": [f"p{n // 2}" for n in range(len(labels))]})
     fold = np.arange(len(labels)) // 2 % folds
     return Candidates([], versions, logits, rows, fold, objective)
@@ -232,6 +234,8 @@ def test_a_study_registers_its_ensemble(store, sample, capsys):
     test = images.split("test").images
     every = np.mean([predict_logits(it, test) for own in networks for it in own], axis=0)
     assert predict_logits(model, test) == pytest.approx(every, abs=1e-5)
+    by_uri = models.find_model(f"models:/pneumonia-sample/{outcome.version}")
+    assert by_uri.trial.info.run_id == found.run_id
     looks = store.search_runs(["0"], "tags.`pneumo.split` = 'test'")
     assert [run.info.run_id for run in looks] == [study.user_attrs["run_id"]]
     epochs = results.read_epochs(found.run_id)

@@ -20,7 +20,8 @@ Result (2026-11-29):
       val_robust_auc  0.82 (0.48 to 0.87)      0.46 to 1.38            0.0023
 
     Of all 60, val_auc chooses a model with 0.961 on test, and val_robust_auc one with 0.980. Among
-    all 60 the rank correlations are -0.07 and 0.83. The study takes 105 minutes on two slow cores.
+    all 60 the rank correlations are -0.07 and 0.83. The study took 107 minutes on two slow
+    cores, with other programs running.
 
 Interpretation:
     Both expectations hold. val_auc ranks nearly in reverse: the 13 settings without crops have the

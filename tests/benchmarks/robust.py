@@ -11,8 +11,8 @@ computed from validation alone, the table has
 - the regret: the difference in AUC on test between the best trial and the chosen one, as its
   average over studies of 20 of the trials.
 
-Intervals are 95 %, by resampling of trials and of test's patients. `--enqueued` adds the effect of
-each hyperparameter on `val_robust_auc`.
+Intervals are 95 %, by resampling of trials and of test's patients. `--enqueued` adds both scores by
+crop, and the effect of each hyperparameter on `val_robust_auc`.
 """
 
 import argparse
@@ -85,6 +85,13 @@ def ranking(table: pd.DataFrame, truth: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def means_by_crop(trials: list[Trial]) -> pd.DataFrame:
+    """Return the mean of both scores for each maximum crop."""
+    crops = [round(trial.params["max_crop_fraction"], 2) for trial in trials]
+    table = pd.DataFrame([trial.metrics for trial in trials])[["val_auc", "val_robust_auc"]]
+    return table.groupby(pd.Series(crops, name="max_crop_fraction")).agg(["mean", "size"]).round(3)
+
+
 def effects(trials: list[Trial]) -> pd.DataFrame:
     """Return the effect of each hyperparameter on `val_robust_auc` among trials with crops.
 
@@ -135,6 +142,7 @@ def main() -> None:
     if options.enqueued:
         numbers = range(1, 1 + len(robust.ENQUEUED_TRIALS))  # trial 0 is the baseline
         trials = [trial for trial in trials if trial.number in numbers]
+        print(means_by_crop(trials).to_string())
         print(effects(trials).to_string())
     good = [trial for trial in trials if trial.metrics["val_auc"] >= options.above]
     drawn = np.vstack([np.ones(len(test), int), bootstrap.resample_patients(test, options.draws)])

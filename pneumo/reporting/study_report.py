@@ -149,7 +149,7 @@ class StudyReport:
         else:
             yield f"Its AUC {self._describe_difference()}."
         if ensemble := self._summary.ensemble:
-            yield f"Registered is {ensemble.title}. {self._describe_gain(ensemble)}"
+            yield f"The registered model is {ensemble.title}. {self._describe_gain(ensemble)}"
         if winner:
             test_auc = format_with_interval(winner["test_metrics"], "auc")
             subject = "the ensemble" if ensemble else f"trial {winner['trial']}"

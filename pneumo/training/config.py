@@ -155,7 +155,7 @@ class RunConfig(BaseModel):
         0.0,
         ge=0,
         le=1,
-        description="random blur and sharpening of training images: 0 (none) to 1",
+        description="the strength of random blur and sharpening of training images, 0 (none) to 1",
     )
     flip_tta: OnOff = Field(
         "off",

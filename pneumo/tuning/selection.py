@@ -62,7 +62,8 @@ def find_warm_start(storage: optuna.storages.RDBStorage, name: str, spec: StudyS
     if name not in (names := optuna.get_all_study_names(storage)):
         raise UserError(
             f"--like must be a study in Optuna's database at {storage_address()}, which has "
-            f"{', '.join(sorted(names)) or 'none'}: got '{name}'"
+            f"{', '.join(sorted(names)) or 'none'}: got '{name}'. Set PNEUMO_STORAGE to its "
+            "database, or omit --like."
         )
     earlier = optuna.load_study(storage=storage, study_name=name)
     space, baseline = spec.search_space(), spec.baseline()

@@ -244,7 +244,7 @@ def test_a_study_registers_its_ensemble(store, sample, capsys):
     assert f"Ensemble of trials {names} of study night" in evidence
     assert "cross-validation in 2 folds" in evidence
     page = text(study.user_attrs["run_id"], "study/study.html")
-    assert f"Registered is {found.title}." in page
+    assert f"The registered model is {found.title}." in page
     assert f"{found.gain:+.4f} ({found.gain_low:+.4f} to {found.gain_high:+.4f})" in page
 
     again = run_study(sample, trials=4, **options)

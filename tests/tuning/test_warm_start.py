@@ -85,7 +85,7 @@ def test_a_study_that_is_not_there_is_refused_before_there_is_a_run(store, capsy
     assert code == 2
     assert errors == (
         f"pneumo: --like must be a study in Optuna's database at {place}, which has earlier: "
-        "got 'early'\n"
+        "got 'early'. Set PNEUMO_STORAGE to its database, or omit --like.\n"
     )
     assert store.search_runs(["0"]) == []
 

@@ -49,8 +49,9 @@ def require_what_it_starts(name: str) -> None:
 def test_the_smallest_form_of_a_benchmark_runs(name, request, store):
     require_what_it_starts(name)
     words = smallest_form(name)
-    if "{study}" in words:  # of a finished study
-        words = words.format(study=request.getfixturevalue("study").study.study_name)
+    if "{" in words:  # it needs a finished study
+        study = request.getfixturevalue("study")
+        words = words.format(study=study.study.study_name, model=study.model_name)
     command = [sys.executable, "-m", f"tests.benchmarks.{name}", *words.split()]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

@@ -1,0 +1,76 @@
+"""Registered models compared with a reference model on test, from stored predictions.
+
+    python -m tests.benchmarks.winners --reference NAME --models NAME [NAME ...]
+
+Run it in the folder of the stores. A name stands for the `@challenger` of a registered model, which
+must have been evaluated on test. No model predicts anything, so this is no look at test.
+
+The difference of the models' mean AUC from that of the reference has a 95 % interval, by resampling
+of patients. All models are scored on the same samples.
+"""
+
+import argparse
+
+import mlflow
+import numpy as np
+import pandas as pd
+
+from pneumo.evaluation import bootstrap
+from pneumo.evaluation.metrics import HEADLINE_METRICS
+from pneumo.tracking import results, session, tags
+
+SMOKE = "--reference {model} --models {model} {model}"
+
+
+def stored_evaluation(name: str) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Return a model's predictions for test, sorted by path, and its metrics on both splits."""
+    client = mlflow.MlflowClient()
+    version = client.get_model_version_by_alias(name, "challenger")
+    evaluation = version.tags[tags.EVALUATION_RUN]
+    predictions = results.read_predictions(evaluation, "test")
+    metrics = {
+        f"{split} {metric}": client.get_run(run_id).data.metrics[f"{split}_{metric}"]
+        for split, run_id in (("val", version.run_id), ("test", evaluation))
+        for metric in HEADLINE_METRICS
+    }
+    return predictions.sort_values("path", ignore_index=True), metrics
+
+
+def mean_difference(
+    reference: pd.DataFrame, models: list[pd.DataFrame], draws: int = bootstrap.N_RESAMPLES
+) -> tuple[float, float, float]:
+    """Return the mean AUC of models minus that of the reference, with its 95 % interval.
+
+    Args:
+        reference: Predictions of the reference, columns as in `metrics.Evaluation`, sorted by path.
+        models: Predictions of each model, sorted by path.
+        draws: Number of samples of patients.
+    """
+    if not all(bootstrap.is_paired(model, reference) for model in models):
+        raise SystemExit("all models must be evaluated on the same images")
+    original = np.ones((1, len(reference)), int)
+    counts = np.vstack([original, bootstrap.resample_patients(reference, draws)])
+    mean = np.mean([bootstrap.bootstrap_auc(model, counts) for model in models], axis=0)
+    difference, *sampled = mean - bootstrap.bootstrap_auc(reference, counts)
+    return float(difference), *map(float, np.percentile(sampled, bootstrap.CI_PERCENTILES))
+
+
+def main() -> None:
+    """Print the metrics of each model, and the difference."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--reference", required=True)
+    parser.add_argument("--models", nargs="+", required=True)
+    options = parser.parse_args()
+    session.configure_mlflow()
+    names = [options.reference, *options.models]
+    evaluated = [stored_evaluation(name) for name in names]
+    table = pd.DataFrame([metrics for _, metrics in evaluated], index=names)
+    table["val - test accuracy"] = table["val accuracy"] - table["test accuracy"]
+    print(table.round(4).T.to_string())
+    reference, *models = (predictions for predictions, _ in evaluated)
+    difference, low, high = mean_difference(reference, models)
+    print(f"mean AUC minus that of {options.reference}: {difference:.4f} ({low:.4f} to {high:.4f})")
+
+
+if __name__ == "__main__":
+    main()

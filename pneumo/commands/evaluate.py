@@ -46,7 +46,7 @@ def evaluate(options: EvaluateOptions, inputs: Inputs) -> int:
     session.connect()
     loaded_model = models.find_model(options.model)
     _require_independent_split(loaded_model, inputs.dataset, options.split)
-    with evaluation_run(loaded_model, inputs.dataset) as (run_id, images):
+    with evaluation_run(loaded_model, inputs.dataset, options.split) as (run_id, images):
         result = evaluate_model(loaded_model, images, options.split, options.sensitivity)
     print_evaluation(loaded_model, options.split, result)
     if options.preprocessing_skew:
@@ -104,13 +104,14 @@ def images_for(loaded_model: LoadedModel, dataset: Dataset) -> DecodedDataset:
 
 @contextmanager
 def evaluation_run(
-    loaded_model: LoadedModel, dataset: Dataset
+    loaded_model: LoadedModel, dataset: Dataset, split: str
 ) -> Iterator[tuple[str, DecodedDataset]]:
     """Open a run of kind `evaluate`.
 
     Args:
         loaded_model: The model.
         dataset: The data set.
+        split: The split that is evaluated: `test`, `val` or `train`.
 
     Yields:
         Id of the run, and the images as the model takes them.
@@ -118,7 +119,7 @@ def evaluation_run(
     images = images_for(loaded_model, dataset)
     tags = runs.provenance_tags(loaded_model.trial.data.tags[EXPERIMENT], dataset)
     with runs.command_run("evaluate", loaded_model.title, tags) as run_id:
-        results.log_data(images)
+        results.log_data(images, split)
         yield run_id, images
 
 
@@ -185,7 +186,10 @@ def _evaluate(
         **confusion_matrix_file(split_name, evaluation),
         **pictures,
     }
-    results.log_evaluation(split_name, evaluation, files)
+    data = results.describe_data(images.dataset, (split_name,))
+    # At another threshold the metrics are not the model's own
+    model_id = loaded_model.model_id if sensitivity is None else None
+    results.log_evaluation(split_name, evaluation, data, files, model_id)
     return EvaluationResult(evaluation, numbers)
 
 
@@ -292,7 +296,9 @@ def evaluate_with_skew(
         data, threshold = images.split(split), unskewed.evaluation.metrics["threshold"]
         probabilities = predict_with_skew(loaded_model.model, data.images)
         skewed = evaluate_predictions(data, probabilities, threshold, intervals=True)
-        results.log_evaluation(split, skewed, confusion_matrix_file(split, skewed))
+        # Without the model's id, because the metrics of skewed images are not the model's
+        described = results.describe_data(images.dataset, (split,))
+        results.log_evaluation(split, skewed, described, confusion_matrix_file(split, skewed))
     _print_skew(split, {"without skew": unskewed.evaluation, "with skew": skewed})
     for finding in metric_findings({**unskewed.numbers, "at_threshold": skewed.metrics}, split):
         echo(f"note (with preprocessing skew): {finding}")

@@ -95,6 +95,7 @@ def promote_version(
     tags[SPLIT] = split
     margins = Margins(margin, sensitivity_margin)
     with runs.command_run("promote", f"{model_name} version {version}", tags) as run_id:
+        runs.log_model_inputs(*registry.model_ids(model_name, version, champion))
         decision = _decide(model_name, version, champion, dataset, split, margins)
         if decision.is_promoted:
             threshold = decision.metrics["candidate_threshold"]
@@ -222,7 +223,7 @@ def _read_or_evaluate(loaded_model: LoadedModel, dataset: Dataset, split: str) -
     """Return a loaded model with its stored evaluation; evaluate it if there is none."""
     run_id = _find_evaluation(loaded_model.model_id, dataset, split)
     if run_id is None:
-        with evaluation_run(loaded_model, dataset) as (run_id, images):
+        with evaluation_run(loaded_model, dataset, split) as (run_id, images):
             evaluate_model(loaded_model, images, split)
     predictions = results.read_predictions(run_id, split)
     return EvaluatedModel(

@@ -142,12 +142,12 @@ class Dataset:
         copies = int(self.rows["sha256"].duplicated().sum())
         return {**index.count_files(self.root), "duplicates": copies}
 
-    def images_digest(self, split: str) -> str:
-        """Return 16 hex digits that identify the image files of a split, '' if it has none.
+    def images_digest(self, *splits: str) -> str:
+        """Return 16 hex digits that identify the image files of splits, '' if they have none.
 
-        Paths, labels, patients and the other splits have no influence.
+        Paths, labels, patients and other splits have no influence.
         """
-        files = self.rows["sha256"][self.rows["split"] == split]
+        files = self.rows["sha256"][self.rows["split"].isin(splits)]
         return _digest_of(files) if len(files) else ""
 
     def decode(self, size: int, max_unreadable: float, resize: str = "squash") -> "DecodedDataset":

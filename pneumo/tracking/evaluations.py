@@ -9,13 +9,14 @@ import mlflow
 from mlflow.entities import Run, ViewType
 
 from pneumo.tracking import tags
+from pneumo.tracking.runs import log_model_inputs
 from pneumo.tracking.study_runs import MAX_RESULTS
 from pneumo.tracking.tags import EXTERNAL, MODEL, MODEL_ID, SPLIT
 
 
 @contextmanager
 def tag_evaluation(model: str, model_id: str, split: str, is_external: bool) -> Iterator[str]:
-    """Tag the active run as the evaluation of a model on a split.
+    """Tag the active run as the evaluation of a model on a split, and log the model as its input.
 
     MLflow's id of the model is tagged only at the end of the block, when everything is logged. A
     study's run may show the evaluation of an earlier winner until then. Without the id it is never
@@ -36,6 +37,7 @@ def tag_evaluation(model: str, model_id: str, split: str, is_external: bool) -> 
         EXTERNAL: str(is_external).lower(),
     }
     mlflow.set_tags({**tags, MODEL_ID: ""})
+    log_model_inputs(model_id)
     yield mlflow.active_run().info.run_id
     mlflow.set_tag(MODEL_ID, model_id)
 

@@ -269,6 +269,14 @@ def _versions(model: RegisteredModel) -> list[ModelVersion]:
     return mlflow.MlflowClient().search_model_versions(f"name = {quote}{model.name}{quote}")
 
 
+def model_ids(model_name: str, *versions: int) -> list[str]:
+    """Return MLflow's ids of the models of versions, each once; version 0 is no version."""
+    client = mlflow.MlflowClient()
+    numbers = dict.fromkeys(filter(None, versions))
+    found = (client.get_model_version(model_name, str(number)) for number in numbers)
+    return list(dict.fromkeys(map(logged_model_id, found)))
+
+
 def champions(model_name: str) -> dict[int, ModelVersion]:
     """Return all versions that are or have been champion, by number.
 

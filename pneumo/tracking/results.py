@@ -24,6 +24,8 @@ from pneumo.tracking import tags
 from pneumo.tracking.tags import DATA, NOTE, PROMOTED, REASON
 from pneumo.training.config import RunConfig
 
+Splits = tuple[str, ...]  # names of splits
+
 # Artifacts of a Keras run: its training and validation files, and the test files of its data set
 TRAINING_FILES, TEST_FILES = "data/files.csv", "data/test_files.csv"
 
@@ -36,8 +38,13 @@ NUMERIC_COLUMNS = {"label": "int64", "probability": "float64"}
 # End of SQLAlchemy's message for a violated unique constraint: a link to its documentation
 INTEGRITY_ERROR_MARK = "/gkpj)"
 
-# Split → input context of MLflow's UI
-DATASET_CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
+# Splits of some data → their context in MLflow's UI
+DATASET_CONTEXTS = {
+    ("train",): "training",
+    ("val",): "validation",
+    ("train", "val"): "cross-validation",
+    ("test",): "testing",
+}
 
 
 def decode_and_log(dataset: Dataset, config: RunConfig) -> DecodedDataset:
@@ -61,24 +68,45 @@ def decode_and_log(dataset: Dataset, config: RunConfig) -> DecodedDataset:
     return images
 
 
-def log_data(images: DecodedDataset) -> None:
-    """Log the data as inputs of the active run, one per split, with counts per class as tags.
+def log_data(images: DecodedDataset, *splits: str) -> None:
+    """Log splits of the data as inputs of the active run, by default all.
 
     Unreadable files are listed with their reasons in `data/unreadable.csv`.
     """
-    dataset = images.dataset
-    for split, counts in images.counts().groupby("split"):
-        tags = {
-            f"{row['class'].lower()}_{count_name}": str(row[count_name])
-            for row in counts.to_dict("records")
-            for count_name in ("images", "patients")
-        }
-        source = CodeDatasetSource({DATA: dataset.name})
-        dataset_input = MetaDataset(source, name=f"{dataset.name}/{split}", digest=dataset.digest)
-        _log_input(dataset_input, context=DATASET_CONTEXTS[split], tags=tags)
+    splits = splits or tuple(images.counts()["split"].unique())
+    log_inputs(images, *((split,) for split in splits))
     if images.unreadable:
         table = pd.DataFrame(images.unreadable.items(), columns=["path", "reason"])
         mlflow.log_text(table.to_csv(index=False), "data/unreadable.csv")
+
+
+def log_inputs(images: DecodedDataset, *parts: Splits) -> None:
+    """Log parts of the data as inputs of the active run, with counts per class as tags.
+
+    Args:
+        images: The decoded data set.
+        *parts: The splits of each part, one of `DATASET_CONTEXTS`.
+    """
+    counts = images.counts()
+    for splits in parts:
+        of_class = counts[counts["split"].isin(splits)].groupby("class")[["images", "patients"]]
+        tags = {
+            f"{name.lower()}_{unit}": str(count)
+            for name, row in of_class.sum().iterrows()
+            for unit, count in row.items()
+        }
+        _log_input(
+            describe_data(images.dataset, splits), context=DATASET_CONTEXTS[splits], tags=tags
+        )
+
+
+def describe_data(dataset: Dataset, splits: Splits) -> MetaDataset:
+    """Return splits of a data set as MLflow names them, with the digest of their image files."""
+    return MetaDataset(
+        CodeDatasetSource({DATA: dataset.name}),
+        name=f"{dataset.name}/{'+'.join(splits)}",
+        digest=dataset.images_digest(*splits),
+    )
 
 
 def log_files(images: DecodedDataset) -> None:
@@ -162,8 +190,22 @@ def log_epoch(run_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
     mlflow.log_metrics(named, step=epoch, run_id=run_id)
 
 
+def log_best_epoch(network: int, epoch: int) -> None:
+    """Log the epoch whose weights a network of the active run keeps.
+
+    Args:
+        network: Number of the network, from 0, which is the step of the metric.
+        epoch: Number of the epoch as in `log_epoch`.
+    """
+    mlflow.log_metric("best_epoch", epoch, step=network)
+
+
 def log_evaluation(
-    split: str, evaluation: Evaluation, files: Mapping[str, bytes] = MappingProxyType({})
+    split: str,
+    evaluation: Evaluation,
+    data: MetaDataset,
+    files: Mapping[str, bytes] = MappingProxyType({}),
+    model_id: str | None = None,
 ) -> None:
     """Log an evaluation to the active run.
 
@@ -171,9 +213,13 @@ def log_evaluation(
         split: Name of the split, which prefixes the metrics (`val_…`, `test_…`) and names the
             folder of the artifacts.
         evaluation: The evaluation. Its predictions and counts are stored in the folder.
+        data: The images, to which MLflow links the metrics.
         files: Further files in that folder: name → content.
+        model_id: MLflow's id of the model whose page in MLflow shows the metrics. By default it is
+            the model that the run logs next.
     """
-    mlflow.log_metrics({f"{split}_{name}": value for name, value in evaluation.metrics.items()})
+    named = {f"{split}_{name}": value for name, value in evaluation.metrics.items()}
+    mlflow.log_metrics(named, model_id=model_id, dataset=data)
     files = {
         "predictions.csv": evaluation.predictions.to_csv(index=False).encode(),
         "confusion_matrix.json": json.dumps(evaluation.confusion).encode(),

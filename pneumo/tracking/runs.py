@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import mlflow
-from mlflow.entities import Run
+from mlflow.entities import LoggedModelInput, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import name_utils
@@ -24,6 +24,7 @@ from pneumo.tracking.tags import (
     GIT_COMMIT,
     HOST,
     KIND,
+    NOTE,
     PARENT,
     PATIENTS,
     PID,
@@ -34,6 +35,16 @@ from pneumo.tracking.tags import (
     STATE,
     SYNTHETIC,
     TRIAL_NUMBER,
+)
+
+EXPERIMENT_DESCRIPTION = (
+    "Runs of pneumo, which trains classifiers of chest X-rays. For research only.\n\n"
+    "The tag `pneumo.kind` says what a run is. A `study` searches hyperparameters: below it are "
+    "its trials, and `study/study.html` among its artifacts is the report. A run of kind `train` "
+    "has one trial. `evaluate` has the metrics of a model on images, and a report, "
+    "`evidence.html`. `promote` is a decision about `@champion`.\n\n"
+    "To compare trials, select them and press *Compare*. *Models* lists all models with their "
+    "metrics on each data set: `val_…` chose them, `test_…` did not."
 )
 
 NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"  # MLflow's error code for a missing entity
@@ -80,6 +91,7 @@ def command_run(
     """
     tags = {KIND: kind, **tags}
     run = mlflow.start_run(nested=True, tags=tags, log_system_metrics=system_metrics)
+    _describe_experiment(run.info.experiment_id)
     _hide_token(run)
     if about:
         name_run(run, f"{kind} {about}")
@@ -90,6 +102,26 @@ def command_run(
             with suppress(MlflowException):
                 mlflow.set_tag(REASON, describe_failure(error))
             raise
+
+
+def _describe_experiment(experiment_id: str) -> None:
+    """Give an MLflow experiment a description, unless it has one."""
+    client = mlflow.MlflowClient()
+    if NOTE not in client.get_experiment(experiment_id).tags:
+        client.set_experiment_tag(experiment_id, NOTE, EXPERIMENT_DESCRIPTION)
+
+
+def log_model_inputs(*model_ids: str) -> None:
+    """Log models as inputs of the active run.
+
+    Args:
+        *model_ids: MLflow's ids of the models.
+    """
+    # `mlflow.log_inputs(models=…)` works on Databricks only
+    mlflow.MlflowClient().log_inputs(
+        mlflow.active_run().info.run_id,
+        models=[LoggedModelInput(model_id=model_id) for model_id in model_ids],
+    )
 
 
 def end_unused_run(kind: str, reason: str) -> None:

@@ -33,7 +33,7 @@ from pneumo.training.train import TrainingResult
 from pneumo.tuning import attributes
 from pneumo.tuning.selection import complete_trials
 from pneumo.tuning.spec import StudySpec
-from pneumo.tuning.trial import log_evaluation, log_model
+from pneumo.tuning.trial import log_evaluation, log_inputs, log_model
 
 # Fields that members have in common: their networks get the same input and the same weight, and the
 # ensemble has one rule for its threshold
@@ -207,6 +207,7 @@ def log_ensemble(
         | {STUDY: study.study_name, MEMBERS: json.dumps(members)},
         kind="ensemble",
     ) as run_id:
+        log_inputs(config, images)
         result = _combine(candidates, positions, images, config)
         evaluation = log_evaluation(config, images, result)
         found = EnsembleSummary(

@@ -82,10 +82,13 @@ def run_trial(
     clock = [time.monotonic()]
     with runs.trial_run(params=config.to_params(), **run) as run_id:
         images = dataset.decode(config.image_size, config.max_unreadable, config.resize)
+        log_inputs(config, images)
         report = [partial(results.log_epoch, run_id), *callbacks]
         result = signals.run_in_thread(
             lambda: train(config, images, report, max_unfreeze_depth), meanwhile
         )
+        for number, epoch in enumerate(result.best_epochs):
+            results.log_best_epoch(number, number * config.epochs + epoch)
         clock.append(time.monotonic())
         evaluation = log_evaluation(config, images, result)
         clock.append(time.monotonic())
@@ -95,12 +98,23 @@ def run_trial(
     return TrialResult(run_id, model_uri, evaluation.metrics, seconds)
 
 
+def log_inputs(config: RunConfig, images: DecodedDataset) -> None:
+    """Log the images that train and validate a config's networks as inputs of the active run."""
+    results.log_inputs(images, *_parts(config))
+
+
+def _parts(config: RunConfig) -> list[results.Splits]:
+    """Return the splits that train and those that validate; folds make them one and the same."""
+    return [("train", "val")] if config.folds > 1 else [("train",), ("val",)]
+
+
 def log_evaluation(config: RunConfig, images: DecodedDataset, result: TrainingResult) -> Evaluation:
     """Evaluate a trained model on the images that validate it, and log that to the active run."""
     evaluation = _evaluate(config, images, result)
     files = confusion_matrix_file("val", evaluation)
     files["logits.npz"] = results.pack_logits(result.logits, result.perturbed_logits)
-    results.log_evaluation("val", evaluation, files)
+    data = results.describe_data(images.dataset, _parts(config)[-1])
+    results.log_evaluation("val", evaluation, data, files)
     results.log_files(images)
     return evaluation
 

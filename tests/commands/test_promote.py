@@ -11,6 +11,7 @@ from pneumo.commands.evaluate import evaluate_model, evaluation_run
 from pneumo.commands.promote import promote_version, roll_back
 from pneumo.data.dataset import open_dataset
 from pneumo.tracking import models, registry
+from pneumo.tracking.models import logged_model_id
 from tests.bad import models as bad
 from tests.support.commands import run_here
 from tests.support.decisions import COMPARED, aliases, last_promotion
@@ -101,6 +102,9 @@ def test_a_champion_is_compared_by_its_stored_evaluation(client, images, what):
         assert decision.metrics[f"champion_{name}"] == stored[f"test_{name}"]
     assert decision.metrics["auc_difference_low"] == 0
     made = last_promotion(client, NAME)
+    compared = [logged_model_id(version(client, number)) for number in (GOOD_AGAIN, GOOD)]
+    given = client.get_run(made.info.run_id).inputs.model_inputs
+    assert sorted(model.model_id for model in given) == sorted(compared)
     assert "pneumo.champion_vacant" not in made.data.tags
     assert "champion_vacant" not in json.loads(text(made.info.run_id, "promotion.json"))
     assert aliases(client, NAME) == {"challenger": 4, "champion": 4, "previous": 2}
@@ -175,9 +179,11 @@ def test_an_evaluation_of_other_images_is_not_compared(client, images):
 def test_a_champion_keeps_its_own_threshold(client, images):
     own = client.get_run(evaluation(client, GOOD)).data.metrics["test_threshold"]
     stored = models.find_model(f"models:/{NAME}/{GOOD}")
-    with evaluation_run(stored, images) as (run_id, decoded):
+    with evaluation_run(stored, images, "test") as (run_id, decoded):
         evaluate_model(stored, decoded, "test", sensitivity=1.0)
     assert client.get_run(run_id).data.metrics["test_threshold"] != own
+    shown = mlflow.get_logged_model(stored.model_id).metrics
+    assert {metric.value for metric in shown if metric.key == "test_threshold"} == {own}
     for spoil in (lambda: None, lambda: remove_trial(client, GOOD)):
         spoil()
         decision = promote_version(NAME, str(POOR_AGAIN), images, "test", 0.02)

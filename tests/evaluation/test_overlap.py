@@ -39,7 +39,7 @@ def stored(store, dataset):
 
 def evaluated(stored, dataset, split="test"):
     """Evaluate; return the run, its `metrics.json` and its findings."""
-    with evaluation_run(stored, dataset) as (run_id, images):
+    with evaluation_run(stored, dataset, split) as (run_id, images):
         found = evaluate_model(stored, images, split)
     numbers = json.loads(text(run_id, f"{split}/metrics.json"))
     return mlflow.get_run(run_id), numbers, " ".join(found.findings)
@@ -236,7 +236,7 @@ def test_a_look_is_recorded_before_anything_is_computed(stored, dataset, monkeyp
         raise RuntimeError
 
     monkeypatch.setattr("pneumo.inference.logits.predict_logits", fail)
-    with pytest.raises(RuntimeError), evaluation_run(stored, dataset) as (_, images):
+    with pytest.raises(RuntimeError), evaluation_run(stored, dataset, "test") as (_, images):
         evaluate_model(stored, images, "test")
     assert evaluations.count_looks(dataset.images_digest("test")) == {stored.model_id: 1}
 

@@ -82,14 +82,13 @@ def test_predictions_are_read_as_they_were_written(store, tmp_path, names):
         listed[renamed.relative_to(folder).as_posix()] = names[number % len(names)]
     table = pd.DataFrame(listed.items(), columns=["path", "patient"])
     table.to_csv(folder / "patients.csv", index=False)
-    test = (
-        open_dataset(str(folder), required_splits=("train", "test")).decode(SIDE, 0).split("test")
-    )
+    dataset = open_dataset(str(folder), required_splits=("train", "test"))
+    test = dataset.decode(SIDE, 0).split("test")
     found = evaluate_predictions(
         test, np.random.default_rng(0).random(len(test.rows)), 0.5, intervals=True
     )
     with mlflow.start_run() as run:
-        results.log_evaluation("test", found)
+        results.log_evaluation("test", found, results.describe_data(dataset, ("test",)))
     read = results.read_predictions(run.info.run_id, "test")
     pd.testing.assert_frame_equal(read, found.predictions, check_exact=True)
     assert dict(zip(read["path"], read["patient"], strict=True)) == listed

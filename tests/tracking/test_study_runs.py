@@ -49,7 +49,8 @@ def test_what_a_study_leaves_in_mlflow(study, client, sample):
     }
     inputs = {one.dataset.name: one for one in study_run.inputs.dataset_inputs}
     assert set(inputs) == {"sample/train", "sample/val", "sample/test"}
-    assert {one.dataset.digest for one in inputs.values()} == {sample.digest}
+    for split in ("train", "val", "test"):
+        assert inputs[f"sample/{split}"].dataset.digest == sample.images_digest(split)
     counts = {tag.key: tag.value for tag in inputs["sample/test"].tags}
     test_rows = sample.rows[sample.rows["split"] == "test"]
     assert counts == {
@@ -79,7 +80,13 @@ def test_what_a_complete_trial_leaves_in_mlflow(study, client, sample):
         assert tags(run)["pneumo.host"] == socket.gethostname()
         assert tags(run)["pneumo.pid"] == str(os.getpid())
         assert set(run.data.params) == set(RunConfig.model_fields)
-        assert set(run.data.metrics) == EPOCH | {f"val_{it}" for it in METRICS | {"robust_auc"}}
+        val_metrics = {f"val_{it}" for it in METRICS | {"robust_auc"}}
+        assert set(run.data.metrics) == EPOCH | val_metrics | {"best_epoch"}
+        scores = client.get_metric_history(run.info.run_id, "epoch/val_auc")
+        best = max(scores, key=lambda point: point.value)
+        assert run.data.metrics["best_epoch"] == best.step
+        contexts = {given.dataset.name: given.tags[0].value for given in run.inputs.dataset_inputs}
+        assert contexts == {"sample/train": "training", "sample/val": "validation"}
         for name in EPOCH:
             history = client.get_metric_history(run.info.run_id, name)
             assert [point.step for point in history] == [1, 2]

@@ -46,6 +46,8 @@ def evaluate(options: EvaluateOptions, inputs: Inputs) -> int:
     session.connect()
     loaded_model = models.find_model(options.model)
     _require_independent_split(loaded_model, inputs.dataset, options.split)
+    if options.prevalence:
+        loaded_model.model.adjust_to_prevalence(options.prevalence)
     with evaluation_run(loaded_model, inputs.dataset, options.split) as (run_id, images):
         result = evaluate_model(loaded_model, images, options.split, options.sensitivity)
     print_evaluation(loaded_model, options.split, result)
@@ -143,12 +145,14 @@ def evaluate_model(
     files = results.known_files(loaded_model.trial, images.dataset)
     overlap = find_overlap(files, images.dataset, split_name)
     is_external = overlap is not None and overlap.is_external
+    adjusted_to = loaded_model.model.adjusted_to
     with evaluations.tag_evaluation(
-        loaded_model.title, loaded_model.model_id, split_name, is_external
+        loaded_model.title, loaded_model.model_id, split_name, is_external, adjusted_to
     ) as run_id:
         result = _evaluate(loaded_model, images, split_name, sensitivity, overlap)
     is_own_data = loaded_model.trial.data.tags[tags.DATA_DIGEST] == images.dataset.digest
-    if loaded_model.version and split_name == "test" and sensitivity is None and is_own_data:
+    is_own = _is_own(loaded_model, sensitivity)
+    if loaded_model.version and split_name == "test" and is_own and is_own_data:
         registry.record_test_metrics(loaded_model, run_id, result.evaluation.metrics)
     return result
 
@@ -162,18 +166,19 @@ def _evaluate(
 ) -> EvaluationResult:
     """Compute everything of an evaluation, and log it to the active run."""
     from pneumo.evaluation.heat_maps import HiResCam  # imports TensorFlow
-    from pneumo.inference.logits import predict_logits, predict_proba, to_probabilities
+    from pneumo.inference.logits import predict_logits, predict_proba
 
     looks = _count_look(loaded_model, images.dataset, split_name, overlap)
     split, model = images.split(split_name), loaded_model.model.keras_model
     pixels = split.images
     logits = predict_logits(model, pixels)
-    probabilities = to_probabilities(logits, loaded_model.model.settings["temperature"])
+    calibration = loaded_model.model.calibration
+    probabilities = calibration.to_probabilities(logits)
     evaluation, numbers = _score(loaded_model, split, logits, probabilities, sensitivity)
     numbers["test_evaluations"] = looks[loaded_model.model_id]
     numbers["test_evaluations_of_all_models"] = looks.total()
     numbers["overlap"] = overlap.counts() if overlap else None
-    predict = partial(predict_proba, model, temperature=loaded_model.model.settings["temperature"])
+    predict = partial(predict_proba, model, calibration=calibration)
     numbers["nuisances"] = measure_nuisances(predict, split, evaluation.predictions)
     findings = list_findings(numbers, images, loaded_model.trial, split_name, overlap)
     numbers["findings"] = list(findings)
@@ -187,10 +192,14 @@ def _evaluate(
         **pictures,
     }
     data = results.describe_data(images.dataset, (split_name,))
-    # At another threshold the metrics are not the model's own
-    model_id = loaded_model.model_id if sensitivity is None else None
+    model_id = loaded_model.model_id if _is_own(loaded_model, sensitivity) else None
     results.log_evaluation(split_name, evaluation, data, files, model_id)
     return EvaluationResult(evaluation, numbers)
+
+
+def _is_own(loaded_model: LoadedModel, sensitivity: float | None) -> bool:
+    """Return whether metrics are the model's own: at its threshold and its prevalence."""
+    return sensitivity is None and loaded_model.model.adjusted_to is None
 
 
 def _score(
@@ -201,16 +210,22 @@ def _score(
     sensitivity: float | None,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Return an evaluation, and the other numbers of `metrics.json`."""
-    settings = loaded_model.model.settings
+    model = loaded_model.model
     val = results.read_predictions(loaded_model.trial.info.run_id, "val")
     val_data = val["label"].to_numpy(), val["probability"].to_numpy()
-    threshold = settings["threshold"]
+    threshold = model.settings["threshold"]
     if sensitivity is not None:
         threshold = metrics.threshold_at_sensitivity(sensitivity, *val_data)
-    evaluation = metrics.evaluate_predictions(split, probabilities, threshold, intervals=True)
-    numbers = metrics.detailed_metrics(evaluation, logits, settings["temperature"])
+    evaluation = metrics.evaluate_predictions(
+        split, probabilities, model.adjust(threshold), intervals=True
+    )
+    numbers = metrics.detailed_metrics(evaluation, logits)
+    numbers["platt"] = {
+        **{name: model.settings[name] for name in ("slope", "intercept", "prevalence")},
+        "adjusted_to": model.adjusted_to,
+    }
     numbers["validation"] = ScoredPredictions(val, threshold).metrics()
-    numbers["validation"]["uncalibrated"] = settings["val_uncalibrated"]
+    numbers["validation"]["uncalibrated"] = model.settings["val_uncalibrated"]
     return evaluation, numbers
 
 

@@ -20,7 +20,7 @@ from pneumo.runtime.errors import UserError
 from pneumo.runtime.tensorflow_import import import_tensorflow
 from pneumo.tracking import models, results, runs, session
 from pneumo.tracking.models import LoadedModel
-from pneumo.tracking.tags import DATA, MODEL
+from pneumo.tracking.tags import DATA, MODEL, PREVALENCE
 
 CHUNK_SIZE = 64  # files in memory: enough for all cores, whatever the number of files
 VALUES = "probability", "label", "threshold"  # of a readable image
@@ -35,6 +35,9 @@ def predict(options: PredictOptions, inputs: Inputs) -> int:
     session.connect()
     loaded_model = models.find_model(options.model)
     tags = {MODEL: loaded_model.title, DATA: Path(options.images).name}
+    if options.prevalence:
+        loaded_model.model.adjust_to_prevalence(options.prevalence)
+        tags[PREVALENCE] = str(options.prevalence)
     with runs.command_run("predict", tags[DATA], tags):
         counts = predict_files(loaded_model, files, out)
         if options.explain:
@@ -45,6 +48,11 @@ def predict(options: PredictOptions, inputs: Inputs) -> int:
         f"predicted {counts['images']} images: {counts['positive']} positive (pneumonia), "
         f"{counts['unreadable']} unreadable; see {out}"
     )
+    if options.prevalence:
+        echo(
+            f"probabilities and threshold are for a prevalence of {options.prevalence:.1%}, not of "
+            f"{loaded_model.model.settings['prevalence']:.1%} as on validation"
+        )
     if options.explain:
         echo(f"heat maps: {heat_map_folder(out)}")
     return 0
@@ -134,6 +142,13 @@ def _completed_paths(out: Path, model: LoadedModel) -> set[str]:
             f"--out must contain only predictions of {model.title} (model_id {model.model_id}): "
             f"'{out}' contains predictions of {', '.join(sorted(other_models))}. Choose another "
             "file."
+        )
+    thresholds = {row[HEADER.index("threshold")] for row in complete_rows} - {""}
+    if other_thresholds := thresholds - {str(model.model.threshold)}:
+        raise UserError(
+            f"--out must contain only predictions at the threshold {model.model.threshold}: "
+            f"'{out}' contains predictions at {', '.join(sorted(other_thresholds))}, for another "
+            "prevalence. Choose another file."
         )
     if is_cut_off:
         repaired = out.with_name(f"{out.name}.part")

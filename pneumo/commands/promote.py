@@ -231,6 +231,7 @@ def _read_or_evaluate(loaded_model: LoadedModel, dataset: Dataset, split: str) -
         loaded_model.model.settings["threshold"],
         loaded_model.title,
         loaded_model.is_synthetic,
+        loaded_model.model.settings["prevalence"],
     )
 
 

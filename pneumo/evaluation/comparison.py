@@ -9,10 +9,11 @@ from pneumo.evaluation import bootstrap, metrics
 from pneumo.evaluation.bootstrap import Comparison
 from pneumo.evaluation.intervals import CI_SUFFIXES, mean_auc_of_folds, metric_intervals
 from pneumo.evaluation.metrics import metric_title
+from pneumo.inference.calibration import prevalence_shift, shift_probabilities
 
 # Limits for every champion on the images of the decision, whichever model it replaces
 MIN_METRICS = {"sensitivity": 0.90, "specificity": 0.60}
-MAX_METRICS = {"ece": 0.15}  # expected calibration error
+MAX_METRICS = {"adjusted_ece": 0.15}  # expected calibration error at the images' prevalence
 
 
 # Models that a candidate is compared with, by the prefix of their metrics
@@ -67,10 +68,24 @@ class EvaluatedModel(ScoredPredictions):
     Attributes:
         title: Name of the model for users.
         is_synthetic: Whether it was trained on synthetic images.
+        prevalence: Prevalence for which its probabilities are calibrated, above 0 and below 1.
+            Only that of a candidate is needed.
     """
 
     title: str
     is_synthetic: bool
+    prevalence: float = 0.5
+
+    def adjusted_error(self) -> float:
+        """Return the expected calibration error at the prevalence of the images.
+
+        Another prevalence is no fault of a model, since a user who knows it can adjust the
+        probabilities to it.
+        """
+        labels = self.predictions["label"].to_numpy()
+        shift = prevalence_shift(self.prevalence, labels.mean())
+        adjusted = shift_probabilities(self.predictions["probability"].to_numpy(), shift)
+        return metrics.expected_calibration_error(labels, adjusted)
 
 
 @dataclass(frozen=True)
@@ -142,7 +157,7 @@ def gate(
     Raises:
         ValueError: The predictions are not for the same images.
     """
-    metrics = candidate.metrics()
+    metrics = candidate.metrics() | {"adjusted_ece": candidate.adjusted_error()}
     decision_metrics = {f"candidate_{name}": value for name, value in metrics.items()}
     reasons = list(_limit_reasons(metrics))
     if synthetic_images and not all(
@@ -234,7 +249,8 @@ def _limit_reasons(metrics: Mapping[str, float]) -> Iterator[str]:
             yield f"{name} is {metrics[name]:.3f}, but the minimum is {floor:.2f}"
     for name, ceiling in MAX_METRICS.items():
         if not metrics[name] <= ceiling:
-            yield f"{name} is {metrics[name]:.3f}, but the maximum is {ceiling:.2f}"
+            title = name.replace("_", " ")
+            yield f"{title} is {metrics[name]:.3f}, but the maximum is {ceiling:.2f}"
 
 
 def choose_references(

@@ -209,6 +209,38 @@ def auc_interval(
     return float(min(low, value, separated)), float(max(high, value, 1 - separated))
 
 
+def coefficient_interval(
+    value: float,
+    features: np.ndarray,
+    weights: np.ndarray,
+    residuals: np.ndarray,
+    patients: np.ndarray,
+) -> tuple[float, float]:
+    """Bound the first coefficient of a logistic regression, from the variance between patients.
+
+    The variance is that of the sandwich estimator for clusters (Liang and Zeger, Biometrika 1986),
+    and the interval that of the t distribution.
+
+    Args:
+        value: The coefficient.
+        features: Floats of shape (coefficients, images), that of `value` first.
+        weights: p · (1 − p) of each image's fitted probability p, shape (images,).
+        residuals: Label minus fitted probability of each image, shape (images,).
+        patients: Integers of shape (images,), from 0.
+
+    Returns:
+        Lower and upper bound; infinite if there is a single patient.
+    """
+    count = patients.max() + 1
+    if count < 2:
+        return -math.inf, math.inf
+    scores = np.stack([np.bincount(patients, row * residuals) for row in features])
+    bread = np.linalg.pinv((features * weights) @ features.T)
+    variance = (bread @ scores @ scores.T @ bread)[0, 0] * count / (count - 1)
+    margin = _t_quantile(count - 1) * np.sqrt(variance)
+    return float(value - margin), float(value + margin)
+
+
 def _fraction_below(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return the fraction of `scores` below each value of `values`; equal ones count one half."""
     scores = np.sort(scores)
@@ -250,10 +282,11 @@ def format_with_interval(values: Mapping[str, float], name: str) -> str:
         values: Name → value; `name_low` and `name_high` are the interval.
         name: Name of the value.
     """
-    value, *bounds = (
-        format_number(values[f"{name}{end}"]) for end in CI_SUFFIXES if f"{name}{end}" in values
-    )
-    return f"{value} ({'–'.join(bounds)})" if bounds else value
+    value, *bounds = (values[f"{name}{end}"] for end in CI_SUFFIXES if f"{name}{end}" in values)
+    if not bounds or math.isnan(value):
+        return format_number(value)
+    dash = " to " if min(bounds) < 0 else "–"
+    return f"{format_number(value)} ({dash.join(map(format_number, bounds))})"
 
 
 def format_number(value: float) -> str:

@@ -1,21 +1,30 @@
 """Metrics of predictions, from labels and probabilities alone."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
-from scipy.special import expit
+from scipy.optimize import minimize
+from scipy.special import expit, logit
 from sklearn import metrics
 
 from pneumo.data.dataset import Split
 from pneumo.data.index import CLASSES
-from pneumo.evaluation.intervals import CI_SUFFIXES, metric_intervals
+from pneumo.evaluation import bootstrap
+from pneumo.evaluation.intervals import CI_SUFFIXES, coefficient_interval, metric_intervals
+from pneumo.inference.calibration import Calibration
 
 REFERENCE_SENSITIVITY = 0.95  # specificities are compared at it, whatever the threshold
-# A temperature beyond these means that validation is too small to fit one
-TEMPERATURE_BOUNDS = (0.1, 10.0)
+# A slope beyond these means that validation is too small to fit one
+SLOPE_BOUNDS = (0.1, 10.0)
+PROBABILITY_BOUNDS = (1e-12, 1 - 1e-12)  # beyond these the logit may be infinite
+N_BINS = 10  # of the expected calibration error
+N_DRAWS, N_BLOCKS = (
+    200,
+    50,
+)  # of labels for its mean if it is true; of samples of patients in memory
 HEADLINE_METRICS = ("auc", "sensitivity", "specificity", "accuracy")  # these have intervals
 
 
@@ -118,7 +127,7 @@ def _rate(part: int, whole: int) -> float:
 
 
 def expected_calibration_error(
-    labels: np.ndarray, probabilities: np.ndarray, bins: int = 10
+    labels: np.ndarray, probabilities: np.ndarray, bins: int = N_BINS
 ) -> float:
     """Compute the expected calibration error (ECE), 0 to 1, of which 0 is best.
 
@@ -130,9 +139,13 @@ def expected_calibration_error(
         probabilities: Floats of shape (images,), 0 to 1.
         bins: Number of intervals.
     """
-    bin_of = np.minimum((probabilities * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_of, weights=labels - probabilities, minlength=bins)
+    gaps = np.bincount(_bins(probabilities, bins), weights=labels - probabilities, minlength=bins)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def _bins(probabilities: np.ndarray, bins: int) -> np.ndarray:
+    """Return the number of the interval that each probability is in."""
+    return np.minimum((probabilities * bins).astype(int), bins - 1)
 
 
 def youden_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -220,24 +233,108 @@ def _operating_points(
     return fpr[1:], tpr[1:], np.where(middle > lower, middle, upper)
 
 
-def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
-    """Fit the divisor of the logits that minimizes their log loss (Guo et al., ICML 2017).
+def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> Calibration:
+    """Fit a line of the logits that minimizes their log loss (Platt scaling).
 
-    1 changes nothing; above 1 the model was overconfident. It is one positive number for all
-    images, so their order stays. It is between 0.1 and 10, and at one of these bounds if the
-    classes are separated perfectly or not at all.
+    Training weighs both classes alike, so the logits assume a prevalence of 50 %. The intercept
+    moves them to that of these images. The slope is positive, so the order of the images stays.
+
+    The labels are those of Platt (1999): (n + 1) / (n + 2) for the n positive images, and
+    1 / (m + 2) for the m negative ones. So the fit is finite if the classes are separated
+    perfectly.
 
     Args:
-        labels: int array of shape (images,), 0 or 1.
+        labels: int array of shape (images,), 0 or 1, both among them.
         logits: float array of shape (images,).
+
+    Returns:
+        The line. Its slope is from 0.1 to 10, and at one of these bounds if the classes are
+        separated perfectly by tiny logits, or not at all.
     """
-    margins = np.where(labels == 1, logits, -logits)
+    n_positive, n_negative = np.count_nonzero(labels == 1), np.count_nonzero(labels == 0)
+    targets = np.where(labels == 1, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
+    return _minimize_log_loss(targets, logits, SLOPE_BOUNDS)
 
-    def loss(log_temperature: float) -> float:
-        return np.logaddexp(0, -margins / np.exp(log_temperature)).mean()
 
-    best = minimize_scalar(loss, bounds=np.log(TEMPERATURE_BOUNDS), options={"xatol": 1e-9})
-    return float(np.exp(best.x)) if best.fun < loss(0) else 1.0
+def _minimize_log_loss(
+    targets: np.ndarray, logits: np.ndarray, slope_bounds: tuple[float | None, float | None]
+) -> Calibration:
+    def loss(line: np.ndarray) -> tuple[float, np.ndarray]:
+        calibrated = Calibration(*line).calibrate(logits)
+        residuals = expit(calibrated) - targets
+        gradient = np.array([residuals @ logits, residuals.sum()]) / len(logits)
+        return float((np.logaddexp(0, calibrated) - targets * calibrated).mean()), gradient
+
+    found = minimize(
+        loss,
+        np.array([1.0, 0.0]),
+        jac=True,
+        bounds=[slope_bounds, (None, None)],
+        method="L-BFGS-B",
+        options={"ftol": 0, "gtol": 1e-10},
+    )
+    return Calibration(*map(float, found.x))
+
+
+def measure_calibration(predictions: pd.DataFrame) -> dict[str, float]:
+    """Measure how well probabilities agree with the labels, with 95 % intervals by patient.
+
+    The slope is that of a logistic regression of the labels on the logits of the probabilities: 1
+    is best, and less means overconfident. The intercept is that of the same regression with a slope
+    of 1: 0 is best, and more means that the probabilities are too low (Van Calster et al., BMC
+    Medicine 2019, 17:230). The expected calibration error is above 0 even if all probabilities are
+    true: `ece_if_true` is its mean for labels that are drawn from them.
+
+    Args:
+        predictions: Columns as in `Evaluation`, with both classes.
+
+    Returns:
+        `slope`, `intercept` and `ece`, each with `_low` and `_high`, and `ece_if_true`. The slope
+        is NaN, with its bounds, if a threshold separates the classes.
+    """
+    labels, probabilities = (predictions[name].to_numpy() for name in ("label", "probability"))
+    logits = logit(np.clip(probabilities, *PROBABILITY_BOUNDS))
+    patients = pd.factorize(predictions["patient"])[0]
+    both = np.stack([logits, np.ones(len(logits))])
+
+    def measure(name: str, slope_bounds: tuple, features: np.ndarray) -> dict[str, float]:
+        line = _minimize_log_loss(labels, logits, slope_bounds)
+        fitted, value = line.to_probabilities(logits), getattr(line, name)
+        low, high = coefficient_interval(
+            value, features, fitted * (1 - fitted), labels - fitted, patients
+        )
+        return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+    is_separated = metrics.roc_auc_score(labels, probabilities) in (0, 1)
+    found = (
+        dict.fromkeys(("slope", "slope_low", "slope_high"), math.nan)
+        if is_separated
+        else measure("slope", (None, None), both)
+    )
+    found |= measure("intercept", (1, 1), both[1:])
+    return found | _measure_error(predictions)
+
+
+def _measure_error(predictions: pd.DataFrame) -> dict[str, float]:
+    labels, probabilities = (predictions[name].to_numpy() for name in ("label", "probability"))
+    in_bin = np.eye(N_BINS)[_bins(probabilities, N_BINS)]
+    gaps = (labels - probabilities)[:, np.newaxis] * in_bin
+    errors = [
+        np.abs(counts @ gaps).sum(axis=1) / counts.sum(axis=1)
+        for counts in np.array_split(bootstrap.resample_patients(predictions), N_BLOCKS)
+    ]
+    low, high = np.percentile(np.concatenate(errors), bootstrap.CI_PERCENTILES)
+    rng = np.random.default_rng(0)
+    drawn = [
+        np.abs(((rng.random(len(labels)) < probabilities) - probabilities) @ in_bin).sum()
+        for _ in range(N_DRAWS)
+    ]
+    return {
+        "ece": expected_calibration_error(labels, probabilities),
+        "ece_low": float(low),
+        "ece_high": float(high),
+        "ece_if_true": float(np.mean(drawn) / len(labels)),
+    }
 
 
 def calibration_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -287,16 +384,12 @@ def subgroup_metrics(predictions: pd.DataFrame, threshold: float) -> dict[str, d
     return subgroups
 
 
-def detailed_metrics(
-    evaluation: Evaluation, logits: np.ndarray, temperature: float
-) -> dict[str, Any]:
+def detailed_metrics(evaluation: Evaluation, logits: np.ndarray) -> dict[str, Any]:
     """Compute all metrics of one model on one split beyond `Evaluation.metrics`.
 
     Args:
         evaluation: The evaluation.
-        logits: float array of shape (images,), in the order of the predictions, before the
-            temperature.
-        temperature: The model's temperature.
+        logits: float array of shape (images,), in the order of the predictions, before calibration.
     """
     predictions, threshold = evaluation.predictions, evaluation.metrics["threshold"]
     labels = predictions["label"].to_numpy()
@@ -310,7 +403,7 @@ def detailed_metrics(
             REFERENCE_SENSITIVITY, labels, probabilities
         ),
         "prevalence": float(labels.mean()),
-        "temperature": temperature,
+        "calibration": measure_calibration(predictions),
         "uncalibrated": calibration_metrics(labels, expit(logits)),
         "subgroups": subgroup_metrics(predictions, threshold),
     }

@@ -8,7 +8,6 @@ from pneumo.inference.logits import (
     ensemble_members,
     member_weight,
     predict_logits,
-    to_probabilities,
     uses_flip_tta,
 )
 from pneumo.inference.pyfunc import PneumoniaModel
@@ -26,7 +25,7 @@ def predict_with_skew(model: PneumoniaModel, images: np.ndarray) -> np.ndarray:
     """
     # `predict_proba` does the same, but rejects pixels that are not uint8
     logits = predict_logits(with_float_input(model.keras_model), images.astype(np.float32) / 255)
-    return to_probabilities(logits, model.settings["temperature"])
+    return model.calibration.to_probabilities(logits)
 
 
 def with_float_input(model: keras.Model) -> keras.Model:

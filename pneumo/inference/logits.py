@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 from keras import layers
-from scipy.special import expit
+
+from pneumo.inference.calibration import UNCALIBRATED, Calibration
 
 # Names of layers in an ensemble. A member's has a number from 1, and its weight if that is not 1
 MEMBER_PREFIX, WEIGHT_INFIX, FLIP_LAYER = "member_", "_weight_", "mirror"
@@ -72,14 +73,15 @@ def uses_flip_tta(model: keras.Model) -> bool:
     return any(layer.name == FLIP_LAYER for layer in model.layers)
 
 
-def predict_proba(model: keras.Model, images: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+def predict_proba(
+    model: keras.Model, images: np.ndarray, calibration: Calibration = UNCALIBRATED
+) -> np.ndarray:
     """Predict the probability of pneumonia for each image.
 
     Args:
         model: Model as `build_ensemble` returns it.
         images: uint8 array of shape (n, size, size, 1).
-        temperature: Divisor of the logits, as `metrics.fit_temperature` returns it. 1 changes
-            nothing.
+        calibration: Calibration of the model's logits.
 
     Returns:
         float64 array of shape (n,), 0 to 1.
@@ -92,20 +94,7 @@ def predict_proba(model: keras.Model, images: np.ndarray, temperature: float = 1
         raise TypeError(
             f"images must have dtype uint8 and values from 0 to 255: got {images.dtype}"
         )
-    return to_probabilities(predict_logits(model, images), temperature)
-
-
-def to_probabilities(logits: np.ndarray, temperature: float | np.ndarray) -> np.ndarray:
-    """Return the probability of pneumonia for each logit.
-
-    Args:
-        logits: Float array of any shape.
-        temperature: Divisor of the logits, above 0: one, or one for each logit.
-
-    Returns:
-        Array of the same shape and dtype, 0 to 1.
-    """
-    return expit(logits / temperature)
+    return calibration.to_probabilities(predict_logits(model, images))
 
 
 def predict_logits(part: keras.Model, inputs: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from pneumo.inference.batches import map_batches
+from pneumo.inference.calibration import Calibration, prevalence_shift, shift_probabilities
 from pneumo.inference.decode import UnreadableImageError, decode
 from pneumo.inference.logits import predict_proba
 
@@ -31,6 +32,9 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
     and the other columns are None.
     """
 
+    # Prevalence of `adjust_to_prevalence`, or None
+    adjusted_to: float | None = None
+
     def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
         """Load the files that MLflow has stored as artifacts."""
         self.load_from(*(Path(context.artifacts[name]) for name in ("keras", "settings")))
@@ -39,8 +43,10 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         """Load the Keras file, of which no code is executed, and the settings.
 
         The settings are:
-            threshold, temperature: Both from validation.
-            val_uncalibrated: `metrics.calibration_metrics` of validation without the temperature.
+            threshold: From validation.
+            slope, intercept: The calibration, from validation.
+            prevalence: Fraction of positive images among these, for which probabilities hold.
+            val_uncalibrated: `metrics.calibration_metrics` of validation without calibration.
             resize: See `decode.decode`.
             decoder: Version of the decoder that decoded the training images. Old models lack it.
 
@@ -50,6 +56,38 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         """
         self.keras_model = keras.models.load_model(keras_file, compile=False, safe_mode=True)
         self.settings = json.loads(settings_file.read_text())
+        if "temperature" in self.settings:  # of an older model, whose training weighs classes alike
+            slope = 1 / self.settings.pop("temperature")
+            self.settings |= {"slope": slope, "intercept": 0.0, "prevalence": 0.5}
+
+    @property
+    def calibration(self) -> Calibration:
+        """Calibration of the network's logits."""
+        intercept = self.settings["intercept"] + self._shift
+        return Calibration(self.settings["slope"], intercept)
+
+    @property
+    def threshold(self) -> float:
+        """Probability from which an image is positive."""
+        return self.adjust(self.settings["threshold"])
+
+    def adjust_to_prevalence(self, prevalence: float) -> None:
+        """Adjust probabilities and threshold to another prevalence; labels stay the same.
+
+        Args:
+            prevalence: Fraction of positive images, above 0 and below 1.
+        """
+        self.adjusted_to = prevalence
+
+    def adjust(self, probability: float) -> float:
+        """Return what a probability becomes by `adjust_to_prevalence`; without that the same."""
+        return float(shift_probabilities(probability, self._shift)) if self._shift else probability
+
+    @property
+    def _shift(self) -> float:
+        if self.adjusted_to is None:
+            return 0.0
+        return prevalence_shift(self.settings["prevalence"], self.adjusted_to)
 
     @property
     def image_size(self) -> int:
@@ -100,10 +138,10 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
 
     def _predict_probabilities(self, images: list[np.ndarray]) -> np.ndarray:
         pixels = np.stack(images)[..., np.newaxis]
-        return predict_proba(self.keras_model, pixels, self.settings["temperature"])
+        return predict_proba(self.keras_model, pixels, self.calibration)
 
     def _to_row(self, probability: float) -> tuple[float, int, float, None]:
-        threshold = self.settings["threshold"]
+        threshold = self.threshold
         return float(probability), int(probability >= threshold), threshold, None
 
     def _decode_or_error(self, value: Any) -> tuple[np.ndarray | None, str | None]:

@@ -50,7 +50,7 @@ CAPTIONS = {
     "roc.png": "ROC curve with a 95 % bootstrap band by patient",
     "precision_recall.png": "Precision-recall curve with a 95 % bootstrap band by patient",
     "confusion_matrix.png": "Confusion matrix: counts, and fractions of each row",
-    "reliability.png": "Reliability diagram, before and after temperature scaling",
+    "reliability.png": "Reliability diagram, before and after calibration",
     "learning_curves.png": "Learning curves of the stored model",
     "worst_errors.png": "The worst errors, and below each its heat map (HiResCAM), which is "
     "brightest where the image increases the logit the most",
@@ -80,6 +80,12 @@ def list_findings(
     if reason := explain_overlap(overlap):
         yield f"{reason[0].upper()}{reason[1:]}."
     yield from metric_findings(numbers, split)
+    if (prevalence := numbers["platt"]["adjusted_to"]) is not None:
+        yield (
+            f"Probabilities and threshold are adjusted from a prevalence of "
+            f"{numbers['platt']['prevalence']:.1%}, that of validation, to {prevalence:.1%}. The "
+            "labels do not change."
+        )
     if relied_nuisances(numbers["nuisances"]):
         yield describe_reliance(numbers["nuisances"])
     if overlap and overlap.is_external:
@@ -148,7 +154,7 @@ def draw_figures(
     Args:
         evaluation: The evaluation of the model on a split.
         pixels: Images of the split: uint8 array of shape (n, size, size, 1).
-        logits: Their logits before temperature scaling.
+        logits: Their logits before calibration.
         epochs: As `results.read_epochs` returns them.
         heat_maps: See `plots.plot_worst_errors`.
 
@@ -200,6 +206,7 @@ def render_page(
         },
         metrics=list(metric_rows(numbers)),
         numbers=numbers,
+        calibration=list(_calibration_rows(numbers["calibration"])),
         val_uncalibrated=numbers["validation"]["uncalibrated"],
         subgroups=list(_subgroup_rows(numbers["subgroups"])),
         nuisances=list(_nuisance_rows(numbers["nuisances"])),
@@ -243,6 +250,17 @@ def _subgroup_rows(subgroups: Mapping[str, Mapping[str, float]]) -> Iterator[tup
         )
 
 
+def _calibration_rows(calibration: Mapping[str, float]) -> Iterator[tuple[str, ...]]:
+    """Yield title, value with interval, best value and meaning of each measure."""
+    by_chance = format_number(calibration["ece_if_true"])
+    for name, title, best, meaning in (
+        ("slope", "calibration slope", "1", "less: the probabilities are too extreme"),
+        ("intercept", "calibration intercept", "0", "above 0: the probabilities are too low"),
+        ("ece", "expected calibration error", "0", f"{by_chance} if all probabilities were true"),
+    ):
+        yield title, format_with_interval(calibration, name), best, meaning
+
+
 def _nuisance_rows(nuisances: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     """Yield two rows for each nuisance; the difference is that of the first."""
     for name, values in nuisances.items():
@@ -265,7 +283,7 @@ def _selection(trial: Run) -> str:
     choice = (
         f"Within its run, the epoch with the highest {params['objective']} was selected"
         f"{'' if members == '1' else f' for each of the {members} ensemble members'}. The "
-        f"temperature was fitted on validation images. The threshold ({rule}) was chosen on "
+        f"calibration was fitted on validation images. The threshold ({rule}) was chosen on "
         "perturbed validation images."
     )
     if (folds := params["folds"]) != "1":

@@ -141,14 +141,14 @@ def plot_reliability(
     Args:
         labels: Integers 0 or 1, of shape (n,).
         probabilities: Probabilities that the model returns, of shape (n,).
-        uncalibrated: Probabilities before temperature scaling, of shape (n,).
+        uncalibrated: Probabilities before calibration, of shape (n,).
     """
     with styled_figure(5, 5.6) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         above.plot([0, 1], [0, 1], ":", color=GRAY, label="perfect calibration")
         for values, color, style, name in [
-            (uncalibrated, ORANGE, "s--", "before temperature scaling"),
-            (probabilities, BLUE, "o-", "after temperature scaling"),
+            (uncalibrated, ORANGE, "s--", "before calibration"),
+            (probabilities, BLUE, "o-", "after calibration"),
         ]:
             above.plot(*_calibration_curve(labels, values), style, color=color, label=name, ms=5)
         set_unit_square(above, "", "fraction with pneumonia")

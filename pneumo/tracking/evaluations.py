@@ -11,11 +11,13 @@ from mlflow.entities import Run, ViewType
 from pneumo.tracking import tags
 from pneumo.tracking.runs import log_model_inputs
 from pneumo.tracking.study_runs import MAX_RESULTS
-from pneumo.tracking.tags import EXTERNAL, MODEL, MODEL_ID, SPLIT
+from pneumo.tracking.tags import EXTERNAL, MODEL, MODEL_ID, PREVALENCE, SPLIT
 
 
 @contextmanager
-def tag_evaluation(model: str, model_id: str, split: str, is_external: bool) -> Iterator[str]:
+def tag_evaluation(
+    model: str, model_id: str, split: str, is_external: bool, adjusted_to: float | None = None
+) -> Iterator[str]:
     """Tag the active run as the evaluation of a model on a split, and log the model as its input.
 
     MLflow's id of the model is tagged only at the end of the block, when everything is logged. A
@@ -27,6 +29,8 @@ def tag_evaluation(model: str, model_id: str, split: str, is_external: bool) -> 
         model_id: MLflow's id of the model.
         split: Name of the split.
         is_external: Whether the images are those of another data set.
+        adjusted_to: Prevalence to which the probabilities are adjusted, or None. An adjusted
+            evaluation never gets MLflow's id of the model, so no decision uses it.
 
     Yields:
         Id of the active run.
@@ -36,10 +40,13 @@ def tag_evaluation(model: str, model_id: str, split: str, is_external: bool) -> 
         SPLIT: split,
         EXTERNAL: str(is_external).lower(),
     }
+    if adjusted_to is not None:
+        tags[PREVALENCE] = str(adjusted_to)
     mlflow.set_tags({**tags, MODEL_ID: ""})
     log_model_inputs(model_id)
     yield mlflow.active_run().info.run_id
-    mlflow.set_tag(MODEL_ID, model_id)
+    if adjusted_to is None:
+        mlflow.set_tag(MODEL_ID, model_id)
 
 
 def record_look(model_id: str, images_digest: str) -> None:

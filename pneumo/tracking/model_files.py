@@ -8,6 +8,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,10 +138,12 @@ def _model_problems(model: "PneumoniaModel") -> Iterator[str]:
 
 
 def _are_settings(settings: Any) -> bool:
-    numbers = [settings[name] for name in ("threshold", "temperature")]
+    names = "threshold", "slope", "intercept", "prevalence"
     return (
-        all(type(number) in (int, float) and 0 <= number < float("inf") for number in numbers)
-        and settings["temperature"] > 0
+        all(type(settings[name]) in (int, float) and isfinite(settings[name]) for name in names)
+        and settings["threshold"] >= 0
+        and settings["slope"] > 0
+        and 0 < settings["prevalence"] < 1
         and settings["resize"] in ("squash", "pad")
         and isinstance(settings["val_uncalibrated"], dict)
     )

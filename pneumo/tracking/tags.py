@@ -36,6 +36,7 @@ MODEL_ID = "pneumo.model_id"  # MLflow's id of the model, once the evaluation is
 SPLIT = "pneumo.split"
 EXTERNAL = "pneumo.external"  # true for images of another data set
 SKEW = "pneumo.preprocessing_skew"  # what was done to the pixels
+PREVALENCE = "pneumo.prevalence"  # to which probabilities are adjusted, also of a prediction
 IMAGES_DIGEST = "pneumo.images_digest"  # of the test images
 LOOKS = "pneumo.test_looks"  # JSON: MLflow's id of the model → number of looks at these
 

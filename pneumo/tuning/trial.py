@@ -14,12 +14,11 @@ from pneumo.evaluation.metrics import (
     Evaluation,
     calibration_metrics,
     evaluate_predictions,
-    fit_temperature,
+    fit_calibration,
     midpoint_threshold,
     youden_threshold,
 )
 from pneumo.inference.decode import DECODER_VERSION
-from pneumo.inference.logits import to_probabilities
 from pneumo.reporting.plots import confusion_matrix_file
 from pneumo.runtime import signals
 from pneumo.tracking import model_files, results, runs
@@ -57,12 +56,12 @@ def run_trial(
 ) -> TrialResult:
     """Train a model, evaluate it on validation and store all of it in a run.
 
-    The temperature comes from validation. The threshold comes from validation images after
+    The calibration comes from validation. The threshold comes from validation images after
     `perturb.ALL_PERTURBATIONS`, because a threshold of the unchanged images does not fit images
     from elsewhere. Training has a thread of its own, so that a signal does not wait for it.
 
     With several folds, each image of training and validation is predicted by the networks of its
-    own fold, at their own temperature. The AUCs are then means over folds and repeats, because
+    own fold, calibrated on their own. The AUCs are then means over folds and repeats, because
     scores of different networks cannot be pooled without bias (Forman and Scholz 2010).
 
     Args:
@@ -126,7 +125,8 @@ def log_model(
     labels, logits = evaluation.predictions["label"].to_numpy(), result.val_logits
     settings = {
         "threshold": evaluation.metrics["threshold"],
-        "temperature": fit_temperature(labels, logits),
+        **fit_calibration(labels, logits)._asdict(),
+        "prevalence": float(labels.mean()),
         "val_uncalibrated": calibration_metrics(labels, expit(logits)),
         "resize": config.resize,
         "decoder": DECODER_VERSION,
@@ -137,14 +137,16 @@ def log_model(
 def _evaluate(config: RunConfig, images: DecodedDataset, result: TrainingResult) -> Evaluation:
     """Evaluate the networks on the images that validate them."""
     val = images.validation(config.folds)
-    temperatures, fold_of_image = np.ones(len(val.rows)), np.zeros(len(val.rows), np.int64)
+    calibrated, perturbed = np.empty((2, len(val.rows)))
+    fold_of_image = np.zeros(len(val.rows), np.int64)
     for number, fold in enumerate(images.folds(config.folds)):
         rows = fold.val.indices
-        temperatures[rows] = fit_temperature(fold.val.labels, result.val_logits[rows])
+        calibration = fit_calibration(fold.val.labels, result.val_logits[rows])
+        calibrated[rows] = calibration.calibrate(result.val_logits[rows])
+        perturbed[rows] = calibration.calibrate(result.perturbed_logits[rows])
         fold_of_image[rows] = number
-    threshold = _threshold(config, val.labels, result.perturbed_logits / temperatures)
-    probabilities = to_probabilities(result.val_logits, temperatures)
-    evaluation = evaluate_predictions(val, probabilities, threshold)
+    threshold = _threshold(config, val.labels, perturbed)
+    evaluation = evaluate_predictions(val, expit(calibrated), threshold)
     evaluation.metrics["robust_auc"] = float(np.mean(result.robust_aucs))
     if config.folds > 1:
         evaluation.predictions["fold"] = fold_of_image

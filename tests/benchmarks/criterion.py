@@ -29,11 +29,12 @@ from sklearn.metrics import log_loss, roc_auc_score
 from pneumo.data.dataset import open_dataset
 from pneumo.evaluation import bootstrap
 from pneumo.evaluation.metrics import (
-    fit_temperature,
+    fit_calibration,
     midpoint_threshold,
     threshold_at_sensitivity,
     youden_threshold,
 )
+from pneumo.inference.calibration import Calibration
 from pneumo.tracking import runs, session
 from pneumo.tuning.storage import open_storage
 from tests.benchmarks.criterion_trials import CLEAN, TEST, VERSIONS, Trial, in_turn, trials_of
@@ -50,7 +51,7 @@ def partial_auc(labels: np.ndarray, logits: np.ndarray) -> float:
 def criteria(trial: Trial, rows: pd.DataFrame) -> dict[str, tuple[float, int]]:
     """Return the criteria of one trial, greater is better, with their passes over validation."""
     labels, clean = rows["label"].to_numpy(), trial.logits[CLEAN]
-    divisor = fit_temperature(labels, clean)
+    calibration = fit_calibration(labels, clean)
     versions = {name: trial.logits[name] for name in VERSIONS}
     every = [clean, *versions.values()]
 
@@ -58,7 +59,7 @@ def criteria(trial: Trial, rows: pd.DataFrame) -> dict[str, tuple[float, int]]:
         return roc_auc_score(labels, logits)
 
     def fit(logits: np.ndarray) -> float:
-        return -log_loss(labels, expit(logits))
+        return -log_loss(labels, calibration.to_probabilities(logits))
 
     def one_class(changed: np.ndarray) -> list[float]:
         return [auc(np.where(labels == label, changed, clean)) for label in (0, 1)]
@@ -66,7 +67,10 @@ def criteria(trial: Trial, rows: pd.DataFrame) -> dict[str, tuple[float, int]]:
     def pooled(score: Callable[[np.ndarray, np.ndarray], float]) -> float:
         return score(np.tile(labels, len(every)), np.concatenate(every))
 
-    aucs, fits = [auc(logits) for logits in every], [fit(logits / divisor) for logits in every]
+    aucs, fits = (
+        [auc(logits) for logits in every],
+        [fit(logits) for logits in every],
+    )
     apart = [value for version in versions.values() for value in one_class(version)]
     return {
         "val_auc": (aucs[0], 1),
@@ -78,7 +82,7 @@ def criteria(trial: Trial, rows: pd.DataFrame) -> dict[str, tuple[float, int]]:
         "AUC, sharper half of the sick": (_half(trial, labels, 1), 1),
         "AUC, worse of two series of normal": (min(_series(rows, clean)), 1),
         **{f"AUC, {name}": (auc(value), 1) for name, value in versions.items()},
-        **{f"log loss, {name}": (fit(value / divisor), 1) for name, value in versions.items()},
+        **{f"log loss, {name}": (fit(value), 1) for name, value in versions.items()},
         **{
             f"AUC, one class {name}": (min(one_class(value)), 2) for name, value in versions.items()
         },
@@ -212,20 +216,22 @@ def of_patient_samples(rows: pd.DataFrame, probabilities: np.ndarray) -> float:
     return float(np.median(found))
 
 
-def thresholds(trial: Trial, rows: pd.DataFrame, divisor: float) -> dict[str, float]:
+def thresholds(trial: Trial, rows: pd.DataFrame, calibration: Calibration) -> dict[str, float]:
     """Return the threshold of each method."""
     labels = rows["label"].to_numpy()
-    clean, changed = expit(trial.logits[CLEAN] / divisor), expit(in_turn(trial) / divisor)
-    versions = [clean, *(expit(trial.logits[name] / divisor) for name in VERSIONS)]
+    calibrated, changed_logits = map(calibration.calibrate, (trial.logits[CLEAN], in_turn(trial)))
+    clean, changed = expit(calibrated), expit(changed_logits)
+    blurred = calibration.to_probabilities(trial.logits["blur 0.01"])
+    versions = [clean, *(calibration.to_probabilities(trial.logits[name]) for name in VERSIONS)]
     many, pooled = np.tile(labels, len(versions)), np.concatenate(versions)
     each = [youden_threshold(labels, version) for version in versions]
     return {
         "Youden": each[0],
         "Youden, versions in turn": youden_threshold(labels, changed),
-        "Youden, blurred": youden_threshold(labels, expit(trial.logits["blur 0.01"] / divisor)),
+        "Youden, blurred": youden_threshold(labels, blurred),
         "Youden, median of patient samples": of_patient_samples(rows, clean),
-        "midpoint": midpoint_threshold(labels, trial.logits[CLEAN] / divisor),
-        "midpoint, versions in turn": midpoint_threshold(labels, in_turn(trial) / divisor),
+        "midpoint": midpoint_threshold(labels, calibrated),
+        "midpoint, versions in turn": midpoint_threshold(labels, changed_logits),
         "greatest accuracy": greatest_accuracy(labels, clean),
         "equal rates": equal_rates(labels, clean),
         "equal rates, versions in turn": equal_rates(labels, changed),
@@ -243,11 +249,15 @@ def carried_over(trials: list[Trial], val: pd.DataFrame, test: pd.DataFrame) -> 
     """Return the differences of accuracy between validation and test for each method."""
     accuracies: dict[str, list[tuple[float, float]]] = {}
     for trial in trials:
-        divisor = fit_temperature(val["label"].to_numpy(), trial.logits[CLEAN])
-        for name, threshold in thresholds(trial, val, divisor).items():
+        calibration = fit_calibration(val["label"].to_numpy(), trial.logits[CLEAN])
+        scored = [
+            (calibration.to_probabilities(trial.logits[key]), rows)
+            for key, rows in ((CLEAN, val), (TEST, test))
+        ]
+        for name, threshold in thresholds(trial, val, calibration).items():
             both = [
-                float(((expit(trial.logits[key] / divisor) >= threshold) == rows["label"]).mean())
-                for key, rows in ((CLEAN, val), (TEST, test))
+                float(((probabilities >= threshold) == rows["label"]).mean())
+                for probabilities, rows in scored
             ]
             accuracies.setdefault(name, []).append(tuple(both))
     found = []

@@ -16,6 +16,7 @@ from pneumo.data.perturb import perturb_split
 from pneumo.evaluation.intervals import metric_intervals
 from pneumo.evaluation.overlap import Overlap
 from pneumo.evaluation.robustness import NUISANCES, describe_reliance, versions
+from pneumo.inference.calibration import UNCALIBRATED
 from pneumo.inference.logits import predict_proba
 from pneumo.reporting import evaluation_report
 from pneumo.tracking import models
@@ -76,8 +77,8 @@ def threshold_metrics(labels, values, threshold) -> dict[str, float]:
         "balanced_accuracy": metrics.balanced_accuracy_score(labels, called),
         "sensitivity": metrics.recall_score(labels, called),
         "specificity": metrics.recall_score(labels, called, pos_label=0),
-        "ppv": metrics.precision_score(labels, called),
-        "npv": metrics.precision_score(labels, called, pos_label=0),
+        "ppv": metrics.precision_score(labels, called, zero_division=np.nan),
+        "npv": metrics.precision_score(labels, called, pos_label=0, zero_division=np.nan),
         "f1": metrics.f1_score(labels, called),
         "mcc": metrics.matthews_corrcoef(labels, called),
         "brier": metrics.brier_score_loss(labels, values),
@@ -116,6 +117,7 @@ def test_every_number_follows_from_the_predictions(on_test):
     threshold = made.data.metrics["test_threshold"]
     for key, cut in (("at_threshold", threshold), ("at_0.5", 0.5)):
         expected = threshold_metrics(labels, values, cut) | metric_intervals(table, cut)
+        expected = {name: None if np.isnan(it) else it for name, it in expected.items()}
         ece = found[key].pop("ece")
         assert found[key] == pytest.approx(expected, abs=1e-9)
         bins = pd.cut(values, np.linspace(0, 1, 11), right=False)
@@ -125,7 +127,8 @@ def test_every_number_follows_from_the_predictions(on_test):
     assert found["specificity_at_95_sensitivity"] == pytest.approx(
         max(1 - false_positives[reached >= 0.95]), abs=1e-9
     )
-    raw = expit(logit(values) * found["temperature"])
+    line = found["platt"]
+    raw = expit((logit(values) - line["intercept"]) / line["slope"])
     assert found["uncalibrated"] == pytest.approx(
         {
             "log_loss": metrics.log_loss(labels, raw),
@@ -144,11 +147,13 @@ def test_every_number_follows_from_the_predictions(on_test):
         assert values_there["images"] == len(rows)
 
 
-def test_the_temperature_lowers_the_loss_on_validation(stores, on_test):
+def test_calibration_lowers_the_loss_on_validation(stores, on_test):
     study, client = stores
     found = numbers(on_test[0])
     val = predictions(study.study.best_trial.user_attrs["run_id"], "val")
-    raw = expit(logit(val["probability"]) * found["temperature"])
+    line = found["platt"]
+    raw = expit((logit(val["probability"]) - line["intercept"]) / line["slope"])
+    assert line["prevalence"] == val["label"].mean()
     before = found["validation"]["uncalibrated"]
     assert before["log_loss"] == pytest.approx(metrics.log_loss(val["label"], raw), abs=1e-9)
     assert found["validation"]["log_loss"] < before["log_loss"] - 1e-6
@@ -196,6 +201,33 @@ def test_a_sensitivity_is_kept_on_validation(stores):
     threshold = made.data.metrics["test_threshold"]
     assert threshold == pytest.approx((upper + lower) / 2, abs=1e-12)
     assert numbers(made)["validation"]["sensitivity"] >= 0.97
+
+
+def test_an_evaluation_at_another_prevalence_decides_nothing(stores, on_test):
+    _, client = stores
+    version = client.get_model_version("pneumonia-sample", "1")
+    made, output = evaluated(client, "--data", "sample", "--prevalence", "0.1")
+    found, plain = numbers(made), numbers(on_test[0])
+    assert found["platt"] == plain["platt"] | {"adjusted_to": 0.1}
+    own = plain["platt"]["prevalence"]
+    finding = (
+        f"Probabilities and threshold are adjusted from a prevalence of {own:.1%}, that of "
+        "validation, to 10.0%. The labels do not change."
+    )
+    assert finding in found["findings"]
+    assert finding in " ".join(output.split())
+    for name in ("auc", "sensitivity", "specificity"):
+        assert found["at_threshold"][name] == pytest.approx(plain["at_threshold"][name])
+    assert found["validation"] == plain["validation"]
+    assert found["calibration"]["intercept"] > plain["calibration"]["intercept"] + 1
+    assert tags(made)["pneumo.prevalence"] == "0.1"
+    assert tags(made)["pneumo.model_id"] == ""
+    after = client.get_model_version("pneumonia-sample", "1")
+    changed = {key for key in after.tags if after.tags[key] != version.tags.get(key)}
+    assert changed == {"pneumo.test_evaluations"}
+    model_id = version.source.removeprefix("models:/")
+    shown = {m.value for m in client.get_logged_model(model_id).metrics if m.key == "test_brier"}
+    assert shown == {plain["at_threshold"]["brier"]}
 
 
 def test_a_cohort_of_other_images_is_external(stores, sample, tmp_path):
@@ -267,13 +299,13 @@ def test_the_page_is_self_contained_and_has_the_findings(stores, on_test):
 def test_what_is_left_if_nuisances_are_reversed(stores, sample, on_test):
     """Compute the expected values from the stored model and the images, by scikit-learn."""
     model = models.find_model(MODEL).model
-    assert model.settings["temperature"] != 1  # otherwise all scores would be on one scale anyway
+    assert model.calibration != UNCALIBRATED  # otherwise all scores would be on one scale anyway
     test = sample.decode(32, 0).split("test")
     scores = {
         version: predict_proba(
             model.keras_model,
             perturb_split(test, (version,)).images if version else test.images,
-            model.settings["temperature"],
+            model.calibration,
         )
         for version in versions(NUISANCES)
     }

@@ -222,6 +222,37 @@ def test_another_table_stays_as_it_is(study, few, out, content, message, capsys)
 
 
 @pytest.mark.slow
+def test_another_prevalence_changes_probabilities_and_no_label(study, few, out, capsys):
+    where = ["--model", MODEL, "--images", str(few / "NORMAL")]
+    assert run_here(capsys, "predict", *where, "--out", str(out))[0] == 0
+    rare = out.with_name("rare.csv")
+    code, output, errors = run_here(
+        capsys, "predict", *where, "--out", str(rare), "--prevalence", "0.1"
+    )
+    assert (code, errors) == (0, "")
+    model = models.find_model(MODEL).model
+    own = model.settings["prevalence"]
+    said = f"probabilities and threshold are for a prevalence of 10.0%, not of {own:.1%} as on"
+    assert said in " ".join(output.split())
+    before, after = pd.read_csv(out), pd.read_csv(rare)
+    odds = [table["probability"] / (1 - table["probability"]) for table in (before, after)]
+    factor = (0.1 / 0.9) / (own / (1 - own))
+    assert (odds[1] / odds[0]).to_numpy() == pytest.approx(factor, rel=1e-6)
+    assert after["label"].equals(before["label"])
+    [threshold] = set(after["threshold"])
+    [own_threshold] = set(before["threshold"])
+    odds_of_threshold = threshold / (1 - threshold) / (own_threshold / (1 - own_threshold))
+    assert odds_of_threshold == pytest.approx(factor, rel=1e-9)
+    content = out.read_text()
+    code, _, errors = run_here(capsys, "predict", *where, "--out", str(out), "--prevalence", "0.1")
+    assert code == 2
+    assert errors.startswith(
+        f"pneumo: --out must contain only predictions at the threshold {threshold}: "
+    )
+    assert out.read_text() == content
+
+
+@pytest.mark.slow
 def test_version_1_of_another_model_does_not_continue(study, few, out, capsys):
     image = str(next((few / "NORMAL").iterdir()))
     assert predicted_here(capsys, image, out)[0] == 0

@@ -52,11 +52,11 @@ def test_the_registered_model_averages_all_members_and_their_flipped_images(stor
         )
 
     val = sample.decode(32, 0).split("val")
-    divisor = model.settings["temperature"]
-    changed = logits(perturb_split(val, ALL_PERTURBATIONS).images) / divisor
+    changed = logits(perturb_split(val, ALL_PERTURBATIONS).images)
+    changed = model.calibration.calibrate(changed)
     means = [changed[val.labels == label].mean() for label in (0, 1)]
     assert model.settings["threshold"] == pytest.approx(expit(np.mean(means)), abs=1e-6)
     assert trial.data.metrics["val_threshold"] == model.settings["threshold"]
     table = mlflow.artifacts.load_text(f"runs:/{trial.info.run_id}/val/predictions.csv")
     found = [float(line.rpartition(",")[2]) for line in table.splitlines()[1:]]
-    assert found == pytest.approx(expit(logits(val.images) / divisor), abs=1e-6)
+    assert found == pytest.approx(model.calibration.to_probabilities(logits(val.images)), abs=1e-6)

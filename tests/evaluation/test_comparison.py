@@ -18,6 +18,7 @@ from pneumo.evaluation.comparison import (
     choose_references,
     gate,
 )
+from pneumo.inference.calibration import prevalence_shift, shift_probabilities
 from tests.benchmarks.gate import DRIFT, decide, drifting, shares_of_equals
 from tests.support.decisions import COMPARED
 
@@ -52,7 +53,8 @@ GOOD, BETTER, POOR = (
 def test_the_first_champion_needs_only_the_minimum_metrics():
     decision = gate(GOOD, {}, synthetic_images=False, margins=MARGINS)
     assert decision.is_promoted
-    assert set(decision.metrics) == {f"candidate_{name}" for name in GOOD.metrics()}
+    names = {*GOOD.metrics(), "adjusted_ece"}
+    assert set(decision.metrics) == {f"candidate_{name}" for name in names}
 
 
 @pytest.mark.parametrize(
@@ -76,14 +78,28 @@ def test_a_limit_itself_is_within_it_and_what_is_not_a_number_is_not():
     assert list(_limit_reasons(limits)) == []
     for name in limits:
         [reason] = _limit_reasons(limits | {name: np.nan})
-        assert reason.startswith(f"{name} is nan, but ")
+        assert reason.startswith(f"{name.replace('_', ' ')} is nan, but ")
 
 
 def test_miscalibrated_probabilities():
     shrunk = GOOD.predictions.assign(probability=GOOD.predictions["probability"] / 4)
     untrue = held(3.0, predictions=shrunk, threshold=GOOD.threshold / 4)
     [reason] = gate(untrue, {}, synthetic_images=False, margins=MARGINS).reasons
-    assert reason == f"ece is {untrue.metrics()['ece']:.3f}, but the maximum is 0.15"
+    assert reason == f"adjusted ece is {untrue.metrics()['ece']:.3f}, but the maximum is 0.15"
+
+
+def test_another_prevalence_is_no_miscalibration():
+    shift = prevalence_shift(0.5, 0.05)
+    probabilities = shift_probabilities(GOOD.predictions["probability"].to_numpy(), shift)
+    rare = {
+        "predictions": GOOD.predictions.assign(probability=probabilities),
+        "threshold": float(shift_probabilities(GOOD.threshold, shift)),
+    }
+    decision = gate(held(3.0, prevalence=0.05, **rare), {}, False, MARGINS)
+    assert decision.is_promoted
+    assert decision.metrics["candidate_ece"] > 0.15
+    assert decision.metrics["candidate_adjusted_ece"] == pytest.approx(GOOD.metrics()["ece"])
+    assert not gate(held(3.0, **rare), {}, False, MARGINS).is_promoted  # for 50 % it is untrue
 
 
 def test_a_better_one_and_an_equal_one_pass():
@@ -130,6 +146,7 @@ def test_each_model_is_evaluated_at_its_own_threshold():
     for who, threshold in (("candidate", 0.4), ("champion", 0.5)):
         found = {key.removeprefix(f"{who}_"): value for key, value in figures.items() if who in key}
         found.pop("only_correct")
+        found.pop("adjusted_ece", None)  # of the candidate alone
         assert found == metrics.compute_metrics(labels.to_numpy(), values.to_numpy(), threshold)
 
 
@@ -219,7 +236,7 @@ def test_the_best_champion_so_far_is_a_reference_of_its_own():
     references = {"": POOR, "best_": BETTER}
     decision = gate(held(2.6, "m version 4", threshold=0.3, seed=3), references, False, MARGINS)
     champion = {f"champion_{name}" for name in GOOD.metrics()}
-    candidate = {f"candidate_{name}" for name in GOOD.metrics()}
+    candidate = {f"candidate_{name}" for name in {*GOOD.metrics(), "adjusted_ece"}}
     best = {f"best_{name}" for name in champion | COMPARED}
     assert set(decision.metrics) == candidate | champion | COMPARED | best
     for reason in decision.reasons:

@@ -5,13 +5,15 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 from sklearn import metrics
+from sklearn.linear_model import LogisticRegression
 
 from pneumo.evaluation.intervals import metric_intervals
 from pneumo.evaluation.metrics import (
     compute_metrics,
     confusion_counts,
     expected_calibration_error,
-    fit_temperature,
+    fit_calibration,
+    measure_calibration,
     midpoint_threshold,
     specificity_at_sensitivity,
     subgroup_metrics,
@@ -137,31 +139,70 @@ def test_specificity_at_a_sensitivity_counts_every_point_of_a_straight_curve():
             assert found == pytest.approx(expected, abs=1e-12)
 
 
-def unsure(temperature: float, images: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels, and the logits of a model that is overconfident by that factor."""
+def simulate(slope: float, intercept: float, images: int = 20_000) -> tuple:
+    """Return labels, and logits that the line calibrates."""
     rng = np.random.default_rng(0)
-    true = rng.normal(0, 2, images)
-    return (rng.uniform(size=images) < expit(true)).astype(int), true * temperature
+    true = rng.normal(0.5, 2, images)
+    return (rng.uniform(size=images) < expit(true)).astype(int), (true - intercept) / slope
 
 
-@pytest.mark.parametrize("factor", [0.4, 1.0, 2.5])
-def test_the_temperature_measures_overconfidence(factor):
-    labels, logits = unsure(factor)
-    found = fit_temperature(labels, logits)
-    assert found == pytest.approx(factor, rel=0.05)
-    losses = [
-        metrics.log_loss(labels, expit(logits / value))
-        for value in (1, found, found * 1.001, found / 1.001)
-    ]
-    assert min(losses) == losses[1]
-    assert factor == 1 or losses[1] < losses[0] - 0.01
-    assert np.array_equal(np.argsort(logits), np.argsort(logits / found))
+@pytest.mark.parametrize(("slope", "intercept"), [(0.4, 0.0), (1.0, 1.0), (2.5, -1.0)])
+def test_calibration_finds_the_line(slope, intercept):
+    labels, logits = simulate(slope, intercept)
+    found = fit_calibration(labels, logits)
+    assert found == pytest.approx((slope, intercept), rel=0.05, abs=0.05)
+    expected = LogisticRegression(C=np.inf).fit(logits[:, None], labels)
+    [[by_sklearn]], [intercept_by_sklearn] = expected.coef_, expected.intercept_
+    assert found == pytest.approx((by_sklearn, intercept_by_sklearn), rel=2e-3, abs=2e-3)
+    probabilities = found.to_probabilities(logits)
+    assert probabilities.mean() == pytest.approx(labels.mean(), abs=1e-3)
+    assert np.array_equal(np.argsort(logits), np.argsort(probabilities))
 
 
-def test_perfectly_or_not_separated_classes_give_a_bound_of_the_temperature():
+def test_calibration_of_perfectly_or_not_separated_classes_is_finite():
     labels = np.array([0, 0, 1, 1])
-    assert fit_temperature(labels, np.array([-2.0, -1, 1, 2])) == pytest.approx(0.1, rel=1e-3)
-    assert fit_temperature(labels, np.array([2.0, 1, -1, -2])) == pytest.approx(10, rel=1e-3)
+    slope, intercept = fit_calibration(labels, np.array([-2.0, -1, 1, 2]))
+    assert 0.1 < slope < 10
+    assert intercept == pytest.approx(0, abs=1e-6)
+    assert fit_calibration(labels, np.array([-0.02, -0.01, 0.01, 0.02])).slope == 10
+    assert fit_calibration(labels, np.array([2.0, 1, -1, -2])).slope == 0.1
+
+
+def of_patients(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    patients = np.arange(len(labels)) // 2
+    return pd.DataFrame({"patient": patients, "label": labels, "probability": probabilities})
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(0.5, 0.0), (1.0, 1.0), (2.0, -0.7)])
+def test_slope_and_intercept_of_probabilities_are_found(slope, intercept):
+    labels, logits = simulate(slope, intercept, images=4000)
+    found = measure_calibration(of_patients(labels, expit(logits)))
+    assert found["slope_low"] < slope < found["slope_high"]
+    expected = LogisticRegression(C=np.inf).fit(logits[:, None], labels)
+    assert found["slope"] == pytest.approx(expected.coef_[0, 0], rel=1e-3)
+    shifted = expit(logits + found["intercept"])
+    assert shifted.mean() == pytest.approx(labels.mean(), abs=1e-6)
+    # The images of a patient are independent here, so the interval is that of maximum likelihood
+    fitted = expit(expected.coef_[0, 0] * logits + expected.intercept_[0])
+    features = np.stack([logits, np.ones(len(logits))])
+    information = np.linalg.inv((features * fitted * (1 - fitted)) @ features.T)
+    width = 2 * 1.96 * np.sqrt(information[0, 0])
+    assert found["slope_high"] - found["slope_low"] == pytest.approx(width, rel=0.1)
+    assert found["ece_low"] < found["ece"] < found["ece_high"]
+    assert found["ece_if_true"] < 0.02 < found["ece"]
+
+
+def test_calibration_of_true_probabilities_and_of_separated_classes():
+    labels, logits = simulate(1.0, 0.0, images=4000)
+    found = measure_calibration(of_patients(labels, expit(logits)))
+    assert found["slope_low"] < 1 < found["slope_high"]
+    assert found["intercept_low"] < 0 < found["intercept_high"]
+    assert found["ece"] == pytest.approx(found["ece_if_true"], rel=0.5)
+    halves = np.repeat([0, 1], 20)
+    separated = measure_calibration(of_patients(halves, np.where(halves, 0.9, 0.1)))
+    assert all(np.isnan(separated[name]) for name in ("slope", "slope_low", "slope_high"))
+    assert separated["intercept"] == pytest.approx(0, abs=1e-6)
+    assert separated["ece"] == pytest.approx(0.1)
 
 
 def predictions() -> pd.DataFrame:

@@ -65,7 +65,7 @@ def model():
     """Build a model of one half of each image."""
     model = PneumoniaModel()
     model.keras_model = looking("left")
-    model.settings = {"threshold": 0.5, "temperature": 1.0, "resize": "squash"}
+    model.settings = {"threshold": 0.5, "slope": 1.0, "intercept": 0.0, "resize": "squash"}
     return model
 
 

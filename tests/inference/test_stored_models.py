@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from pneumo.inference.calibration import UNCALIBRATED, Calibration
 from pneumo.inference.decode import decode
 from pneumo.inference.logits import predict_proba
 from pneumo.tracking import model_files
@@ -37,8 +38,9 @@ def test_reloaded_models_give_the_trained_ones_probabilities(study, client, samp
         folder = mlflow.artifacts.download_artifacts(address)
         alone = keras.models.load_model(f"{folder}/artifacts/model.keras", safe_mode=True)
         settings = json.loads(Path(folder, "artifacts/settings.json").read_text())
-        assert settings["temperature"] != 1  # else the next line could not tell
-        assert predict_proba(alone, images, settings["temperature"]) == expected
+        calibration = Calibration(settings["slope"], settings["intercept"])
+        assert calibration != UNCALIBRATED  # else the next line could not tell
+        assert predict_proba(alone, images, calibration) == expected
         served = mlflow.pyfunc.load_model(address)
         data = [(sample.base / path).read_bytes() for path in table["path"]]
         answer = served.predict(pd.DataFrame({"image": data}))
@@ -141,9 +143,8 @@ def test_how_images_become_square_goes_with_the_model(store, sample):
     assert model.settings["resize"] == "pad"
     answer = model.predict(None, pd.DataFrame({"image": [file.getvalue()]}))
     padded = decode(file.getvalue(), 32, "pad")[None, ..., None]
-    temperature = model.settings["temperature"]
-    [expected] = predict_proba(model.keras_model, padded, temperature)
+    [expected] = predict_proba(model.keras_model, padded, model.calibration)
     assert answer["probability"][0] == pytest.approx(expected, abs=1e-6)
     squashed = decode(file.getvalue(), 32, "squash")[None, ..., None]
-    [other] = predict_proba(model.keras_model, squashed, temperature)
+    [other] = predict_proba(model.keras_model, squashed, model.calibration)
     assert abs(other - expected) > 1e-3  # so that the test can tell

@@ -58,7 +58,9 @@ def run_of(half: str, dataset: Dataset, threshold: float = 0.3, **tags: str) -> 
     probabilities = predict_proba(model, val.images)
     settings = {
         "threshold": threshold,
-        "temperature": 1.0,
+        "slope": 1.0,
+        "intercept": 0.0,
+        "prevalence": 0.5,
         "val_uncalibrated": calibration_metrics(val.labels, probabilities),
         "resize": "squash",
         "decoder": DECODER_VERSION,

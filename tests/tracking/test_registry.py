@@ -120,7 +120,7 @@ def test_what_a_decision_leaves(client, images, runs, name):
     assert made.info.status == "FINISHED"
     assert made.data.metrics == decision.metrics
     both = {f"{who}_{metric}" for who in ("champion", "candidate") for metric in METRICS}
-    assert set(decision.metrics) == both | COMPARED
+    assert set(decision.metrics) == both | {"candidate_adjusted_ece"} | COMPARED
     dataset = images[0]
     assert decision.reasons
     assert tags(made) == {

@@ -5,12 +5,11 @@ import re
 import numpy as np
 import optuna
 import pytest
-from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from pneumo.evaluation.comparison import ScoredPredictions
 from pneumo.evaluation.intervals import format_with_interval
-from pneumo.evaluation.metrics import fit_temperature
+from pneumo.evaluation.metrics import fit_calibration
 from pneumo.inference.logits import ensemble_members, predict_logits
 from pneumo.runtime.errors import UserError
 from pneumo.tracking import model_files, results
@@ -45,7 +44,7 @@ def test_a_study_in_two_folds(store, sample, capsys):
             own = table[table["fold"] == str(number)]
             assert own.index.tolist() == fold.val.indices.tolist()
             logits = predict_logits(network, fold.val.images)
-            calibrated = expit(logits / fit_temperature(fold.val.labels, logits))
+            calibrated = fit_calibration(fold.val.labels, logits).to_probabilities(logits)
             assert own["probability"].to_numpy() == pytest.approx(calibrated, abs=1e-5)
             aucs.append(roc_auc_score(fold.val.labels, logits))
         assert trial.value == metrics["auc"] == pytest.approx(np.mean(aucs))

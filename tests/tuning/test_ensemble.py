@@ -8,10 +8,9 @@ import optuna
 import pandas as pd
 import pytest
 from optuna.trial import create_trial
-from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from pneumo.evaluation.metrics import fit_temperature
+from pneumo.evaluation.metrics import fit_calibration
 from pneumo.evaluation.robustness import ROBUST_VERSIONS, robust_auc
 from pneumo.inference.logits import (
     build_ensemble,
@@ -215,7 +214,8 @@ def test_a_study_registers_its_ensemble(store, sample, capsys):
         rows = fold.val.indices
         logits[rows] = np.mean([predict_logits(it[number], fold.val.images) for it in networks], 0)
         aucs.append(roc_auc_score(fold.val.labels, logits[rows]))
-        probabilities = expit(logits[rows] / fit_temperature(fold.val.labels, logits[rows]))
+        calibration = fit_calibration(fold.val.labels, logits[rows])
+        probabilities = calibration.to_probabilities(logits[rows])
         assert table["probability"].to_numpy()[rows] == pytest.approx(probabilities, abs=1e-4)
     metrics = {name for name in run.data.metrics if name.startswith("val_")}
     assert metrics == {f"val_{name}" for name in METRICS | {"robust_auc", "auc_sd"}}

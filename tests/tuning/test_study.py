@@ -6,7 +6,6 @@ import sqlite3
 
 import optuna
 import pytest
-from scipy.special import expit
 
 from pneumo.commands.tune import print_study, tune_and_register
 from pneumo.data.perturb import ALL_PERTURBATIONS, perturb_split
@@ -133,7 +132,7 @@ def test_the_threshold_is_that_of_perturbed_images(study, client, sample):
     val = sample.decode(BASE.image_size, 0).split("val")
     model = model_files.load_model(trial.user_attrs["model_uri"])
     logits = predict_logits(model.keras_model, perturb_split(val, ALL_PERTURBATIONS).images)
-    expected = youden_threshold(val.labels, expit(logits / model.settings["temperature"]))
+    expected = youden_threshold(val.labels, model.calibration.to_probabilities(logits))
     assert model.settings["threshold"] == pytest.approx(expected, abs=1e-6)
     stored = client.get_run(trial.user_attrs["run_id"]).data.metrics["val_threshold"]
     assert stored == model.settings["threshold"]

@@ -50,6 +50,7 @@ EnsembleSize = Annotated[
 ]
 CountOrAll = Annotated[Literal["all"] | Count, BeforeValidator(str.lower), _must_be(COUNT_RULE)]
 Fraction = Annotated[float, Field(gt=0, le=1), _must_be("a fraction above 0, up to 1")]
+Prevalence = Annotated[float, Field(gt=0, lt=1), _must_be("a fraction above 0 and below 1")]
 Margin = Annotated[float, Field(ge=0, le=1), _must_be("a number from 0 to 1")]
 Boolean = Annotated[
     bool, BeforeValidator(lambda text: BOOLEANS.get(text.lower())), _must_be("true or false")
@@ -62,6 +63,13 @@ Name = Annotated[
 Launcher = Annotated[Literal["local", "ray"], _must_be("local or ray")]
 
 # Flags that several commands have
+ToPrevalence = Annotated[
+    Prevalence | None,
+    Field(
+        description="prevalence to which probabilities and threshold are adjusted (default: that "
+        "of validation)"
+    ),
+]
 Experiment = Annotated[str, Field(description="name of a file in experiments/, without .py")]
 Data = Annotated[str, Field(description=DATA)]
 Workers = Annotated[WorkerCount, Field(description="number of worker processes")]
@@ -163,6 +171,7 @@ class EvaluateOptions(Options):
         description="target sensitivity on validation, which sets the threshold (default: the "
         "model's own threshold)",
     )
+    prevalence: ToPrevalence = None
     preprocessing_skew: Boolean = Field(
         False,
         description="true: also evaluate the model on pixels / 255 (training-serving skew), in a "
@@ -192,6 +201,7 @@ class PredictOptions(Options):
     out: str = Field(
         description="path of the output CSV; images that it already contains are skipped"
     )
+    prevalence: ToPrevalence = None
     explain: Boolean = Field(
         False, description="true: also write heat maps to a folder next to --out"
     )

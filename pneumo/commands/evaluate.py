@@ -15,7 +15,7 @@ from mlflow.entities import Run
 from pneumo.commands.options.arguments import EvaluateOptions
 from pneumo.commands.options.inputs import Inputs
 from pneumo.data.dataset import Dataset, DecodedDataset, Split
-from pneumo.evaluation import metrics
+from pneumo.evaluation import bootstrap, metrics
 from pneumo.evaluation.comparison import ScoredPredictions
 from pneumo.evaluation.intervals import format_with_interval
 from pneumo.evaluation.metrics import Evaluation, evaluate_predictions
@@ -182,8 +182,15 @@ def _evaluate(
     numbers["nuisances"] = measure_nuisances(predict, split, evaluation.predictions)
     findings = list_findings(numbers, images, loaded_model.trial, split_name, overlap)
     numbers["findings"] = list(findings)
+    curve = bootstrap.decision_curve(
+        evaluation.predictions,
+        bootstrap.resample_patients(evaluation.predictions),
+        loaded_model.model.adjusted_to,
+    )
+    numbers["net_benefit"] = curve.to_dict("list")
+    numbers["benefit"] = bootstrap.describe_benefit(curve)
     epochs = results.read_epochs(loaded_model.trial.info.run_id)
-    pictures = draw_figures(evaluation, pixels, logits, epochs, HiResCam(model))
+    pictures = draw_figures(evaluation, curve, pixels, logits, epochs, HiResCam(model))
     page = render_page(loaded_model, images, split_name, evaluation, numbers, pictures)
     files = {
         "metrics.json": json.dumps(_json(numbers), indent=1).encode(),

@@ -20,6 +20,7 @@ REFERENCE_SENSITIVITY = 0.95  # specificities are compared at it, whatever the t
 # A slope beyond these means that validation is too small to fit one
 SLOPE_BOUNDS = (0.1, 10.0)
 PROBABILITY_BOUNDS = (1e-12, 1 - 1e-12)  # beyond these the logit may be infinite
+MAX_LOSS = 0.02  # of balanced accuracy on validation, which a threshold of changed images may cost
 N_BINS = 10  # of the expected calibration error
 N_DRAWS, N_BLOCKS = (
     200,
@@ -174,6 +175,29 @@ def midpoint_threshold(labels: np.ndarray, logits: np.ndarray) -> float:
         logits: float array of shape (images,).
     """
     return float(expit((logits[labels == 0].mean() + logits[labels == 1].mean()) / 2))
+
+
+def limit_threshold(threshold: float, labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the nearest threshold that gives up at most `MAX_LOSS` of balanced accuracy.
+
+    A threshold that was chosen on changed images may fit the images themselves badly.
+
+    Args:
+        threshold: Threshold that was chosen in another way.
+        labels: int array of shape (images,), 0 or 1, both among them.
+        probabilities: float array of shape (images,), 0 to 1.
+
+    Returns:
+        `threshold` itself if its balanced accuracy is at most `MAX_LOSS` below that of
+        `youden_threshold`, or else the nearest one of the middles of plateaus where it is.
+    """
+    fpr, tpr, thresholds = _operating_points(labels, probabilities)
+    balanced = (1 + tpr - fpr) / 2
+    minimum = balanced.max() - MAX_LOSS
+    if compute_metrics(labels, probabilities, threshold)["balanced_accuracy"] >= minimum:
+        return threshold
+    allowed = thresholds[balanced >= minimum]
+    return float(allowed[np.argmin(np.abs(allowed - threshold))])
 
 
 def threshold_at_sensitivity(

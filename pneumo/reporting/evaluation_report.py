@@ -50,6 +50,7 @@ CAPTIONS = {
     "roc.png": "ROC curve with a 95 % bootstrap band by patient",
     "precision_recall.png": "Precision-recall curve with a 95 % bootstrap band by patient",
     "confusion_matrix.png": "Confusion matrix: counts, and fractions of each row",
+    "decision_curve.png": "Decision curve: net benefit, with a 95 % bootstrap band by patient",
     "reliability.png": "Reliability diagram, before and after calibration",
     "learning_curves.png": "Learning curves of the stored model",
     "worst_errors.png": "The worst errors, and below each its heat map (HiResCAM), which is "
@@ -144,6 +145,7 @@ def _degraded_metrics(values: Mapping[str, float], val: Mapping[str, float]) -> 
 
 def draw_figures(
     evaluation: Evaluation,
+    curve: pd.DataFrame,
     pixels: np.ndarray,
     logits: np.ndarray,
     epochs: pd.DataFrame,
@@ -153,6 +155,7 @@ def draw_figures(
 
     Args:
         evaluation: The evaluation of the model on a split.
+        curve: As `bootstrap.decision_curve` returns it.
         pixels: Images of the split: uint8 array of shape (n, size, size, 1).
         logits: Their logits before calibration.
         epochs: As `results.read_epochs` returns them.
@@ -166,6 +169,7 @@ def draw_figures(
     figures = {
         "roc.png": plots.plot_roc(predictions, threshold),
         "precision_recall.png": plots.plot_precision_recall(predictions, threshold),
+        "decision_curve.png": plots.plot_decision_curve(curve, threshold),
         "reliability.png": plots.plot_reliability(labels, probabilities, expit(logits)),
         "learning_curves.png": plots.plot_learning_curves(epochs),
         "worst_errors.png": plots.plot_worst_errors(predictions, pixels, threshold, heat_maps),

@@ -133,6 +133,31 @@ def plot_precision_recall(predictions: pd.DataFrame, threshold: float) -> Figure
     return figure
 
 
+def plot_decision_curve(curve: pd.DataFrame, threshold: float) -> Figure:
+    """Plot the net benefit of the model, of calling all images positive, and of calling none.
+
+    Args:
+        curve: As `bootstrap.decision_curve` returns it.
+        threshold: Probability from which an image is positive.
+    """
+    at = curve["threshold"]
+    top = max(curve["high"].max(), curve["all"].max())
+    with styled_figure(5, 4.8) as figure:
+        axes = figure.add_subplot()
+        axes.fill_between(
+            at, curve["low"], curve["high"], color=BLUE, alpha=0.2, lw=0, label="95 % band"
+        )
+        axes.plot(at, curve["model"], color=BLUE, label="model")
+        axes.plot(at, curve["all"], "--", color=ORANGE, label="all called PNEUMONIA")
+        axes.axhline(0, ls=":", color=GRAY, label="none called PNEUMONIA")
+        axes.axvline(threshold, color=GRAY, lw=1, label=f"threshold {threshold:.3f}")
+        axes.set(xlim=(0, 1), ylim=(-0.1 * top, 1.05 * top))
+        axes.set(xlabel="threshold probability", ylabel="net benefit")
+        axes.legend(loc="lower left")
+        axes.set_title("Decision curve")
+    return figure
+
+
 def plot_reliability(
     labels: np.ndarray, probabilities: np.ndarray, uncalibrated: np.ndarray
 ) -> Figure:

@@ -15,6 +15,7 @@ from pneumo.evaluation.metrics import (
     calibration_metrics,
     evaluate_predictions,
     fit_calibration,
+    limit_threshold,
     midpoint_threshold,
     youden_threshold,
 )
@@ -58,7 +59,8 @@ def run_trial(
 
     The calibration comes from validation. The threshold comes from validation images after
     `perturb.ALL_PERTURBATIONS`, because a threshold of the unchanged images does not fit images
-    from elsewhere. Training has a thread of its own, so that a signal does not wait for it.
+    from elsewhere; `metrics.limit_threshold` bounds what that costs. Training has a thread of its
+    own, so that a signal does not wait for it.
 
     With several folds, each image of training and validation is predicted by the networks of its
     own fold, calibrated on their own. The AUCs are then means over folds and repeats, because
@@ -145,8 +147,11 @@ def _evaluate(config: RunConfig, images: DecodedDataset, result: TrainingResult)
         calibrated[rows] = calibration.calibrate(result.val_logits[rows])
         perturbed[rows] = calibration.calibrate(result.perturbed_logits[rows])
         fold_of_image[rows] = number
-    threshold = _threshold(config, val.labels, perturbed)
-    evaluation = evaluate_predictions(val, expit(calibrated), threshold)
+    probabilities = expit(calibrated)
+    threshold = limit_threshold(
+        _threshold(config, val.labels, perturbed), val.labels, probabilities
+    )
+    evaluation = evaluate_predictions(val, probabilities, threshold)
     evaluation.metrics["robust_auc"] = float(np.mean(result.robust_aucs))
     if config.folds > 1:
         evaluation.predictions["fold"] = fold_of_image

@@ -6,6 +6,7 @@ import weakref
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit
 from sklearn import metrics
 
 from pneumo.evaluation import bootstrap
@@ -259,3 +260,51 @@ def test_samples_need_little_memory():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2.5 * drawn.nbytes  # the samples, and some blocks of them
+
+
+def of_model(seed: int, separation: float = 2.0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    labels = np.repeat([1, 1, 1, 0], 60)
+    logits = rng.normal(separation * (labels - 0.5), 1) * separation + np.log(3)
+    patients = np.arange(len(labels)) // 2
+    return pd.DataFrame({"patient": patients, "label": labels, "probability": expit(logits)})
+
+
+def test_net_benefit_by_its_definition():
+    predictions = of_model(0)
+    curve = bootstrap.decision_curve(predictions, bootstrap.resample_patients(predictions))
+    assert curve["threshold"].tolist() == pytest.approx([n / 100 for n in range(1, 100)])
+    labels = predictions["label"]
+    for row in curve.itertuples():
+        odds = row.threshold / (1 - row.threshold)
+        called = predictions["probability"] >= row.threshold
+        found, false = (called & (labels == 1)).sum(), (called & (labels == 0)).sum()
+        assert row.model == pytest.approx((found - odds * false) / len(labels))
+        assert row.all == pytest.approx((180 - odds * 60) / 240)
+        assert row.low <= row.model <= row.high
+        assert row.gain_low < row.model - max(row.all, 0)
+
+
+def test_net_benefit_at_another_prevalence_is_that_of_such_images():
+    predictions = of_model(1)
+    once = np.ones((2, len(predictions)), int)
+    weighted = bootstrap.decision_curve(predictions, once, prevalence=0.25)
+    is_negative = predictions["label"] == 0
+    rare = pd.concat([predictions, *[predictions[is_negative]] * 8])  # 180 of 720
+    expected = bootstrap.decision_curve(rare, np.ones((2, len(rare)), int))
+    pd.testing.assert_frame_equal(weighted, expected)
+
+
+def test_where_a_model_helps():
+    predictions = of_model(2)
+    curve = bootstrap.decision_curve(predictions, bootstrap.resample_patients(predictions))
+    useful = [f"{at:.0%}" for at in curve.loc[curve["gain_low"] > 0, "threshold"]]
+    assert 10 < len(useful) < 99
+    sentence = bootstrap.describe_benefit(curve)
+    assert sentence.startswith(f"At thresholds of {useful[0]} to ")
+    assert f" to {useful[-1]} the model has a greater net benefit" in sentence
+    chance = predictions.assign(probability=0.75)
+    curve = bootstrap.decision_curve(chance, bootstrap.resample_patients(chance))
+    assert bootstrap.describe_benefit(curve).startswith("At no threshold has the model ")
+    gaps = pd.DataFrame({"threshold": [0.1, 0.11, 0.12, 0.5, 0.51], "gain_low": [1, 1, -1, 1, 1]})
+    assert "At thresholds of 10% to 11% and 50% to 51% the" in bootstrap.describe_benefit(gaps)

@@ -13,6 +13,7 @@ from pneumo.evaluation.metrics import (
     confusion_counts,
     expected_calibration_error,
     fit_calibration,
+    limit_threshold,
     measure_calibration,
     midpoint_threshold,
     specificity_at_sensitivity,
@@ -137,6 +138,26 @@ def test_specificity_at_a_sensitivity_counts_every_point_of_a_straight_curve():
             expected = max((scores[labels == 0] < value).mean() for value in reached)
             found = specificity_at_sensitivity(sensitivity, labels, scores)
             assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_threshold_costs_at_most_two_points_of_balanced_accuracy():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 200)
+    scores = expit(rng.normal(3 * labels - 1.5, 1))
+
+    def balanced(threshold: float) -> float:
+        return metrics.balanced_accuracy_score(labels, scores >= threshold)
+
+    best = youden_threshold(labels, scores)
+    for threshold in (best, best + 0.01):
+        assert limit_threshold(threshold, labels, scores) == threshold
+    for far in (0.02, 0.95):
+        assert balanced(far) < balanced(best) - 0.02
+        found = limit_threshold(far, labels, scores)
+        assert balanced(found) >= balanced(best) - 0.02
+        assert min(far, best) < found < max(far, best)
+        closer = np.linspace(found, far, 200)[10:]
+        assert all(balanced(value) < balanced(best) - 0.02 for value in closer)
 
 
 def simulate(slope: float, intercept: float, images: int = 20_000) -> tuple:

@@ -44,7 +44,7 @@ INTERVALS = {
 EVIDENCE = {
     *("predictions.csv", "metrics.json", "evidence.html"),
     *("confusion_matrix.json", "confusion_matrix.png", "roc.png", "precision_recall.png"),
-    *("reliability.png", "learning_curves.png", "worst_errors.png"),
+    *("decision_curve.png", "reliability.png", "learning_curves.png", "worst_errors.png"),
 }
 EPOCH = {"epoch/loss", "epoch/auc", "epoch/val_loss", "epoch/val_auc"}
 

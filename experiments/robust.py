@@ -35,7 +35,7 @@ Interpretation:
     rate have none. The six best settings have crops of 0.2 and a sharpness_jitter of 0.5 or 1.
     Nothing of this was chosen by test.
 
-    The 60 settings are random points of the search space of experiments/best.py, and random
+    The 60 settings are random points of an earlier search space of experiments/best.py, and random
     sharpness: one network each, six epochs, fresh augmentation, 96 px. Looks at test: 63, for this
     one question. The study evaluates its winner, and the benchmark each of the 62 complete trials
     once: 60 settings, the baseline, and one trial that the second worker added.

@@ -1,6 +1,7 @@
 """Metrics of predictions, from labels and probabilities alone."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,12 @@ from sklearn import metrics
 from pneumo.data.dataset import Split
 from pneumo.data.index import CLASSES
 from pneumo.evaluation import bootstrap
-from pneumo.evaluation.intervals import CI_SUFFIXES, coefficient_interval, metric_intervals
+from pneumo.evaluation.intervals import (
+    CI_SUFFIXES,
+    coefficient_interval,
+    format_with_interval,
+    metric_intervals,
+)
 from pneumo.inference.calibration import Calibration
 
 REFERENCE_SENSITIVITY = 0.95  # specificities are compared at it, whatever the threshold
@@ -337,6 +343,22 @@ def measure_calibration(predictions: pd.DataFrame) -> dict[str, float]:
     )
     found |= measure("intercept", (1, 1), both[1:])
     return found | _measure_error(predictions)
+
+
+def describe_miscalibration(calibration: Mapping[str, float]) -> str:
+    """Return a sentence if the interval of the calibration intercept excludes 0, otherwise ''.
+
+    Args:
+        calibration: As `measure_calibration` returns it.
+    """
+    if calibration["intercept_low"] <= 0 <= calibration["intercept_high"]:
+        return ""
+    direction = "low" if calibration["intercept"] > 0 else "high"
+    intercept = format_with_interval(calibration, "intercept")
+    return (
+        f"The probabilities are too {direction} for these images: calibration intercept "
+        f"{intercept}, 0 would be best."
+    )
 
 
 def _measure_error(predictions: pd.DataFrame) -> dict[str, float]:

@@ -81,6 +81,8 @@ def list_findings(
     if reason := explain_overlap(overlap):
         yield f"{reason[0].upper()}{reason[1:]}."
     yield from metric_findings(numbers, split)
+    if miscalibration := metrics.describe_miscalibration(numbers["calibration"]):
+        yield miscalibration
     if (prevalence := numbers["platt"]["adjusted_to"]) is not None:
         yield (
             f"Probabilities and threshold are adjusted from a prevalence of "

@@ -220,6 +220,9 @@ def test_an_evaluation_at_another_prevalence_decides_nothing(stores, on_test):
         assert found["at_threshold"][name] == pytest.approx(plain["at_threshold"][name])
     assert found["validation"] == plain["validation"]
     assert found["calibration"]["intercept"] > plain["calibration"]["intercept"] + 1
+    assert found["calibration"]["intercept_low"] > 0
+    said = "The probabilities are too low for these images: calibration intercept "
+    assert any(finding.startswith(said) for finding in found["findings"])
     assert tags(made)["pneumo.prevalence"] == "0.1"
     assert tags(made)["pneumo.model_id"] == ""
     after = client.get_model_version("pneumonia-sample", "1")

@@ -80,7 +80,14 @@ def test_the_stored_model_works_where_the_project_is_not(study, sample, tmp_path
 def test_a_stored_model_carries_what_it_runs_and_nothing_else(study):
     folder = Path(mlflow.artifacts.download_artifacts("models:/pneumonia-sample@challenger"))
     carried = {file.relative_to(folder / "code") for file in folder.glob("code/**/*.py")}
-    inference = {"__init__.py", "batches.py", "decode.py", "logits.py", "pyfunc.py"}
+    inference = {
+        "__init__.py",
+        "batches.py",
+        "calibration.py",
+        "decode.py",
+        "logits.py",
+        "pyfunc.py",
+    }
     names = {"pneumo/__init__.py", *(f"pneumo/inference/{name}" for name in inference)}
     assert {path.as_posix() for path in carried} == names
     required = {line.partition("==")[0] for line in _requirements(folder)}

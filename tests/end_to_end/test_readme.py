@@ -68,6 +68,10 @@ ELSEWHERE = {
     "uv && mlflow run . -e test": (".ci/run", "README.md"),
     "-P workers=2": ("tests/end_to_end/test_workers.py", '"--workers", "2"'),
     "-P launcher=ray": ("tests/end_to_end/test_ray.py", '"--launcher", "ray"'),
+    "mlflow models generate-dockerfile": (
+        "tests/end_to_end/test_serve.py",
+        '"models", "generate-dockerfile"',
+    ),
     "mlflow models serve": ("tests/support/services.py", '"models", "serve"'),
     "base64 <": ("tests/end_to_end/test_serve.py", "base64 <"),
 }

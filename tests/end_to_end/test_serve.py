@@ -22,6 +22,7 @@ from PIL import Image
 from pneumo.commands.predict import predict_files
 from pneumo.data.dataset import open_dataset
 from pneumo.tracking import models
+from pneumo.tracking.model_files import model_digest
 from tests.support.images import RAMP, file_of
 from tests.support.paths import ROOT
 from tests.support.services import model_server
@@ -71,6 +72,23 @@ def expected(stores, real_archive) -> dict[str, float]:
 def address(own_environment, expected, tmp_path_factory):
     with model_server(own_environment, MODEL, tmp_path_factory.mktemp("elsewhere")) as server:
         yield server.address
+
+
+@pytest.mark.slow
+def test_a_container_gets_the_registered_files_and_their_requirements(stores, tmp_path):
+    command = ["mlflow", "models", "generate-dockerfile", "-m", MODEL, "-d", str(tmp_path / "it")]
+    subprocess.run([sys.executable, "-m", *command], check=True, capture_output=True, timeout=300)
+    lines = (tmp_path / "it" / "Dockerfile").read_text().splitlines()
+    python, *_ = sys.version.partition(" ")
+    assert f"FROM python:{python}-slim" in lines
+    assert f"RUN pip install mlflow=={mlflow.__version__}" in lines
+    assert "COPY model_dir /opt/ml/model" in lines
+    version = mlflow.MlflowClient().get_model_version("pneumonia-sample", "1")
+    folder = tmp_path / "it" / "model_dir"
+    assert model_digest(folder) == version.tags["pneumo.model_digest"]
+    # `own_environment` installs the same, and is served
+    requirements = Path(mlflow.pyfunc.get_model_dependencies(MODEL)).read_text()
+    assert (folder / "requirements.txt").read_text() == requirements
 
 
 @pytest.mark.slow

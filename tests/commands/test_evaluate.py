@@ -13,7 +13,7 @@ from scipy.special import expit, logit
 from sklearn import metrics
 
 from pneumo.data.perturb import perturb_split
-from pneumo.evaluation.intervals import metric_intervals
+from pneumo.evaluation.intervals import format_with_interval, metric_intervals
 from pneumo.evaluation.overlap import Overlap
 from pneumo.evaluation.robustness import NUISANCES, describe_reliance, versions
 from pneumo.inference.calibration import UNCALIBRATED
@@ -276,7 +276,7 @@ def test_the_page_is_self_contained_and_has_the_findings(stores, on_test):
     made, output = on_test
     page, found = text(made.info.run_id, "test/evidence.html"), numbers(made)
     read = _Page(page)
-    assert len(read.links) == 6
+    assert len(read.links) == len(evaluation_report.CAPTIONS) == 7
     assert all(link.startswith("data:image/png;base64,") for link in read.links)
     assert "url(" not in page
     here = found["at_threshold"]
@@ -293,6 +293,9 @@ def test_the_page_is_self_contained_and_has_the_findings(stores, on_test):
     assert found_files == "546"
     assert "threshold" in output
     assert describe_reliance(found["nuisances"]) in read.cells
+    assert found["benefit"] in " ".join(page.split())
+    place = read.cells.index("calibration slope")
+    assert read.cells[place + 1] == format_with_interval(found["calibration"], "slope")
     for name, values in found["nuisances"].items():
         place = read.cells.index(NUISANCES[name].title)
         for pairing in values["pairings"]:

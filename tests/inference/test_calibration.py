@@ -1,11 +1,15 @@
 """Adjustment of probabilities to another prevalence."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy.stats import norm
 
 from pneumo.inference.calibration import prevalence_shift, shift_probabilities
+from pneumo.inference.logits import predict_logits, predict_proba
 from pneumo.inference.pyfunc import PneumoniaModel
+from tests.support.handmade import looking
 
 
 def posterior(scores: np.ndarray, prevalence: float) -> np.ndarray:
@@ -33,3 +37,18 @@ def test_a_model_adjusts_probabilities_and_threshold_alike():
     assert after == pytest.approx(shift_probabilities(before, prevalence_shift(0.7, 0.1)))
     assert model.threshold == pytest.approx(model.adjust(0.6)) != 0.6
     assert np.array_equal(after >= model.threshold, before >= 0.6)
+
+
+def test_a_model_of_an_earlier_version_keeps_its_temperature(tmp_path):
+    looking("left").save(tmp_path / "model.keras")
+    settings = {"threshold": 0.4, "temperature": 2.0, "resize": "squash"}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    model = PneumoniaModel()
+    model.load_from(tmp_path / "model.keras", tmp_path / "settings.json")
+    assert model.calibration == (0.5, 0)
+    assert model.settings["prevalence"] == 0.5  # training weighs both classes alike
+    size = model.image_size
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 1), np.uint8)
+    expected = 1 / (1 + np.exp(-predict_logits(model.keras_model, images) / 2))
+    found = predict_proba(model.keras_model, images, model.calibration)
+    assert found == pytest.approx(expected, rel=1e-9)

@@ -4,6 +4,7 @@ import mlflow
 import pytest
 from PIL import Image
 
+from pneumo.data.dataset import open_dataset
 from tests.support.commands import run
 
 
@@ -14,12 +15,17 @@ def test_prepare(store, folder):
     code, output, errors = run("prepare", "--data", str(folder), "--image_size", "32")
     assert (code, errors) == (0, "")
     assert "val 82 images, 1 unreadable, 1 of unknown patients" in output
+    dataset = open_dataset(str(folder))
     [prepared] = store.search_runs(["0"])
+    given = prepared.inputs.dataset_inputs
+    assert {one.dataset.name: one.dataset.digest for one in given} == {
+        f"xrays/{split}": dataset.images_digest(split) for split in ("train", "val", "test")
+    }
     assert prepared.info.status == "FINISHED"
     assert {k: v for k, v in prepared.data.tags.items() if k.startswith("pneumo.")} == {
         "pneumo.kind": "prepare",
         "pneumo.data": "xrays",
-        "pneumo.data_digest": prepared.inputs.dataset_inputs[0].dataset.digest,
+        "pneumo.data_digest": dataset.digest,
         "pneumo.synthetic": "false",
         "pneumo.patients": "unknown",
     }

@@ -100,4 +100,5 @@ def test_an_interrupt_from_python_ends_the_worker(command, tmp_path):
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         run_worker(0, [], {})
+    timer.join()  # so that it interrupts no other test if something else has ended the worker
     assert ended.exists()

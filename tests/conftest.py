@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import pytest
 # Else what fails in there would not say with which values
 pytest.register_assert_rewrite("tests.support")
 
+from pneumo.runtime import signals
 from tests.support.paths import ROOT, SHARED
 from tests.support.stores import (  # which cleans the environment
     closed_connections,
     copy_of,
     store_in,
 )
+
+HANDLERS = {number: signal.getsignal(number) for number in (*signals.SIGNALS, signal.SIGALRM)}
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -57,6 +61,23 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["PNEUMO_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _original_signal_handlers():
+    """Undo what commands in this process, also those of fixtures, have done to signal handlers.
+
+    Otherwise an interrupt in one test would end a later one, and with it the whole process.
+    """
+    _restore_signal_handlers()
+    yield
+    _restore_signal_handlers()
+
+
+def _restore_signal_handlers() -> None:
+    signals.install_handlers()  # forgets a signal that has arrived
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A worker's process with a stub command: its output, and how it ends."""
 
 import _thread
+import signal
 from queue import SimpleQueue
 from threading import Timer
 
@@ -96,6 +97,8 @@ def test_an_interrupt_from_python_ends_the_worker(command, tmp_path):
         f"signal.signal(signal.SIGTERM, lambda *_: (open({str(ended)!r}, 'x'), sys.exit(1)))\n"
         "time.sleep(100)"
     )
+    # A process in the background of a shell ignores the signal, and so do those that it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = Timer(2, _thread.interrupt_main)
     timer.start()
     with pytest.raises(KeyboardInterrupt):

@@ -198,9 +198,9 @@ def _evaluate(
         **confusion_matrix_file(split_name, evaluation),
         **pictures,
     }
-    data = results.describe_data(images.dataset, (split_name,))
     model_id = loaded_model.model_id if _is_own(loaded_model, sensitivity) else None
-    results.log_evaluation(split_name, evaluation, data, files, model_id)
+    data = results.describe_data(images.dataset, (split_name,))
+    results.log_evaluation(split_name, evaluation, files, model_id, data)
     return EvaluationResult(evaluation, numbers)
 
 
@@ -319,8 +319,7 @@ def evaluate_with_skew(
         probabilities = predict_with_skew(loaded_model.model, data.images)
         skewed = evaluate_predictions(data, probabilities, threshold, intervals=True)
         # Without the model's id, because the metrics of skewed images are not the model's
-        described = results.describe_data(images.dataset, (split,))
-        results.log_evaluation(split, skewed, described, confusion_matrix_file(split, skewed))
+        results.log_evaluation(split, skewed, confusion_matrix_file(split, skewed))
     _print_skew(split, {"without skew": unskewed.evaluation, "with skew": skewed})
     for finding in metric_findings({**unskewed.numbers, "at_threshold": skewed.metrics}, split):
         echo(f"note (with preprocessing skew): {finding}")

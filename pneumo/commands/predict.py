@@ -50,8 +50,9 @@ def predict(options: PredictOptions, inputs: Inputs) -> int:
     )
     if options.prevalence:
         echo(
-            f"probabilities and threshold are for a prevalence of {options.prevalence:.1%}, not of "
-            f"{loaded_model.model.settings['prevalence']:.1%} as on validation"
+            "probabilities and threshold are adjusted from a prevalence of "
+            f"{loaded_model.model.settings['prevalence']:.1%}, for which the model is calibrated, "
+            f"to {options.prevalence:.1%}"
         )
     if options.explain:
         echo(f"heat maps: {heat_map_folder(out)}")

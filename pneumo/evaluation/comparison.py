@@ -249,8 +249,10 @@ def _limit_reasons(metrics: Mapping[str, float]) -> Iterator[str]:
             yield f"{name} is {metrics[name]:.3f}, but the minimum is {floor:.2f}"
     for name, ceiling in MAX_METRICS.items():
         if not metrics[name] <= ceiling:
-            title = name.replace("_", " ")
-            yield f"{title} is {metrics[name]:.3f}, but the maximum is {ceiling:.2f}"
+            yield (
+                f"the calibration error at the prevalence of the images ({name}) is "
+                f"{metrics[name]:.3f}, but the maximum is {ceiling:.2f}"
+            )
 
 
 def choose_references(

@@ -86,8 +86,8 @@ def list_findings(
     if (prevalence := numbers["platt"]["adjusted_to"]) is not None:
         yield (
             f"Probabilities and threshold are adjusted from a prevalence of "
-            f"{numbers['platt']['prevalence']:.1%}, that of validation, to {prevalence:.1%}. The "
-            "labels do not change."
+            f"{numbers['platt']['prevalence']:.1%}, for which the model is calibrated, to "
+            f"{prevalence:.1%}. The labels do not change."
         )
     if relied_nuisances(numbers["nuisances"]):
         yield describe_reliance(numbers["nuisances"])

@@ -272,8 +272,7 @@ def _versions(model: RegisteredModel) -> list[ModelVersion]:
 def model_ids(model_name: str, *versions: int) -> list[str]:
     """Return MLflow's ids of the models of versions, each once; version 0 is no version."""
     client = mlflow.MlflowClient()
-    numbers = dict.fromkeys(filter(None, versions))
-    found = (client.get_model_version(model_name, str(number)) for number in numbers)
+    found = (client.get_model_version(model_name, str(number)) for number in versions if number)
     return list(dict.fromkeys(map(logged_model_id, found)))
 
 

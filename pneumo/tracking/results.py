@@ -203,9 +203,9 @@ def log_best_epoch(network: int, epoch: int) -> None:
 def log_evaluation(
     split: str,
     evaluation: Evaluation,
-    data: MetaDataset,
     files: Mapping[str, bytes] = MappingProxyType({}),
     model_id: str | None = None,
+    data: MetaDataset | None = None,
 ) -> None:
     """Log an evaluation to the active run.
 
@@ -213,10 +213,10 @@ def log_evaluation(
         split: Name of the split, which prefixes the metrics (`val_…`, `test_…`) and names the
             folder of the artifacts.
         evaluation: The evaluation. Its predictions and counts are stored in the folder.
-        data: The images, to which MLflow links the metrics.
         files: Further files in that folder: name → content.
         model_id: MLflow's id of the model whose page in MLflow shows the metrics. By default it is
             the model that the run logs next.
+        data: The images that this page names. MLflow stores it only together with `model_id`.
     """
     named = {f"{split}_{name}": value for name, value in evaluation.metrics.items()}
     mlflow.log_metrics(named, model_id=model_id, dataset=data)

@@ -100,13 +100,12 @@ def run_trial(
 
 
 def log_inputs(config: RunConfig, images: DecodedDataset) -> None:
-    """Log the images that train and validate a config's networks as inputs of the active run."""
-    results.log_inputs(images, *_parts(config))
+    """Log the images that train and validate a config's networks as inputs of the active run.
 
-
-def _parts(config: RunConfig) -> list[results.Splits]:
-    """Return the splits that train and those that validate; folds make them one and the same."""
-    return [("train", "val")] if config.folds > 1 else [("train",), ("val",)]
+    With several folds these are the same images.
+    """
+    parts = [("train", "val")] if config.folds > 1 else [("train",), ("val",)]
+    results.log_inputs(images, *parts)
 
 
 def log_evaluation(config: RunConfig, images: DecodedDataset, result: TrainingResult) -> Evaluation:
@@ -114,8 +113,7 @@ def log_evaluation(config: RunConfig, images: DecodedDataset, result: TrainingRe
     evaluation = _evaluate(config, images, result)
     files = confusion_matrix_file("val", evaluation)
     files["logits.npz"] = results.pack_logits(result.logits, result.perturbed_logits)
-    data = results.describe_data(images.dataset, _parts(config)[-1])
-    results.log_evaluation("val", evaluation, data, files)
+    results.log_evaluation("val", evaluation, files)
     results.log_files(images)
     return evaluation
 

@@ -211,8 +211,8 @@ def test_an_evaluation_at_another_prevalence_decides_nothing(stores, on_test):
     assert found["platt"] == plain["platt"] | {"adjusted_to": 0.1}
     own = plain["platt"]["prevalence"]
     finding = (
-        f"Probabilities and threshold are adjusted from a prevalence of {own:.1%}, that of "
-        "validation, to 10.0%. The labels do not change."
+        f"Probabilities and threshold are adjusted from a prevalence of {own:.1%}, for which "
+        "the model is calibrated, to 10.0%. The labels do not change."
     )
     assert finding in found["findings"]
     assert finding in " ".join(output.split())

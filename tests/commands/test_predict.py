@@ -232,7 +232,7 @@ def test_another_prevalence_changes_probabilities_and_no_label(study, few, out, 
     assert (code, errors) == (0, "")
     model = models.find_model(MODEL).model
     own = model.settings["prevalence"]
-    said = f"probabilities and threshold are for a prevalence of 10.0%, not of {own:.1%} as on"
+    said = f"adjusted from a prevalence of {own:.1%}, for which the model is calibrated, to 10.0%"
     assert said in " ".join(output.split())
     before, after = pd.read_csv(out), pd.read_csv(rare)
     odds = [table["probability"] / (1 - table["probability"]) for table in (before, after)]

@@ -78,14 +78,17 @@ def test_a_limit_itself_is_within_it_and_what_is_not_a_number_is_not():
     assert list(_limit_reasons(limits)) == []
     for name in limits:
         [reason] = _limit_reasons(limits | {name: np.nan})
-        assert reason.startswith(f"{name.replace('_', ' ')} is nan, but ")
+        assert f"{name}) is nan, but " in reason or reason.startswith(f"{name} is nan, but ")
 
 
 def test_miscalibrated_probabilities():
     shrunk = GOOD.predictions.assign(probability=GOOD.predictions["probability"] / 4)
     untrue = held(3.0, predictions=shrunk, threshold=GOOD.threshold / 4)
     [reason] = gate(untrue, {}, synthetic_images=False, margins=MARGINS).reasons
-    assert reason == f"adjusted ece is {untrue.metrics()['ece']:.3f}, but the maximum is 0.15"
+    assert reason == (
+        "the calibration error at the prevalence of the images (adjusted_ece) is "
+        f"{untrue.metrics()['ece']:.3f}, but the maximum is 0.15"
+    )
 
 
 def test_another_prevalence_is_no_miscalibration():

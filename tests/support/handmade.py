@@ -71,7 +71,7 @@ def run_of(half: str, dataset: Dataset, threshold: float = 0.3, **tags: str) -> 
         with runs.trial_run(parent, half, config.to_params(), tags) as run_id:
             results.log_epoch(run_id, 1, dict.fromkeys(("loss", "auc", "val_loss", "val_auc"), 0.5))
             evaluation = evaluate_predictions(val, probabilities, threshold)
-            results.log_evaluation("val", evaluation, results.describe_data(dataset, ("val",)))
+            results.log_evaluation("val", evaluation)
             results.log_files(images)
             uri = model_files.log_model(run_id, model, settings).model_uri
     return run_id, uri

@@ -88,7 +88,7 @@ def test_predictions_are_read_as_they_were_written(store, tmp_path, names):
         test, np.random.default_rng(0).random(len(test.rows)), 0.5, intervals=True
     )
     with mlflow.start_run() as run:
-        results.log_evaluation("test", found, results.describe_data(dataset, ("test",)))
+        results.log_evaluation("test", found)
     read = results.read_predictions(run.info.run_id, "test")
     pd.testing.assert_frame_equal(read, found.predictions, check_exact=True)
     assert dict(zip(read["path"], read["patient"], strict=True)) == listed

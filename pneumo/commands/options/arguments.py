@@ -67,7 +67,7 @@ ToPrevalence = Annotated[
     Prevalence | None,
     Field(
         description="prevalence to which probabilities and threshold are adjusted (default: that "
-        "of validation)"
+        "for which the model is calibrated)"
     ),
 ]
 Experiment = Annotated[str, Field(description="name of a file in experiments/, without .py")]

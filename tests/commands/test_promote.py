@@ -181,7 +181,9 @@ def test_a_champion_keeps_its_own_threshold(client, images):
     stored = models.find_model(f"models:/{NAME}/{GOOD}")
     with evaluation_run(stored, images, "test") as (run_id, decoded):
         evaluate_model(stored, decoded, "test", sensitivity=1.0)
-    assert client.get_run(run_id).data.metrics["test_threshold"] != own
+    other = client.get_run(run_id)
+    assert other.data.metrics["test_threshold"] != own
+    assert [given.model_id for given in other.inputs.model_inputs] == [stored.model_id]
     shown = mlflow.get_logged_model(stored.model_id).metrics
     assert {metric.value for metric in shown if metric.key == "test_threshold"} == {own}
     for spoil in (lambda: None, lambda: remove_trial(client, GOOD)):

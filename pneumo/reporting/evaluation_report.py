@@ -81,14 +81,15 @@ def list_findings(
     if reason := explain_overlap(overlap):
         yield f"{reason[0].upper()}{reason[1:]}."
     yield from metric_findings(numbers, split)
-    if miscalibration := metrics.describe_miscalibration(numbers["calibration"]):
-        yield miscalibration
     if (prevalence := numbers["platt"]["adjusted_to"]) is not None:
         yield (
             f"Probabilities and threshold are adjusted from a prevalence of "
             f"{numbers['platt']['prevalence']:.1%}, for which the model is calibrated, to "
-            f"{prevalence:.1%}. The labels do not change."
+            f"{prevalence:.1%}. The labels do not change. Calibration is measured at the "
+            f"prevalence of these images, {numbers['prevalence']:.1%}."
         )
+    elif miscalibration := metrics.describe_miscalibration(numbers["calibration"]):
+        yield miscalibration
     if relied_nuisances(numbers["nuisances"]):
         yield describe_reliance(numbers["nuisances"])
     if overlap and overlap.is_external:

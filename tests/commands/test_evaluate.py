@@ -212,7 +212,8 @@ def test_an_evaluation_at_another_prevalence_decides_nothing(stores, on_test):
     own = plain["platt"]["prevalence"]
     finding = (
         f"Probabilities and threshold are adjusted from a prevalence of {own:.1%}, for which "
-        "the model is calibrated, to 10.0%. The labels do not change."
+        "the model is calibrated, to 10.0%. The labels do not change. "
+        f"Calibration is measured at the prevalence of these images, {found['prevalence']:.1%}."
     )
     assert finding in found["findings"]
     assert finding in " ".join(output.split())
@@ -221,8 +222,7 @@ def test_an_evaluation_at_another_prevalence_decides_nothing(stores, on_test):
     assert found["validation"] == plain["validation"]
     assert found["calibration"]["intercept"] > plain["calibration"]["intercept"] + 1
     assert found["calibration"]["intercept_low"] > 0
-    said = "The probabilities are too low for these images: calibration intercept "
-    assert any(finding.startswith(said) for finding in found["findings"])
+    assert not any("probabilities are too low" in finding for finding in found["findings"])
     assert tags(made)["pneumo.prevalence"] == "0.1"
     assert tags(made)["pneumo.model_id"] == ""
     after = client.get_model_version("pneumonia-sample", "1")

@@ -11,6 +11,7 @@ from pneumo.evaluation.intervals import metric_intervals
 from pneumo.evaluation.metrics import (
     compute_metrics,
     confusion_counts,
+    describe_miscalibration,
     expected_calibration_error,
     fit_calibration,
     limit_threshold,
@@ -218,6 +219,15 @@ def test_calibration_of_true_probabilities_and_of_separated_classes():
     found = measure_calibration(of_patients(labels, expit(logits)))
     assert found["slope_low"] < 1 < found["slope_high"]
     assert found["intercept_low"] < 0 < found["intercept_high"]
+    assert describe_miscalibration(found) == ""
+    for shift, direction in ((1, "high"), (-1, "low")):
+        off = measure_calibration(of_patients(labels, expit(logits + shift)))
+        low, high = off["intercept_low"], off["intercept_high"]
+        interval = f"({low:.3f}{' to ' if low < 0 else '–'}{high:.3f})"
+        assert describe_miscalibration(off) == (
+            f"The probabilities are too {direction} for these images: calibration intercept "
+            f"{off['intercept']:.3f} {interval}, 0 would be best."
+        )
     assert found["ece"] == pytest.approx(found["ece_if_true"], rel=0.5)
     halves = np.repeat([0, 1], 20)
     separated = measure_calibration(of_patients(halves, np.where(halves, 0.9, 0.1)))

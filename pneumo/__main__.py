@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pneumo.commands.options.arguments import Options, parse
+from pneumo.commands.options.arguments import Options
+from pneumo.commands.options.parser import parse
 from pneumo.runtime import signals
 from pneumo.runtime.errors import (
     ERROR_PREFIX,

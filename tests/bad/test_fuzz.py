@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pneumo.__main__ import main
-from pneumo.commands.options.arguments import COMMANDS, flags_of
+from pneumo.commands.options.arguments import COMMANDS
+from pneumo.commands.options.parser import flags_of
 from pneumo.data import index
 from pneumo.inference.decode import UnreadableImageError, decode
 from pneumo.runtime.errors import UserError, is_printable_text

@@ -10,7 +10,7 @@ import sys
 import pytest
 import yaml
 
-from pneumo.commands.options.arguments import parse
+from pneumo.commands.options.parser import parse
 from tests.support.paths import ROOT
 
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from pneumo.__main__ import main
-from pneumo.commands.options.arguments import flags_of, parse
+from pneumo.commands.options.parser import flags_of, parse
 from tests.support.commands import run
 from tests.support.paths import ROOT
 from tests.support.studies import tags

@@ -3,11 +3,11 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from mlflow.entities import Run
@@ -42,6 +42,7 @@ SKEW_METRICS = ("accuracy", "sensitivity", "specificity", "auc")
 
 def evaluate(options: EvaluateOptions, inputs: Inputs) -> int:
     """Evaluate one model on one split, and return the exit code."""
+    rule = threshold_rule(options)
     import_tensorflow()
     session.connect()
     loaded_model = models.find_model(options.model)
@@ -49,7 +50,7 @@ def evaluate(options: EvaluateOptions, inputs: Inputs) -> int:
     if options.prevalence:
         loaded_model.model.adjust_to_prevalence(options.prevalence)
     with evaluation_run(loaded_model, inputs.dataset, options.split) as (run_id, images):
-        result = evaluate_model(loaded_model, images, options.split, options.sensitivity)
+        result = evaluate_model(loaded_model, images, options.split, rule)
     print_evaluation(loaded_model, options.split, result)
     if options.preprocessing_skew:
         evaluate_with_skew(loaded_model, images, options.split, result, run_id)
@@ -86,6 +87,45 @@ class EvaluationResult:
     def findings(self) -> list[str]:
         """Return what a reader must know about the evaluation, in sentences."""
         return self.numbers["findings"]
+
+
+class ThresholdRule(NamedTuple):
+    """Rule for a threshold that is not the model's own.
+
+    Attributes:
+        choose: Function of the labels and probabilities of validation that returns the threshold.
+        finding: What a reader of the evaluation must know about it, in a sentence.
+    """
+
+    choose: Callable[[np.ndarray, np.ndarray], float]
+    finding: str
+
+
+def threshold_rule(options: EvaluateOptions) -> ThresholdRule | None:
+    """Return the rule that the options ask for, or None for the model's own threshold.
+
+    Raises:
+        UserError: The options ask for two rules.
+    """
+    sensitivity, net_benefit_at = options.sensitivity, options.net_benefit_at
+    if sensitivity and net_benefit_at:
+        raise UserError(
+            "sensitivity and net_benefit_at both set the threshold: got "
+            f"{sensitivity:g} and {net_benefit_at:g}. Pass only one of them."
+        )
+    if sensitivity:
+        choose, kind = (
+            partial(metrics.threshold_at_sensitivity, sensitivity),
+            f"reaches a sensitivity of {sensitivity:.1%}",
+        )
+    elif net_benefit_at:
+        choose, kind = (
+            partial(metrics.threshold_of_net_benefit, net_benefit_at, options.prevalence),
+            f"has the greatest net benefit at {net_benefit_at:.1%}",
+        )
+    else:
+        return None
+    return ThresholdRule(choose, f"The threshold is not the model's own: it {kind} on validation.")
 
 
 def images_for(loaded_model: LoadedModel, dataset: Dataset) -> DecodedDataset:
@@ -129,7 +169,7 @@ def evaluate_model(
     loaded_model: LoadedModel,
     images: DecodedDataset,
     split_name: str,
-    sensitivity: float | None = None,
+    rule: ThresholdRule | None = None,
 ) -> EvaluationResult:
     """Evaluate a model on a split, and log all results to the active run.
 
@@ -139,8 +179,8 @@ def evaluate_model(
         loaded_model: The model.
         images: The images as the model takes them.
         split_name: `test`, `val` or `train`.
-        sensitivity: If set, in (0, 1], the threshold is that of `metrics.threshold_at_sensitivity`
-            on the validation images of the model's own run. By default it is the model's own.
+        rule: Rule that chooses the threshold on the validation images of the model's own run. By
+            default the threshold is the model's own.
     """
     files = results.known_files(loaded_model.trial, images.dataset)
     overlap = find_overlap(files, images.dataset, split_name)
@@ -149,9 +189,9 @@ def evaluate_model(
     with evaluations.tag_evaluation(
         loaded_model.title, loaded_model.model_id, split_name, is_external, adjusted_to
     ) as run_id:
-        result = _evaluate(loaded_model, images, split_name, sensitivity, overlap)
+        result = _evaluate(loaded_model, images, split_name, rule, overlap)
     is_own_data = loaded_model.trial.data.tags[tags.DATA_DIGEST] == images.dataset.digest
-    is_own = _is_own(loaded_model, sensitivity)
+    is_own = _is_own(loaded_model, rule)
     if loaded_model.version and split_name == "test" and is_own and is_own_data:
         registry.record_test_metrics(loaded_model, run_id, result.evaluation.metrics)
     return result
@@ -161,7 +201,7 @@ def _evaluate(
     loaded_model: LoadedModel,
     images: DecodedDataset,
     split_name: str,
-    sensitivity: float | None,
+    rule: ThresholdRule | None,
     overlap: Overlap | None,
 ) -> EvaluationResult:
     """Compute everything of an evaluation, and log it to the active run."""
@@ -174,14 +214,14 @@ def _evaluate(
     logits = predict_logits(model, pixels)
     calibration = loaded_model.model.calibration
     probabilities = calibration.to_probabilities(logits)
-    evaluation, numbers = _score(loaded_model, split, logits, probabilities, sensitivity)
+    evaluation, numbers = _score(loaded_model, split, logits, probabilities, rule)
     numbers["test_evaluations"] = looks[loaded_model.model_id]
     numbers["test_evaluations_of_all_models"] = looks.total()
     numbers["overlap"] = overlap.counts() if overlap else None
     predict = partial(predict_proba, model, calibration=calibration)
     numbers["nuisances"] = measure_nuisances(predict, split, evaluation.predictions)
     findings = list_findings(numbers, images, loaded_model.trial, split_name, overlap)
-    numbers["findings"] = list(findings)
+    numbers["findings"] = [*findings, *([rule.finding] if rule else [])]
     curve = bootstrap.decision_curve(
         evaluation.predictions,
         bootstrap.resample_patients(evaluation.predictions),
@@ -198,15 +238,15 @@ def _evaluate(
         **confusion_matrix_file(split_name, evaluation),
         **pictures,
     }
-    model_id = loaded_model.model_id if _is_own(loaded_model, sensitivity) else None
+    model_id = loaded_model.model_id if _is_own(loaded_model, rule) else None
     data = results.describe_data(images.dataset, (split_name,))
     results.log_evaluation(split_name, evaluation, files, model_id, data)
     return EvaluationResult(evaluation, numbers)
 
 
-def _is_own(loaded_model: LoadedModel, sensitivity: float | None) -> bool:
+def _is_own(loaded_model: LoadedModel, rule: ThresholdRule | None) -> bool:
     """Return whether metrics are the model's own: at its threshold and its prevalence."""
-    return sensitivity is None and loaded_model.model.adjusted_to is None
+    return rule is None and loaded_model.model.adjusted_to is None
 
 
 def _score(
@@ -214,15 +254,14 @@ def _score(
     split: Split,
     logits: np.ndarray,
     probabilities: np.ndarray,
-    sensitivity: float | None,
+    rule: ThresholdRule | None,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Return an evaluation, and the other numbers of `metrics.json`."""
     model = loaded_model.model
     val = results.read_predictions(loaded_model.trial.info.run_id, "val")
-    val_data = val["label"].to_numpy(), val["probability"].to_numpy()
     threshold = model.settings["threshold"]
-    if sensitivity is not None:
-        threshold = metrics.threshold_at_sensitivity(sensitivity, *val_data)
+    if rule is not None:
+        threshold = rule.choose(val["label"].to_numpy(), val["probability"].to_numpy())
     evaluation = metrics.evaluate_predictions(
         split, probabilities, model.adjust(threshold), intervals=True
     )

@@ -223,6 +223,32 @@ def threshold_at_sensitivity(
     return float(thresholds[np.argmax(tpr >= sensitivity)])
 
 
+def threshold_of_net_benefit(
+    threshold_probability: float,
+    prevalence: float | None,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+) -> float:
+    """Return the threshold with the greatest net benefit for given costs of both errors.
+
+    The net benefit is that of Vickers and Elkin (Medical Decision Making 2006, 26:565), see
+    `bootstrap.decision_curve`. The model's probabilities need not be calibrated for this. The
+    threshold is in the middle of its plateau: see `_operating_points`. Of several equally good
+    plateaus the highest counts.
+
+    Args:
+        threshold_probability: Probability above which a patient should be treated, above 0 and
+            below 1. At 0.2, one found case is worth four false alarms.
+        prevalence: Prevalence at which the net benefit counts, or None for that of the images.
+        labels: int array of shape (images,), 0 or 1, both among them.
+        probabilities: float array of shape (images,), 0 to 1.
+    """
+    fpr, tpr, thresholds = _operating_points(labels, probabilities)
+    positive = labels.mean() if prevalence is None else prevalence
+    weight = threshold_probability / (1 - threshold_probability)
+    return float(thresholds[np.argmax(tpr * positive - fpr * (1 - positive) * weight)])
+
+
 def specificity_at_sensitivity(
     sensitivity: float, labels: np.ndarray, probabilities: np.ndarray
 ) -> float:

@@ -203,6 +203,26 @@ def test_a_sensitivity_is_kept_on_validation(stores):
     assert numbers(made)["validation"]["sensitivity"] >= 0.97
 
 
+def test_a_threshold_has_the_greatest_net_benefit_on_validation(stores, on_test):
+    study, client = stores
+    made, output = evaluated(client, "--data", "sample", "--net_benefit_at", "0.2")
+    val = predictions(study.study.best_trial.user_attrs["run_id"], "val")
+
+    def benefit(cut: float) -> float:
+        called = val["label"][val["probability"] >= cut]
+        return (called == 1).sum() - (called == 0).sum() / 4
+
+    threshold = made.data.metrics["test_threshold"]
+    assert benefit(threshold) == max(map(benefit, val["probability"]))
+    finding = (
+        "The threshold is not the model's own: it has the greatest net benefit at 20.0% on "
+        "validation."
+    )
+    assert numbers(made)["findings"][-1] == finding
+    assert finding in " ".join(output.split())
+    assert not any("model's own" in finding for finding in numbers(on_test[0])["findings"])
+
+
 def test_an_evaluation_at_another_prevalence_decides_nothing(stores, on_test):
     _, client = stores
     version = client.get_model_version("pneumonia-sample", "1")

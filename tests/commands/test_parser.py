@@ -97,6 +97,14 @@ def invalid_inputs(folder, tmp_path, monkeypatch):
             "--sensitivity: must be a fraction above 0, up",
         ),
         (
+            "evaluate --data sample --net_benefit_at 1",
+            "--net_benefit_at: must be a fraction above 0 and below 1: got '1'",
+        ),
+        (
+            "evaluate --data sample --sensitivity 0.9 --net_benefit_at 0.2",
+            "both set the threshold: got 0.9 and 0.2. Pass only one of them.",
+        ),
+        (
             "tune --launcher ray",
             "launcher=ray requires Ray, which is not installed",
         ),

@@ -7,7 +7,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pneumo.commands.evaluate import evaluate_model, evaluation_run
+from pneumo.commands.evaluate import evaluate_model, evaluation_run, threshold_rule
+from pneumo.commands.options.arguments import EvaluateOptions
 from pneumo.commands.promote import promote_version, roll_back
 from pneumo.data.dataset import open_dataset
 from pneumo.tracking import models, registry
@@ -179,8 +180,9 @@ def test_an_evaluation_of_other_images_is_not_compared(client, images):
 def test_a_champion_keeps_its_own_threshold(client, images):
     own = client.get_run(evaluation(client, GOOD)).data.metrics["test_threshold"]
     stored = models.find_model(f"models:/{NAME}/{GOOD}")
+    rule = threshold_rule(EvaluateOptions(data=str(images.base), sensitivity=1.0))
     with evaluation_run(stored, images, "test") as (run_id, decoded):
-        evaluate_model(stored, decoded, "test", sensitivity=1.0)
+        evaluate_model(stored, decoded, "test", rule)
     other = client.get_run(run_id)
     assert other.data.metrics["test_threshold"] != own
     assert [given.model_id for given in other.inputs.model_inputs] == [stored.model_id]

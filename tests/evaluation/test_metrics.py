@@ -20,6 +20,7 @@ from pneumo.evaluation.metrics import (
     specificity_at_sensitivity,
     subgroup_metrics,
     threshold_at_sensitivity,
+    threshold_of_net_benefit,
     youden_threshold,
 )
 
@@ -91,6 +92,28 @@ def test_youdens_threshold_of_useless_scores_is_a_number():
     assert youden_threshold(LABELS, np.full(10, 0.4)) == 0.2  # midway to 0
     assert youden_threshold(LABELS, np.zeros(10)) == 0
     assert np.isfinite(youden_threshold(LABELS, 1 - SCORES))
+
+
+@pytest.mark.parametrize("prevalence", [None, 0.6, 0.05])
+@pytest.mark.parametrize("probability", [0.1, 0.2, 0.6])
+def test_a_threshold_has_the_greatest_net_benefit(probability, prevalence):
+    odds = probability / (1 - probability)
+    positive = 0.6 if prevalence is None else prevalence
+
+    def benefit(cut: float) -> float:
+        tpr, fpr = ((SCORES[LABELS == label] >= cut).mean() for label in (1, 0))
+        return tpr * positive - fpr * (1 - positive) * odds
+
+    threshold = threshold_of_net_benefit(probability, prevalence, LABELS, SCORES)
+    assert benefit(threshold) == pytest.approx(max(map(benefit, SCORES)), abs=1e-12)
+
+
+def test_net_benefit_weighs_false_alarms_by_prevalence():
+    thresholds = [
+        threshold_of_net_benefit(0.2, prevalence, LABELS, SCORES) for prevalence in (0.9, 0.01)
+    ]
+    # all cases are found, with three false alarms; or as many as without a false alarm
+    assert thresholds == pytest.approx([(0.1 + 0.15) / 2, (0.8 + 0.9) / 2], abs=1e-12)
 
 
 def test_a_sensitivity_is_reached_at_the_middle_of_the_highest_plateau_that_does():

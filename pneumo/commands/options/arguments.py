@@ -166,6 +166,11 @@ class EvaluateOptions(Options):
         description="target sensitivity on validation, which sets the threshold (default: the "
         "model's own threshold)",
     )
+    net_benefit_at: Prevalence | None = Field(
+        None,
+        description="probability above which a patient should be treated; the threshold then has "
+        "the greatest net benefit on validation",
+    )
     prevalence: ToPrevalence = None
     preprocessing_skew: Boolean = Field(
         False,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from mlflow.entities.model_registry import ModelVersion
 
-from pneumo.commands.evaluate import evaluate_model, evaluation_run
+from pneumo.commands.evaluation import evaluate_model, evaluation_run
 from pneumo.commands.options.arguments import PromoteOptions
 from pneumo.commands.options.inputs import Inputs
 from pneumo.data.dataset import Dataset

@@ -9,7 +9,7 @@ import mlflow
 import optuna
 from optuna.trial import TrialState
 
-from pneumo.commands.evaluate import evaluate_model, images_for, read_evaluation
+from pneumo.commands.evaluation import evaluate_model, images_for, read_evaluation
 from pneumo.commands.options.arguments import TuneOptions
 from pneumo.commands.options.inputs import Inputs
 from pneumo.reporting.html_report import format_field

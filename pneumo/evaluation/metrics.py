@@ -28,10 +28,8 @@ SLOPE_BOUNDS = (0.1, 10.0)
 PROBABILITY_BOUNDS = (1e-12, 1 - 1e-12)  # beyond these the logit may be infinite
 MAX_LOSS = 0.02  # of balanced accuracy on validation, which a threshold of changed images may cost
 N_BINS = 10  # of the expected calibration error
-N_DRAWS, N_BLOCKS = (
-    200,
-    50,
-)  # of labels for its mean if it is true; of samples of patients in memory
+N_DRAWS = 200  # of labels, for the mean error of true probabilities
+N_BLOCKS = 50  # of samples of patients, because all do not fit into memory at once
 HEADLINE_METRICS = ("auc", "sensitivity", "specificity", "accuracy")  # these have intervals
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pneumo.commands.evaluate import evaluate_model, evaluation_run, threshold_rule
+from pneumo.commands.evaluation import evaluate_model, evaluation_run, threshold_rule
 from pneumo.commands.options.arguments import EvaluateOptions
 from pneumo.commands.promote import promote_version, roll_back
 from pneumo.data.dataset import open_dataset

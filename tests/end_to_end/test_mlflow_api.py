@@ -6,7 +6,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pneumo.commands.evaluate import evaluate_model, evaluation_run
+from pneumo.commands.evaluation import evaluate_model, evaluation_run
 from pneumo.tracking import models
 from pneumo.tracking.model_files import SERVING_REQUIREMENTS
 from tests.support.commands import run

@@ -32,9 +32,9 @@ HEAVY = "the arguments are checked, and the help is printed, without it"
 OPTIONAL = "it is an extra that need not be installed"
 RARE = "most processes do not need it"
 WAITING = {
-    "commands.evaluate: pneumo.evaluation.heat_maps": TENSORFLOW,
     "commands.evaluate: pneumo.evaluation.preprocessing_skew": TENSORFLOW,
-    "commands.evaluate: pneumo.inference.logits": TENSORFLOW,
+    "commands.evaluation: pneumo.evaluation.heat_maps": TENSORFLOW,
+    "commands.evaluation: pneumo.inference.logits": TENSORFLOW,
     "commands.options.inputs: pneumo.tuning.spec": HEAVY,
     "commands.predict: pneumo.evaluation.heat_maps": TENSORFLOW,
     "commands.train: pneumo.tuning.trial": TENSORFLOW,

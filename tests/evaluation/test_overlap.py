@@ -10,7 +10,7 @@ import mlflow
 import pytest
 from PIL import Image
 
-from pneumo.commands.evaluate import evaluate_model, evaluation_run
+from pneumo.commands.evaluation import evaluate_model, evaluation_run
 from pneumo.commands.promote import promote_version
 from pneumo.data.dataset import open_dataset
 from pneumo.evaluation.overlap import find_overlap

@@ -19,6 +19,7 @@ from pneumo.evaluation.comparison import ScoredPredictions
 from pneumo.evaluation.metrics import Evaluation
 from pneumo.evaluation.overlap import Overlap, find_overlap
 from pneumo.evaluation.robustness import measure_nuisances
+from pneumo.inference.input_gate import InputGate
 from pneumo.reporting.evaluation_report import draw_figures, list_findings, render_page
 from pneumo.reporting.plots import confusion_matrix_file
 from pneumo.runtime.errors import UserError
@@ -162,12 +163,12 @@ def _evaluate(
 ) -> EvaluationResult:
     """Compute everything of an evaluation, and log it to the active run."""
     from pneumo.evaluation.heat_maps import HiResCam  # imports TensorFlow
-    from pneumo.inference.logits import predict_logits, predict_proba
+    from pneumo.inference.logits import predict_proba
 
     looks = _count_look(loaded_model, images.dataset, split_name, overlap)
     split, model = images.split(split_name), loaded_model.model.keras_model
     pixels = split.images
-    logits = predict_logits(model, pixels)
+    logits, distances = loaded_model.model.predict_images(pixels)
     calibration = loaded_model.model.calibration
     probabilities = calibration.to_probabilities(logits)
     evaluation, numbers = _score(loaded_model, split, logits, probabilities, rule)
@@ -175,6 +176,7 @@ def _evaluate(
     numbers["test_evaluations_of_all_models"] = looks.total()
     numbers["overlap"] = overlap.counts() if overlap else None
     predict = partial(predict_proba, model, calibration=calibration)
+    numbers["input_gate"] = _count_out_of_range(loaded_model.model.input_gate, distances)
     numbers["nuisances"] = measure_nuisances(predict, split, evaluation.predictions)
     findings = list_findings(numbers, images, loaded_model.trial, split_name, overlap)
     numbers["findings"] = [*findings, *([rule.finding] if rule else [])]
@@ -198,6 +200,19 @@ def _evaluate(
     data = results.describe_data(images.dataset, (split_name,))
     results.log_evaluation(split_name, evaluation, files, model_id, data)
     return EvaluationResult(evaluation, numbers)
+
+
+def _count_out_of_range(
+    gate: InputGate | None, distances: np.ndarray | None
+) -> dict[str, Any] | None:
+    """Count the images that are far from the training images, or return None without a gate."""
+    if gate is None:
+        return None
+    return {
+        "limit": gate.limit,
+        "median_distance": float(np.median(distances)),
+        "out_of_range": int((distances > gate.limit).sum()),
+    }
 
 
 def _is_own(loaded_model: LoadedModel, rule: ThresholdRule | None) -> bool:

@@ -14,6 +14,7 @@ from PIL import Image
 from pneumo.commands.options.arguments import PredictOptions
 from pneumo.commands.options.inputs import Inputs, heat_map_folder
 from pneumo.inference.decode import UnreadableImageError
+from pneumo.inference.input_gate import OUT_OF_RANGE
 from pneumo.reporting.plots import overlay_heat_map
 from pneumo.runtime.console import echo, track
 from pneumo.runtime.errors import UserError
@@ -39,14 +40,14 @@ def predict(options: PredictOptions, inputs: Inputs) -> int:
         loaded_model.model.adjust_to_prevalence(options.prevalence)
         tags[PREVALENCE] = str(options.prevalence)
     with runs.command_run("predict", tags[DATA], tags):
-        counts = predict_files(loaded_model, files, out)
+        counts = predict_files(loaded_model, files, out, options.out_of_range)
         if options.explain:
             write_heat_maps(loaded_model, files, heat_map_folder(out))
     if already_done := len(files) - counts["images"]:
         echo(f"skipped {already_done} images that {out} already contains")
     echo(
         f"predicted {counts['images']} images: {counts['positive']} positive (pneumonia), "
-        f"{counts['unreadable']} unreadable; see {out}"
+        f"{counts['unreadable']} unreadable, {counts['out_of_range']} {OUT_OF_RANGE}; see {out}"
     )
     if options.prevalence:
         echo(
@@ -59,31 +60,36 @@ def predict(options: PredictOptions, inputs: Inputs) -> int:
     return 0
 
 
-def predict_files(loaded_model: LoadedModel, files: Sequence[str], out: Path) -> Counter[str]:
+def predict_files(
+    loaded_model: LoadedModel, files: Sequence[str], out: Path, out_of_range: str = "warn"
+) -> Counter[str]:
     """Add a row to `out` for each file that has none.
 
     The columns are path, probability, label, threshold, model_version, model_id and error. An
-    unreadable file has its `error` and no values.
+    unreadable file has its `error` and no values. The `error` of an image that is far from the
+    training images says so.
 
     Args:
         loaded_model: The model.
         files: Paths of image files.
         out: Path of the CSV, which is created if it does not exist.
+        out_of_range: What to do with images far from the training images: see
+            `pyfunc.OUT_OF_RANGE_MODES`.
 
     Returns:
-        Numbers of new rows: `images`, and among them `positive` and `unreadable`.
+        Numbers of new rows: `images`, and among them `positive`, `unreadable` and `out_of_range`.
 
     Raises:
         UserError: `out` is another table, or has predictions of another model.
     """
     completed = _completed_paths(out, loaded_model)
     remaining = [file for file in files if file not in completed]
-    counts = Counter(images=0, positive=0, unreadable=0)
+    counts = Counter(images=0, positive=0, unreadable=0, out_of_range=0)
     starts = range(0, len(remaining), CHUNK_SIZE)
     rows = (
         row
         for start in starts
-        for row in _predict_rows(loaded_model, remaining[start : start + CHUNK_SIZE])
+        for row in _predict_rows(loaded_model, remaining[start : start + CHUNK_SIZE], out_of_range)
     )
     with out.open("a", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -91,12 +97,13 @@ def predict_files(loaded_model: LoadedModel, files: Sequence[str], out: Path) ->
             table.writerow(row)
             counts["images"] += 1
             counts["positive"] += row[HEADER.index("label")] == 1
-            counts["unreadable"] += row[HEADER.index("error")] is not None
+            if error := row[HEADER.index("error")]:
+                counts["out_of_range" if error.startswith(OUT_OF_RANGE) else "unreadable"] += 1
     results.log_counts(counts)
     return counts
 
 
-def _predict_rows(loaded_model: LoadedModel, paths: Sequence[str]) -> list[list]:
+def _predict_rows(loaded_model: LoadedModel, paths: Sequence[str], out_of_range: str) -> list[list]:
     model_columns = {
         "model_version": loaded_model.version or loaded_model.model_id,
         "model_id": loaded_model.model_id,
@@ -109,7 +116,8 @@ def _predict_rows(loaded_model: LoadedModel, paths: Sequence[str]) -> list[list]
         except OSError as error:
             predictions[path] = {**dict.fromkeys(VALUES), "error": error.strerror}
     model_input = pd.DataFrame({"image": list(files.values())}, index=list(files))
-    predictions |= loaded_model.model.predict(None, model_input).to_dict("index")
+    params = {"out_of_range": out_of_range}
+    predictions |= loaded_model.model.predict(None, model_input, params).to_dict("index")
     for path, prediction in predictions.items():
         prediction.update(path=path, **model_columns)
     return [[predictions[path][name] for name in HEADER] for path in paths]

@@ -18,7 +18,7 @@ from pneumo.reporting.study_summary import DONE, STOPPED, EnsembleSummary
 from pneumo.runtime.console import echo, print_table
 from pneumo.runtime.errors import StudyFailedError, redact_passwords
 from pneumo.runtime.tensorflow_import import import_tensorflow
-from pneumo.tracking import evaluations, model_files, models, registry, runs, session, study_runs
+from pneumo.tracking import evaluations, models, registry, runs, session, study_runs
 from pneumo.tracking.tags import PARENT, STUDY
 from pneumo.training.config import OBJECTIVE_LABELS, rename_fields
 from pneumo.training.pretrained import prepare_to_fit
@@ -243,10 +243,12 @@ def _register_winner(
         winner = previous
     else:
         import_tensorflow()  # a launcher of workers did not need it before
+        from pneumo.tuning.trial import load_with_gate
+
         run_id, model_uri = attributes.RUN_ID.read(best), attributes.MODEL_URI.read(best)
         if found:
             run_id, model_uri = found.run_id, found.model_uri
-        model = model_files.load_model(model_uri)
+        model = load_with_gate(model_uri, spec.dataset, spec.base.max_unreadable)
         loaded_model = registry.register_once(run_id, model, model_name)
         winner["version"] = loaded_model.version
         attributes.WINNER.set(study, winner)

@@ -68,6 +68,35 @@ def ensemble_members(model: keras.Model) -> list[keras.Model]:
     return members or [model]
 
 
+def with_features(model: keras.Model, layer: str) -> keras.Model:
+    """Return a model that also returns features of the images; it shares the model's weights.
+
+    For a single network the features cost nothing, because its logit needs them. For an ensemble
+    the first member's backbone runs once more.
+
+    Args:
+        model: Model as `build_ensemble` returns it.
+        layer: Name of a layer in the backbone of its first member.
+
+    Returns:
+        Model from pixels to the logit, shape (batch, 1), and to the means of the layer's channels,
+        shape (batch, channels).
+    """
+    member = ensemble_members(model)[0]
+    backbone = member.get_layer("backbone")
+    means = layers.GlobalAveragePooling2D(name="input_gate_features")(
+        backbone.get_layer(layer).output
+    )
+    [pixels] = model.inputs
+    if member is model:
+        outputs, features = keras.Model(backbone.inputs, [*backbone.outputs, means])(pixels)
+        logit = model.get_layer("head")(outputs)
+    else:
+        [logit] = model.outputs
+        features = keras.Model(backbone.inputs, means)(pixels)
+    return keras.Model(pixels, [logit, features])
+
+
 def uses_flip_tta(model: keras.Model) -> bool:
     """Return whether a model uses test-time augmentation with flipped images."""
     return any(layer.name == FLIP_LAYER for layer in model.layers)

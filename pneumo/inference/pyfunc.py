@@ -8,19 +8,27 @@ from code": no pickle). So nothing here imports another part of pneumo, or a lib
 import base64
 import binascii
 import json
+from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import keras
 import mlflow
 import numpy as np
 import pandas as pd
+from keras.models import load_model
+from mlflow.exceptions import MlflowException
 
 from pneumo.inference.batches import map_batches
 from pneumo.inference.calibration import Calibration, prevalence_shift, shift_probabilities
 from pneumo.inference.decode import UnreadableImageError, decode
-from pneumo.inference.logits import predict_proba
+from pneumo.inference.input_gate import InputGate
+from pneumo.inference.logits import INFERENCE_BATCH_SIZE, predict_logits, with_features
+
+# What to do with an image that is far from the training images: predict it and give the error too,
+# give only the error, or predict it
+OUT_OF_RANGE_MODES = ("warn", "refuse", "ignore")
 
 OUTPUT_COLUMNS = ["probability", "label", "threshold", "error"]
 
@@ -29,18 +37,25 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
     """MLflow model that returns `probability`, `label` and `threshold` for each image file.
 
     `label` is 1 for pneumonia and 0 for normal. If a file cannot be read, `error` gives the reason
-    and the other columns are None.
+    and the other columns are None. If an image is far from the training images, `error` says so.
+
+    Attributes:
+        keras_model: The network.
+        settings: See `load_from`.
+        input_gate: What detects images far from the training images. A model that was never
+            registered, or was by an older version of pneumo, has none.
+        adjusted_to: Prevalence of `adjust_to_prevalence`, or None.
     """
 
-    # Prevalence of `adjust_to_prevalence`, or None
+    input_gate: InputGate | None = None
     adjusted_to: float | None = None
 
     def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
         """Load the files that MLflow has stored as artifacts."""
-        self.load_from(*(Path(context.artifacts[name]) for name in ("keras", "settings")))
+        self.load_from(**{name: Path(file) for name, file in context.artifacts.items()})
 
-    def load_from(self, keras_file: Path, settings_file: Path) -> None:
-        """Load the Keras file, of which no code is executed, and the settings.
+    def load_from(self, keras: Path, settings: Path, input_gate: Path | None = None) -> None:
+        """Load the Keras file and the gate, of which no code is executed, and the settings.
 
         The settings are:
             threshold: From validation.
@@ -51,14 +66,31 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
             decoder: Version of the decoder that decoded the training images. Old models lack it.
 
         Args:
-            keras_file: The model in Keras' format.
-            settings_file: JSON object of the settings.
+            keras: The model in Keras' format.
+            settings: JSON object of the settings.
+            input_gate: The file of the gate, if the model has one.
         """
-        self.keras_model = keras.models.load_model(keras_file, compile=False, safe_mode=True)
-        self.settings = json.loads(settings_file.read_text())
+        self.keras_model = load_model(keras, compile=False, safe_mode=True)
+        self.settings = json.loads(settings.read_text())
+        if input_gate is not None:
+            self.use_gate(InputGate.load(input_gate))
         if "temperature" in self.settings:  # of an older model, whose training weighs classes alike
             slope = 1 / self.settings.pop("temperature")
             self.settings |= {"slope": slope, "intercept": 0.0, "prevalence": 0.5}
+
+    def use_gate(self, input_gate: InputGate) -> None:
+        """Detect images that are far from the training images.
+
+        Raises:
+            ValueError: The network has no such layer, or another number of features.
+        """
+        self.input_gate = input_gate
+        self._gated_model = with_features(self.keras_model, input_gate.layer)
+        n_features = self._gated_model.output_shape[1][-1]
+        if n_features != len(input_gate.mean):
+            raise ValueError(
+                f"the input gate must have {n_features} features: it has {len(input_gate.mean)}"
+            )
 
     @property
     def calibration(self) -> Calibration:
@@ -113,12 +145,21 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         Args:
             context: Not used.
             model_input: Column `image` with one file per row: see `to_file_bytes`.
-            params: Not used.
+            params: `out_of_range` is one of `OUT_OF_RANGE_MODES`, by default the first.
 
         Returns:
             Columns `OUTPUT_COLUMNS`, with the index of `model_input`.
+
+        Raises:
+            MlflowException: `out_of_range` is something else.
         """
-        batches = map_batches(self._predict_batch, model_input["image"].tolist())
+        mode = (params or {}).get("out_of_range", OUT_OF_RANGE_MODES[0])
+        if mode not in OUT_OF_RANGE_MODES:
+            raise MlflowException.invalid_parameter_value(
+                f"out_of_range must be one of {', '.join(OUT_OF_RANGE_MODES)}: got {mode!r}"
+            )
+        step = partial(self._predict_batch, mode)
+        batches = map_batches(step, model_input["image"].tolist())
         # A numeric column would turn None into NaN, which JSON does not have
         return pd.DataFrame(
             [row for batch in batches for row in batch],
@@ -127,22 +168,43 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
             dtype=object,
         )
 
-    def _predict_batch(self, files: list[Any]) -> list[tuple]:
+    def predict_images(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Predict decoded images.
+
+        Args:
+            pixels: uint8 array of shape (n, size, size, 1).
+
+        Returns:
+            Logits before calibration, float64, shape (n,), and distances from the training images,
+            shape (n,), or None if the model has no `input_gate`.
+        """
+        if self.input_gate is None:
+            return predict_logits(self.keras_model, pixels), None
+        batches = [
+            self._gated_model.predict_on_batch(pixels[start : start + INFERENCE_BATCH_SIZE])
+            for start in range(0, len(pixels), INFERENCE_BATCH_SIZE)
+        ]
+        logits, features = map(np.concatenate, zip(*batches, strict=True))
+        distances = self.input_gate.measure_distances(features)
+        return logits[:, 0].astype(np.float64), distances
+
+    def _predict_batch(self, mode: str, files: list[Any]) -> list[tuple]:
         decoded = [self._decode_or_error(file) for file in files]
         images = [image for image, error in decoded if error is None]
-        probabilities = iter(self._predict_probabilities(images) if images else ())
-        return [
-            self._to_row(next(probabilities)) if error is None else (None, None, None, error)
-            for _, error in decoded
-        ]
+        rows = iter(self._predict_rows(mode, np.stack(images)[..., np.newaxis]) if images else ())
+        return [next(rows) if error is None else (None, None, None, error) for _, error in decoded]
 
-    def _predict_probabilities(self, images: list[np.ndarray]) -> np.ndarray:
-        pixels = np.stack(images)[..., np.newaxis]
-        return predict_proba(self.keras_model, pixels, self.calibration)
-
-    def _to_row(self, probability: float) -> tuple[float, int, float, None]:
+    def _predict_rows(self, mode: str, pixels: np.ndarray) -> Iterator[tuple]:
+        logits, distances = self.predict_images(pixels)
         threshold = self.threshold
-        return float(probability), int(probability >= threshold), threshold, None
+        for number, probability in enumerate(self.calibration.to_probabilities(logits)):
+            error = None
+            if distances is not None and mode != "ignore":
+                error = self.input_gate.describe(distances[number])
+            if error and mode == "refuse":
+                yield None, None, None, error
+            else:
+                yield float(probability), int(probability >= threshold), threshold, error
 
     def _decode_or_error(self, value: Any) -> tuple[np.ndarray | None, str | None]:
         try:

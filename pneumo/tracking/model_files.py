@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.types import ColSpec, Schema
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from pneumo.inference.decode import DECODER_VERSION
 from pneumo.runtime.errors import UserError
@@ -26,6 +26,7 @@ from pneumo.runtime.errors import UserError
 if TYPE_CHECKING:
     import keras
 
+    from pneumo.inference.input_gate import InputGate
     from pneumo.inference.pyfunc import PneumoniaModel
 
 # A stored model contains this part of the package only. It requires these packages when it is
@@ -48,6 +49,7 @@ COPY_INIT = '__path__ = __import__("pkgutil").extend_path(__path__, __name__)\n'
 
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("binary", "image")]),
+    params=ParamSchema([ParamSpec("out_of_range", "string", "warn")]),
     outputs=Schema(
         [
             ColSpec("double", "probability", required=False),
@@ -60,6 +62,7 @@ SIGNATURE = ModelSignature(
 
 # Files of a stored model below `artifacts/`
 MODEL_FILES = {"keras": "model.keras", "settings": "settings.json"}
+GATE_FILE = "input_gate.npz"  # only registered models have it
 
 # Version of the decoder of models whose settings do not name one
 UNNOTED_DECODER_VERSION = 3
@@ -105,7 +108,8 @@ def load_files(folder: Path, model_uri: str) -> "PneumoniaModel":
         raise _invalid_model_error(model_uri, f"{files['keras'].name} is not a Keras 3 file")
     model = PneumoniaModel()
     try:
-        model.load_from(files["keras"], files["settings"])
+        gate_file = folder / "artifacts" / GATE_FILE
+        model.load_from(**files, input_gate=gate_file if gate_file.is_file() else None)
         problem = next(_model_problems(model), None)
     except Exception as error:  # on untrusted files a parser raises nearly anything
         reason = str(error).strip().partition(". ")[0] or type(error).__name__
@@ -185,7 +189,11 @@ def _is_bytecode_cache(file: Path) -> bool:
 
 
 def log_model(
-    run_id: str, model: "keras.Model", settings: Mapping[str, Any], example: bytes | None = None
+    run_id: str,
+    model: "keras.Model",
+    settings: Mapping[str, Any],
+    input_gate: "InputGate | None" = None,
+    example: bytes | None = None,
 ) -> ModelInfo:
     """Store a model as `model` of a run, which may have ended.
 
@@ -193,6 +201,7 @@ def log_model(
         run_id: Id of the run.
         model: The Keras model.
         settings: See `pyfunc.PneumoniaModel.load_from`.
+        input_gate: See `pyfunc.PneumoniaModel`.
         example: Bytes of an image file. With these MLflow loads the stored model and runs it.
 
     Returns:
@@ -202,6 +211,9 @@ def log_model(
         files = {name: Path(folder) / file for name, file in MODEL_FILES.items()}
         model.save(files["keras"])
         files["settings"].write_text(json.dumps(settings))
+        if input_gate:
+            files["input_gate"] = Path(folder) / GATE_FILE
+            input_gate.save(files["input_gate"])
         # The flavor's own log_model works on the active run only
         return Model.log(
             artifact_path=None,

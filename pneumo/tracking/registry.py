@@ -110,7 +110,9 @@ def register(run_id: str, model: "PneumoniaModel", model_name: str) -> LoadedMod
         model: The trial's model.
         model_name: Name of the registered model, which is created if it does not exist.
     """
-    info = model_files.log_model(run_id, model.keras_model, model.settings, example_file())
+    info = model_files.log_model(
+        run_id, model.keras_model, model.settings, model.input_gate, example_file()
+    )
     with download_model(info.model_uri) as folder:
         files_digest = model_digest(folder)
     version = _add_version(model_name, mlflow.get_run(run_id), info.model_id, files_digest)

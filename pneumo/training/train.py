@@ -5,17 +5,25 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
+from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
 from pneumo.data.dataset import DecodedDataset, Fold
 from pneumo.evaluation.robustness import ROBUST_VERSIONS, VersionLogits, robust_auc
-from pneumo.inference.logits import build_ensemble
-from pneumo.training.config import RunConfig, derive_seed
-from pneumo.training.fit import (
-    EpochCallback,
-    FittedNetwork,
-    fit_network,
+from pneumo.inference.input_gate import InputGate
+from pneumo.inference.logits import (
+    INFERENCE_BATCH_SIZE,
+    build_ensemble,
+    ensemble_members,
+    with_features,
 )
+from pneumo.training.config import RunConfig, derive_seed
+from pneumo.training.fit import EpochCallback, FittedNetwork, fit_network
+from pneumo.training.network import blocks
+
+GATE_QUANTILE = 0.999  # of the distances of validation images, which is the limit
+# Images of a split that are used, because their features take as long as their prediction
+MAX_GATE_IMAGES = 1_000
 
 
 @dataclass(frozen=True)
@@ -118,3 +126,32 @@ def _mean_logits(members: list[FittedNetwork]) -> tuple[VersionLogits, np.ndarra
         for version in ROBUST_VERSIONS
     }
     return logits, np.mean([member.perturbed_logits for member in members], axis=0)
+
+
+def fit_input_gate(model: keras.Model, images: DecodedDataset) -> InputGate:
+    """Fit a gate to training images, with its limit from validation images.
+
+    The features are those of the backbone's last block but one. The last block keeps mostly what
+    separates the classes, and detects fewer images. The covariance is shrunk (Ledoit and Wolf,
+    Journal of Multivariate Analysis 2004, 88:365), so that it has an inverse if there are fewer
+    images than features.
+
+    Args:
+        model: Model as `build_ensemble` returns it. Of an ensemble the first member counts.
+        images: Its images, of which at most `MAX_GATE_IMAGES` of each split are used.
+    """
+    backbone = ensemble_members(model)[0].get_layer("backbone")
+    layer = blocks(backbone, model.name)[-2][-1].name
+    network = with_features(model, layer)
+
+    def features(split: str) -> np.ndarray:
+        pixels = images.split(split).images
+        chosen = np.linspace(0, len(pixels) - 1, min(len(pixels), MAX_GATE_IMAGES)).astype(int)
+        return network.predict(pixels[chosen], batch_size=INFERENCE_BATCH_SIZE, verbose=0)[1]
+
+    fitted = LedoitWolf().fit(features("train"))
+    gate = InputGate(
+        layer, fitted.location_.astype(np.float32), fitted.precision_.astype(np.float32), np.inf
+    )
+    limit = np.quantile(gate.measure_distances(features("val")), GATE_QUANTILE, method="higher")
+    return InputGate(gate.layer, gate.mean, gate.precision, float(limit))

@@ -20,12 +20,13 @@ from pneumo.evaluation.metrics import (
     youden_threshold,
 )
 from pneumo.inference.decode import DECODER_VERSION
+from pneumo.inference.pyfunc import PneumoniaModel
 from pneumo.reporting.plots import confusion_matrix_file
 from pneumo.runtime import signals
 from pneumo.tracking import model_files, results, runs
 from pneumo.training.config import RunConfig
 from pneumo.training.fit import EpochCallback
-from pneumo.training.train import TrainingResult, train
+from pneumo.training.train import TrainingResult, fit_input_gate, train
 
 STAGES = ("training", "evaluation", "storing the model")  # of a trial, in this order
 
@@ -132,6 +133,20 @@ def log_model(
         "decoder": DECODER_VERSION,
     }
     return model_files.log_model(run_id, result.model, settings).model_uri
+
+
+def load_with_gate(model_uri: str, dataset: Dataset, max_unreadable: float) -> PneumoniaModel:
+    """Load a trial's model, and fit the gate that its registered version needs.
+
+    Args:
+        model_uri: URI of the model.
+        dataset: The images that it was trained on.
+        max_unreadable: Maximum fraction of unreadable images.
+    """
+    model = model_files.load_model(model_uri)
+    images = dataset.decode(model.image_size, max_unreadable, model.settings["resize"])
+    model.use_gate(fit_input_gate(model.keras_model, images))
+    return model
 
 
 def _evaluate(config: RunConfig, images: DecodedDataset, result: TrainingResult) -> Evaluation:

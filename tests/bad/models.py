@@ -7,8 +7,10 @@ from pathlib import Path
 
 import keras
 import mlflow
+import numpy as np
 
 from pneumo.inference.decode import DECODER_VERSION
+from pneumo.inference.input_gate import InputGate
 from tests.bad import Case
 from tests.bad.payloads import (
     RAN,
@@ -85,6 +87,17 @@ def another_network(place: Path) -> None:
 def torn(place: Path) -> None:
     file = place / "artifacts" / "model.keras"
     file.write_bytes(file.read_bytes()[:-100])
+
+
+def other_gate(place: Path) -> None:
+    """Write a gate for another number of features."""
+    gate = InputGate("block_1_out", np.zeros(3, np.float32), np.eye(3, dtype=np.float32), 1.0)
+    gate.save(place / "artifacts" / "input_gate.npz")
+
+
+def pickled_gate(place: Path) -> None:
+    objects = np.array([print], dtype=object)
+    np.savez(place / "artifacts" / "input_gate.npz", layer=objects)
 
 
 def gone(place: Path) -> None:
@@ -190,6 +203,22 @@ SPOILED = [
         TRIAL,
         lambda folder: settings(folder, threshold=float("nan")),
         UNUSABLE.format("settings.json does not contain valid settings"),
+    ),
+    (
+        "trial, gate of another model",
+        "trial",
+        predicts,
+        TRIAL,
+        other_gate,
+        UNUSABLE.format("the input gate must have 16 features: it has 3"),
+    ),
+    (
+        "trial, gate with a pickle",
+        "trial",
+        predicts,
+        TRIAL,
+        pickled_gate,
+        UNUSABLE.format("Object arrays cannot be loaded when allow_pickle=False"),
     ),
     (
         "trial, older decoder",

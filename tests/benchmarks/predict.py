@@ -31,7 +31,7 @@ from keras import layers
 from pneumo.commands.options.inputs import find_images
 from pneumo.commands.predict import predict_files
 from pneumo.data.dataset import Dataset, open_dataset
-from pneumo.tracking import model_files, models, registry, runs
+from pneumo.tracking import models, registry, runs
 from pneumo.tracking.models import LoadedModel
 from pneumo.training.config import RunConfig
 from pneumo.tuning import trial
@@ -56,7 +56,7 @@ def register(dataset: Dataset, backbone: str, members: int) -> LoadedModel:
     ):
         patch.setattr(trial, "train", stub_of(config))
         made = trial.run_trial(config, dataset, parent_id=parent, name="model", tags=tags)
-    stored = registry.register(made.run_id, model_files.load_model(made.model_uri), NAME)
+    stored = registry.register(made.run_id, trial.load_with_gate(made.model_uri, dataset, 1), NAME)
     mlflow.MlflowClient().set_registered_model_alias(NAME, "champion", str(stored.version))
     return models.find_model(MODEL)
 

@@ -2,7 +2,10 @@
 
 import csv
 import io
+import json
 import os
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -19,7 +22,7 @@ from pneumo.reporting.plots import overlay_heat_map
 from pneumo.runtime.errors import UserError
 from pneumo.tracking import model_files, models, registry
 from tests.support.commands import run, run_here, start
-from tests.support.studies import tags
+from tests.support.studies import tags, text
 
 HEADER = ["path", "probability", "label", "threshold", "model_version", "model_id", "error"]
 MODEL = "models:/pneumonia-sample@challenger"
@@ -48,9 +51,9 @@ def predicted(images, out) -> tuple[int, str, str]:
     return run("predict", "--model", MODEL, "--images", str(images), "--out", str(out))
 
 
-def predicted_here(capsys, images, out) -> tuple[int, str, str]:
+def predicted_here(capsys, images, out, *flags: str) -> tuple[int, str, str]:
     where = ["--images", str(images), "--out", str(out)]
-    return run_here(capsys, "predict", "--model", MODEL, *where)
+    return run_here(capsys, "predict", "--model", MODEL, *where, *flags)
 
 
 def test_files_of_a_folder_a_glob_and_one(few, tmp_path, monkeypatch):
@@ -95,23 +98,50 @@ def test_every_file_has_its_row(study, client, few, out):
     run_id = study.study.user_attrs["run_id"]
     stored = pd.read_csv(f"{client.get_run(run_id).info.artifact_uri}/test/predictions.csv")
     threshold = client.get_run(run_id).data.metrics["test_threshold"]
+    numbers = json.loads(text(run_id, "test/metrics.json"))
+    far = numbers["input_gate"]["out_of_range"]
+    limit = f"limit {numbers['input_gate']['limit']:.1f}"
+    assert far == sum(row[-1].startswith("far from the training images: ") for row in found)
     for path, probability in zip(stored["path"], stored["probability"], strict=True):
         values = by_name.pop(Path(path).name)
         assert float(values[0]) == pytest.approx(probability, abs=1e-6)
         assert values[1] == str(int(float(values[0]) >= threshold))
-        assert values[2:] == [str(threshold), "1", model_id, ""]
+        assert values[2:5] == [str(threshold), "1", model_id]
+        assert values[5] == "" or values[5].endswith(limit)
     assert not by_name
     [made] = [run for run in client.search_runs(["0"]) if run.info.run_id not in before]
     positive = sum(row[2] == "1" for row in found)
-    assert made.data.metrics == {"images": 148, "positive": positive, "unreadable": 2}
+    counts = {"images": 148, "positive": positive, "unreadable": 2, "out_of_range": far}
+    assert made.data.metrics == counts
     assert tags(made) == {
         "pneumo.kind": "predict",
         "pneumo.model": "pneumonia-sample version 1",
         "pneumo.data": "test",
     }
     assert (
-        f"predicted 148 images: {positive} positive (pneumonia), 2 unreadable; see {out}" in output
+        f"predicted 148 images: {positive} positive (pneumonia), 2 unreadable, {far} far from the "
+        f"training images; see {out}" in output
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["warn", "refuse", "ignore"])
+def test_images_far_from_the_training_images(study, sample, out, tmp_path, capsys, mode):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "noise.png")
+    trained = sample.rows["path"][sample.rows["split"] == "train"].iloc[0]
+    shutil.copy(sample.base / trained, folder / "trained.png")
+    code, output, _ = predicted_here(capsys, folder, out, "--out_of_range", mode)
+    assert code == 0
+    far, near = pd.read_csv(out).to_dict("records")
+    assert near["probability"] > 0
+    assert pd.isna(near["error"])
+    warns = r"far from the training images: distance \d+\.\d, limit \d+\.\d"
+    assert pd.isna(far["error"]) if mode == "ignore" else re.fullmatch(warns, far["error"])
+    assert pd.isna([far["probability"], far["label"]]).tolist() == 2 * [mode == "refuse"]
+    assert f"0 unreadable, {int(mode != 'ignore')} far from the training images;" in output
 
 
 @pytest.mark.slow

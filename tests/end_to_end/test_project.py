@@ -23,6 +23,7 @@ OTHERS |= {
     "sensitivity_margin": "0.5",
     "rollback": "True",
     "explain": "True",
+    "out_of_range": "refuse",
     "preprocessing_skew": "True",
     "launcher": "ray",
 }

@@ -64,7 +64,8 @@ def expected(stores, real_archive) -> dict[str, float]:
         predict_files(models.find_model(MODEL), files, stores / "out.csv")
     table = pd.read_csv(stores / "out.csv")
     assert len(table) == 50
-    assert table["error"].isna().all()
+    # The model has seen only synthetic images
+    assert table["error"].str.startswith("far from the training images: ").all()
     return dict(zip(table["path"], table["probability"], strict=True))
 
 
@@ -161,7 +162,7 @@ def test_every_shape_gives_the_same(address, expected, encoded, shape):
     assert {tuple(row) for row in found} == {("probability", "label", "threshold", "error")}
     for row in found:
         assert row["label"] == int(row["probability"] >= row["threshold"])
-        assert row["error"] is None
+        assert row["error"].startswith("far from the training images: ")
 
 
 def huge_png(side: int = 30_000) -> bytes:
@@ -193,6 +194,23 @@ def test_an_unreadable_image_gets_an_error_and_the_others_a_prediction(address, 
         assert reason in row["error"]
         assert (row["probability"], row["label"], row["threshold"]) == (None, None, None)
     assert good["probability"] == pytest.approx(list(expected.values())[1], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_an_image_far_from_the_training_images_is_refused_on_request(address, encoded, sample):
+    trained = sample.rows["path"][sample.rows["split"] == "train"].iloc[0]
+    near = base64.b64encode((sample.base / trained).read_bytes()).decode()
+    warned = post(address, records([encoded[0], near])).json()["predictions"]
+    assert warned[0]["probability"] is not None
+    assert warned[0]["error"].startswith("far from the training images: distance ")
+    assert warned[1]["error"] is None
+    request = records([encoded[0], near]) | {"params": {"out_of_range": "refuse"}}
+    refused = post(address, request).json()["predictions"]
+    nothing = {"probability": None, "label": None, "threshold": None}
+    assert refused == [nothing | {"error": warned[0]["error"]}, warned[1]]
+    answer = post(address, request | {"params": {"out_of_range": "maybe"}})
+    assert answer.status_code == 400
+    assert "out_of_range must be one of warn, refuse, ignore: got 'maybe'" in answer.text
 
 
 @pytest.mark.slow
@@ -242,7 +260,8 @@ def test_every_kind_of_file_is_the_same_image(study):
     image = Image.fromarray(RAMP)
     given = {"PNG": file_of(image)} | {name: make(image) for name, make in KINDS.items()}
     model = mlflow.pyfunc.load_model("models:/pneumonia-sample/1")
-    answer = model.predict(pd.DataFrame({"image": list(given.values())}))
+    table = pd.DataFrame({"image": list(given.values())})
+    answer = model.predict(table, params={"out_of_range": "ignore"})
     answer.index = list(given)
     assert answer["error"].isna().all()
     as_png = answer["probability"]["PNG"]

@@ -85,6 +85,7 @@ def test_a_stored_model_carries_what_it_runs_and_nothing_else(study):
         "batches.py",
         "calibration.py",
         "decode.py",
+        "input_gate.py",
         "logits.py",
         "pyfunc.py",
     }

@@ -55,6 +55,7 @@ Name = Annotated[
     Field(max_length=MAX_NAME_LENGTH, pattern=re.compile(r"^\w[\w .-]*\Z")),
     _must_be(f"a name of at most {MAX_NAME_LENGTH} letters, digits, '_', '-', '.' and spaces"),
 ]
+OutOfRange = Annotated[Literal["warn", "refuse", "ignore"], _must_be("warn, refuse or ignore")]
 Launcher = Annotated[Literal["local", "ray"], _must_be("local or ray")]
 
 # Flags that several commands have
@@ -202,6 +203,11 @@ class PredictOptions(Options):
         description="path of the output CSV; images that it already contains are skipped"
     )
     prevalence: ToPrevalence = None
+    out_of_range: OutOfRange = Field(
+        "warn",
+        description="for images far from the training images: warn (probability and error), refuse "
+        "(error only) or ignore (probability only)",
+    )
     explain: Boolean = Field(
         False, description="true: also write heat maps to a folder next to --out"
     )

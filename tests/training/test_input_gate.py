@@ -1,0 +1,91 @@
+"""Fit of the gate that detects images far from the training images."""
+
+import keras
+import numpy as np
+import pytest
+from sklearn.covariance import LedoitWolf
+
+from pneumo.inference.input_gate import InputGate
+from pneumo.inference.logits import build_ensemble, predict_logits, with_features
+from pneumo.training.config import RunConfig
+from pneumo.training.network import build_model
+from pneumo.training.train import fit_input_gate
+
+LAYERS = {"cnn": "block_1_out", "mobilenet": "conv_pw_12_relu"}
+
+
+def build(backbone: str, **fields) -> keras.Model:
+    alpha = 0.25 if backbone == "mobilenet" else 1
+    return build_model(RunConfig(backbone=backbone, alpha=alpha, image_size=32, **fields))
+
+
+def pooled(model: keras.Model, layer: str, pixels: np.ndarray) -> np.ndarray:
+    """The means of each channel, by Keras alone."""
+    backbone = model.get_layer("backbone")
+    maps = keras.Model(backbone.inputs, backbone.get_layer(layer).output)
+    return maps.predict(pixels, verbose=0).mean(axis=(1, 2))
+
+
+@pytest.mark.parametrize("backbone", ["cnn", "mobilenet"])
+def test_the_gate_is_that_of_the_last_block_but_one(backbone, sample):
+    images = sample.decode(32, 0)
+    model = build(backbone)
+    gate = fit_input_gate(model, images)
+    assert gate.layer == LAYERS[backbone]
+    train, val = (
+        pooled(model, gate.layer, images.split(split).images) for split in ("train", "val")
+    )
+    expected = LedoitWolf().fit(train)
+    assert gate.mean == pytest.approx(expected.location_, rel=1e-3, abs=1e-5)
+    distances = gate.measure_distances(val)
+    assert distances == pytest.approx(np.sqrt(expected.mahalanobis(val)), rel=2e-2)
+    # among fewer than 1,000 images the quantile is the maximum
+    assert gate.limit == pytest.approx(distances.max(), rel=1e-3)
+
+
+def test_large_splits_are_thinned_out(sample, monkeypatch):
+    images = sample.decode(32, 0)
+    model = build("cnn")
+    monkeypatch.setattr("pneumo.training.train.MAX_GATE_IMAGES", 7)
+    gate = fit_input_gate(model, images)
+    pixels = images.split("train").images
+    places = [round(number * (len(pixels) - 1) / 6 - 0.499) for number in range(7)]
+    some = pooled(model, gate.layer, pixels[places])
+    assert gate.mean == pytest.approx(some.mean(axis=0), rel=1e-4)
+
+
+@pytest.mark.parametrize("flip_tta", [False, True])
+@pytest.mark.parametrize("members", [1, 2])
+def test_features_come_with_the_same_logit(members, flip_tta, sample):
+    networks = [build("cnn", seed=seed) for seed in range(members)]
+    # the first member is in the ensemble twice
+    model = build_ensemble([networks[0], *networks] if members > 1 else networks, flip_tta)
+    pixels = sample.decode(32, 0).split("val").images
+    logits, features = with_features(model, "block_1_out").predict(pixels, verbose=0)
+    assert logits[:, 0] == pytest.approx(predict_logits(model, pixels), abs=1e-6)
+    assert features == pytest.approx(pooled(networks[0], "block_1_out", pixels), abs=1e-6)
+
+
+def test_a_stored_gate_is_the_same(tmp_path):
+    gate = InputGate("a layer", np.arange(3, dtype=np.float32), np.eye(3, dtype=np.float32), 2.5)
+    gate.save(tmp_path / "gate.npz")
+    first = (tmp_path / "gate.npz").read_bytes()
+    stored = InputGate.load(tmp_path / "gate.npz")
+    assert (stored.layer, stored.limit) == ("a layer", 2.5)
+    assert stored.mean.tolist() == [0, 1, 2]
+    assert stored.precision.tolist() == np.eye(3).tolist()
+    stored.save(tmp_path / "gate.npz")
+    assert (tmp_path / "gate.npz").read_bytes() == first  # the digest of a version depends on it
+    distances = stored.measure_distances(np.array([[0, 1, 2], [3, 1, 6]]))
+    assert distances.tolist() == [0, 5]
+    assert stored.describe(2.5) is None
+    assert stored.describe(5) == "far from the training images: distance 5.0, limit 2.5"
+
+
+@pytest.mark.parametrize(
+    ("shape", "limit"), [((3, 2), 1), ((9,), 1), ((3, 3), 0), ((3, 3), -1), ((3, 3), np.nan)]
+)
+def test_arrays_that_are_no_gate_are_refused(shape, limit, tmp_path):
+    InputGate("a layer", np.zeros(3), np.zeros(shape), limit).save(tmp_path / "gate.npz")
+    with pytest.raises(ValueError, match="not those of an input gate"):
+        InputGate.load(tmp_path / "gate.npz")

@@ -21,6 +21,7 @@ from pneumo.evaluation.intervals import format_with_interval
 from pneumo.evaluation.metrics import Evaluation, evaluate_predictions
 from pneumo.evaluation.overlap import Overlap, find_overlap
 from pneumo.evaluation.robustness import measure_nuisances
+from pneumo.reporting.checklist.files import render_checklist
 from pneumo.reporting.evaluation_report import (
     draw_figures,
     list_findings,
@@ -195,6 +196,7 @@ def _evaluate(
     files = {
         "metrics.json": json.dumps(_json(numbers), indent=1).encode(),
         "evidence.html": page.encode(),
+        **render_checklist(loaded_model, images, split_name, evaluation, numbers),
         **confusion_matrix_file(split_name, evaluation),
         **pictures,
     }

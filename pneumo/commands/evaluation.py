@@ -20,6 +20,7 @@ from pneumo.evaluation.metrics import Evaluation
 from pneumo.evaluation.overlap import Overlap, find_overlap
 from pneumo.evaluation.robustness import measure_nuisances
 from pneumo.inference.input_gate import InputGate
+from pneumo.reporting.checklist.files import render_checklist
 from pneumo.reporting.evaluation_report import draw_figures, list_findings, render_page
 from pneumo.reporting.plots import confusion_matrix_file
 from pneumo.runtime.errors import UserError
@@ -193,6 +194,7 @@ def _evaluate(
     files = {
         "metrics.json": json.dumps(_json(numbers), indent=1).encode(),
         "evidence.html": page.encode(),
+        **render_checklist(loaded_model, images, split_name, evaluation, numbers),
         **confusion_matrix_file(split_name, evaluation),
         **pictures,
     }

@@ -16,7 +16,7 @@ from pneumo.evaluation.metrics import Evaluation, metric_title
 from pneumo.evaluation.overlap import Overlap
 from pneumo.evaluation.robustness import NUISANCES, describe_reliance, relied_nuisances
 from pneumo.reporting import plots
-from pneumo.reporting.html_report import render_template
+from pneumo.reporting.html_report import INTENDED_USE, OUT_OF_SCOPE, render_template
 from pneumo.reporting.style import to_png
 from pneumo.tracking import models, results, study_runs, tags
 from pneumo.tracking.tags import EXPERIMENT, STUDY
@@ -219,9 +219,11 @@ def render_page(
         nuisances=list(_nuisance_rows(numbers["nuisances"])),
         reliance=describe_reliance(numbers["nuisances"]),
         counts=images.counts().to_dict("records"),
-        selection=_selection(loaded_model.trial),
+        selection=describe_selection(loaded_model.trial),
         params=loaded_model.trial.data.params,
         captions=CAPTIONS,
+        intended_use=INTENDED_USE,
+        out_of_scope=OUT_OF_SCOPE,
     )
 
 
@@ -283,7 +285,8 @@ def _nuisance_rows(nuisances: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple
             )
 
 
-def _selection(trial: Run) -> str:
+def describe_selection(trial: Run) -> str:
+    """Describe how the model of a Keras run was selected."""
     tags, params = trial.data.tags, complete_fields(trial.data.params)
     members = params.get("ensemble_size", "1")
     rule = THRESHOLD_RULES[params.get("threshold_rule", "youden")]

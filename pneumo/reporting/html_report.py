@@ -1,20 +1,41 @@
 """Self-contained HTML pages: images are embedded, and nothing is loaded from elsewhere."""
 
 import base64
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from pneumo.data.dataset import DecodedDataset
 
+TEMPLATE_FOLDER = Path(__file__).parent / "templates"
+
 TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=True,
+    loader=FileSystemLoader(TEMPLATE_FOLDER),
+    autoescape=select_autoescape(default_for_string=False),  # of HTML, and not of Markdown
     undefined=StrictUndefined,
 )
+
+# Of every model, for the model card
+INTENDED_USE = (
+    "research on classifiers that distinguish pneumonia from normal in frontal chest X-rays of "
+    "children one to five years old"
+)
+OUT_OF_SCOPE = (
+    "any decision about a patient; adults, other views, other diseases, other kinds of images. The "
+    "model predicts normal or pneumonia for these, too. It is not a medical device"
+)
+
+
+def _escape_cell(text: str) -> str:
+    """Escape what would end a cell of a Markdown table, or would be read as markup in it."""
+    return re.sub(r"([\\|<`\[])", r"\\\1", " ".join(text.split()))
+
+
+TEMPLATES.filters["cell"] = _escape_cell
 
 
 def render_template(

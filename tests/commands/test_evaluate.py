@@ -99,6 +99,14 @@ def test_what_evaluate_leaves(stores, on_test):
     assert files(stores[1], made.info.run_id) == {f"test/{name}" for name in EVIDENCE}
 
 
+def test_a_run_of_today_stores_all_that_the_checklist_asks_of_it(on_test):
+    made, _ = on_test
+    unknown = re.findall(
+        r"(\w+(?: \w+)*) \(not known\)", text(made.info.run_id, "test/checklist.md")
+    )
+    assert set(unknown) <= {"git commit"}  # known only where git is
+
+
 def test_it_reproduces_the_studys_result(stores, on_test):
     study, client = stores
     winner = client.get_run(study.study.user_attrs["run_id"])

@@ -42,7 +42,7 @@ INTERVALS = {
     for side in ("low", "high")
 }
 EVIDENCE = {
-    *("predictions.csv", "metrics.json", "evidence.html"),
+    *("predictions.csv", "metrics.json", "evidence.html", "checklist.html", "checklist.md"),
     *("confusion_matrix.json", "confusion_matrix.png", "roc.png", "precision_recall.png"),
     *("decision_curve.png", "reliability.png", "learning_curves.png", "worst_errors.png"),
 }

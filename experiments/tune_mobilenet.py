@@ -13,7 +13,8 @@ Result (2026-11-25):
     is 89.1 % and specificity 71 %. By the AUC on blurred validation images,
     the same trial is the best. With val_robust_auc as the objective (2026-11-29, one more look at
     test) trial 7 is chosen: AUC 0.917 by that score, 0.989 on validation, and on test 0.959 (0.926
-    to 0.978).
+    to 0.978). The input gate of the best trial rejects 99.6 % of 240 images that are no upright
+    chest X-ray, and none of the test images (input_gate, three looks without labels).
 
 Interpretation:
     Eight trials found nothing better than the baseline, trial 0, which unfreezes the last four of

@@ -23,7 +23,7 @@ from pneumo.training.network import blocks
 
 GATE_QUANTILE = 0.999  # of the distances of validation images, which is the limit
 # Images of a split that are used, because their features take as long as their prediction
-MAX_GATE_IMAGES = 1_000
+MAX_GATE_IMAGES = 2_000
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,19 @@ def _mean_logits(members: list[FittedNetwork]) -> tuple[VersionLogits, np.ndarra
 def fit_input_gate(model: keras.Model, images: DecodedDataset) -> InputGate:
     """Fit a gate to training images, with its limit from validation images.
 
-    The features are those of the backbone's last block but one. The last block keeps mostly what
-    separates the classes, and detects fewer images. The covariance is shrunk (Ledoit and Wolf,
-    Journal of Multivariate Analysis 2004, 88:365), so that it has an inverse if there are fewer
-    images than features.
+    The features are those of the last block whose maps are larger than those at the backbone's
+    end. Later blocks keep mostly what separates the classes, and detect fewer images. The
+    covariance is shrunk (Ledoit and Wolf, Journal of Multivariate Analysis 2004, 88:365), so that
+    it has an inverse if there are fewer images than features.
 
     Args:
         model: Model as `build_ensemble` returns it. Of an ensemble the first member counts.
         images: Its images, of which at most `MAX_GATE_IMAGES` of each split are used.
     """
     backbone = ensemble_members(model)[0].get_layer("backbone")
-    layer = blocks(backbone, model.name)[-2][-1].name
+    ends = [block[-1] for block in blocks(backbone, model.name)[:-1]]
+    larger = [end for end in ends if end.output.shape[1] > ends[-1].output.shape[1]] or ends
+    layer = larger[-1].name
     network = with_features(model, layer)
 
     def features(split: str) -> np.ndarray:
@@ -153,5 +155,5 @@ def fit_input_gate(model: keras.Model, images: DecodedDataset) -> InputGate:
     gate = InputGate(
         layer, fitted.location_.astype(np.float32), fitted.precision_.astype(np.float32), np.inf
     )
-    limit = np.quantile(gate.measure_distances(features("val")), GATE_QUANTILE, method="higher")
+    limit = np.quantile(gate.measure_distances(features("val")), GATE_QUANTILE, method="nearest")
     return InputGate(gate.layer, gate.mean, gate.precision, float(limit))

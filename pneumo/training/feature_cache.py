@@ -37,9 +37,8 @@ from pneumo.training.backbones import BACKBONES
 from pneumo.training.config import RunConfig
 from pneumo.training.network import blocks, cut_tensors, submodel_between
 
-# Views of an image that epochs use in turn: unaugmented, then augmented. Validation and inference
-# use the unaugmented one, which is the same for all strengths
-N_VIEWS = 2
+# Augmented views of the training images that epochs use in turn
+N_VIEWS = 4
 
 CACHE_DIR = RUNS  # in the cache
 ARRAY_FILE, METADATA_FILE = "features.npy", "facts.json"  # in each folder there
@@ -74,16 +73,23 @@ class View:
         return sample_factors(count, self.number)
 
 
-def view_for_epoch(split: Split, epoch: int, augmentation: AugmentationConfig) -> View:
-    """Return the view on which an epoch trains if features are shared.
+def view_for_epoch(split: Split, epoch: int, augmentation: AugmentationConfig, seed: int) -> View:
+    """Return the view on which an epoch trains if views are shared.
+
+    With augmentation, each view is drawn as an epoch without sharing draws its own. All runs have
+    the same `N_VIEWS` views, in an order that depends on their seed.
 
     Args:
         split: The training images.
         epoch: Number of the epoch, from 0.
         augmentation: Settings of the augmentation.
+        seed: Seed of the run.
     """
-    number = epoch % N_VIEWS
-    return View(split, augmentation, number) if number and any(augmentation) else View(split)
+    if not any(augmentation):
+        return View(split)
+    # The 2 distinguishes this seed from those of other orders and factors
+    order = np.random.default_rng([seed, 0, 2]).permutation(N_VIEWS)
+    return View(split, augmentation, 1 + int(order[epoch % N_VIEWS]))
 
 
 class FeatureExtractor:

@@ -162,11 +162,13 @@ def _input_sources(
 ) -> Iterator[Callable[[Phase], InputSource]]:
     """Yield a function from a phase to its source: cached features if they pay and fit the disk.
 
-    Otherwise the source is pixels. If features could be cached, the pixels are augmented like them,
-    and the result is the same except for rounding. If the cache is off, or if all blocks train,
-    every epoch has variations of its own.
+    Otherwise the source is pixels, augmented like them, and the result is the same except for
+    rounding. That holds for all depths of a pretrained backbone, so that a search over
+    `unfreeze_depth` does not compare two kinds of augmentation. If the cache is off, or if all
+    blocks train from random weights, every epoch has variations of its own.
     """
-    if config.feature_cache == "off" or config.unfreeze_depth == BACKBONES[config.backbone].blocks:
+    trains_all = config.unfreeze_depth == BACKBONES[config.backbone].blocks
+    if config.feature_cache == "off" or (trains_all and config.weights == "none"):
         yield lambda _: PixelSource(fold, config, shared=False)
         return
     with feature_cache.open_feature_cache(config, max_unfreeze_depth) as store:
@@ -194,7 +196,10 @@ def _features_fit_budget(
         range(min(config.epochs, feature_cache.N_VIEWS)),
         AugmentationConfig.from_config(config),
     )
-    views = [feature_cache.view_for_epoch(train_split, epoch, augmentation) for epoch in epochs]
+    views = [
+        feature_cache.view_for_epoch(train_split, epoch, augmentation, config.seed)
+        for epoch in epochs
+    ]
     views.append(feature_cache.View(val))
     for specs in (
         perturb.ALL_PERTURBATIONS,

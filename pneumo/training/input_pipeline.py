@@ -66,7 +66,7 @@ class PixelSource:
     def begin_epoch(self, epoch: int) -> None:
         """Implement `InputSource.begin_epoch`."""
         if self._shared:
-            view = view_for_epoch(self.train.split, epoch, self._augmentation)
+            view = view_for_epoch(self.train.split, epoch, self._augmentation, self._seed)
             self._factors = view.factors
         else:
             seed = (self._seed, epoch, 1)  # the 1 distinguishes it from the seed of the order
@@ -98,7 +98,7 @@ class CachedFeatureSource:
         self.train, val = fold.train, fold.val
         self.val = val.select(features.get(View(val.split), depth))
         self.val_labels = val.labels
-        self._val, self._features = val, features
+        self._val, self._features, self._seed = val, features, config.seed
         self._augmentation = AugmentationConfig.from_config(config)
         self._current_features = self.val
 
@@ -109,7 +109,7 @@ class CachedFeatureSource:
 
     def begin_epoch(self, epoch: int) -> None:
         """Implement `InputSource.begin_epoch`; the first epoch that needs a view computes it."""
-        view = view_for_epoch(self.train.split, epoch, self._augmentation)
+        view = view_for_epoch(self.train.split, epoch, self._augmentation, self._seed)
         self._current_features = self._features.get(view, self.depth)
 
     def get_batch(self, positions: tf.Tensor) -> tf.Tensor:

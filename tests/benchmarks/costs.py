@@ -58,11 +58,11 @@ class Costs:
         """
         images, trials = study["images"], study["trials"]
         views = {
-            (trial["strength"], number) if (number := epoch % N_VIEWS) and trial["strength"] else 0
+            (trial["strength"], epoch % N_VIEWS if trial["strength"] else 0)
             for trial in trials
             for epoch in range(trial["epochs"])
         }
-        varied = len(views - {0})
+        varied = len([strength for strength, _ in views if strength])
         deepest = max(trial["depth"] for trial in trials)
         frozen = images["train"] * len(views) + images["val"]
         return {
@@ -93,7 +93,7 @@ class Costs:
         parts, count = self.parts(study), len(study["trials"])
         images = study["images"]
         strengths = round((STRENGTH[1] - STRENGTH[0]) / STRENGTH[2])  # beside 0
-        varied = strengths * (N_VIEWS - 1) * images["train"]
+        varied = strengths * N_VIEWS * images["train"]
         once = parts["decode"] + parts["test"] + self.augment * varied
         once += self.frozen[DEPTH[1]] * (varied + images["train"] + images["val"])
         per_trial = (study["seconds"] - self.least(study) + parts["trained part"]) / count

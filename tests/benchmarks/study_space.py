@@ -26,6 +26,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--folder", help="where a process finds its files")
     parser.add_argument("--pruning", action="store_true")
+    parser.add_argument(
+        "--by_epoch", action="store_true", help="sum KerasTuner's study from its cost per epoch"
+    )
     parser.add_argument("--alone", action="store_true", help="without KerasTuner")
     return parser
 

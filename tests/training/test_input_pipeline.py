@@ -1,10 +1,13 @@
 """The batches of each epoch."""
 
+import itertools
+
 import numpy as np
 import pytest
 
+from pneumo.training.augment import AugmentationConfig
 from pneumo.training.config import RunConfig
-from pneumo.training.feature_cache import N_VIEWS
+from pneumo.training.feature_cache import N_VIEWS, view_for_epoch
 from pneumo.training.input_pipeline import BatchFeeder, PixelSource
 
 CONFIG = RunConfig(image_size=32, epochs=3, dense_widths=(16,), augment_strength=1.0)
@@ -15,12 +18,12 @@ def images(sample):
     return sample.decode(32, 0)
 
 
-def epochs_of(images, shared=False, **fields) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """Return the batches of three epochs."""
+def epochs_of(images, shared=False, count=3, **fields) -> list[list[tuple[np.ndarray, ...]]]:
+    """Return the batches of some epochs."""
     config = CONFIG.override(fields)
     feed = BatchFeeder(PixelSource(images.folds(1)[0], config, shared), config)
     data, found = feed.batches(), []
-    for epoch in range(3):
+    for epoch in range(count):
         feed.on_epoch_begin(epoch)
         found.append([(x.numpy(), y.numpy()) for x, y in data])
     return found
@@ -43,14 +46,15 @@ def test_batches_hold_every_image_once_in_another_order_each_epoch(images):
 def test_augmentation_differs_between_epochs_unless_they_share_a_view(images, shared):
     epochs = [
         {image.tobytes() for x, _ in batches for image in x}
-        for batches in epochs_of(images, shared, augment_strength=1)
+        for batches in epochs_of(images, shared, N_VIEWS + 1, augment_strength=1)
     ]
     clean = {image.tobytes() for image in images.split("train").images}
-    assert [len(epoch) for epoch in epochs] == [len(clean)] * 3
+    assert [len(epoch) for epoch in epochs] == [len(clean)] * (N_VIEWS + 1)
     assert not epochs[1] & (epochs[0] | epochs[2] | clean)
-    assert N_VIEWS == 2
-    assert (epochs[0] == epochs[2] == clean) == shared
-    assert bool(epochs[0] & (epochs[2] | clean)) == shared
+    assert not epochs[0] & (epochs[2] | clean)
+    assert not epochs[N_VIEWS] & (epochs[1] | epochs[2] | epochs[3] | clean)
+    assert (epochs[0] == epochs[N_VIEWS]) == shared
+    assert bool(epochs[0] & epochs[N_VIEWS]) == shared
 
 
 def test_seeds_have_variations_and_orders_of_their_own(images):
@@ -58,3 +62,19 @@ def test_seeds_have_variations_and_orders_of_their_own(images):
     for (x, _), (same, _), (unlike, _) in zip(first, again, other, strict=True):
         assert np.array_equal(x, same)
         assert not np.array_equal(x, unlike)
+
+
+def test_runs_share_all_views_in_orders_of_their_own(images):
+    split, augmentation = images.split("train"), AugmentationConfig.from_config(CONFIG)
+    orders = {
+        tuple(
+            view_for_epoch(split, epoch, augmentation, seed).number for epoch in range(2 * N_VIEWS)
+        )
+        for seed in range(100)
+    }
+    every = list(itertools.permutations(range(1, N_VIEWS + 1)))
+    assert {order[:N_VIEWS] for order in orders} <= set(every)
+    assert len(orders) > len(every) / 2
+    assert all(order[:N_VIEWS] == order[N_VIEWS:] for order in orders)
+    plain = view_for_epoch(split, 1, AugmentationConfig(), 0)
+    assert (plain.number, plain.augmentation) == (0, AugmentationConfig())

@@ -158,7 +158,7 @@ def _seconds(heading: str, values: dict[str, float]) -> None:
 
 
 def _row(label: str, run: dict[str, Any], ratio: str, ceiling: str, share: str) -> None:
-    aucs = f"{run['val_auc']:9.4f}{run['test_auc']:10.4f}"
+    aucs = f"{run['val_auc']:9.4f}{run['test_auc']:10.4f}".replace("nan", "")
     print(f"{label:24}{run['seconds']:7.0f}s{ratio:>8}{ceiling:>9}{share:>7}{aucs}")
 
 

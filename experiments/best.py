@@ -40,7 +40,7 @@ Interpretation:
     sharpness_jitter of 1, and from 0.984 to 0.973 with one of 0.5. Without crops or without jitter
     it is at most 0.960.
 
-    The input gate rejects 98.8 % of 240 images that are no upright chest X-ray, and 0.6 % of the
+    The input gate rejects 98.8 % of 240 images that are not upright chest X-rays, and 0.6 % of the
     test images (python -m tests.benchmarks.input_gate --model models:/best@challenger --split test,
     three looks, no label read). Its layer was chosen by such images, not by test.
 

@@ -10,8 +10,8 @@ Result (2026-11-29):
     These trials take 3.3 minutes on two cores. The best one is the baseline: validation AUC 0.994,
     accuracy 93.3 %. On one half of the official test: AUC 0.973 (0.941 to 0.988), accuracy 91.3 %
     (87.5 to 94.3), specificity 82 %. The input gate of this model rejects none of the test images,
-    and that of the same trial in an earlier study 99.6 % of 240 images that are no upright chest
-    X-ray (tests.benchmarks.input_gate, three looks without labels).
+    and that of the same trial in an earlier study 99.6 % of 240 images that are not upright
+    chest X-rays (tests.benchmarks.input_gate, three looks without labels).
 
     All studies below had two views of each training image, the plain one and one variation, in
     place of four variations. The command above then found the same trial, with 0.972 (0.946 to

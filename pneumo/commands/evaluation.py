@@ -177,7 +177,7 @@ def _evaluate(
     numbers["test_evaluations_of_all_models"] = looks.total()
     numbers["overlap"] = overlap.counts() if overlap else None
     predict = partial(predict_proba, model, calibration=calibration)
-    numbers["input_gate"] = _count_out_of_range(loaded_model.model.input_gate, distances)
+    numbers["input_gate"] = count_out_of_range(loaded_model.model.input_gate, distances)
     numbers["nuisances"] = measure_nuisances(predict, split, evaluation.predictions)
     findings = list_findings(numbers, images, loaded_model.trial, split_name, overlap)
     numbers["findings"] = [*findings, *([rule.finding] if rule else [])]
@@ -204,7 +204,7 @@ def _evaluate(
     return EvaluationResult(evaluation, numbers)
 
 
-def _count_out_of_range(
+def count_out_of_range(
     gate: InputGate | None, distances: np.ndarray | None
 ) -> dict[str, Any] | None:
     """Count the images that are far from the training images, or return None without a gate."""
@@ -213,7 +213,7 @@ def _count_out_of_range(
     return {
         "limit": gate.limit,
         "median_distance": float(np.median(distances)),
-        "out_of_range": int((distances > gate.limit).sum()),
+        "out_of_range": sum(gate.describe(distance) is not None for distance in distances),
     }
 
 

@@ -82,7 +82,7 @@ def predict_files(
     Raises:
         UserError: `out` is another table, or has predictions of another model.
     """
-    completed = _completed_paths(out, loaded_model)
+    completed = _completed_paths(out, loaded_model, out_of_range)
     remaining = [file for file in files if file not in completed]
     counts = Counter(images=0, positive=0, unreadable=0, out_of_range=0)
     starts = range(0, len(remaining), CHUNK_SIZE)
@@ -123,7 +123,7 @@ def _predict_rows(loaded_model: LoadedModel, paths: Sequence[str], out_of_range:
     return [[predictions[path][name] for name in HEADER] for path in paths]
 
 
-def _completed_paths(out: Path, model: LoadedModel) -> set[str]:
+def _completed_paths(out: Path, model: LoadedModel, out_of_range: str) -> set[str]:
     """Return the files that have complete rows in `out`; write its header if `out` does not exist.
 
     A version's number does not identify a model, because each registered model has a version 1.
@@ -159,11 +159,26 @@ def _completed_paths(out: Path, model: LoadedModel) -> set[str]:
             f"'{out}' contains predictions at {', '.join(sorted(other_thresholds))}, for another "
             "prevalence. Choose another file."
         )
+    _require_mode(complete_rows, out_of_range, out)
     if is_cut_off:
         repaired = out.with_name(f"{out.name}.part")
         _write(repaired, [HEADER, *complete_rows])
         repaired.rename(out)  # atomic, so complete rows are never lost
     return {path for path, *_ in complete_rows}
+
+
+def _require_mode(rows: list[list[str]], out_of_range: str, out: Path) -> None:
+    """Raise `UserError` if rows show another way to treat images far from the training images."""
+    modes = {
+        "warn" if row[HEADER.index("probability")] else "refuse"
+        for row in rows
+        if row[HEADER.index("error")].startswith(OUT_OF_RANGE)
+    }
+    if other_modes := modes - {out_of_range}:
+        raise UserError(
+            f"--out must contain only predictions with out_of_range={out_of_range}: '{out}' "
+            f"contains some with {', '.join(sorted(other_modes))}. Choose another file."
+        )
 
 
 def _write(out: Path, rows: list[list[str]]) -> None:

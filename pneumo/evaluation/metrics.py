@@ -244,7 +244,8 @@ def threshold_of_net_benefit(
     fpr, tpr, thresholds = _operating_points(labels, probabilities)
     positive = labels.mean() if prevalence is None else prevalence
     weight = threshold_probability / (1 - threshold_probability)
-    return float(thresholds[np.argmax(tpr * positive - fpr * (1 - positive) * weight)])
+    benefit = tpr * positive - fpr * (1 - positive) * weight
+    return float(thresholds[np.argmax(benefit.round(12))])  # so that rounding breaks no ties
 
 
 def specificity_at_sensitivity(

@@ -1,4 +1,4 @@
-"""Detection of images that are far from the training images."""
+"""Detection of images that are far from the training images (out-of-distribution detection)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ class InputGate:
         layer: Name of the layer.
         mean: Means of the features: float32, shape (features,).
         precision: Inverse of their covariance: float32, shape (features, features).
-        limit: Distance above which an image is out of range, above 0.
+        limit: Distance above which an image is out of range, 0 or more.
     """
 
     layer: str
@@ -71,6 +71,7 @@ class InputGate:
             gate = cls(
                 str(arrays["layer"]), arrays["mean"], arrays["precision"], float(arrays["limit"])
             )
-        if gate.precision.shape != 2 * gate.mean.shape or not gate.limit > 0:
+        is_finite = np.isfinite(gate.mean).all() and np.isfinite(gate.precision).all()
+        if gate.precision.shape != 2 * gate.mean.shape or not is_finite or not gate.limit >= 0:
             raise ValueError("the arrays are not those of an input gate")
         return gate

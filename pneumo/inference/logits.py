@@ -16,7 +16,9 @@ MEMBER_PREFIX, WEIGHT_INFIX, FLIP_LAYER = "member_", "_weight_", "mirror"
 INFERENCE_BATCH_SIZE = 64  # images per step: with fewer, small parts take longer
 
 
-def build_ensemble(members: Sequence[keras.Model], flip_tta: bool = False) -> keras.Model:
+def build_ensemble(
+    members: Sequence[keras.Model], flip_tta: bool = False, name: str | None = None
+) -> keras.Model:
     """Build a model whose logit is the mean of its members' logits.
 
     Args:
@@ -24,6 +26,7 @@ def build_ensemble(members: Sequence[keras.Model], flip_tta: bool = False) -> ke
             several times runs once, and its weight in the mean is that number.
         flip_tta: Whether to use test-time augmentation: each member also gets the horizontally
             flipped image, and its two logits are averaged.
+        name: Name of the ensemble, by default that of the first member.
 
     Returns:
         The ensemble. A single member without `flip_tta` is returned itself.
@@ -49,7 +52,7 @@ def build_ensemble(members: Sequence[keras.Model], flip_tta: bool = False) -> ke
         for member in named_members
         for logit in [member(view) for view in views] * member_weight(member)
     ]
-    return keras.Model(pixels, layers.Average()(logits), name=members[0].name)
+    return keras.Model(pixels, layers.Average()(logits), name=name or members[0].name)
 
 
 def _member_name(number: int, weight: int) -> str:

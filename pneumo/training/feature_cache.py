@@ -1,8 +1,8 @@
 """Disk cache of the activations of frozen blocks, computed once and shared by all trials.
 
 Frozen blocks return the same for the same image in every epoch of every trial, and take nearly all
-of a trial's time. So the cache stores their output for each unaugmented image, and for a fixed
-number of its variations at each strength of the augmentation.
+of a trial's time. So the cache stores their output for the validation images, and for `N_VIEWS`
+augmented views of the training images for each setting of the augmentation.
 
 Cuts near the pixels are not worth it: their features are large and little computation precedes
 them. See `FeatureCache.is_worth_storing`.

@@ -1,14 +1,14 @@
 """Training of one model, independent of MLflow and Optuna."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
-from pneumo.data.dataset import DecodedDataset, Fold
+from pneumo.data.dataset import DecodedDataset, Fold, Subset
 from pneumo.evaluation.robustness import ROBUST_VERSIONS, VersionLogits, robust_auc
 from pneumo.inference.input_gate import InputGate
 from pneumo.inference.logits import (
@@ -131,29 +131,32 @@ def _mean_logits(members: list[FittedNetwork]) -> tuple[VersionLogits, np.ndarra
 def fit_input_gate(model: keras.Model, images: DecodedDataset) -> InputGate:
     """Fit a gate to training images, with its limit from validation images.
 
-    The features are those of the last block whose maps are larger than those at the backbone's
-    end. Later blocks keep mostly what separates the classes, and detect fewer images. The
-    covariance is shrunk (Ledoit and Wolf, Journal of Multivariate Analysis 2004, 88:365), so that
-    it has an inverse if there are fewer images than features.
+    The features are those of the last block whose maps are larger than the backbone's last ones.
+    Later blocks keep mostly what separates the classes, and detect fewer images. The covariance is
+    shrunk (Ledoit and Wolf, Journal of Multivariate Analysis 2004, 88:365), so that it has an
+    inverse if there are fewer images than features.
 
     Args:
         model: Model as `build_ensemble` returns it. Of an ensemble the first member counts.
         images: Its images, of which at most `MAX_GATE_IMAGES` of each split are used.
     """
     backbone = ensemble_members(model)[0].get_layer("backbone")
+    *_, last_maps = (layer.output for layer in backbone.layers if len(layer.output.shape) == 4)
     ends = [block[-1] for block in blocks(backbone, model.name)[:-1]]
-    larger = [end for end in ends if end.output.shape[1] > ends[-1].output.shape[1]] or ends
-    layer = larger[-1].name
-    network = with_features(model, layer)
+    *_, end = (end for end in ends if end.output.shape[1] > last_maps.shape[1])
+    network = with_features(model, end.name)
 
-    def features(split: str) -> np.ndarray:
-        pixels = images.split(split).images
-        chosen = np.linspace(0, len(pixels) - 1, min(len(pixels), MAX_GATE_IMAGES)).astype(int)
-        return network.predict(pixels[chosen], batch_size=INFERENCE_BATCH_SIZE, verbose=0)[1]
+    def features(name: str) -> np.ndarray:
+        split = images.split(name)
+        count = len(split.labels)
+        chosen = np.linspace(0, count - 1, min(count, MAX_GATE_IMAGES)).astype(int)
+        pixels = Subset(split, chosen).images
+        found = network.predict(pixels, batch_size=INFERENCE_BATCH_SIZE, verbose=0)[1]
+        return found.astype(np.float64)  # in float32 the inverse would lose small eigenvalues
 
     fitted = LedoitWolf().fit(features("train"))
     gate = InputGate(
-        layer, fitted.location_.astype(np.float32), fitted.precision_.astype(np.float32), np.inf
+        end.name, fitted.location_.astype(np.float32), fitted.precision_.astype(np.float32), np.inf
     )
     limit = np.quantile(gate.measure_distances(features("val")), GATE_QUANTILE, method="nearest")
-    return InputGate(gate.layer, gate.mean, gate.precision, float(limit))
+    return replace(gate, limit=float(limit))

@@ -302,13 +302,12 @@ def _combine(
 ) -> TrainingResult:
     """Build the ensemble, with the means of its members' logits."""
     trials = [candidates.trials[position] for position in positions]
-    networks = {
-        trial.number: ensemble_members(
-            model_files.load_model(attributes.MODEL_URI.read(trial)).keras_model
-        )
+    models = {
+        trial.number: model_files.load_model(attributes.MODEL_URI.read(trial)).keras_model
         for trial in trials
     }
-    members = [network for trial in trials for network in networks[trial.number]]
+    members = [network for trial in trials for network in ensemble_members(models[trial.number])]
+    backbone = models[trials[0].number].name  # a member of another ensemble has another name
     logits = {
         version: values[positions].mean(axis=0) for version, values in candidates.logits.items()
     }
@@ -318,7 +317,7 @@ def _combine(
         aucs.append(float(roc_auc_score(fold.val.labels, own[None])))
         robust_aucs.append(robust_auc(fold.val.labels, own))
     return TrainingResult(
-        model=build_ensemble(members, config.flip_tta == "on"),
+        model=build_ensemble(members, config.flip_tta == "on", backbone),
         best_epochs=(),
         logits=logits,
         perturbed_logits=candidates.perturbed_logits[positions].mean(axis=0),

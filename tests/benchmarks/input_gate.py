@@ -1,4 +1,4 @@
-"""How many images that are no upright chest X-ray the input gate of a model rejects.
+"""How many images that are not upright chest X-rays the input gate of a model rejects.
 
     python -m tests.benchmarks.input_gate --data ARCHIVE --model URI [--split test]
 

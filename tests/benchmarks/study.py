@@ -57,7 +57,7 @@ def main() -> None:
         peer = None if options.alone else process("peer", options)
         ours = [process("ours", options, pruning) for pruning in (False, True)]
         after = process("costs", options)
-    if options.by_epoch:
+    if peer and options.by_epoch:
         peer["seconds"] = sum(
             trial["epochs"] * peer["epochs"][trial["depth"]] for trial in ours[0]["trials"]
         )

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import mlflow
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps
 from scipy.special import expit, logit
 from sklearn import metrics
 
+from pneumo.commands.evaluation import count_out_of_range
 from pneumo.data.perturb import perturb_split
 from pneumo.evaluation.intervals import format_with_interval, metric_intervals
 from pneumo.evaluation.overlap import Overlap
@@ -229,6 +231,26 @@ def test_a_threshold_has_the_greatest_net_benefit_on_validation(stores, on_test)
     assert numbers(made)["findings"][-1] == finding
     assert finding in " ".join(output.split())
     assert not any("model's own" in finding for finding in numbers(on_test[0])["findings"])
+
+
+def test_images_far_from_the_training_images_are_counted(stores, on_test, sample):
+    loaded = models.find_model(MODEL).model
+    images = sample.decode(32, 0).split("test").images
+    _, distances = loaded.predict_images(images)
+    found = numbers(on_test[0])["input_gate"]
+    assert found == {
+        "limit": loaded.input_gate.limit,
+        "median_distance": pytest.approx(np.median(distances), rel=1e-5),
+        "out_of_range": sum(distances > loaded.input_gate.limit),
+    }
+    page = " ".join(text(on_test[0].info.run_id, "test/evidence.html").split())
+    assert f"{found['out_of_range']} of these {len(images)} images are far from" in page
+    assert f"their distance exceeds {found['limit']:.1f}, the 99.9 % quantile" in page
+    assert f"The median distance is {found['median_distance']:.1f}." in page
+    # no image has the median itself
+    gate = replace(loaded.input_gate, limit=found["median_distance"])
+    assert count_out_of_range(gate, distances)["out_of_range"] == len(images) / 2
+    assert count_out_of_range(None, None) is None
 
 
 def test_an_evaluation_at_another_prevalence_decides_nothing(stores, on_test):

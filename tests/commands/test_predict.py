@@ -142,6 +142,13 @@ def test_images_far_from_the_training_images(study, sample, out, tmp_path, capsy
     assert pd.isna(far["error"]) if mode == "ignore" else re.fullmatch(warns, far["error"])
     assert pd.isna([far["probability"], far["label"]]).tolist() == 2 * [mode == "refuse"]
     assert f"0 unreadable, {int(mode != 'ignore')} far from the training images;" in output
+    if mode != "ignore":  # of which no row shows how it was made
+        other = {"warn": "refuse", "refuse": "warn"}[mode]
+        before = out.read_text()
+        code, _, errors = predicted_here(capsys, folder, out, "--out_of_range", other)
+        assert code == 2
+        assert f"only predictions with out_of_range={other}: '{out}' contains some with" in errors
+        assert out.read_text() == before
 
 
 @pytest.mark.slow

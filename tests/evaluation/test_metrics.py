@@ -108,6 +108,13 @@ def test_a_threshold_has_the_greatest_net_benefit(probability, prevalence):
     assert benefit(threshold) == pytest.approx(max(map(benefit, SCORES)), abs=1e-12)
 
 
+def test_of_equally_good_thresholds_the_highest_counts():
+    labels = np.repeat([1, 1, 0, 0], [10, 1, 10, 4])
+    scores = np.repeat([0.8, 0.2, 0.8, 0.2], [10, 1, 10, 4])
+    # 10 - 10/4 = 11 - 14/4, except for rounding
+    assert threshold_of_net_benefit(0.2, None, labels, scores) == pytest.approx(0.5)
+
+
 def test_net_benefit_weighs_false_alarms_by_prevalence():
     thresholds = [
         threshold_of_net_benefit(0.2, prevalence, LABELS, SCORES) for prevalence in (0.9, 0.01)

@@ -276,3 +276,20 @@ def test_what_an_older_run_does_not_store_is_to_be_completed(evaluated):
     assert items["CLAIM", "23"].state == "partly"
     assert items["CLAIM", "23"].to_complete == "git commit (not known)"
     assert items["TRIPOD+AI", "20c"].facts == []
+
+
+@pytest.mark.slow
+def test_fields_in_which_the_members_of_an_ensemble_differ_are_not_known(evaluated):
+    model, decoded, _, result = evaluated
+    data = model.trial.data
+    params = [Param(*item) for item in data.params.items() if item[0] != "sharpness_jitter"]
+
+    def augmentation(tags: dict[str, str]) -> str:
+        tags = [RunTag(*item) for item in (data.tags | tags).items()]
+        trial = Run(model.trial.info, RunData([], params, tags), model.trial.inputs)
+        ensemble = replace(model, trial=trial)
+        found = collect_facts(ensemble, decoded, "test", result.evaluation, result.numbers)
+        return found["augmentation"].value
+
+    assert augmentation({}).endswith("sharpness jitter 0.0")  # of an older version
+    assert augmentation({"pneumo.members": "1, 2"}) == ""

@@ -6,58 +6,79 @@ import pytest
 from sklearn.covariance import LedoitWolf
 
 from pneumo.inference.input_gate import InputGate
-from pneumo.inference.logits import build_ensemble, predict_logits, with_features
+from pneumo.inference.logits import (
+    build_ensemble,
+    ensemble_members,
+    predict_logits,
+    with_features,
+)
 from pneumo.training.config import RunConfig
 from pneumo.training.network import build_model
 from pneumo.training.train import fit_input_gate
+from tests.support.features import small_config
 
 LAYERS = {"cnn": "block_1_out", "mobilenet": "conv_pw_11_relu"}
 
 
-def build(backbone: str, **fields) -> keras.Model:
-    alpha = 0.25 if backbone == "mobilenet" else 1
-    return build_model(RunConfig(backbone=backbone, alpha=alpha, image_size=32, **fields))
+def build(**fields) -> keras.Model:
+    return build_model(RunConfig(image_size=32, **fields))
 
 
 def pooled(model: keras.Model, layer: str, pixels: np.ndarray) -> np.ndarray:
     """The means of each channel, by Keras alone."""
     backbone = model.get_layer("backbone")
     maps = keras.Model(backbone.inputs, backbone.get_layer(layer).output)
-    return maps.predict(pixels, verbose=0).mean(axis=(1, 2))
+    return maps.predict(pixels, verbose=0).mean(axis=(1, 2)).astype(float)
 
 
 @pytest.mark.parametrize("backbone", ["cnn", "mobilenet"])
-def test_the_gate_is_that_of_the_last_block_with_larger_maps(backbone, sample):
+def test_the_gate_is_that_of_the_last_block_with_larger_maps(backbone, sample, weights):
     images = sample.decode(32, 0)
-    model = build(backbone)
+    model = build() if backbone == "cnn" else build_model(small_config(weights))
     gate = fit_input_gate(model, images)
     assert gate.layer == LAYERS[backbone]
     train, val = (
         pooled(model, gate.layer, images.split(split).images) for split in ("train", "val")
     )
     expected = LedoitWolf().fit(train)
+    assert np.abs(expected.location_).max() > 0.01
     assert gate.mean == pytest.approx(expected.location_, rel=1e-3, abs=1e-5)
     distances = gate.measure_distances(val)
-    assert distances == pytest.approx(np.sqrt(expected.mahalanobis(val)), rel=2e-2)
+    assert distances == pytest.approx(np.sqrt(expected.mahalanobis(val)), rel=1e-2)
     # among fewer than 500 images the nearest one to the quantile is the maximum
     assert gate.limit == pytest.approx(distances.max(), rel=1e-3)
 
 
-def test_large_splits_are_thinned_out(sample, monkeypatch):
+def test_large_splits_are_thinned_out_to_fewer_images_than_features(sample, monkeypatch):
     images = sample.decode(32, 0)
-    model = build("cnn")
+    model = build()
     monkeypatch.setattr("pneumo.training.train.MAX_GATE_IMAGES", 7)
     gate = fit_input_gate(model, images)
-    pixels = images.split("train").images
-    places = [round(number * (len(pixels) - 1) / 6 - 0.499) for number in range(7)]
-    some = pooled(model, gate.layer, pixels[places])
+    train, val = (images.split(split).images for split in ("train", "val"))
+    places = [round(number * (len(train) - 1) / 6 - 0.499) for number in range(7)]
+    some = pooled(model, gate.layer, train[places])
+    assert some.shape == (7, 16)
     assert gate.mean == pytest.approx(some.mean(axis=0), rel=1e-4)
+    expected = LedoitWolf().fit(some).mahalanobis(pooled(model, gate.layer, val))
+    assert gate.measure_distances(pooled(model, gate.layer, val)) == pytest.approx(
+        np.sqrt(expected), rel=1e-2
+    )
+
+
+def test_an_ensemble_of_ensembles_has_a_gate(sample):
+    images = sample.decode(32, 0)
+    networks = [build(seed=seed) for seed in range(3)]
+    trial = build_ensemble(networks[:2])
+    both = build_ensemble([*ensemble_members(trial), networks[2]], name=trial.name)
+    gate, expected = (fit_input_gate(model, images) for model in (both, networks[0]))
+    assert both.name == "cnn"
+    assert (gate.layer, gate.limit) == (expected.layer, pytest.approx(expected.limit, rel=1e-3))
 
 
 @pytest.mark.parametrize("flip_tta", [False, True])
 @pytest.mark.parametrize("members", [1, 2])
 def test_features_come_with_the_same_logit(members, flip_tta, sample):
-    networks = [build("cnn", seed=seed) for seed in range(members)]
+    networks = [build(seed=seed) for seed in range(members)]
     # the first member is in the ensemble twice
     model = build_ensemble([networks[0], *networks] if members > 1 else networks, flip_tta)
     pixels = sample.decode(32, 0).split("val").images
@@ -83,9 +104,11 @@ def test_a_stored_gate_is_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shape", "limit"), [((3, 2), 1), ((9,), 1), ((3, 3), 0), ((3, 3), -1), ((3, 3), np.nan)]
+    ("shape", "value", "limit"),
+    [((3, 2), 0, 1), ((9,), 0, 1), ((3, 3), np.nan, 1), ((3, 3), 0, -1), ((3, 3), 0, np.nan)],
 )
-def test_arrays_that_are_no_gate_are_refused(shape, limit, tmp_path):
-    InputGate("a layer", np.zeros(3), np.zeros(shape), limit).save(tmp_path / "gate.npz")
+def test_arrays_that_are_not_a_gate_are_refused(shape, value, limit, tmp_path):
+    precision = np.full(shape, value, float)
+    InputGate("a layer", np.zeros(3), precision, limit).save(tmp_path / "gate.npz")
     with pytest.raises(ValueError, match="not those of an input gate"):
         InputGate.load(tmp_path / "gate.npz")

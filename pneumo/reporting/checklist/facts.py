@@ -21,7 +21,8 @@ from pneumo.reporting.evaluation_report import METRIC_TITLES, THRESHOLD_RULES, d
 from pneumo.reporting.html_report import INTENDED_USE, OUT_OF_SCOPE, TEMPLATE_FOLDER, TEMPLATES
 from pneumo.tracking.model_files import SERVING_REQUIREMENTS
 from pneumo.tracking.models import LoadedModel
-from pneumo.training.config import complete_fields
+from pneumo.tracking.tags import MEMBERS
+from pneumo.training.config import complete_fields, rename_fields
 
 # Names of the facts. Columns fact, value and source; the last two are templates
 FACTS_FILE = TEMPLATE_FOLDER / "checklist_facts.csv"
@@ -100,7 +101,7 @@ def collect_facts(
     evaluated, development = _evaluated(images, split), list(_development(trial))
     known = {
         "run": f"run {trial.info.run_id[:8]}",  # the head of the list has all digits
-        "params": complete_fields(trial.data.params),
+        "params": _fields(trial),
         "tags": trial.data.tags,
         "split": split,
         "dataset": images.dataset,
@@ -136,6 +137,12 @@ def collect_facts(
         row.fact: Fact(_render(row.value, known), _render(row.source, known))
         for row in read_table(FACTS_FILE).itertuples()
     }
+
+
+def _fields(trial: Run) -> dict[str, str]:
+    """Return the fields of a run's config. An ensemble has only those that its members share."""
+    fields = trial.data.params
+    return rename_fields(fields) if MEMBERS in trial.data.tags else complete_fields(fields)
 
 
 def _render(text: str, known: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pneumo.evaluation.robustness import ROBUST_VERSIONS, robust_auc
 from pneumo.inference.logits import ensemble_members, predict_logits
 from pneumo.training import train as training
 from pneumo.training.config import RunConfig, derive_seed
-from pneumo.training.feature_cache import FeatureCache
+from pneumo.training.feature_cache import N_VIEWS, FeatureCache
 from pneumo.training.fit import FittedNetwork
 from pneumo.training.train import train
 from tests.support.features import few_images, small_config
@@ -96,7 +96,9 @@ def test_a_network_that_stops_early_leaves_a_gap_in_the_epochs(images):
 
 @pytest.mark.slow
 def test_the_features_of_all_folds_are_computed_once(images, weights, own_cache, monkeypatch):
-    config = small_config(weights).override({"epochs": 2, "augment_strength": 0.5, "folds": 3})
+    epochs = N_VIEWS
+    config = small_config(weights)
+    config = config.override({"epochs": epochs, "augment_strength": 0.5, "folds": 3})
     compute, computed, fits = FeatureCache._compute, [], []
 
     def count(self, view, depth, draft) -> None:
@@ -106,7 +108,8 @@ def test_the_features_of_all_folds_are_computed_once(images, weights, own_cache,
     monkeypatch.setattr(FeatureCache, "_compute", count)
     train(config, images, [lambda epoch, _: fits.append((epoch, len(computed)))])
     assert len(computed) == len(set(computed))
-    assert fits[-1] == (6, fits[1][1] + 5)  # after fold 0 only the five versions of validation
+    # after fold 0, which has seen all views, only the five versions of validation
+    assert fits[-1] == (3 * epochs, fits[epochs - 1][1] + 5)
 
 
 @pytest.mark.slow

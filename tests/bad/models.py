@@ -90,7 +90,7 @@ def torn(place: Path) -> None:
 
 
 def other_gate(place: Path) -> None:
-    """Write a gate for another number of features."""
+    """Write a gate for a layer that the network does not have."""
     gate = InputGate("block_1_out", np.zeros(3, np.float32), np.eye(3, dtype=np.float32), 1.0)
     gate.save(place / "artifacts" / "input_gate.npz")
 
@@ -210,7 +210,7 @@ SPOILED = [
         predicts,
         TRIAL,
         other_gate,
-        UNUSABLE.format("the input gate must have 16 features: it has 3"),
+        UNUSABLE.format("No such layer: block_1_out"),
     ),
     (
         "trial, gate with a pickle",

@@ -12,6 +12,7 @@ from pneumo.inference.logits import (
     predict_logits,
     with_features,
 )
+from pneumo.inference.pyfunc import PneumoniaModel
 from pneumo.training.config import RunConfig
 from pneumo.training.network import build_model
 from pneumo.training.train import fit_input_gate
@@ -112,3 +113,11 @@ def test_arrays_that_are_not_a_gate_are_refused(shape, value, limit, tmp_path):
     InputGate("a layer", np.zeros(3), precision, limit).save(tmp_path / "gate.npz")
     with pytest.raises(ValueError, match="not those of an input gate"):
         InputGate.load(tmp_path / "gate.npz")
+
+
+def test_a_gate_of_another_number_of_features_is_refused():
+    model = PneumoniaModel()
+    model.keras_model = build()
+    gate = InputGate("block_1_out", np.zeros(3), np.eye(3), 1)
+    with pytest.raises(ValueError, match="the input gate must have 16 features: it has 3"):
+        model.use_gate(gate)

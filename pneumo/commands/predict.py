@@ -13,8 +13,8 @@ from PIL import Image
 
 from pneumo.commands.options.arguments import PredictOptions
 from pneumo.commands.options.inputs import Inputs, heat_map_folder
-from pneumo.inference.decode import UnreadableImageError
 from pneumo.inference.input_gate import OUT_OF_RANGE
+from pneumo.inference.untrusted import UnreadableImageError
 from pneumo.reporting.plots import overlay_heat_map
 from pneumo.runtime.console import echo, track
 from pneumo.runtime.errors import UserError

@@ -1,8 +1,7 @@
 """Data sets: from the name that the user passes to images that are ready for training."""
 
-import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +9,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pneumo.data import archive, index, pixels
-from pneumo.data.download import REMOTE_DATASETS, check_image_counts, fetch
+from pneumo.data import index, pixels
 from pneumo.data.pixels import pixels_digest
-from pneumo.data.sample import make_sample
-from pneumo.data.split import assign_folds, raise_on_conflicts, split_validation
+from pneumo.data.schema import CLASSES
+from pneumo.data.sources.download import REMOTE_DATASETS, check_image_counts
+from pneumo.data.sources.resolve import SAMPLE, resolve_source
+from pneumo.data.split import (
+    TEST_FRACTION,
+    assign_folds,
+    raise_on_conflicts,
+    split_test,
+    split_validation,
+)
 from pneumo.runtime import cache
+from pneumo.runtime.console import echo
 from pneumo.runtime.errors import UserError, quoted
-
-SAMPLE = "sample"
-
-ACCEPTED_SOURCES = ", ".join([SAMPLE, *REMOTE_DATASETS, "a folder, a .zip or a .tar.gz"])
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Split:
     """Images of one split of a data set, in the order of their paths.
 
     Attributes:
-        rows: Columns `index.COLUMNS`, one row per readable image.
+        rows: Columns `COLUMNS`, one row per readable image.
         pixels: Memory map of all images of the data set: uint8, shape (n, size, size).
         positions: Position of each row in `pixels`: int64, shape (rows,).
         preprocessing: How files became pixels: see `pixels.decode_key` and
@@ -107,7 +110,7 @@ class Dataset:
         is_synthetic: Whether it is the synthetic sample.
         root: The folder that the user passed, or of the unpacked archive.
         base: The folder in `root` from which the rows' paths start.
-        rows: Columns `index.COLUMNS`, one row per image, with the splits train, val and test.
+        rows: Columns `COLUMNS`, one row per image, with the splits train, val and test.
     """
 
     source: str
@@ -117,6 +120,15 @@ class Dataset:
     root: Path
     base: Path
     rows: pd.DataFrame
+    positive: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """Options by which a command opens this data set."""
+        return {
+            "data": self.source,
+            **({"positive": ",".join(self.positive)} if self.positive else {}),
+        }
 
     @property
     def unknown_patients(self) -> int:
@@ -140,7 +152,7 @@ class Dataset:
         an earlier one, byte for byte.
         """
         copies = int(self.rows["sha256"].duplicated().sum())
-        return {**index.count_files(self.root), "duplicates": copies}
+        return {**index.count_files(self.root, len(self.rows)), "duplicates": copies}
 
     def images_digest(self, *splits: str) -> str:
         """Return 16 hex digits that identify the image files of splits, '' if they have none.
@@ -148,7 +160,7 @@ class Dataset:
         Paths, labels, patients and other splits have no influence.
         """
         files = self.rows["sha256"][self.rows["split"].isin(splits)]
-        return _digest_of(files) if len(files) else ""
+        return index.digest_of(files) if len(files) else ""
 
     def decode(self, size: int, max_unreadable: float, resize: str = "squash") -> "DecodedDataset":
         """Decode the images at one size, or load them from the cache.
@@ -240,7 +252,7 @@ class DecodedDataset:
         ]
 
     def _require_classes(self, is_chosen: np.ndarray, name: str) -> None:
-        for label, class_name in enumerate(index.CLASSES):
+        for label, class_name in enumerate(CLASSES):
             if not (is_chosen & (self.dataset.rows["label"] == label)).any():
                 raise UserError(
                     f"{name} must contain readable images of {class_name}: it has none "
@@ -261,7 +273,7 @@ class DecodedDataset:
         """Count readable images and their patients: columns split, class, images, patients."""
         groups = self.dataset.rows[self._readable].groupby(["split", "label"])["patient"]
         counts = groups.agg(images="size", patients="nunique").reset_index()
-        names = [index.CLASSES[label] for label in counts.pop("label")]
+        names = [CLASSES[label] for label in counts.pop("label")]
         counts.insert(1, "class", names)
         return counts
 
@@ -284,18 +296,16 @@ def _all_of(split: Split) -> Subset:
     return Subset(split, np.arange(len(split.rows)))
 
 
-def _digest_of(files: Iterable[str]) -> str:
-    """Return 16 hex digits that identify a set of files, given as their sha256, in any order."""
-    return hashlib.sha256("\n".join(sorted(set(files))).encode()).hexdigest()[:16]
-
-
 def published_splits(split: str) -> tuple[str]:
     """Return the splits of a data set, as it is published, that contain a split."""
     return ("test",) if split == "test" else ("train",)  # validation is split from train
 
 
 def open_dataset(
-    data: str, required_splits: tuple[str, ...] = ("train",), allow_conflicts: bool = False
+    data: str,
+    required_splits: tuple[str, ...] = ("train",),
+    allow_conflicts: bool = False,
+    positive: tuple[str, ...] = (),
 ) -> Dataset:
     """Open a data set, index it and split it.
 
@@ -303,6 +313,7 @@ def open_dataset(
         data: `sample`, one of `REMOTE_DATASETS`, or the path of a folder, a `.zip` or a `.tar.gz`.
         required_splits: Splits that the data set must have, as it is published: `train`, `test`.
         allow_conflicts: Whether images may contradict each other: see `raise_on_conflicts`.
+        positive: Labels of a table that mean pneumonia; none if it has only two.
 
     Returns:
         The data set; its images are not decoded yet.
@@ -311,12 +322,15 @@ def open_dataset(
         UserError: There is no such data set, a needed split is missing, a split lacks a class, or
             images contradict each other.
     """
-    name, root = _resolve(data)
+    name, root = resolve_source(data)
     with _name_source_in_errors(root, data):
-        base = index.find_split_root(root)
-        rows = index.build_index(base)
+        base = index.find_base(root)
+        rows = index.build_index(base, positive)
         if data in REMOTE_DATASETS:
             check_image_counts(rows, REMOTE_DATASETS[data])
+        if (rows["split"] == "").all():
+            echo(f"{name} has no column split: {TEST_FRACTION:.0%} of its patients are test")
+            rows = split_test(rows)
         for split in sorted({*required_splits, *rows["split"]}):
             _require_both_classes(rows, split, base)
         if not allow_conflicts:
@@ -329,25 +343,8 @@ def open_dataset(
         root=root,
         base=base,
         rows=split_validation(rows),
+        positive=positive,
     )
-
-
-def _resolve(data: str) -> tuple[str, Path]:
-    if data == SAMPLE:
-        return data, make_sample()
-    if data in REMOTE_DATASETS:
-        return data, fetch(data)
-    path = Path(os.path.expanduser(data))
-    if os.path.isdir(path):  # unlike Path.is_dir, it takes any text
-        return path.resolve().name, path
-    if not os.path.isfile(path):
-        raise UserError(
-            f"data must be {ACCEPTED_SOURCES}: '{quoted(data)}' does not exist. "
-            "Check the path. If MLflow runs the project from a Git URL, it must be absolute."
-        )
-    if not path.name.lower().endswith(archive.ARCHIVE_SUFFIXES):
-        raise UserError(f"data must be {ACCEPTED_SOURCES}: got the file '{quoted(data)}'")
-    return path.name, archive.unpack(path)
 
 
 @contextmanager
@@ -361,6 +358,6 @@ def _name_source_in_errors(root: Path, data: str) -> Iterator[None]:
 
 
 def _require_both_classes(rows: pd.DataFrame, split: str, base: Path) -> None:
-    for label, name in enumerate(index.CLASSES):
+    for label, name in enumerate(CLASSES):
         if not ((rows["split"] == split) & (rows["label"] == label)).any():
             raise UserError(f"{base} must contain images in {split}/{name}: it has none. Add some.")

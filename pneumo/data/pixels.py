@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from pneumo.inference.batches import map_in_threads
-from pneumo.inference.decode import DECODER_VERSION, UnreadableImageError, decode
+from pneumo.inference.decode import DECODER_VERSION, FORMATS_VERSION, decode
+from pneumo.inference.untrusted import UnreadableImageError
 from pneumo.runtime import cache
 from pneumo.runtime.console import track
 from pneumo.runtime.errors import UserError
@@ -24,7 +25,7 @@ def decode_key(size: int, resize: str) -> str:
         size: Side of the square images in pixels.
         resize: See `decode.decode`.
     """
-    return f"{DECODER_VERSION} {size} {resize}"
+    return f"{DECODER_VERSION}.{FORMATS_VERSION} {size} {resize}"
 
 
 def pixels_digest(rows: pd.DataFrame, preprocessing: str) -> str:

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pneumo.data.index import CLASSES, has_unknown_patient
+from pneumo.data.index import has_unknown_patient
 from pneumo.data.pixels import read_file
-from pneumo.inference.decode import UnreadableImageError, decode
+from pneumo.data.schema import CLASSES
+from pneumo.inference.decode import decode
+from pneumo.inference.untrusted import UnreadableImageError
 from pneumo.runtime.errors import UserError, quoted
 
 # Column in which all copies of a file must agree → texts for the message if they do not
@@ -19,6 +21,7 @@ CONFLICT_RULES = {
 }
 
 VALIDATION_FRACTION = 0.2
+TEST_FRACTION = 0.2  # of a data set that is published without splits
 
 
 def raise_on_conflicts(base: Path, rows: pd.DataFrame) -> None:
@@ -128,6 +131,27 @@ def split_validation(rows: pd.DataFrame) -> pd.DataFrame:
         chosen_patients += names[: max(1, round(VALIDATION_FRACTION * len(names)))]
     is_val = rows.index.isin(train.index[groups.isin(chosen_patients)])
     return rows.assign(split=rows["split"].mask(is_val, "val"))
+
+
+def split_test(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a copy of an index without splits, with 20 % of the patients of each class in `test`.
+
+    All others are in `train`. The choice depends on the patients' names alone, as in
+    `split_validation`.
+
+    Raises:
+        UserError: A class has a single patient.
+    """
+    groups = _patient_groups(rows)
+    chosen_patients: list[str] = []
+    for label, names in _ordered_patients(rows, groups):
+        if len(names) < 2:
+            raise UserError(
+                f"a data set without the column split must have at least two patients of each "
+                f"class: {CLASSES[label]} has one. Add images, or the column split."
+            )
+        chosen_patients += names[-max(1, round(TEST_FRACTION * len(names))) :]
+    return rows.assign(split=groups.isin(chosen_patients).map({True: "test", False: "train"}))
 
 
 def assign_folds(rows: pd.DataFrame, n_folds: int) -> np.ndarray:

@@ -1,15 +1,16 @@
 """A copy of a data set with a selection of its test images."""
 
 import shutil
-from collections.abc import Collection
 from pathlib import Path
 from uuid import uuid4
 
 import pandas as pd
 
+from pneumo.data import index
 from pneumo.data.dataset import Dataset
-from pneumo.data.index import CLASSES, read_table
+from pneumo.data.layouts.table import read_table, write_listing
 from pneumo.data.pixels import read_file
+from pneumo.data.schema import CLASSES
 from pneumo.runtime.console import track
 from pneumo.runtime.errors import UserError, quoted
 
@@ -39,7 +40,7 @@ def write_subset(dataset: Dataset, list_file: Path, out: Path) -> None:
     draft = out.with_name(f".{out.name}.{uuid4().hex}")
     try:
         _require_free(out)
-        _copy(dataset.base, rows["path"].tolist(), draft)
+        _copy(dataset.base, rows, draft)
         draft.rename(out)  # replaces an empty folder, and raises if it is no longer empty
     except OSError as error:
         raise UserError(
@@ -56,7 +57,8 @@ def _select(dataset: Dataset, list_file: Path) -> pd.DataFrame:
     is_test = rows["split"] == "test"
     if unknown := sorted(names - set(rows["path"][is_test])):
         raise UserError(
-            f"--test_images must list test images of {dataset.name} as test/CLASS/FILE: "
+            f"--test_images must list test images of {dataset.name}, such as "
+            f"'{quoted(rows['path'][is_test].iloc[0])}': "
             f"{len(unknown)} of {len(names)} lines match none, the first is "
             f"'{quoted(unknown[0])}'. Pass the data set of the list, or correct the list."
         )
@@ -90,13 +92,15 @@ def _require_free(out: Path) -> None:
         )
 
 
-def _copy(base: Path, paths: Collection[str], folder: Path) -> None:
-    """Copy images, and the lines of `patients.csv` about them."""
+def _copy(base: Path, rows: pd.DataFrame, folder: Path) -> None:
+    """Copy images, and the lines of `patients.csv` about them, or a table of them."""
+    paths = rows["path"].tolist()
     for path in track(paths, len(paths), "Copying"):
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(read_file(base / path))
-    patients_file = base / "patients.csv"
-    if patients_file.is_file():
-        table = read_table(patients_file)
-        table[table["path"].isin(paths)].to_csv(folder / patients_file.name, index=False)
+    if index.table_of(base):
+        write_listing(rows, folder)
+    elif (patients_file := base / index.PATIENTS_FILE).is_file():
+        listed = read_table(patients_file)
+        listed[listed["path"].isin(paths)].to_csv(folder / patients_file.name, index=False)

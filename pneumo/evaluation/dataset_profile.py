@@ -12,11 +12,12 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from pneumo.data.dataset import DecodedDataset
-from pneumo.data.index import CLASSES, has_unknown_patient
+from pneumo.data.index import has_unknown_patient
+from pneumo.data.schema import CLASSES
 from pneumo.data.split import shared_patients
 from pneumo.evaluation.intervals import metric_intervals
 from pneumo.inference.batches import map_batches, map_in_threads
-from pneumo.inference.decode import open_image
+from pneumo.inference.decode import read_size
 
 # Side in pixels at which intensity and sharpness are measured, so that they are comparable
 PROFILE_SIZE = 224
@@ -79,8 +80,8 @@ def _header(file: Path) -> tuple[int, int, int, str]:
     """Return bytes, width, height and color; 0, 0 and '' for the last three if unreadable."""
     size = file.stat().st_size
     try:
-        with open_image(file) as image:
-            return size, *image.size, "grey" if image.mode in GRAYSCALE_MODES else image.mode
+        width, height, mode = read_size(file)
+        return size, width, height, "grey" if mode in GRAYSCALE_MODES else mode
     except Exception:  # `DecodedDataset.unreadable` has the reason
         return size, 0, 0, ""
 

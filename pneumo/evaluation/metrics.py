@@ -12,7 +12,7 @@ from scipy.special import expit, logit
 from sklearn import metrics
 
 from pneumo.data.dataset import Split
-from pneumo.data.index import CLASSES
+from pneumo.data.schema import CLASSES
 from pneumo.evaluation import bootstrap
 from pneumo.evaluation.intervals import (
     CI_SUFFIXES,

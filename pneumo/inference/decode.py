@@ -1,16 +1,20 @@
 """Decoding of image files to gray pixels, the same for the cache, `predict` and served models."""
 
 import io
-import re
-import warnings
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Raised with every change of what `decode` returns, so that old caches are not used
+from pneumo.inference.untrusted import UnreadableImageError, hide_warnings
+
+# Raised with every change of the pixels that `decode` returns. Models are loaded only with the
+# version that decoded their training images
 DECODER_VERSION = 3
+
+# Raised when files become readable that were not, so that old caches are not used
+FORMATS_VERSION = 2
 
 # Pillow reads more formats, such as EPS, for which it starts another program
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -19,12 +23,8 @@ MIN_SIDE = 8  # pixels of a side; nothing can be seen in smaller images
 
 MIN_BITS_USED = 14  # of 16: a detector's 10 to 12 bits would be almost black
 
-# In the form of the entries of `warnings.filters`
-PIL_WARNING_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-
-
-class UnreadableImageError(ValueError):
-    """An error for a file that is not an image or is broken; the message says why."""
+# At the end of the preamble, which may have any content
+DICOM_MARK, DICOM_PREAMBLE = b"DICM", 128  # bytes
 
 
 def decode(data: bytes, size: int, resize: str = "squash") -> np.ndarray:
@@ -43,16 +43,9 @@ def decode(data: bytes, size: int, resize: str = "squash") -> np.ndarray:
         UnreadableImageError: The file is not a readable image.
     """
     try:
-        image = open_image(io.BytesIO(data))
-        _check_supported(image)
-        if image.format == "PNG":  # Pillow does not verify its checksums otherwise
-            open_image(io.BytesIO(data)).verify()
-        image.draft("L", (size, size))  # JPEG only: decodes fewer pixels, directly to gray
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits at 255
-            image = Image.fromarray(_to_8_bit(np.asarray(image)))
+        image = _open_gray_dicom(data) if is_dicom(data) else _open_gray(data, size)
         to_square = ImageOps.pad if resize == "pad" else Image.Image.resize
-        return np.asarray(to_square(image.convert("L"), (size, size), Image.Resampling.BILINEAR))
+        return np.asarray(to_square(image, (size, size), Image.Resampling.BILINEAR))
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:
@@ -65,21 +58,63 @@ def decode(data: bytes, size: int, resize: str = "squash") -> np.ndarray:
         raise UnreadableImageError(str(error) or type(error).__name__) from error
 
 
-def open_image(file: Path | BinaryIO) -> Image.Image:
-    """Open an image without decoding its pixels.
+def is_dicom(data: bytes) -> bool:
+    """Return whether a file is marked as DICOM in its first bytes."""
+    return data[DICOM_PREAMBLE : DICOM_PREAMBLE + len(DICOM_MARK)] == DICOM_MARK
 
-    From then on Pillow's warnings are hidden: the images that cause them are either read
-    nevertheless or rejected with a reason.
+
+def read_size(file: Path) -> tuple[int, int, str]:
+    """Return an image's width and height in pixels, and its mode as Pillow names it.
+
+    Raises:
+        Exception: The file is not a readable image.
     """
-    if PIL_WARNING_FILTER not in warnings.filters:  # `warnings.catch_warnings` is not thread-safe
-        warnings.filterwarnings("ignore", module=PIL_WARNING_FILTER[3].pattern)
+    with file.open("rb") as stream:
+        start = stream.read(DICOM_PREAMBLE + len(DICOM_MARK))
+        if is_dicom(start):
+            from pneumo.inference import dicom
+
+            header = dicom.read_header(start + stream.read())
+            return header.Columns, header.Rows, "L"
+    with _open_image(file) as image:
+        return *image.size, image.mode
+
+
+def _open_image(file: Path | BinaryIO) -> Image.Image:
+    """Open an image without decoding its pixels."""
+    hide_warnings("PIL")
     return Image.open(file, formats=FORMATS)
 
 
-def _check_supported(image: Image.Image) -> None:
+def _open_gray_dicom(data: bytes) -> Image.Image:
+    from pneumo.inference import dicom
+
+    image = dicom.open_dicom(data)
+    _check_side(image)
+    return image
+
+
+def _open_gray(data: bytes, size: int) -> Image.Image:
+    """Decode an image to gray values of 8 bits, with at least `size` pixels if it has them."""
+    image = _open_image(io.BytesIO(data))
+    _check_supported(image)
+    if image.format == "PNG":  # Pillow does not verify its checksums otherwise
+        _open_image(io.BytesIO(data)).verify()
+    image.draft("L", (size, size))  # JPEG only: decodes fewer pixels, directly to gray
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits at 255
+        image = Image.fromarray(_to_8_bit(np.asarray(image)))
+    return image.convert("L")
+
+
+def _check_side(image: Image.Image) -> None:
     if min(image.size) < MIN_SIDE:
         width, height = image.size
         raise UnreadableImageError(f"{width} × {height} pixels, too few for a radiograph")
+
+
+def _check_supported(image: Image.Image) -> None:
+    _check_side(image)
     if image.mode in ("I", "F"):  # Pillow would clip these at 255
         raise UnreadableImageError(
             "32 bits per pixel, so white is unknown; save the image with 8 or 16 bits"
@@ -108,8 +143,4 @@ def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
 
 def _unidentified_reason(data: bytes) -> str:
     what = "not a supported image format"
-    if not data:
-        return f"{what}: the file is empty"
-    if data[128:132] == b"DICM":
-        return f"{what}: DICOM; convert it to PNG with dcmj2pnm --write-png or pydicom"
-    return what
+    return what if data else f"{what}: the file is empty"

@@ -22,9 +22,10 @@ from mlflow.exceptions import MlflowException
 
 from pneumo.inference.batches import map_batches
 from pneumo.inference.calibration import Calibration, prevalence_shift, shift_probabilities
-from pneumo.inference.decode import UnreadableImageError, decode
+from pneumo.inference.decode import decode
 from pneumo.inference.input_gate import InputGate
 from pneumo.inference.logits import INFERENCE_BATCH_SIZE, predict_logits, with_features
+from pneumo.inference.untrusted import UnreadableImageError
 
 # What to do with an image that is far from the training images: predict it and give the error too,
 # give only the error, or predict it

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from pneumo.data.dataset import DecodedDataset
-from pneumo.data.index import CLASSES
+from pneumo.data.schema import CLASSES
 from pneumo.evaluation import dataset_profile
 from pneumo.evaluation.intervals import format_number, format_with_interval
 from pneumo.reporting import data_plots

@@ -10,7 +10,7 @@ from typing import Any
 import mlflow
 from mlflow.entities import Run
 
-from pneumo.data.dataset import SAMPLE
+from pneumo.data.sources.resolve import SAMPLE
 from pneumo.evaluation import bootstrap, metrics
 from pneumo.evaluation.comparison import ScoredPredictions
 from pneumo.evaluation.intervals import format_with_interval
@@ -226,7 +226,7 @@ class StudyReport:
             yield (
                 "Read test/evidence.html in the artifacts. If the results convince you, run "
                 + _command(
-                    "promote", model_name=summary.winner["model_name"], data=summary.dataset.source
+                    "promote", model_name=summary.winner["model_name"], **summary.dataset.arguments
                 )
             )
 
@@ -259,7 +259,7 @@ class StudyReport:
         if "weights" in changed:  # their text has a file name and a digest, no path
             changed["weights"] = summary.base.weights
         return _command(
-            "train", experiment=summary.experiment, data=summary.dataset.source, **changed
+            "train", experiment=summary.experiment, **summary.dataset.arguments, **changed
         )
 
     def _rows(self, runs: Mapping[int, Run]) -> Iterator[dict[str, Any]]:

@@ -40,6 +40,8 @@ SERVING_REQUIREMENTS = (
     "scipy",
     "pandas",
     "pillow",
+    "pydicom",
+    "python-gdcm",
     "joblib",
 )
 

@@ -9,7 +9,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from pneumo.data.sample import example_file
+from pneumo.data.sources.sample import example_file
 from pneumo.runtime import cache
 from pneumo.runtime.errors import UserError
 from pneumo.tracking import evaluations, model_files, runs, session, study_runs

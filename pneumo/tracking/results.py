@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from pneumo.data.dataset import Dataset, DecodedDataset
-from pneumo.data.index import read_table
+from pneumo.data.layouts.table import read_table
 from pneumo.evaluation.metrics import Evaluation
 from pneumo.evaluation.robustness import ROBUST_VERSIONS, Version, VersionLogits
 from pneumo.tracking import tags

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from pneumo.data.sample import make_sample
+from pneumo.data.sources.sample import make_sample
 from tests.bad import Case
 
 IMAGE = "train/NORMAL/IM-0001-0001.png"

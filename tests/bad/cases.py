@@ -5,7 +5,8 @@ from tests.bad.configurations import CASES as CONFIGURATIONS
 from tests.bad.datasets import CASES as DATASETS
 from tests.bad.images import CASES as IMAGES
 from tests.bad.models import CASES as STORED
+from tests.bad.tables import CASES as TABLES
 from tests.bad.weights import CASES as WEIGHTS
 
-CASES = [*ARCHIVES, *CONFIGURATIONS, *DATASETS, *IMAGES]
+CASES = [*ARCHIVES, *CONFIGURATIONS, *DATASETS, *IMAGES, *TABLES]
 MODELS = [*STORED, *WEIGHTS]

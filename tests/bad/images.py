@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.bad import Case
+from tests.bad import Case, dicoms
 from tests.bad.xrays import prepare, xrays
 from tests.support.images import file_of
 
@@ -70,7 +70,7 @@ UNREADABLE = {
         file_of(GREY, "TIFF", compression="tiff_lzw"),
         "compressed TIFF is not supported; save it",
     ),
-    "DICOM": (bytes(128) + b"DICM" + bytes(400), r"DICOM; convert it .* dcmj2pnm .* pydicom"),
+    **{f"DICOM: {what}": rejected for what, rejected in dicoms.REJECTED.items()},
     "text": (b"The patient was not there.\n", "not a supported image format"),
     "page of an error": (b"<!DOCTYPE html><title>404</title>", "not a supported image format"),
     "PostScript": (
@@ -89,6 +89,7 @@ READABLE = {
     "animated GIF": animated(),
     "photograph lying on its side": turned(),
     "torn EXIF": with_torn_exif(),
+    **dicoms.READABLE,
     "120 megapixels": file_of(Image.new("1", (12_000, 10_000)), "PNG"),
 }
 

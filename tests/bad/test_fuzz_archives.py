@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pneumo.data.archive import unpack
+from pneumo.data.sources.archive import unpack
 from pneumo.runtime.errors import UserError
 from tests.support.fuzzing import NASTY, examples, is_one_line, result
 

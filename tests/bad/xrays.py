@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-from pneumo.data.sample import make_sample
+from pneumo.data.sources.sample import make_sample
 
 # Images of each class
 IMAGES = {"train": 20, "test": 6}

@@ -23,7 +23,7 @@ from PIL import Image
 
 from pneumo import __main__
 from pneumo.data.dataset import Dataset, open_dataset
-from pneumo.data.index import CLASSES
+from pneumo.data.schema import CLASSES
 from tests.support.stores import store_in
 
 LARGE, SIZE = (1300, 1000), 224

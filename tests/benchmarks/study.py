@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from pneumo.data.dataset import Dataset, open_dataset
-from pneumo.data.index import CLASSES
+from pneumo.data.schema import CLASSES
 from pneumo.training.backbones import BACKBONES
 from tests.benchmarks.costs import Costs
 from tests.benchmarks.study_space import arguments

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumo.data import index
 from pneumo.data.dataset import Subset
+from pneumo.data.schema import COLUMNS
 from pneumo.data.split import assign_folds, split_validation
 from pneumo.runtime.errors import UserError
 from tests.support.features import few_images
@@ -23,8 +23,8 @@ def indexed(healthy: int, sick: int) -> pd.DataFrame:
         for image in range(2)
     ]
     rows += [(f"test/{label}/t", label, "", f"t{label}", "test") for label in (0, 1)]
-    table = pd.DataFrame(rows, columns=[*index.COLUMNS[:5]])
-    return split_validation(table.assign(**{index.COLUMNS[5]: table["path"]}))
+    table = pd.DataFrame(rows, columns=COLUMNS[:5])
+    return split_validation(table.assign(**{COLUMNS[5]: table["path"]}))
 
 
 @pytest.mark.parametrize("n_folds", [2, 3, 5, 10])

@@ -9,6 +9,7 @@ from PIL import Image
 
 from pneumo.data import index
 from pneumo.data.dataset import open_dataset
+from pneumo.data.schema import CLASSES, COLUMNS
 from pneumo.data.split import split_validation
 from pneumo.runtime.errors import UserError
 
@@ -20,7 +21,7 @@ def rows_of(patients: dict[str, tuple[int, int]], split: str = "train") -> pd.Da
         for name, (label, images) in patients.items()
         for image in range(images)
     ]
-    return pd.DataFrame(rows, columns=index.COLUMNS)
+    return pd.DataFrame(rows, columns=COLUMNS[:6])
 
 
 def test_no_patient_is_on_both_sides(sample):
@@ -159,7 +160,7 @@ def test_only_images_that_can_be_read_make_a_patient_one_of_both_splits(folder):
 
 
 def test_images_with_the_same_name_without_a_patient_are_different_patients(folder):
-    paths = [f"{split}/{name}/0001.png" for split in ("train", "test") for name in index.CLASSES]
+    paths = [f"{split}/{name}/0001.png" for split in ("train", "test") for name in CLASSES]
     for path in paths:
         add_image(folder, path)
     dataset = open_dataset(str(folder))

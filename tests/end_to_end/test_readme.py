@@ -17,7 +17,7 @@ import experiments
 from pneumo import experiment
 from pneumo.__main__ import main
 from pneumo.data.dataset import open_dataset
-from pneumo.data.download import RemoteDataset
+from pneumo.data.sources.download import RemoteDataset
 from pneumo.training.config import RunConfig
 from tests.support import handmade
 from tests.support.paths import ROOT

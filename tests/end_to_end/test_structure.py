@@ -42,6 +42,8 @@ WAITING = {
     "commands.tune: pneumo.tuning.trial": TENSORFLOW,
     "commands.tune: pneumo.tuning.worker": TENSORFLOW,
     "commands.worker: pneumo.tuning.worker": TENSORFLOW,
+    "data.attributes: pneumo.inference": RARE,
+    "inference.decode: pneumo.inference": RARE,
     "runtime.tensorflow_import: tensorflow": TENSORFLOW,
     "tracking.model_files: pneumo.inference.logits": TENSORFLOW,
     "tracking.model_files: pneumo.inference.pyfunc": TENSORFLOW,

@@ -13,7 +13,7 @@ from threading import Barrier
 import mlflow
 import pytest
 
-from pneumo.data import archive
+from pneumo.data.sources import archive
 from pneumo.runtime import cache
 from pneumo.tracking import results
 from tests.support.commands import run, start

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pneumo.inference.decode import UnreadableImageError, decode
+from pneumo.inference.decode import decode
+from pneumo.inference.untrusted import UnreadableImageError
 from tests.support.images import RAMP, file_of
 
 

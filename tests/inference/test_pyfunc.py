@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pneumo.inference.decode import UnreadableImageError
 from pneumo.inference.pyfunc import OUTPUT_COLUMNS, PneumoniaModel, to_file_bytes
+from pneumo.inference.untrusted import UnreadableImageError
 from tests.support.fuzzing import examples
 from tests.support.handmade import SIDE, looking
 from tests.support.images import RAMP, file_of

@@ -13,7 +13,7 @@ from mlflow.entities import Param, Run, RunData, RunInputs, RunTag
 
 from pneumo.commands.evaluation import evaluate_model, evaluation_run, images_for
 from pneumo.data.dataset import open_dataset
-from pneumo.data.index import read_table
+from pneumo.data.layouts.table import read_table
 from pneumo.evaluation.intervals import format_with_interval
 from pneumo.reporting.checklist.facts import FACTS_FILE, collect_facts
 from pneumo.reporting.checklist.files import ITEMS_FILE, fill_items

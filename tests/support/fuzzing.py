@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from hypothesis import HealthCheck, settings
 
-from pneumo.inference.decode import UnreadableImageError
+from pneumo.inference.untrusted import UnreadableImageError
 from pneumo.runtime.errors import MAX_MESSAGE_LENGTH, UserError, is_printable_text, quoted
 
 TIMES = int(os.environ.get("PNEUMO_FUZZ", "1"))

@@ -68,6 +68,14 @@ ToPrevalence = Annotated[
 ]
 Experiment = Annotated[str, Field(description="name of a file in experiments/, without .py")]
 Data = Annotated[str, Field(description=DATA)]
+Positive = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda text: tuple(filter(None, map(str.strip, text.split(","))))),
+    Field(
+        description="labels of the data's table that mean pneumonia, separated by commas, if it "
+        "has more than two"
+    ),
+]
 Workers = Annotated[WorkerCount, Field(description="number of worker processes")]
 WorkersPerGpu = Annotated[WorkerCount, Field(description="maximum number of workers per GPU")]
 Split = Annotated[
@@ -99,6 +107,7 @@ class TuneOptions(Options):
 
     experiment: Experiment = "tune"
     data: Data = "sample"
+    positive: Positive = ()
     overrides: dict[str, str] = {}
     trials: Count = Field(20, description="number of trials (completed + pruned)")
     workers: Workers = 1
@@ -133,6 +142,7 @@ class WorkerOptions(Options):
 
     study: Name = Field(description="name of the study")
     data: Data
+    positive: Positive = ()
     workers: Workers = 1
     workers_per_gpu: WorkersPerGpu = 1
     weights: str | None = Field(
@@ -152,6 +162,7 @@ class TrainOptions(Options):
 
     experiment: Experiment = "cnn"
     data: Data = "sample"
+    positive: Positive = ()
     overrides: dict[str, str] = {}
     model_name: Name | None = Field(None, description=f"{REGISTERED} (default: do not register)")
 
@@ -161,6 +172,7 @@ class EvaluateOptions(Options):
 
     model: str = Field("models:/pneumonia@challenger", description=MODEL)
     data: Data  # required: a real model must not be evaluated on the sample by accident
+    positive: Positive = ()
     split: Split = "test"
     sensitivity: Fraction | None = Field(
         None,
@@ -186,6 +198,7 @@ class PromoteOptions(Options):
     model_name: Name = Field("pneumonia", description=REGISTERED)
     candidate: Name = Field("challenger", description="alias or number of the candidate version")
     data: str | None = Field(None, description=f"{DATA}; required unless --rollback true")
+    positive: Positive = ()
     split: Split = "test"
     margin: Margin = Field(0.02, description="non-inferiority margin for the AUC, 0 to 1")
     sensitivity_margin: Margin = Field(
@@ -217,6 +230,7 @@ class ExploreOptions(Options):
     """Options of `explore`."""
 
     data: Data
+    positive: Positive = ()
 
 
 class PrepareOptions(Options):
@@ -225,6 +239,7 @@ class PrepareOptions(Options):
     run_fields = "image_size", "resize", "max_unreadable"
 
     data: Data = "sample"
+    positive: Positive = ()
     test_images: str | None = Field(
         None,
         description="text file with the test images to keep, one path per line; requires --out",

@@ -22,7 +22,7 @@ from pneumo.commands.options.arguments import (
     WorkerOptions,
 )
 from pneumo.data.dataset import Dataset, open_dataset, published_splits
-from pneumo.data.index import is_junk, require_text
+from pneumo.data.layouts.folders import is_junk, require_text
 from pneumo.data.subset import write_subset
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.runtime.errors import UserError, quoted
@@ -60,6 +60,10 @@ def load_inputs(options: Options) -> Inputs:
     return LOADERS[type(options)](options)
 
 
+def _open(options: Options, *required_splits: str) -> Dataset:
+    return open_dataset(options.data, required_splits, positive=options.positive)
+
+
 def _load_tune(options: TuneOptions) -> Inputs:
     from pneumo.tuning.spec import validate_search_space  # imports Optuna, which others do not need
 
@@ -68,25 +72,23 @@ def _load_tune(options: TuneOptions) -> Inputs:
     experiment = load_experiment(options.experiment, require_search_space=True)
     config = experiment.base.override(options.overrides)
     validate_search_space(experiment, config, options.overrides)
-    return Inputs(experiment, config, open_dataset(options.data, required_splits=("train", "test")))
+    return Inputs(experiment, config, _open(options, "train", "test"))
 
 
 def _load_worker(options: WorkerOptions) -> Inputs:
     if not options.driven:  # the process that starts a driven worker assigns its GPU
         require_gpus(options.workers, options.workers_per_gpu)
-    return Inputs(dataset=open_dataset(options.data, required_splits=("train", "test")))
+    return Inputs(dataset=_open(options, "train", "test"))
 
 
 def _load_train(options: TrainOptions) -> Inputs:
     experiment = load_experiment(options.experiment)
     config = experiment.base.override(options.overrides)
-    return Inputs(experiment, config, open_dataset(options.data, required_splits=("train",)))
+    return Inputs(experiment, config, _open(options, "train"))
 
 
 def _load_evaluate(options: EvaluateOptions) -> Inputs:
-    return Inputs(
-        dataset=open_dataset(options.data, required_splits=published_splits(options.split))
-    )
+    return Inputs(dataset=_open(options, *published_splits(options.split)))
 
 
 def _load_promote(options: PromoteOptions) -> Inputs:
@@ -97,9 +99,7 @@ def _load_promote(options: PromoteOptions) -> Inputs:
             "promote requires --data unless --rollback is true. Pass the data set on which the "
             "models are compared."
         )
-    return Inputs(
-        dataset=open_dataset(options.data, required_splits=published_splits(options.split))
-    )
+    return Inputs(dataset=_open(options, *published_splits(options.split)))
 
 
 def _load_predict(options: PredictOptions) -> Inputs:
@@ -108,14 +108,15 @@ def _load_predict(options: PredictOptions) -> Inputs:
 
 
 def _load_explore(options: ExploreOptions) -> Inputs:
-    return Inputs(dataset=open_dataset(options.data, required_splits=(), allow_conflicts=True))
+    dataset = open_dataset(options.data, (), allow_conflicts=True, positive=options.positive)
+    return Inputs(dataset=dataset)
 
 
 def _load_prepare(options: PrepareOptions) -> Inputs:
     config = RunConfig().override(options.overrides)
     if bool(options.test_images) != bool(options.out):
         raise UserError("--test_images and --out require each other. Pass both, or neither.")
-    dataset = open_dataset(options.data, required_splits=("test",) if options.out else ())
+    dataset = _open(options, *(["test"] if options.out else []))
     if options.out:
         out = _absolute(options.out)
         write_subset(dataset, _absolute(options.test_images), out)

@@ -11,7 +11,8 @@ from jinja2 import UndefinedError
 from mlflow.entities import Run
 
 from pneumo.data.dataset import DecodedDataset
-from pneumo.data.index import CLASSES, read_table
+from pneumo.data.layouts.table import read_table
+from pneumo.data.schema import CLASSES
 from pneumo.data.split import VALIDATION_FRACTION
 from pneumo.evaluation.bootstrap import N_RESAMPLES
 from pneumo.evaluation.intervals import format_with_interval

@@ -6,7 +6,7 @@ from datetime import date
 from typing import Any, NamedTuple
 
 from pneumo.data.dataset import DecodedDataset
-from pneumo.data.index import read_table
+from pneumo.data.layouts.table import read_table
 from pneumo.evaluation.metrics import Evaluation
 from pneumo.reporting.checklist.facts import Fact, collect_facts
 from pneumo.reporting.html_report import TEMPLATE_FOLDER, TEMPLATES, render_template

@@ -34,7 +34,9 @@ def worker_arguments(study: optuna.Study, spec: StudySpec) -> list[str]:
         study: The study.
         spec: Search of the study.
     """
-    arguments = ["--driven", "true", "--study", study.study_name, "--data", spec.dataset.source]
+    arguments = ["--driven", "true", "--study", study.study_name]
+    for name, value in spec.dataset.arguments.items():
+        arguments += [f"--{name}", value]
     if ":" in spec.base.to_params()["weights"]:
         arguments += ["--weights", spec.base.weights]
     return arguments

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from pneumo.data import sample
 from pneumo.data.index import build_index, digest
+from pneumo.data.sources import sample
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pneumo.data import download
 from pneumo.data.dataset import open_dataset
-from pneumo.data.download import CHUNK, REMOTE_DATASETS, RemoteDataset
+from pneumo.data.sources import download
+from pneumo.data.sources.download import CHUNK, REMOTE_DATASETS, RemoteDataset
 from pneumo.runtime.cache_entries import DOWNLOADED, IN_USE
 from pneumo.runtime.errors import UserError
 from tests.support.http_server import serving

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 import requests
 
-from pneumo.data import archive
+from pneumo.data.sources import archive
 from pneumo.runtime.cache_entries import DOWNLOADED, DOWNLOADS, cache_path, hold, make_held
 from pneumo.runtime.console import echo, track
 from pneumo.runtime.errors import UserError

@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from pneumo.data.archive import unpack
+from pneumo.data.sources.archive import unpack
 from pneumo.runtime.errors import UserError
 
 

@@ -1,0 +1,220 @@
+"""DICOM files: the gray pixels of a radiograph, as a viewer shows them.
+
+A reason for a rejected file never quotes the file, because any of its values may be personal.
+"""
+
+import io
+import re
+from typing import NoReturn
+
+import numpy as np
+import pydicom
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
+from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from pneumo.inference.untrusted import UnreadableImageError, hide_warnings
+
+META_START = 132  # bytes, after the preamble and the mark
+
+# Transfer syntax → the library that decodes it, always the same one, or '' for raw pixels. Deflated
+# files are not among them: they could expand to a thousand times their size
+DECODERS = {
+    ImplicitVRLittleEndian: "",
+    ExplicitVRLittleEndian: "",
+    ExplicitVRBigEndian: "",
+    RLELossless: "pydicom",
+    JPEGBaseline8Bit: "pillow",
+    JPEGExtended12Bit: "pillow",  # of 8 bits
+    JPEGLossless: "gdcm",
+    JPEGLosslessSV1: "gdcm",
+    JPEGLSLossless: "gdcm",
+    JPEGLSNearLossless: "gdcm",
+    JPEG2000Lossless: "pillow",
+    JPEG2000: "pillow",
+}
+
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # as Pillow permits for other formats
+BITS = range(8, 17)  # of a pixel
+# Fraction of the range of values that an image without a window must reach: see `decode`
+MIN_RANGE_USED = 1 / 8
+
+FURTHEST = 1e12  # further than any value from any window
+
+# In the position or the code's meaning of all lateral views, and of no frontal one
+LATERAL_PATTERN = re.compile(r"\b(LL|RL|LAT|LATERAL)\b", re.IGNORECASE)
+
+
+def read_header(data: bytes) -> Dataset:
+    """Read all attributes of a file but its pixels.
+
+    Raises:
+        UnreadableImageError: The file is broken, or its transfer syntax is not supported.
+    """
+    return _read(data, stop_before_pixels=True)
+
+
+def view_of(header: Dataset) -> str:
+    """Return the view of a radiograph, such as PA, as the file names it, or '' if it does not."""
+    if position := _text(header.get("ViewPosition")):
+        return position
+    codes = header.get("ViewCodeSequence") or [Dataset()]
+    return _text(codes[0].get("CodeMeaning"))
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def open_dicom(data: bytes) -> Image.Image:
+    """Decode a file to gray values of 8 bits.
+
+    The modality LUT or rescaling, then the first VOI LUT or window, are applied, and `MONOCHROME1`
+    is inverted, so that 0 is black. Padding is black.
+
+    Raises:
+        UnreadableImageError: The file is broken, or is not one gray image of a frontal view.
+    """
+    dataset = _read(data)
+    try:
+        _check_supported(dataset)
+        decoder = DECODERS[dataset.file_meta.TransferSyntaxUID]
+        stored = pixel_array(dataset, decoding_plugin=decoder)
+        table = _gray_table(dataset, stored)
+        if first := _range_of(dataset)[0]:
+            stored = stored.astype(np.int32) - first
+        return Image.fromarray(table[stored])
+    except UnreadableImageError:
+        raise
+    except Exception as error:  # untrusted files make a parser raise nearly anything
+        _raise_broken(error)
+
+
+def _read(data: bytes, **options: bool) -> Dataset:
+    hide_warnings("pydicom")
+    try:
+        syntax = _transfer_syntax(data)
+        if syntax in DECODERS:
+            return pydicom.dcmread(io.BytesIO(data), **options)
+    except Exception as error:
+        _raise_broken(error)
+    known = syntax.is_transfer_syntax and not syntax.is_private
+    raise _unsupported_syntax_error(syntax.name if known else "of a vendor")
+
+
+def _unsupported_syntax_error(name: str) -> UnreadableImageError:
+    return UnreadableImageError(
+        f"DICOM in the unsupported transfer syntax {name}; convert it with gdcmconv --raw"
+    )
+
+
+def _transfer_syntax(data: bytes) -> UID:
+    """Read the transfer syntax from the file's meta information, and nothing after that."""
+    file = io.BytesIO(data)
+    file.seek(META_START)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
+    return UID(meta.TransferSyntaxUID)
+
+
+def _raise_broken(error: Exception) -> NoReturn:
+    raise UnreadableImageError(f"broken DICOM file ({type(error).__name__})") from None
+
+
+def _check_supported(dataset: Dataset) -> None:
+    """Raise `UnreadableImageError` if the attributes are not those of one gray frontal image."""
+    if "PixelData" not in dataset:
+        raise UnreadableImageError("DICOM file without pixels")
+    if dataset.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
+        raise UnreadableImageError("DICOM image in color; radiographs are MONOCHROME1 or 2")
+    if (frames := int(dataset.get("NumberOfFrames") or 1)) != 1:
+        raise UnreadableImageError(
+            f"DICOM file of {frames} frames; save the right one as a file of its own"
+        )
+    if dataset.BitsAllocated not in (8, 16) or dataset.BitsStored not in BITS:
+        raise UnreadableImageError(
+            f"DICOM image of {int(dataset.BitsStored)} bits per pixel; 8 to 16 are supported"
+        )
+    if dataset.file_meta.TransferSyntaxUID == JPEGExtended12Bit and dataset.BitsStored > 8:
+        raise _unsupported_syntax_error("JPEG of 12 bits")
+    if LATERAL_PATTERN.search(view_of(dataset)):
+        raise UnreadableImageError("lateral view; only frontal views are supported")
+    if dataset.Rows * dataset.Columns > MAX_PIXELS:
+        raise UnreadableImageError("too many pixels for a radiograph; scale the image down")
+
+
+def _range_of(dataset: Dataset) -> tuple[int, int]:
+    """Return the least and the greatest value that a pixel can have."""
+    count = 2**dataset.BitsStored
+    return (-count // 2, count // 2 - 1) if dataset.PixelRepresentation else (0, count - 1)
+
+
+def _gray_table(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
+    """Return the gray value of each value that a pixel can have: uint8, from the least value.
+
+    A table is much faster than the same arithmetic for each pixel.
+
+    Raises:
+        UnreadableImageError: The image has no window and is nearly black, so the value of white is
+            unknown.
+    """
+    first, last = _range_of(dataset)
+    values = apply_modality_lut(np.arange(first, last + 1), dataset)
+    shares = _shares_of_white(dataset, values)
+    if not _has_window(dataset) and dataset.BitsStored > 8:
+        ends = int(stored.min()) - first, int(stored.max()) - first
+        brightest = shares[list(ends)].max()
+        if brightest < MIN_RANGE_USED:
+            raise UnreadableImageError(
+                "DICOM without a window is nearly black, so white is unknown; add WindowCenter and "
+                "WindowWidth"
+            )
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        shares = 1 - shares
+    table = np.round(255 * shares).astype(np.uint8)
+    _blacken_padding(dataset, table)
+    return table
+
+
+def _has_window(dataset: Dataset) -> bool:
+    return bool(dataset.get("VOILUTSequence")) or (
+        dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None
+    )
+
+
+def _shares_of_white(dataset: Dataset, values: np.ndarray) -> np.ndarray:
+    """Return the brightness from 0 to 1 of values after the modality LUT, before any inversion."""
+    if not _has_window(dataset):
+        low, high = float(values.min()), float(values.max())
+        return (values - low) / (high - low)
+    with np.errstate(over="ignore"):  # a sigmoid's ends
+        if dataset.get("VOILUTSequence"):
+            low, high = 0, 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
+        else:
+            low, high = apply_voi_lut(np.array([-FURTHEST, FURTHEST]), dataset)
+        return (apply_voi_lut(values, dataset) - low) / (high - low)
+
+
+def _blacken_padding(dataset: Dataset, table: np.ndarray) -> None:
+    """Make the values black that mark pixels outside of the image."""
+    padding = dataset.get("PixelPaddingValue")
+    if padding is None:
+        return
+    first = _range_of(dataset)[0]
+    low, high = sorted((int(padding), int(dataset.get("PixelPaddingRangeLimit") or padding)))
+    table[max(low - first, 0) : max(high - first + 1, 0)] = 0

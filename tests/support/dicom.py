@@ -13,6 +13,7 @@ from pydicom.uid import (
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
@@ -26,12 +27,14 @@ LOSSLESS = {
     "RLE": RLELossless,
     "JPEG-LS": JPEGLSLossless,
     "lossless JPEG": JPEGLosslessSV1,
+    "JPEG 2000": JPEG2000Lossless,
 }
 
 # What gdcm calls the syntaxes to which it converts
 GDCM_SYNTAXES = {
     JPEGLSLossless: gdcm.TransferSyntax.JPEGLSLossless,
     JPEGLosslessSV1: gdcm.TransferSyntax.JPEGLosslessProcess14_1,
+    JPEG2000Lossless: gdcm.TransferSyntax.JPEG2000Lossless,
 }
 
 

@@ -1,7 +1,6 @@
 """Passwords open the stores of a study, and the study writes them nowhere."""
 
 import base64
-import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +19,7 @@ from pneumo.tracking import runs, session
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import open_storage
 from tests.support.commands import run, run_here
+from tests.support.files import contents_of
 from tests.support.services import free_port, mlflow_server, postgresql
 from tests.support.studies import BASE, SMALL, TINY, text
 
@@ -102,18 +102,6 @@ def _tables(address: str) -> bytes:
     return repr(rows).encode()
 
 
-def _contents(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield all files below a folder, and the members of archives."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            yield str(file), file.read_bytes()
-            if zipfile.is_zipfile(file):
-                with zipfile.ZipFile(file) as packed:
-                    yield from (
-                        (f"{file}: {member}", packed.read(member)) for member in packed.namelist()
-                    )
-
-
 def leaks(written: dict[str, bytes]) -> list[str]:
     return [
         where for where, content in written.items() if any(secret in content for secret in SECRETS)
@@ -130,7 +118,7 @@ def test_a_study_writes_no_password_anywhere(database, tmp_path, own_cache, monk
         goal = ["--trials", "1", "--study", "quiet", "--epochs", "1", "--trial_timeout", "100"]
         code, output, errors = run("tune", *goal, *SMALL)
     assert (code, errors) == (0, "")
-    written = {"output": output.encode(), "tables": _tables(database)} | dict(_contents(tmp_path))
+    written = {"output": output.encode(), "tables": _tables(database)} | dict(contents_of(tmp_path))
     assert leaks(written) == []
     # and all of it has been looked at
     for where, known in {
@@ -236,5 +224,5 @@ def test_an_error_with_a_url_is_stored_without_its_password(store, sample, tmp_p
     [study] = store.search_runs(["0"], "tags.`pneumo.kind` = 'study'")
     assert shown in text(study.info.run_id, "study/study.html")
     assert shown in text(study.info.run_id, "traceback.txt")
-    written = dict(_contents(tmp_path)) | {"said": repr(output).encode()}
+    written = dict(contents_of(tmp_path)) | {"said": repr(output).encode()}
     assert leaks(written) == []

@@ -11,7 +11,8 @@ from pneumo.commands.options.inputs import Inputs
 from pneumo.data.dataset import Dataset, DecodedDataset
 from pneumo.evaluation.intervals import format_with_interval
 from pneumo.evaluation.metrics import Evaluation, evaluate_predictions
-from pneumo.reporting.evaluation_report import metric_findings, metric_rows
+from pneumo.reporting.evaluation.findings import metric_findings
+from pneumo.reporting.evaluation.page import metric_rows
 from pneumo.reporting.plots import confusion_matrix_file
 from pneumo.runtime.console import echo, print_table
 from pneumo.runtime.errors import UserError

@@ -16,12 +16,13 @@ from pneumo.commands.options.arguments import EvaluateOptions
 from pneumo.data.dataset import Dataset, DecodedDataset, Split
 from pneumo.evaluation import bootstrap, metrics
 from pneumo.evaluation.comparison import ScoredPredictions
+from pneumo.evaluation.dataset.overlap import Overlap, find_overlap
 from pneumo.evaluation.metrics import Evaluation
-from pneumo.evaluation.overlap import Overlap, find_overlap
 from pneumo.evaluation.robustness import measure_nuisances
 from pneumo.inference.input_gate import InputGate
 from pneumo.reporting.checklist.files import render_checklist
-from pneumo.reporting.evaluation_report import draw_figures, list_findings, render_page
+from pneumo.reporting.evaluation.findings import list_findings
+from pneumo.reporting.evaluation.page import draw_figures, render_page
 from pneumo.reporting.plots import confusion_matrix_file
 from pneumo.runtime.errors import UserError
 from pneumo.tracking import evaluations, registry, results, runs, tags

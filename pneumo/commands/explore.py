@@ -5,8 +5,8 @@ import json
 from pneumo.commands.options.arguments import ExploreOptions
 from pneumo.commands.options.inputs import Inputs
 from pneumo.data.dataset import Dataset
-from pneumo.evaluation import dataset_profile
-from pneumo.evaluation.dataset_profile import compute_statistics, to_metrics
+from pneumo.evaluation.dataset import profile
+from pneumo.evaluation.dataset.profile import compute_statistics, to_metrics
 from pneumo.reporting.data_report import draw_figures, list_findings, render_page
 from pneumo.runtime.console import echo, print_table
 from pneumo.runtime.errors import UserError
@@ -27,15 +27,15 @@ def explore_dataset(dataset: Dataset) -> None:
         UserError: No image is readable.
     """
     with runs.command_run("explore", dataset.name, runs.data_tags(dataset)) as run_id:
-        images = dataset.decode(dataset_profile.PROFILE_SIZE, max_unreadable=1)
-        files = dataset_profile.profile_files(images)
-        if dataset_profile.readable_files(files).empty:
+        images = dataset.decode(profile.PROFILE_SIZE, max_unreadable=1)
+        files = profile.profile_files(images)
+        if profile.readable_files(files).empty:
             raise UserError(
                 f"{dataset.name} must contain readable images: none of its {len(files)} files is "
                 "readable. Fix or replace them."
             )
         results.log_data(images)
-        numbers, copies = compute_statistics(files), dataset_profile.find_duplicates(files)
+        numbers, copies = compute_statistics(files), profile.find_duplicates(files)
         findings, pictures = list(list_findings(numbers)), draw_figures(files, images)
         page = render_page(images, files, copies, numbers, findings, pictures)
         artifacts = {
@@ -46,7 +46,7 @@ def explore_dataset(dataset: Dataset) -> None:
             **pictures,
         }
         results.log_exploration(to_metrics(numbers), artifacts)
-    counts = dataset_profile.count_images(files)
+    counts = profile.count_images(files)
     print_table(f"{dataset.name}, digest {dataset.digest}", list(counts), counts.to_numpy())
     for finding in findings:
         echo(f"note: {finding}")

@@ -20,9 +20,9 @@ from pneumo.evaluation.comparison import (
     describe_difference,
     gate,
 )
+from pneumo.evaluation.dataset.overlap import find_overlap
 from pneumo.evaluation.metrics import metric_title
-from pneumo.evaluation.overlap import find_overlap
-from pneumo.reporting import evaluation_report
+from pneumo.reporting.evaluation.findings import explain_overlap
 from pneumo.runtime.console import echo, print_table
 from pneumo.runtime.errors import UserError
 from pneumo.runtime.tensorflow_import import import_tensorflow
@@ -214,7 +214,7 @@ def _decide(
             demo_after_real(evaluated_candidate.title, _version_title(versions[champion]))
         )
     files = results.known_files(candidate.trial, dataset)
-    if overlap_reason := evaluation_report.explain_overlap(find_overlap(files, dataset, split)):
+    if overlap_reason := explain_overlap(find_overlap(files, dataset, split)):
         decision.reasons.append(overlap_reason)
     return decision
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from pneumo.data.dataset import DecodedDataset
 from pneumo.data.schema import CLASSES
-from pneumo.evaluation import dataset_profile
+from pneumo.evaluation.dataset import profile
 from pneumo.evaluation.intervals import format_number, format_with_interval
 from pneumo.reporting import data_plots
 from pneumo.reporting.html_report import render_template
@@ -27,7 +27,7 @@ NUMBER_FORMATS = {
     "sharpness": ".1f",
 }
 
-# What the classifiers of `dataset_profile.measure_metadata_leakage` distinguish
+# What the classifiers of `profile.measure_metadata_leakage` distinguish
 TARGET_TITLES = {
     "label": "PNEUMONIA vs. NORMAL",
     "split": "test vs. training images",
@@ -39,7 +39,7 @@ def list_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a reader must know about a data set, the most severe first.
 
     Args:
-        numbers: As `dataset_profile.compute_statistics` returns them.
+        numbers: As `profile.compute_statistics` returns them.
     """
     yield from _duplicate_findings(numbers)
     yield from _leakage_findings(numbers["shortcut_auc"])
@@ -112,9 +112,7 @@ def _color_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
         counts = ", ".join(f"{count} {name}" for name, count in color_counts.items())
         yield f"Some images are stored in color ({counts}). All are decoded as grayscale."
     constant_titles = [
-        dataset_profile.METADATA_TITLES[name]
-        for name in dataset_profile.METADATA_TITLES
-        if name in constant
+        profile.METADATA_TITLES[name] for name in profile.METADATA_TITLES if name in constant
     ]
     if "colour" in constant:
         constant_titles.append(f"color ({constant['colour']})")
@@ -139,19 +137,19 @@ def draw_figures(files: pd.DataFrame, images: DecodedDataset) -> dict[str, bytes
     """Draw the plots of a data set.
 
     Args:
-        files: As `dataset_profile.profile_files` returns them.
+        files: As `profile.profile_files` returns them.
         images: The images at the size at which they are compared.
 
     Returns:
         Name → PNG file.
     """
-    readable = dataset_profile.readable_files(files)
-    sizes = {name: dataset_profile.METADATA_TITLES[name] for name in ("pixels", "aspect", "bytes")}
-    statistics = {name: dataset_profile.METADATA_TITLES[name] for name in ("mean", "sharpness")}
+    readable = profile.readable_files(files)
+    sizes = {name: profile.METADATA_TITLES[name] for name in ("pixels", "aspect", "bytes")}
+    statistics = {name: profile.METADATA_TITLES[name] for name in ("mean", "sharpness")}
     figures = {
         "samples.png": data_plots.plot_samples(readable, images.pixels),
         "images_per_patient.png": data_plots.plot_images_per_patient(
-            dataset_profile.images_per_patient(files)
+            profile.images_per_patient(files)
         ),
         "sizes.png": data_plots.plot_distributions(readable, sizes),
         "looks.png": data_plots.plot_boxplots(readable, statistics),
@@ -171,13 +169,13 @@ def render_page(
 
     Args:
         images: The images at the size at which they are compared.
-        files: As `dataset_profile.profile_files` returns them.
-        copies: As `dataset_profile.find_duplicates` returns them.
-        numbers: As `dataset_profile.compute_statistics` returns them.
+        files: As `profile.profile_files` returns them.
+        copies: As `profile.find_duplicates` returns them.
+        numbers: As `profile.compute_statistics` returns them.
         findings: Sentences that `list_findings` yields.
         pictures: As `draw_figures` returns them.
     """
-    leakage, problems = numbers["shortcut_auc"], list(dataset_profile.file_issues(files))
+    leakage, problems = numbers["shortcut_auc"], list(profile.file_issues(files))
     return render_template(
         "explore.html",
         images,
@@ -190,7 +188,7 @@ def render_page(
             "identical files": f"{numbers['duplicates']['files']:,}",
             "AUC of metadata alone": _label_auc(numbers["shortcut_auc"]),
         },
-        counts=dataset_profile.count_images(files).to_dict("records"),
+        counts=profile.count_images(files).to_dict("records"),
         sizes=_ranges(files, ["class"], ("pixels", "aspect", "bytes")),
         looks=_ranges(files, ["split", "class"], ("mean", "sharpness")),
         targets=[TARGET_TITLES[name] for name in leakage],
@@ -203,7 +201,7 @@ def render_page(
                     for values in leakage.values()
                 ],
             )
-            for name, title in dataset_profile.METADATA_TITLES.items()
+            for name, title in profile.METADATA_TITLES.items()
         ],
         copies=copies[:MAX_LISTED].to_dict("records"),
         problems=problems[:MAX_LISTED],
@@ -226,15 +224,15 @@ def _ranges(
 ) -> list[tuple[str, str, list[str]]]:
     """Return for each column and group its title, its name, and minimum, median and maximum."""
     ranges, constant = (
-        dataset_profile.value_ranges(files, by),
-        dataset_profile.constant_columns(files),
+        profile.value_ranges(files, by),
+        profile.constant_columns(files),
     )
     rows = []
     for name in names:
         if name in constant:
             rows.append(
                 (
-                    dataset_profile.METADATA_TITLES[name],
+                    profile.METADATA_TITLES[name],
                     f"constant: {constant[name]:{NUMBER_FORMATS[name]}}",
                     [],
                 )
@@ -244,7 +242,7 @@ def _ranges(
             group_name = group if isinstance(group, str) else " ".join(group)
             rows.append(
                 (
-                    dataset_profile.METADATA_TITLES[name],
+                    profile.METADATA_TITLES[name],
                     group_name,
                     [f"{value:{NUMBER_FORMATS[name]}}" for value in values],
                 )

@@ -15,12 +15,12 @@ from sklearn import metrics
 
 from pneumo.commands.evaluation import count_out_of_range
 from pneumo.data.perturb import perturb_split
+from pneumo.evaluation.dataset.overlap import Overlap
 from pneumo.evaluation.intervals import format_with_interval, metric_intervals
-from pneumo.evaluation.overlap import Overlap
 from pneumo.evaluation.robustness import NUISANCES, describe_reliance, versions
 from pneumo.inference.calibration import UNCALIBRATED
 from pneumo.inference.logits import predict_proba
-from pneumo.reporting import evaluation_report
+from pneumo.reporting.evaluation import findings
 from pneumo.tracking import models
 from tests.support.commands import run
 from tests.support.stores import store_in
@@ -326,7 +326,7 @@ def test_the_page_is_self_contained_and_has_the_findings(stores, on_test):
     made, output = on_test
     page, found = text(made.info.run_id, "test/evidence.html"), numbers(made)
     read = _Page(page)
-    assert len(read.links) == len(evaluation_report.CAPTIONS) == 7
+    assert len(read.links) == len(page.CAPTIONS) == 7
     assert all(link.startswith("data:image/png;base64,") for link in read.links)
     assert "url(" not in page
     here = found["at_threshold"]
@@ -380,9 +380,9 @@ def test_what_is_left_if_nuisances_are_reversed(stores, sample, on_test):
         assert found[name]["difference"] == pytest.approx(aucs[0] - unchanged, abs=1e-9)
 
 
-def findings(numbers_there, images, trial) -> str:
+def findings_of(numbers_there, images, trial) -> str:
     seen = Overlap(total=180, images=0, patients=0, own_test=180, is_own_test=True)
-    return " ".join(evaluation_report.list_findings(numbers_there, images, trial, "test", seen))
+    return " ".join(findings.list_findings(numbers_there, images, trial, "test", seen))
 
 
 def test_the_published_failure_is_reported(stores, sample, on_test):
@@ -397,7 +397,7 @@ def test_the_published_failure_is_reported(stores, sample, on_test):
         "prevalence": 0.625,
     }
     [trial] = children(client, study)
-    sentences = findings(found, sample.decode(32, 0), trial)
+    sentences = findings_of(found, sample.decode(32, 0), trial)
     assert "The model predicts PNEUMONIA for every image." in sentences
     assert "Accuracy 62.5% is not significantly better than 62.5%, " in sentences
     assert "Worse on test than on validation: auc" not in sentences

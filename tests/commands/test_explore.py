@@ -13,7 +13,7 @@ from PIL import Image
 
 from pneumo.commands import explore
 from pneumo.data.dataset import Dataset, open_dataset
-from pneumo.evaluation import dataset_profile
+from pneumo.evaluation.dataset import profile
 from pneumo.reporting import data_report
 from tests.support.commands import run
 from tests.support.studies import files, tags, text
@@ -30,7 +30,7 @@ def opened(data) -> Dataset:
 
 
 def described(data) -> pd.DataFrame:
-    return dataset_profile.profile_files(opened(data).decode(dataset_profile.PROFILE_SIZE, 1))
+    return profile.profile_files(opened(data).decode(profile.PROFILE_SIZE, 1))
 
 
 @pytest.fixture(scope="module")
@@ -59,23 +59,20 @@ def wrong(folder):
 @pytest.mark.slow
 def test_a_name_without_a_patient_is_not_shared_between_splits(wrong):
     Image.effect_noise((96, 96), 50).save(wrong / "test" / "PNEUMONIA" / "scan 7.png")
-    numbers = dataset_profile.compute_statistics(described(wrong))
+    numbers = profile.compute_statistics(described(wrong))
     assert (numbers["unknown_patients"], numbers["shared_patients"]) == (3, ["IM-0103"])
 
 
 def test_each_problem_is_found(wrong):
     found = described(wrong)
-    issues = dict(dataset_profile.file_issues(found))
+    issues = dict(profile.file_issues(found))
     assert set(issues) == {
         *("train/NORMAL/IM-9001-0001.jpeg", "train/NORMAL/notes.txt"),
         *("train/PNEUMONIA/person9002_virus_1.png", "train/PNEUMONIA/person9003_virus_1.png"),
         "train/PNEUMONIA/scan 7.png",
     }
     assert issues["train/NORMAL/IM-9001-0001.jpeg"].startswith("unreadable: ")
-    assert (
-        Counter(path for path, _ in dataset_profile.file_issues(found))["train/NORMAL/notes.txt"]
-        == 2
-    )
+    assert Counter(path for path, _ in profile.file_issues(found))["train/NORMAL/notes.txt"] == 2
     assert (
         issues["train/PNEUMONIA/person9003_virus_1.png"]
         == "stored in color (RGB): decoded as grayscale"
@@ -85,18 +82,18 @@ def test_each_problem_is_found(wrong):
     assert set(errors.index) == set(list(issues)[:3])
     assert rows.loc[errors.index, ["width", "mean", "sharpness", "aspect"]].isna().all(axis=None)
     assert rows.loc["train/PNEUMONIA/person9003_virus_1.png", "aspect"] == 1.5
-    assert set(dataset_profile.constant_columns(found)) == set()
+    assert set(profile.constant_columns(found)) == set()
 
 
 @pytest.mark.slow
 def test_copies_across_classes_and_splits(wrong):
-    copies = dataset_profile.find_duplicates(described(wrong))
+    copies = profile.find_duplicates(described(wrong))
     assert [list(rows["path"]) for _, rows in copies.groupby("group")] == [
         ["test/NORMAL/IM-9005-0001.png", "train/NORMAL/IM-0102-0001.png"],
         ["test/NORMAL/IM-9006-0001.png", "train/NORMAL/IM-0104-0001.png"],
         ["train/NORMAL/IM-0101-0001.png", "train/PNEUMONIA/person9004_bacteria_1.png"],
     ]
-    counts = dataset_profile.count_duplicates(copies)
+    counts = profile.count_duplicates(copies)
     # whether the third group is cut in two by validation follows from the patients' names
     third_is_cut = copies.loc[copies["group"] == 3, "split"].nunique() > 1
     assert counts == {
@@ -106,21 +103,21 @@ def test_copies_across_classes_and_splits(wrong):
         "across_classes": 1,
         "across_patients": 3,
     }
-    assert dataset_profile.compute_statistics(described(wrong))["shared_patients"] == ["IM-0103"]
+    assert profile.compute_statistics(described(wrong))["shared_patients"] == ["IM-0103"]
 
 
 def test_existing_entries_are_counted(looked, sample):
-    counts = dataset_profile.count_images(looked)
+    counts = profile.count_images(looked)
     assert list(counts["split"].unique()) == ["train", "val", "test"]
     assert counts["images"].sum() == 546
     assert counts["patients"].sum() == 340  # of no patient are there two kinds
-    sizes = dataset_profile.images_per_patient(looked)
+    sizes = profile.images_per_patient(looked)
     assert sizes.sum() == 546
     assert len(sizes) == 340
     assert sizes.max() == 3
-    assert dataset_profile.constant_columns(looked) == CONSTANT
-    assert dict(dataset_profile.file_issues(looked)) == {}
-    assert dataset_profile.count_duplicates(dataset_profile.find_duplicates(looked))["groups"] == 0
+    assert profile.constant_columns(looked) == CONSTANT
+    assert dict(profile.file_issues(looked)) == {}
+    assert profile.count_duplicates(profile.find_duplicates(looked))["groups"] == 0
 
 
 def test_intensity_and_sharpness(folder):
@@ -139,7 +136,7 @@ def test_intensity_and_sharpness(folder):
 def known(split: str, label: int, patients: int, **columns) -> pd.DataFrame:
     names = [f"{split}{label}-{number}" for number in range(patients)]
     table = pd.DataFrame({"patient": names, "split": split, "label": label, "error": ""})
-    constant = dict.fromkeys(dataset_profile.METADATA_TITLES, 1.0)
+    constant = dict.fromkeys(profile.METADATA_TITLES, 1.0)
     return table.assign(**{"class": ("NORMAL", "PNEUMONIA")[label], **constant, **columns})
 
 
@@ -155,7 +152,7 @@ def sharper(**splits: tuple[float, float]) -> pd.DataFrame:
 
 @pytest.mark.slow
 def test_metadata_leakage():
-    leakage = dataset_profile.measure_metadata_leakage(sharper(train=(0, 3), test=(0, 3)))
+    leakage = profile.measure_metadata_leakage(sharper(train=(0, 3), test=(0, 3)))
     assert set(leakage) == {"label", "split", "split_normal", "split_pneumonia"}
     # two normal distributions, three standard deviations apart
     assert leakage["label"]["sharpness"] == pytest.approx(0.983, abs=0.01)
@@ -169,8 +166,8 @@ def test_metadata_leakage():
 @pytest.mark.slow
 def test_the_label_is_predicted_on_training_images():
     table = sharper(train=(0, 3), test=(3, 0))
-    assert dataset_profile.measure_metadata_leakage(table)["label"]["sharpness"] > 0.95
-    alone = dataset_profile.measure_metadata_leakage(table[table["split"] == "test"])
+    assert profile.measure_metadata_leakage(table)["label"]["sharpness"] > 0.95
+    alone = profile.measure_metadata_leakage(table[table["split"] == "test"])
     assert set(alone) == {"label"}
     assert alone["label"]["sharpness"] < 0.05
 
@@ -181,17 +178,17 @@ def test_no_patient_is_on_both_sides_of_a_fold():
     table = pd.concat([*one] * 10).sort_values("patient")
     codes = np.random.default_rng(0).permutation(60)
     table["bytes"] = codes[pd.factorize(table["patient"])[0]]
-    assert dataset_profile.measure_metadata_leakage(table)["label"]["auc"] < 0.7
+    assert profile.measure_metadata_leakage(table)["label"]["auc"] < 0.7
 
 
 def test_too_few_patients_give_no_result():
     table = pd.concat([known("train", 0, 4), known("train", 1, 50), known("test", 1, 50)])
-    assert set(dataset_profile.measure_metadata_leakage(table)) == {"split", "split_pneumonia"}
+    assert set(profile.measure_metadata_leakage(table)) == {"split", "split_pneumonia"}
 
 
 @pytest.mark.slow
 def test_required_findings(wrong):
-    found = list(data_report.list_findings(dataset_profile.compute_statistics(described(wrong))))
+    found = list(data_report.list_findings(profile.compute_statistics(described(wrong))))
     for sentence in (
         "groups of identical files are in more than one split, so a model would be tested on",
         "1 patients are in more than one split, for example IM-0103.",
@@ -220,7 +217,7 @@ def test_the_run(store, wrong):
     }
     assert files(store, made.info.run_id, "explore") == {f"explore/{name}" for name in ARTIFACTS}
     stored = json.loads(text(made.info.run_id, "explore/numbers.json"))
-    assert dataset_profile.to_metrics(stored) == made.data.metrics
+    assert profile.to_metrics(stored) == made.data.metrics
     expected = {"images": 552, "unreadable": 3, "coloured": 1, "duplicate_files": 6}
     assert {name: made.data.metrics[name] for name in expected} == expected
     assert made.data.metrics["test_normal_images"] == 68
@@ -230,7 +227,7 @@ def test_the_run(store, wrong):
     page = text(made.info.run_id, "explore/explore.html")
     for path in (
         *copies["path"],
-        *(path for path, _ in dataset_profile.file_issues(described(wrong))),
+        *(path for path, _ in profile.file_issues(described(wrong))),
     ):
         assert f"<code>{path}</code>" in page
     for finding in data_report.list_findings(stored):

@@ -109,7 +109,7 @@ work = map_in_threads(time.sleep, [300])
 """
 PROFILE = """
 import numpy as np
-from pneumo.evaluation.dataset_profile import _pixel_statistics
+from pneumo.evaluation.dataset.profile import _pixel_statistics
 from pneumo.inference.batches import map_batches
 
 work = map_batches(_pixel_statistics, np.broadcast_to(np.uint8(0), (2000, 3000, 3000)))

@@ -18,7 +18,7 @@ from pneumo.evaluation.bootstrap import N_RESAMPLES
 from pneumo.evaluation.intervals import format_with_interval
 from pneumo.evaluation.metrics import HEADLINE_METRICS, Evaluation, metric_title
 from pneumo.evaluation.robustness import NUISANCES, describe_reliance
-from pneumo.reporting.evaluation_report import METRIC_TITLES, THRESHOLD_RULES, describe_selection
+from pneumo.reporting.evaluation.page import METRIC_TITLES, THRESHOLD_RULES, describe_selection
 from pneumo.reporting.html_report import INTENDED_USE, OUT_OF_SCOPE, TEMPLATE_FOLDER, TEMPLATES
 from pneumo.tracking.model_files import SERVING_REQUIREMENTS
 from pneumo.tracking.models import LoadedModel

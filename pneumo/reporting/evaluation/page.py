@@ -13,12 +13,11 @@ from pneumo.data.dataset import DecodedDataset
 from pneumo.evaluation import metrics
 from pneumo.evaluation.intervals import format_number, format_with_interval
 from pneumo.evaluation.metrics import Evaluation, metric_title
-from pneumo.evaluation.overlap import Overlap
-from pneumo.evaluation.robustness import NUISANCES, describe_reliance, relied_nuisances
+from pneumo.evaluation.robustness import NUISANCES, describe_reliance
 from pneumo.reporting import plots
 from pneumo.reporting.html_report import INTENDED_USE, OUT_OF_SCOPE, render_template
 from pneumo.reporting.style import to_png
-from pneumo.tracking import models, results, study_runs, tags
+from pneumo.tracking import models, study_runs
 from pneumo.tracking.tags import EXPERIMENT, STUDY
 from pneumo.training.config import complete_fields
 
@@ -40,10 +39,6 @@ METRIC_TITLES = {
     "threshold": "threshold",
 }
 
-# Number of looks by all models at the same test images from which the page warns. The best of four
-# equally good models is expected to look better than it is by one standard error
-MANY_LOOKS = 4
-
 THRESHOLD_RULES = {"youden": "Youden's index", "midpoint": "midpoint between the classes"}
 
 CAPTIONS = {
@@ -56,94 +51,6 @@ CAPTIONS = {
     "worst_errors.png": "The worst errors, and below each its heat map (HiResCAM), which is "
     "brightest where the image increases the logit the most",
 }
-
-
-def list_findings(
-    numbers: Mapping[str, Any],
-    images: DecodedDataset,
-    trial: Run,
-    split: str,
-    overlap: Overlap | None,
-) -> Iterator[str]:
-    """Yield what a reader must know about an evaluation, the most severe first.
-
-    Args:
-        numbers: As they are stored in `metrics.json`.
-        images: The data set of the split.
-        trial: The run that trained the model.
-        split: `test`, `val` or `train`.
-        overlap: Overlap of the split with the model's images, or None if it is not known.
-    """
-    if images.dataset.is_synthetic:
-        yield "The images are synthetic. These results say nothing about real patients."
-    elif trial.data.tags[tags.SYNTHETIC] == "true":
-        yield "The model was trained on synthetic images. It has learned nothing about patients."
-    if reason := explain_overlap(overlap):
-        yield f"{reason[0].upper()}{reason[1:]}."
-    yield from metric_findings(numbers, split)
-    if (prevalence := numbers["platt"]["adjusted_to"]) is not None:
-        yield (
-            f"Probabilities and threshold are adjusted from a prevalence of "
-            f"{numbers['platt']['prevalence']:.1%}, for which the model is calibrated, to "
-            f"{prevalence:.1%}. The labels do not change. Calibration is measured at the "
-            f"prevalence of these images, {numbers['prevalence']:.1%}."
-        )
-    elif miscalibration := metrics.describe_miscalibration(numbers["calibration"]):
-        yield miscalibration
-    if relied_nuisances(numbers["nuisances"]):
-        yield describe_reliance(numbers["nuisances"])
-    if overlap and overlap.is_external:
-        yield "External data: none of these images or patients was used to develop the model."
-    if images.dataset.unknown_patients:
-        yield (
-            f"{images.dataset.unknown_patients} images have no known patient, and each counts as a "
-            "separate patient. The confidence intervals may be too narrow. Images of the same "
-            "patients in training are not detected."
-        )
-    if images.unreadable:
-        yield f"{len(images.unreadable)} images are unreadable and are not counted."
-    own, total = numbers["test_evaluations"], numbers["test_evaluations_of_all_models"]
-    if own > 1 or total >= MANY_LOOKS:
-        yield (
-            f"Evaluations on these test images: {own} of this model, {total} of all models. If "
-            "test results influence which model is chosen, they are too optimistic."
-        )
-
-
-def metric_findings(numbers: Mapping[str, Any], split: str) -> Iterator[str]:
-    """Yield a finding for each sign of an error in the metrics themselves.
-
-    Args:
-        numbers: As they are stored in `metrics.json`.
-        split: `test`, `val` or `train`.
-    """
-    values, val = numbers["at_threshold"], numbers["validation"]
-    if sorted((values["sensitivity"], values["specificity"])) == [0, 1]:
-        class_name = "PNEUMONIA" if values["sensitivity"] else "NORMAL"
-        yield (
-            f"The model predicts {class_name} for every image. The most common cause is "
-            "preprocessing that differs from training (training-serving skew)."
-        )
-    majority = max(numbers["prevalence"], 1 - numbers["prevalence"])
-    if values["accuracy_low"] <= majority:
-        yield (
-            f"Accuracy {values['accuracy']:.1%} is not significantly better than {majority:.1%}, "
-            "the accuracy of predicting the same class for every image."
-        )
-    if split != "val" and (degraded := _degraded_metrics(values, val)):
-        yield (
-            f"Worse on {split} than on validation: {', '.join(degraded)}. "
-            "These images differ from those on which it was selected (dataset shift)."
-        )
-
-
-def _degraded_metrics(values: Mapping[str, float], val: Mapping[str, float]) -> list[str]:
-    """Describe each headline metric whose interval is below its value on validation."""
-    return [
-        f"{metric_title(name)} {format_with_interval(values, name)} instead of {val[name]:.3f}"
-        for name in metrics.HEADLINE_METRICS
-        if val[name] > values[f"{name}_high"]
-    ]
 
 
 def draw_figures(
@@ -311,32 +218,3 @@ def describe_selection(trial: Run) -> str:
         f"{study_runs.describe_source(tags)} (trials: {trials}), selected by the highest "
         f"{params['objective']}. {choice}"
     )
-
-
-def explain_overlap(overlap: Overlap | None) -> str:
-    """Explain why a split does not test a model.
-
-    Args:
-        overlap: As `find_overlap` returns it, or None if the model's training images are unknown.
-
-    Returns:
-        The reason in words, or '' if the split tests the model.
-    """
-    if overlap is None:
-        return (
-            "it is unknown which images the model was trained on, because its run has no "
-            f"{results.TRAINING_FILES}; train it again"
-        )
-    if overlap.images:
-        return (
-            f"{overlap.images} of the {overlap.total} images are training or validation images of "
-            f"the model, and {overlap.patients} show the same patients, so the results do not show "
-            "how it performs on new patients"
-        )
-    if overlap.patients:
-        return (
-            f"{overlap.patients} of the {overlap.total} images show patients with whom the model "
-            "was trained or validated, so the results do not show how it performs on new "
-            "patients; if these are different people, give them different ids in patients.csv"
-        )
-    return ""

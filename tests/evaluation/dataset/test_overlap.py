@@ -13,7 +13,7 @@ from PIL import Image
 from pneumo.commands.evaluation import evaluate_model, evaluation_run
 from pneumo.commands.promote import promote_version
 from pneumo.data.dataset import open_dataset
-from pneumo.evaluation.overlap import find_overlap
+from pneumo.evaluation.dataset.overlap import find_overlap
 from pneumo.tracking import evaluations, registry, results
 from tests.support.handmade import register, run_of, write_images
 from tests.support.studies import tags, text

@@ -28,6 +28,7 @@ SKEW_METRICS = ("accuracy", "sensitivity", "specificity", "auc")
 def evaluate(options: EvaluateOptions, inputs: Inputs) -> int:
     """Evaluate one model on one split, and return the exit code."""
     rule = threshold_rule(options)
+    _require_one_adjustment(options)
     import_tensorflow()
     session.connect()
     loaded_model = models.find_model(options.model)
@@ -35,12 +36,20 @@ def evaluate(options: EvaluateOptions, inputs: Inputs) -> int:
     if options.prevalence:
         loaded_model.model.adjust_to_prevalence(options.prevalence)
     with evaluation_run(loaded_model, inputs.dataset, options.split) as (run_id, images):
-        result = evaluate_model(loaded_model, images, options.split, rule)
+        result = evaluate_model(loaded_model, images, options.split, rule, options.recalibrate)
     print_evaluation(loaded_model, options.split, result)
     if options.preprocessing_skew:
         evaluate_with_skew(loaded_model, images, options.split, result, run_id)
     echo(session.view_hint(run_id))
     return 0
+
+
+def _require_one_adjustment(options: EvaluateOptions) -> None:
+    if options.recalibrate and (options.prevalence or options.preprocessing_skew):
+        raise UserError(
+            "recalibrate fits the probabilities to these images, so it excludes prevalence and "
+            "preprocessing_skew. Pass only one of them."
+        )
 
 
 def _require_independent_split(loaded_model: LoadedModel, dataset: Dataset, split: str) -> None:

@@ -14,7 +14,8 @@ from mlflow.entities import Run
 
 from pneumo.commands.options.arguments import EvaluateOptions
 from pneumo.data.dataset import Dataset, DecodedDataset, Split
-from pneumo.evaluation import bootstrap, metrics
+from pneumo.data.split import choose_patients
+from pneumo.evaluation import bootstrap, external, metrics, subgroups
 from pneumo.evaluation.comparison import ScoredPredictions
 from pneumo.evaluation.dataset.overlap import Overlap, find_overlap
 from pneumo.evaluation.metrics import Evaluation
@@ -129,6 +130,7 @@ def evaluate_model(
     images: DecodedDataset,
     split_name: str,
     rule: ThresholdRule | None = None,
+    recalibration_share: float | None = None,
 ) -> EvaluationResult:
     """Evaluate a model on a split, and log all results to the active run.
 
@@ -140,20 +142,42 @@ def evaluate_model(
         split_name: `test`, `val` or `train`.
         rule: Rule that chooses the threshold on the validation images of the model's own run. By
             default the threshold is the model's own.
+        recalibration_share: Share of the patients on whom calibration and threshold are fitted
+            again. The others are evaluated, before and after.
+
+    Raises:
+        UserError: The share is given, but the images are not external or are too few.
     """
     files = results.known_files(loaded_model.trial, images.dataset)
     overlap = find_overlap(files, images.dataset, split_name)
     is_external = overlap is not None and overlap.is_external
     adjusted_to = loaded_model.model.adjusted_to
+    is_chosen = None
+    if recalibration_share:
+        _require_external(loaded_model, is_external)
+        is_chosen = choose_patients(images.split(split_name).rows, recalibration_share)
     with evaluations.tag_evaluation(
-        loaded_model.title, loaded_model.model_id, split_name, is_external, adjusted_to
+        loaded_model.title,
+        loaded_model.model_id,
+        split_name,
+        is_external,
+        adjusted_to,
+        is_whole=is_chosen is None,
     ) as run_id:
-        result = _evaluate(loaded_model, images, split_name, rule, overlap)
+        result = _evaluate(loaded_model, images, split_name, rule, overlap, is_chosen)
     is_own_data = loaded_model.trial.data.tags[tags.DATA_DIGEST] == images.dataset.digest
     is_own = _is_own(loaded_model, rule)
     if loaded_model.version and split_name == "test" and is_own and is_own_data:
         registry.record_test_metrics(loaded_model, run_id, result.evaluation.metrics)
     return result
+
+
+def _require_external(loaded_model: LoadedModel, is_external: bool) -> None:
+    if not is_external:
+        raise UserError(
+            f"recalibrate requires external data: {loaded_model.title} was developed with images "
+            "or patients of these. Omit recalibrate, or pass the data of other patients."
+        )
 
 
 def _evaluate(
@@ -162,18 +186,28 @@ def _evaluate(
     split_name: str,
     rule: ThresholdRule | None,
     overlap: Overlap | None,
+    is_chosen: np.ndarray | None,
 ) -> EvaluationResult:
-    """Compute everything of an evaluation, and log it to the active run."""
+    """Compute everything of an evaluation, and log it to the active run.
+
+    `is_chosen`: see `external.recalibrate`; None without a recalibration.
+    """
     from pneumo.evaluation.heat_maps import HiResCam  # imports TensorFlow
     from pneumo.inference.logits import predict_proba
 
     looks = _count_look(loaded_model, images.dataset, split_name, overlap)
     split, model = images.split(split_name), loaded_model.model.keras_model
-    pixels = split.images
-    logits, distances = loaded_model.model.predict_images(pixels)
+    logits, distances = loaded_model.model.predict_images(split.images)
+    recalibration = None
+    if is_chosen is not None:
+        recalibration = external.recalibrate(split, logits, is_chosen)
+        split, logits = split.take(~is_chosen), logits[~is_chosen]
+        distances = None if distances is None else distances[~is_chosen]
     calibration = loaded_model.model.calibration
     probabilities = calibration.to_probabilities(logits)
     evaluation, numbers = _score(loaded_model, split, logits, probabilities, rule)
+    numbers["recalibration"] = recalibration
+    numbers["internal"] = _compare_with_own_data(loaded_model, overlap, numbers)
     numbers["test_evaluations"] = looks[loaded_model.model_id]
     numbers["test_evaluations_of_all_models"] = looks.total()
     numbers["overlap"] = overlap.counts() if overlap else None
@@ -190,7 +224,7 @@ def _evaluate(
     numbers["net_benefit"] = curve.to_dict("list")
     numbers["benefit"] = bootstrap.describe_benefit(curve)
     epochs = results.read_epochs(loaded_model.trial.info.run_id)
-    pictures = draw_figures(evaluation, curve, pixels, logits, epochs, HiResCam(model))
+    pictures = draw_figures(evaluation, curve, split.images, logits, epochs, HiResCam(model))
     page = render_page(loaded_model, images, split_name, evaluation, numbers, pictures)
     files = {
         "metrics.json": json.dumps(_json(numbers), indent=1).encode(),
@@ -199,10 +233,35 @@ def _evaluate(
         **confusion_matrix_file(split_name, evaluation),
         **pictures,
     }
-    model_id = loaded_model.model_id if _is_own(loaded_model, rule) else None
+    is_own = _is_own(loaded_model, rule) and is_chosen is None
+    model_id = loaded_model.model_id if is_own else None
     data = results.describe_data(images.dataset, (split_name,))
     results.log_evaluation(split_name, evaluation, files, model_id, data)
     return EvaluationResult(evaluation, numbers)
+
+
+def _compare_with_own_data(
+    loaded_model: LoadedModel, overlap: Overlap | None, numbers: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Compare an evaluation on external data with the one on the test images of the own data.
+
+    Returns:
+        `comparison` as `external.compare_with_internal` returns it, and the other evaluation's
+        `calibration` and `at_threshold`. None if the data are not external, or there is no such
+        evaluation.
+    """
+    if overlap is None or not overlap.is_external:
+        return None
+    own_digest = loaded_model.trial.data.tags[tags.DATA_DIGEST]
+    run_id = evaluations.find_evaluation(loaded_model.model_id, own_digest, "test")
+    if run_id is None or not results.has_predictions(run_id, "test"):
+        return None
+    own_numbers = results.read_metrics(run_id, "test")
+    return {
+        "comparison": external.compare_with_internal(own_numbers, numbers),
+        "calibration": own_numbers["calibration"],
+        "at_threshold": own_numbers["at_threshold"],
+    }
 
 
 def count_out_of_range(
@@ -240,6 +299,9 @@ def _score(
         split, probabilities, model.adjust(threshold), intervals=True
     )
     numbers = metrics.detailed_metrics(evaluation, logits)
+    predictions, threshold = evaluation.predictions, evaluation.metrics["threshold"]
+    numbers["subgroups"] = subgroups.subtype_metrics(predictions, threshold)
+    numbers["groups"] = subgroups.group_metrics(split.rows, predictions, threshold)
     numbers["platt"] = {
         **{name: model.settings[name] for name in ("slope", "intercept", "prevalence")},
         "adjusted_to": model.adjusted_to,

@@ -35,7 +35,8 @@ def explore_dataset(dataset: Dataset) -> None:
                 "readable. Fix or replace them."
             )
         results.log_data(images)
-        numbers, copies = compute_statistics(files), profile.find_duplicates(files)
+        numbers = compute_statistics(files, images.pixels)
+        copies = profile.find_duplicates(files)
         findings, pictures = list(list_findings(numbers)), draw_figures(files, images)
         page = render_page(images, files, copies, numbers, findings, pictures)
         artifacts = {

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from pneumo.data.sources.resolve import SAMPLE, resolve_source
 from pneumo.data.split import (
     TEST_FRACTION,
     assign_folds,
+    assign_site_folds,
     raise_on_conflicts,
     split_test,
     split_validation,
@@ -47,6 +48,18 @@ class Split:
     def digest(self) -> str:
         """64 hex digits that identify these pixels in this order, wherever their files are."""
         return pixels_digest(self.rows, self.preprocessing)
+
+    def take(self, is_chosen: np.ndarray) -> "Split":
+        """Return some of the images.
+
+        Args:
+            is_chosen: bool array of shape (rows,).
+        """
+        return replace(
+            self,
+            rows=self.rows[is_chosen].reset_index(drop=True),
+            positions=self.positions[is_chosen],
+        )
 
     @property
     def images(self) -> np.ndarray:
@@ -230,19 +243,21 @@ class DecodedDataset:
             return self.split("val")
         return self._take(self._readable & (self.dataset.rows["split"] != "test").to_numpy())
 
-    def folds(self, n_folds: int) -> list[Fold]:
+    def folds(self, n_folds: int, split_by: str = "patient") -> list[Fold]:
         """Return the images of each fold. With one fold, they are the splits `train` and `val`.
 
         Args:
             n_folds: Number of folds.
+            split_by: `patient`, or `site` if each fold is one site.
 
         Raises:
-            UserError: A fold has no readable image of a class.
+            UserError: A fold has no readable image of a class, or the sites make no such folds.
         """
-        if n_folds == 1:
+        if n_folds == 1 and split_by == "patient":
             train, val = self.split("train"), self.split("val")
             return [Fold(_all_of(train), _all_of(val))]
-        numbers, pool = assign_folds(self.dataset.rows, n_folds), self.validation(n_folds)
+        assign = assign_folds if split_by == "patient" else assign_site_folds
+        numbers, pool = assign(self.dataset.rows, n_folds), self.validation(n_folds)
         for number in range(n_folds):
             self._require_classes(self._readable & (numbers == number), f"fold {number}")
         is_val = numbers[pool.positions] == np.arange(n_folds)[:, np.newaxis]

@@ -154,10 +154,14 @@ def digest_of(files: Iterable[str]) -> str:
 
 
 def digest(rows: pd.DataFrame) -> str:
-    """Return 16 hex digits that identify an index's paths, labels, patients, splits and files."""
-    text = rows[["path", "label", "patient", "split", "sha256"]].to_csv(
-        index=False, lineterminator="\n"
-    )
+    """Return 16 hex digits that identify an index's paths, labels, patients, splits and files.
+
+    Sites count too, if any is known, because they can decide the folds.
+    """
+    columns = ["path", "label", "patient", "split", "sha256"]
+    if "site" in rows and (rows["site"] != "").any():
+        columns.append("site")
+    text = rows[columns].to_csv(index=False, lineterminator="\n")
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -154,6 +154,34 @@ def split_test(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(split=groups.isin(chosen_patients).map({True: "test", False: "train"}))
 
 
+def choose_patients(rows: pd.DataFrame, share: float) -> np.ndarray:
+    """Return which images show a share of the patients of each class, at least two of them.
+
+    The choice depends on the patients' names alone.
+
+    Args:
+        rows: Rows of an index.
+        share: Share of the patients, above 0 and below 1.
+
+    Returns:
+        bool array of shape (rows,).
+
+    Raises:
+        UserError: Fewer than two patients of a class would remain.
+    """
+    groups = _patient_groups(rows)
+    chosen_patients: list[str] = []
+    for label, names in _ordered_patients(rows, groups):
+        count = max(2, round(share * len(names)))
+        if len(names) - count < 2:
+            raise UserError(
+                f"at least two patients of each class must remain: of the {len(names)} with "
+                f"{CLASSES[label]}, {count} would be taken. Take fewer, or add images."
+            )
+        chosen_patients += names[:count]
+    return groups.isin(chosen_patients).to_numpy()
+
+
 def assign_folds(rows: pd.DataFrame, n_folds: int) -> np.ndarray:
     """Return the fold of each training and validation image, for cross-validation.
 
@@ -183,6 +211,43 @@ def assign_folds(rows: pd.DataFrame, n_folds: int) -> np.ndarray:
         numbers = np.searchsorted(ends, np.arange(len(names)), side="right")
         fold_of_patient |= dict(zip(names, numbers.tolist(), strict=True))
     folds = groups.map(fold_of_patient)
+    return folds.reindex(rows.index, fill_value=-1).to_numpy(np.int64)
+
+
+def assign_site_folds(rows: pd.DataFrame, n_folds: int) -> np.ndarray:
+    """Return the fold of each training and validation image if each fold is one site.
+
+    Args:
+        rows: An index with its validation split.
+        n_folds: Number of folds, which must be the number of sites.
+
+    Returns:
+        int64 array of shape (rows,): 0 to `n_folds` - 1 in the order of the sites' names, or -1 for
+        a test image.
+
+    Raises:
+        UserError: A site is not known, their number is another one, or a patient was at two sites.
+    """
+    pool = rows[rows["split"] != "test"]
+    sites = sorted(pool["site"].unique())
+    names = ", ".join(quoted(site) for site in sites)
+    if "" in sites:
+        raise UserError(
+            f"split_by=site requires a site for each training image: {(pool['site'] == '').sum()} "
+            f"of {len(pool)} have none. Add the column site to labels.csv, or use split_by=patient."
+        )
+    if not 1 < n_folds == len(sites):
+        raise UserError(
+            f"split_by=site requires folds to be the number of sites, at least 2: got {n_folds}, "
+            f"but the training images come from {len(sites)} ({names}). Change folds."
+        )
+    n_sites = pool["site"].groupby(_patient_groups(pool)).nunique()
+    if (n_sites > 1).any():
+        raise UserError(
+            "split_by=site requires each patient to be at one site, because folds may not share "
+            f"patients: {(n_sites > 1).sum()} were at several. Use split_by=patient."
+        )
+    folds = pool["site"].map({site: number for number, site in enumerate(sites)})
     return folds.reindex(rows.index, fill_value=-1).to_numpy(np.int64)
 
 

@@ -132,6 +132,29 @@ def paired_difference_interval(
     return float(difference - bounds[0]), float(difference + bounds[1])
 
 
+def independent_difference_interval(
+    first: tuple[float, float, float], second: tuple[float, float, float]
+) -> tuple[float, float]:
+    """Bound the difference second − first of two values from different patients.
+
+    The distances of the bounds from their values are added as independent (MOVER: Zou and Donner,
+    Statistics in Medicine 2008, 27:1693).
+
+    Args:
+        first: A value, and the lower and upper bound of its 95 % interval.
+        second: Another value with its bounds.
+
+    Returns:
+        Lower and upper bound.
+    """
+    (value, low, high), (other, other_low, other_high) = first, second
+    difference = other - value
+    return (
+        difference - math.hypot(other - other_low, high - value),
+        difference + math.hypot(other_high - other, value - low),
+    )
+
+
 def mean_auc_of_folds(predictions: pd.DataFrame) -> tuple[float, float, float]:
     """Compute the mean AUC over the folds of cross-validation, with its 95 % interval.
 

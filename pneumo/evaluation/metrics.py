@@ -12,10 +12,8 @@ from scipy.special import expit, logit
 from sklearn import metrics
 
 from pneumo.data.dataset import Split
-from pneumo.data.schema import CLASSES
 from pneumo.evaluation import bootstrap
 from pneumo.evaluation.intervals import (
-    CI_SUFFIXES,
     coefficient_interval,
     format_with_interval,
     metric_intervals,
@@ -422,39 +420,6 @@ def calibration_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[s
     return {name: values[name] for name in ("log_loss", "brier", "ece")}
 
 
-def subgroup_metrics(predictions: pd.DataFrame, threshold: float) -> dict[str, dict[str, float]]:
-    """Compute metrics of each subtype that file names contain, such as `PNEUMONIA/virus`.
-
-    Args:
-        predictions: Columns as in `Evaluation`.
-        threshold: Probability ≥ threshold is positive.
-
-    Returns:
-        Subgroup → `images`, `patients`, `sensitivity` or `specificity` within it, and `auc` against
-        all images of the other class. The metrics have 95 % confidence intervals by patient.
-    """
-    subgroups = {}
-    named = predictions[predictions["subtype"] != ""]
-    for (label, subtype), rows in named.groupby(["label", "subtype"]):
-        others = predictions[predictions["label"] != label]
-        both = pd.concat([rows, others])
-        values = compute_metrics(
-            both["label"].to_numpy(), both["probability"].to_numpy(), threshold
-        )
-        values |= metric_intervals(both, threshold)
-        rate = "sensitivity" if label else "specificity"
-        subgroups[f"{CLASSES[label]}/{subtype}"] = {
-            "images": len(rows),
-            "patients": rows["patient"].nunique(),
-            **{
-                f"{metric}{suffix}": values[f"{metric}{suffix}"]
-                for metric in (rate, "auc")
-                for suffix in CI_SUFFIXES
-            },
-        }
-    return subgroups
-
-
 def detailed_metrics(evaluation: Evaluation, logits: np.ndarray) -> dict[str, Any]:
     """Compute all metrics of one model on one split beyond `Evaluation.metrics`.
 
@@ -462,7 +427,7 @@ def detailed_metrics(evaluation: Evaluation, logits: np.ndarray) -> dict[str, An
         evaluation: The evaluation.
         logits: float array of shape (images,), in the order of the predictions, before calibration.
     """
-    predictions, threshold = evaluation.predictions, evaluation.metrics["threshold"]
+    predictions = evaluation.predictions
     labels = predictions["label"].to_numpy()
     probabilities = predictions["probability"].to_numpy()
     return {
@@ -476,5 +441,4 @@ def detailed_metrics(evaluation: Evaluation, logits: np.ndarray) -> dict[str, An
         "prevalence": float(labels.mean()),
         "calibration": measure_calibration(predictions),
         "uncalibrated": calibration_metrics(labels, expit(logits)),
-        "subgroups": subgroup_metrics(predictions, threshold),
     }

@@ -99,7 +99,7 @@ def open_dicom(data: bytes) -> Image.Image:
         table = _gray_table(dataset, stored)
         if first := _range_of(dataset)[0]:
             stored = stored.astype(np.int32) - first
-        return Image.fromarray(table[stored])
+        return Image.fromarray(table.take(stored))
     except UnreadableImageError:
         raise
     except Exception as error:  # untrusted files make a parser raise nearly anything

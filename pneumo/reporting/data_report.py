@@ -8,6 +8,7 @@ import pandas as pd
 from pneumo.data.dataset import DecodedDataset
 from pneumo.data.schema import CLASSES
 from pneumo.evaluation.dataset import profile
+from pneumo.evaluation.dataset.shortcuts import describe_attribute_leakage
 from pneumo.evaluation.intervals import format_number, format_with_interval
 from pneumo.reporting import data_plots
 from pneumo.reporting.html_report import render_template
@@ -43,6 +44,7 @@ def list_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
     """
     yield from _duplicate_findings(numbers)
     yield from _leakage_findings(numbers["shortcut_auc"])
+    yield from describe_attribute_leakage(numbers["attributes"])
     rates = _prevalences(numbers["classes"])
     if len(rates) == 2 and abs(rates["train"] - rates["test"]) > MAX_PREVALENCE_SHIFT:
         yield (
@@ -203,6 +205,7 @@ def render_page(
             )
             for name, title in profile.METADATA_TITLES.items()
         ],
+        attributes=list(_attribute_rows(numbers["attributes"])),
         copies=copies[:MAX_LISTED].to_dict("records"),
         problems=problems[:MAX_LISTED],
         problem_count=len(problems),
@@ -213,6 +216,21 @@ def _label_auc(leakage: Mapping[str, Mapping[str, float]]) -> str:
     return (
         format_with_interval(leakage["label"], "auc") if "label" in leakage else "too few patients"
     )
+
+
+def _attribute_rows(
+    attributes: Mapping[str, Mapping[str, Any]],
+) -> Iterator[tuple[str, str, Mapping[str, float], list[str]]]:
+    """Yield attribute, group, its counts, and the AUCs of the attribute in its first row."""
+    for name, values in attributes.items():
+        aucs = [_format_auc(values[of]) for of in ("label", "metadata", "pixels")]
+        for group, counts in values["groups"].items():
+            yield name, group, counts, aucs
+            aucs = [""] * len(aucs)
+
+
+def _format_auc(values: Mapping[str, float] | None) -> str:
+    return format_with_interval(values, "auc") if values else "too few patients"
 
 
 def _format_single_auc(auc: float, constant: bool) -> str:

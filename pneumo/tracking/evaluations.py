@@ -16,7 +16,12 @@ from pneumo.tracking.tags import EXTERNAL, MODEL, MODEL_ID, PREVALENCE, SPLIT
 
 @contextmanager
 def tag_evaluation(
-    model: str, model_id: str, split: str, is_external: bool, adjusted_to: float | None = None
+    model: str,
+    model_id: str,
+    split: str,
+    is_external: bool,
+    adjusted_to: float | None = None,
+    is_whole: bool = True,
 ) -> Iterator[str]:
     """Tag the active run as the evaluation of a model on a split, and log the model as its input.
 
@@ -31,6 +36,7 @@ def tag_evaluation(
         is_external: Whether the images are those of another data set.
         adjusted_to: Prevalence to which the probabilities are adjusted, or None. An adjusted
             evaluation never gets MLflow's id of the model, so no decision uses it.
+        is_whole: Whether all images of the split are evaluated. The same is true if they are not.
 
     Yields:
         Id of the active run.
@@ -45,7 +51,7 @@ def tag_evaluation(
     mlflow.set_tags({**tags, MODEL_ID: ""})
     log_model_inputs(model_id)
     yield mlflow.active_run().info.run_id
-    if adjusted_to is None:
+    if adjusted_to is None and is_whole:
         mlflow.set_tag(MODEL_ID, model_id)
 
 

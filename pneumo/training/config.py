@@ -88,7 +88,7 @@ def rename_fields(values: Mapping[str, str]) -> dict[str, str]:
 
 
 # Fields that earlier versions did not have → the value that these versions worked with
-ADDED_FIELDS = {"folds": "1", "repeats": "1", "sharpness_jitter": "0.0"}
+ADDED_FIELDS = {"folds": "1", "repeats": "1", "sharpness_jitter": "0.0", "split_by": "patient"}
 
 
 def complete_fields(values: Mapping[str, str]) -> dict[str, str]:
@@ -212,6 +212,11 @@ class RunConfig(BaseModel):
         ge=1,
         le=10,
         description="the number of folds of cross-validation, 1 (the validation split) to 10",
+    )
+    split_by: Literal["patient", "site"] = Field(
+        "patient",
+        description="patient, or site (each fold of cross-validation is one site, so folds must be "
+        "the number of sites)",
     )
     repeats: int = Field(
         1,

@@ -99,7 +99,7 @@ def train(
         networks.append(network)
         return network
 
-    for fold in images.folds(config.folds):
+    for fold in images.folds(config.folds, config.split_by):
         rows, labels = fold.val.indices, fold.val.labels
         for _ in range(config.repeats):
             members = [fit(fold) for _ in range(config.ensemble_size)]

@@ -270,7 +270,7 @@ def read_candidates(
         logits.append(own)
         perturbed.append(own_perturbed)
     folds = np.zeros(len(images.validation(config.folds).rows), int)
-    for number, fold in enumerate(images.folds(config.folds)):
+    for number, fold in enumerate(images.folds(config.folds, config.split_by)):
         folds[fold.val.indices] = number
     return Candidates(
         trials=trials,
@@ -312,7 +312,7 @@ def _combine(
         version: values[positions].mean(axis=0) for version, values in candidates.logits.items()
     }
     aucs, robust_aucs = [], []
-    for fold in images.folds(config.folds):
+    for fold in images.folds(config.folds, config.split_by):
         own = {version: values[fold.val.indices] for version, values in logits.items()}
         aucs.append(float(roc_auc_score(fold.val.labels, own[None])))
         robust_aucs.append(robust_auc(fold.val.labels, own))

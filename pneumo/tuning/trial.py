@@ -154,7 +154,7 @@ def _evaluate(config: RunConfig, images: DecodedDataset, result: TrainingResult)
     val = images.validation(config.folds)
     calibrated, perturbed = np.empty((2, len(val.rows)))
     fold_of_image = np.zeros(len(val.rows), np.int64)
-    for number, fold in enumerate(images.folds(config.folds)):
+    for number, fold in enumerate(images.folds(config.folds, config.split_by)):
         rows = fold.val.indices
         calibration = fit_calibration(fold.val.labels, result.val_logits[rows])
         calibrated[rows] = calibration.calibrate(result.val_logits[rows])

@@ -33,6 +33,11 @@ def described(data) -> pd.DataFrame:
     return profile.profile_files(opened(data).decode(profile.PROFILE_SIZE, 1))
 
 
+def statistics(data) -> dict:
+    images = opened(data).decode(profile.PROFILE_SIZE, 1)
+    return profile.compute_statistics(profile.profile_files(images), images.pixels)
+
+
 @pytest.fixture(scope="module")
 def looked(sample) -> pd.DataFrame:
     return described("sample")
@@ -59,7 +64,7 @@ def wrong(folder):
 @pytest.mark.slow
 def test_a_name_without_a_patient_is_not_shared_between_splits(wrong):
     Image.effect_noise((96, 96), 50).save(wrong / "test" / "PNEUMONIA" / "scan 7.png")
-    numbers = profile.compute_statistics(described(wrong))
+    numbers = statistics(wrong)
     assert (numbers["unknown_patients"], numbers["shared_patients"]) == (3, ["IM-0103"])
 
 
@@ -103,7 +108,7 @@ def test_copies_across_classes_and_splits(wrong):
         "across_classes": 1,
         "across_patients": 3,
     }
-    assert profile.compute_statistics(described(wrong))["shared_patients"] == ["IM-0103"]
+    assert statistics(wrong)["shared_patients"] == ["IM-0103"]
 
 
 def test_existing_entries_are_counted(looked, sample):
@@ -188,7 +193,7 @@ def test_too_few_patients_give_no_result():
 
 @pytest.mark.slow
 def test_required_findings(wrong):
-    found = list(data_report.list_findings(profile.compute_statistics(described(wrong))))
+    found = list(data_report.list_findings(statistics(wrong)))
     for sentence in (
         "groups of identical files are in more than one split, so a model would be tested on",
         "1 patients are in more than one split, for example IM-0103.",

@@ -9,7 +9,7 @@ import pytest
 
 from pneumo.data.dataset import Subset
 from pneumo.data.schema import COLUMNS
-from pneumo.data.split import assign_folds, split_validation
+from pneumo.data.split import assign_folds, assign_site_folds, split_validation
 from pneumo.runtime.errors import UserError
 from tests.support.features import few_images
 
@@ -120,3 +120,40 @@ def test_a_fold_without_readable_images_of_a_class_is_refused(sample):
     message = rf"fold 2 must contain readable images of NORMAL: it has none \({len(lost)} images"
     with pytest.raises(UserError, match=f"^{message}"):
         damaged.folds(3)
+
+
+def with_sites(names: str, healthy: int = 12, sick: int = 12) -> pd.DataFrame:
+    """Make an index whose patients are at the sites in turn."""
+    rows = indexed(healthy, sick)
+    number = pd.factorize(rows["patient"])[0]
+    return rows.assign(site=[names[count % len(names)] for count in number])
+
+
+def test_each_fold_is_a_site():
+    rows = with_sites("CAB")
+    folds = assign_site_folds(rows, 3)
+    is_test = (rows["split"] == "test").to_numpy()
+    assert set(folds[is_test]) == {-1}
+    expected = rows["site"].map({"A": 0, "B": 1, "C": 2}).to_numpy()
+    assert np.array_equal(folds[~is_test], expected[~is_test])
+
+
+@pytest.mark.parametrize(
+    ("rows", "n_folds", "message"),
+    [
+        (with_sites("AB"), 3, "got 3, but the training images come from 2 (A, B). Change folds"),
+        (with_sites("AB"), 1, "got 1, but the training images come from 2 (A, B)"),
+        (with_sites("A"), 1, "at least 2: got 1, but the training images come from 1 (A)"),
+        (indexed(9, 9).assign(site=""), 2, "36 of 36 have none. Add the column site"),
+    ],
+)
+def test_sites_that_make_no_folds_are_refused(rows, n_folds, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        assign_site_folds(rows, n_folds)
+
+
+def test_a_patient_at_two_sites_is_refused():
+    rows = with_sites("AB")
+    rows.loc[0, "site"] = "B"
+    with pytest.raises(UserError, match="requires each patient to be at one site, .*: 1 were at"):
+        assign_site_folds(rows, 2)

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 
 import mlflow
 import numpy as np
@@ -135,6 +136,9 @@ def test_no_personal_attribute_is_written_anywhere(
     assert "2 of 306 are, the first is train/NORMAL/9998.dcm (lateral view; only" in output
     written = {"output": output.encode()} | dict(contents_of(tmp_path))
     names = " ".join(written)
+    [numbers] = [json.loads(content) for name, content in written.items() if "numbers.json" in name]
+    assert list(numbers["attributes"]) == ["site"]
+    assert set(numbers["attributes"]["site"]["groups"]) == {f"Hospital {n}" for n in range(3)}
     assert "predictions.csv" in names
     assert "files.csv" in names
     assert "optuna.db" in names

@@ -23,6 +23,7 @@ from pneumo.commands.predict import predict_files
 from pneumo.data.dataset import open_dataset
 from pneumo.tracking import models
 from pneumo.tracking.model_files import model_digest
+from tests.support.dicom import compressed, radiograph, to_bytes
 from tests.support.images import RAMP, file_of
 from tests.support.paths import ROOT
 from tests.support.services import model_server
@@ -163,6 +164,22 @@ def test_every_shape_gives_the_same(address, expected, encoded, shape):
     for row in found:
         assert row["label"] == int(row["probability"] >= row["threshold"])
         assert row["error"].startswith("far from the training images: ")
+
+
+@pytest.mark.slow
+def test_dicom_files_get_the_same_answer(address, expected):
+    path, probability = next(iter(expected.items()))
+    pixels = np.asarray(Image.open(path).convert("L"))
+    files = [
+        to_bytes(radiograph(pixels)),
+        compressed(radiograph(pixels.astype(np.uint16) << 4, 12), "lossless JPEG"),
+        to_bytes(radiograph(pixels, ViewPosition="LL")),
+    ]
+    images = [base64.b64encode(content).decode() for content in files]
+    *answers, lateral = post(address, records(images)).json()["predictions"]
+    assert [row["probability"] for row in answers] == pytest.approx([probability] * 2, abs=0.01)
+    assert lateral["probability"] is None
+    assert lateral["error"] == "lateral view; only frontal views are supported"
 
 
 def huge_png(side: int = 30_000) -> bytes:

@@ -7,7 +7,6 @@ from scipy.special import expit
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 
-from pneumo.evaluation.intervals import metric_intervals
 from pneumo.evaluation.metrics import (
     compute_metrics,
     confusion_counts,
@@ -18,7 +17,6 @@ from pneumo.evaluation.metrics import (
     measure_calibration,
     midpoint_threshold,
     specificity_at_sensitivity,
-    subgroup_metrics,
     threshold_at_sensitivity,
     threshold_of_net_benefit,
     youden_threshold,
@@ -264,45 +262,3 @@ def test_calibration_of_true_probabilities_and_of_separated_classes():
     assert all(np.isnan(separated[name]) for name in ("slope", "slope_low", "slope_high"))
     assert separated["intercept"] == pytest.approx(0, abs=1e-6)
     assert separated["ece"] == pytest.approx(0.1)
-
-
-def predictions() -> pd.DataFrame:
-    rng = np.random.default_rng(1)
-    kinds = np.array(["IM", "NORMAL2-IM", "bacteria", "virus", ""])[rng.integers(0, 5, 300)]
-    labels = np.where(kinds == "", rng.integers(0, 2, 300), np.isin(kinds, ["bacteria", "virus"]))
-    return pd.DataFrame(
-        {
-            "path": [f"{number}.png" for number in range(300)],
-            "patient": [f"p{number // 2}" for number in range(300)],
-            "subtype": kinds,
-            "label": labels.astype(int),
-            "probability": np.clip(labels * 0.3 + rng.uniform(0, 0.7, 300), 0, 1),
-        }
-    )
-
-
-def test_subgroups():
-    table = predictions()
-    found = subgroup_metrics(table, 0.5)
-    assert set(found) == {
-        "NORMAL/IM",
-        "NORMAL/NORMAL2-IM",
-        "PNEUMONIA/bacteria",
-        "PNEUMONIA/virus",
-    }
-    viral = table[table["subtype"] == "virus"]
-    against = pd.concat([viral, table[table["label"] == 0]])
-    bounds = metric_intervals(against, 0.5)
-    assert found["PNEUMONIA/virus"] == pytest.approx(
-        {
-            "images": len(viral),
-            "patients": viral["patient"].nunique(),
-            "sensitivity": (viral["probability"] >= 0.5).mean(),
-            "auc": metrics.roc_auc_score(against["label"], against["probability"]),
-            **{name: bounds[name] for name in bounds if name.startswith(("sens", "auc"))},
-        },
-        abs=1e-12,
-    )
-    series = table[table["subtype"] == "NORMAL2-IM"]
-    assert found["NORMAL/NORMAL2-IM"]["specificity"] == (series["probability"] < 0.5).mean()
-    assert "sensitivity" not in found["NORMAL/NORMAL2-IM"]

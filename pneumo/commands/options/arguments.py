@@ -185,6 +185,11 @@ class EvaluateOptions(Options):
         "the greatest net benefit on validation",
     )
     prevalence: ToPrevalence = None
+    recalibrate: Prevalence | None = Field(
+        None,
+        description="share of the patients of external data on whom calibration and threshold are "
+        "fitted again; the others are evaluated with both",
+    )
     preprocessing_skew: Boolean = Field(
         False,
         description="true: also evaluate the model on pixels / 255 (training-serving skew), in a "

@@ -7,22 +7,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.ndimage import laplace
-from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from pneumo.data.dataset import DecodedDataset
 from pneumo.data.index import has_unknown_patient
 from pneumo.data.schema import CLASSES
 from pneumo.data.split import shared_patients
-from pneumo.evaluation.intervals import metric_intervals
+from pneumo.evaluation.dataset.shortcuts import (
+    cross_validated_auc,
+    has_enough_patients,
+    measure_attribute_leakage,
+)
 from pneumo.inference.batches import map_batches, map_in_threads
 from pneumo.inference.decode import read_size
 
 # Side in pixels at which intensity and sharpness are measured, so that they are comparable
 PROFILE_SIZE = 224
 SPLITS = ("train", "val", "test")
-N_FOLDS = 5
 
 # Properties of a file that are known without a look at the lungs
 METADATA_TITLES = {
@@ -166,8 +167,7 @@ def value_ranges(files: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 def measure_metadata_leakage(files: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Measure how well file metadata alone predict the label and the split.
 
-    A classifier (gradient-boosted trees) predicts patients that it has not seen, in
-    cross-validation with `N_FOLDS` folds of patients.
+    See `shortcuts.cross_validated_auc`.
 
     Args:
         files: Table of `profile_files`.
@@ -180,7 +180,7 @@ def measure_metadata_leakage(files: pd.DataFrame) -> dict[str, dict[str, float]]
         The values are `auc` of the classifier, its 95 % confidence interval by patient (`auc_low`,
         `auc_high`), and the AUC of each of `METADATA_TITLES` alone. That is above 0.5 if the value
         is greater in pneumonia, or in test. A target is left out if one of its sides has fewer
-        patients than `N_FOLDS`.
+        patients than `shortcuts.N_FOLDS`.
     """
     images = readable_files(files)
     is_test = images["split"] == "test"
@@ -191,33 +191,16 @@ def measure_metadata_leakage(files: pd.DataFrame) -> dict[str, dict[str, float]]
         f"split_{name.lower()}": (images[images["class"] == name], "test") for name in CLASSES
     }
     return {
-        name: _cross_validated_auc(target_images, target_images[target].to_numpy())
-        for name, (target_images, target) in targets.items()
-        if target_images.groupby(target)["patient"].nunique().reindex([0, 1], fill_value=0).min()
-        >= N_FOLDS
+        name: _metadata_aucs(of_target, of_target[target].to_numpy())
+        for name, (of_target, target) in targets.items()
+        if has_enough_patients(of_target[target], of_target["patient"])
     }
 
 
-def _cross_validated_auc(images: pd.DataFrame, target: np.ndarray) -> dict[str, float]:
+def _metadata_aucs(images: pd.DataFrame, target: np.ndarray) -> dict[str, float]:
     values = images[list(METADATA_TITLES)].to_numpy()
-    probabilities = cross_val_predict(
-        # Few and small trees suffice for five features; both classes weigh the same
-        HistGradientBoostingClassifier(
-            max_iter=30, max_leaf_nodes=8, class_weight="balanced", random_state=0
-        ),
-        values,
-        target,
-        groups=images["patient"],
-        cv=StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=0),
-        method="predict_proba",
-    )[:, 1]
-    predictions = pd.DataFrame(
-        {"patient": images["patient"], "label": target, "probability": probabilities}
-    )
-    bounds = metric_intervals(predictions, 0.5)
     return {
-        "auc": float(roc_auc_score(target, probabilities)),
-        **{name: bounds[name] for name in ("auc_low", "auc_high")},
+        **cross_validated_auc(values, target, images["patient"]),
         **{name: float(roc_auc_score(target, images[name])) for name in METADATA_TITLES},
     }
 
@@ -234,9 +217,15 @@ def file_issues(files: pd.DataFrame) -> Iterator[tuple[str, str]]:
             yield row.path, f"stored in color ({row.colour}): decoded as grayscale"
 
 
-def compute_statistics(files: pd.DataFrame) -> dict[str, Any]:
-    """Compute all statistics of a data set from the table of `profile_files`."""
+def compute_statistics(files: pd.DataFrame, pixels: np.ndarray) -> dict[str, Any]:
+    """Compute all statistics of a data set.
+
+    Args:
+        files: Table of `profile_files`.
+        pixels: The images at `PROFILE_SIZE`, in the order of `files`: uint8.
+    """
     images, sizes = readable_files(files), images_per_patient(files)
+    is_trained = ((files["error"] == "") & (files["split"] != "test")).to_numpy()
     classes = images.groupby(["split", "class"], observed=True)["patient"]
     return {
         "images": len(images),
@@ -254,6 +243,9 @@ def compute_statistics(files: pd.DataFrame) -> dict[str, Any]:
         },
         "duplicates": count_duplicates(find_duplicates(files)),
         "shortcut_auc": measure_metadata_leakage(files),
+        "attributes": measure_attribute_leakage(
+            files[is_trained], pixels[is_trained], list(METADATA_TITLES)
+        ),
     }
 
 

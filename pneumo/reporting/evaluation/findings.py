@@ -8,9 +8,11 @@ from mlflow.entities import Run
 from pneumo.data.dataset import DecodedDataset
 from pneumo.evaluation import metrics
 from pneumo.evaluation.dataset.overlap import Overlap
+from pneumo.evaluation.external import describe_transfer
 from pneumo.evaluation.intervals import format_with_interval
 from pneumo.evaluation.metrics import metric_title
 from pneumo.evaluation.robustness import describe_reliance, relied_nuisances
+from pneumo.evaluation.subgroups import describe_groups
 from pneumo.tracking import results, tags
 
 # Number of looks by all models at the same test images from which the page warns. The best of four
@@ -53,7 +55,8 @@ def list_findings(
     if relied_nuisances(numbers["nuisances"]):
         yield describe_reliance(numbers["nuisances"])
     if overlap and overlap.is_external:
-        yield "External data: none of these images or patients was used to develop the model."
+        yield from _external_findings(numbers)
+    yield from describe_groups(numbers["groups"])
     if images.dataset.unknown_patients:
         yield (
             f"{images.dataset.unknown_patients} images have no known patient, and each counts as a "
@@ -67,6 +70,23 @@ def list_findings(
         yield (
             f"Evaluations on these test images: {own} of this model, {total} of all models. If "
             "test results influence which model is chosen, they are too optimistic."
+        )
+
+
+def _external_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
+    yield "External data: none of these images or patients was used to develop the model."
+    if numbers["internal"]:
+        yield describe_transfer(numbers["internal"]["comparison"])
+    else:
+        yield (
+            "Whether the model transfers is unknown, because it has no evaluation on the test "
+            "images of its own data. Run evaluate with those first."
+        )
+    if recalibration := numbers["recalibration"]:
+        yield (
+            f"Calibration and threshold were also fitted again on {recalibration['images']} images "
+            f"of {recalibration['patients']} patients of these data. All numbers are of the other "
+            "patients."
         )
 
 

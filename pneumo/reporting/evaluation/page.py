@@ -11,10 +11,12 @@ from scipy.special import expit
 
 from pneumo.data.dataset import DecodedDataset
 from pneumo.evaluation import metrics
+from pneumo.evaluation.external import describe_transfer
 from pneumo.evaluation.intervals import format_number, format_with_interval
 from pneumo.evaluation.metrics import Evaluation, metric_title
 from pneumo.evaluation.robustness import NUISANCES, describe_reliance
 from pneumo.reporting import plots
+from pneumo.reporting.evaluation import rows
 from pneumo.reporting.html_report import INTENDED_USE, OUT_OF_SCOPE, render_template
 from pneumo.reporting.style import to_png
 from pneumo.tracking import models, study_runs
@@ -105,6 +107,7 @@ def render_page(
         numbers: As they are stored in `metrics.json`.
         pictures: As `draw_figures` returns them.
     """
+    is_external = bool(numbers["internal"] or numbers["recalibration"])
     matrix = to_png(plots.plot_confusion_matrix(evaluation.confusion, "confusion matrix"))
     return render_template(
         "evidence.html",
@@ -123,6 +126,12 @@ def render_page(
         calibration=list(_calibration_rows(numbers["calibration"])),
         val_uncalibrated=numbers["validation"]["uncalibrated"],
         subgroups=list(_subgroup_rows(numbers["subgroups"])),
+        groups=list(rows.group_rows(numbers["groups"])),
+        transfer=describe_transfer(numbers["internal"]["comparison"])
+        if numbers["internal"]
+        else "",
+        external=list(rows.external_rows(numbers["internal"])) if numbers["internal"] else [],
+        recalibration=list(rows.recalibration_rows(numbers)) if is_external else [],
         nuisances=list(_nuisance_rows(numbers["nuisances"])),
         reliance=describe_reliance(numbers["nuisances"]),
         counts=images.counts().to_dict("records"),

@@ -299,9 +299,9 @@ def _score(
         split, probabilities, model.adjust(threshold), intervals=True
     )
     numbers = metrics.detailed_metrics(evaluation, logits)
-    predictions, threshold = evaluation.predictions, evaluation.metrics["threshold"]
-    numbers["subgroups"] = subgroups.subtype_metrics(predictions, threshold)
-    numbers["groups"] = subgroups.group_metrics(split.rows, predictions, threshold)
+    scored = evaluation.predictions, evaluation.metrics["threshold"]
+    numbers["subgroups"] = subgroups.subtype_metrics(*scored)
+    numbers["groups"] = subgroups.group_metrics(split.rows, *scored)
     numbers["platt"] = {
         **{name: model.settings[name] for name in ("slope", "intercept", "prevalence")},
         "adjusted_to": model.adjusted_to,

@@ -134,6 +134,7 @@ class Dataset:
     base: Path
     rows: pd.DataFrame
     positive: tuple[str, ...] = ()
+    has_splits: bool = True
 
     @property
     def arguments(self) -> dict[str, str]:
@@ -343,7 +344,8 @@ def open_dataset(
         rows = index.build_index(base, positive)
         if data in REMOTE_DATASETS:
             check_image_counts(rows, REMOTE_DATASETS[data])
-        if (rows["split"] == "").all():
+        has_splits = (rows["split"] != "").any()
+        if not has_splits:
             echo(f"{name} has no column split: {TEST_FRACTION:.0%} of its patients are test")
             rows = split_test(rows)
         for split in sorted({*required_splits, *rows["split"]}):
@@ -359,6 +361,7 @@ def open_dataset(
         base=base,
         rows=split_validation(rows),
         positive=positive,
+        has_splits=has_splits,
     )
 
 

@@ -16,7 +16,7 @@ from tests.support.paths import ROOT
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text())
 OTHERS = {"trials": "7", "workers": "7", "timeout": "7", "split": "val", "sensitivity": "0.9"}
-OTHERS |= {"prevalence": "0.1", "net_benefit_at": "0.2"}
+OTHERS |= {"prevalence": "0.1", "net_benefit_at": "0.2", "recalibrate": "0.3"}
 OTHERS |= {
     "keep_models": "7",
     "margin": "0.5",

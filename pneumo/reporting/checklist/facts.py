@@ -11,10 +11,12 @@ from jinja2 import UndefinedError
 from mlflow.entities import Run
 
 from pneumo.data.dataset import DecodedDataset
+from pneumo.data.index import table_of
 from pneumo.data.layouts.table import read_table
 from pneumo.data.schema import CLASSES
-from pneumo.data.split import VALIDATION_FRACTION
+from pneumo.data.split import TEST_FRACTION, VALIDATION_FRACTION
 from pneumo.evaluation.bootstrap import N_RESAMPLES
+from pneumo.evaluation.external import describe_transfer
 from pneumo.evaluation.intervals import format_with_interval
 from pneumo.evaluation.metrics import HEADLINE_METRICS, Evaluation, metric_title
 from pneumo.evaluation.robustness import NUISANCES, describe_reliance
@@ -99,7 +101,8 @@ def collect_facts(
         Name → fact. The names are always the same; what an older run does not store is empty.
     """
     trial, version = loaded_model.trial, loaded_model.version
-    evaluated, development = _evaluated(images, split), list(_development(trial))
+    evaluated = _evaluated(f"{images.dataset.name}/{split}", evaluation)
+    development = list(_development(trial))
     known = {
         "run": f"run {trial.info.run_id[:8]}",  # the head of the list has all digits
         "params": _fields(trial),
@@ -122,6 +125,9 @@ def collect_facts(
         "parts": {part.name: part for part in [*development, evaluated]}.values(),
         "excluded": ", ".join(_excluded(images)),
         "validation_fraction": VALIDATION_FRACTION,
+        "test_fraction": TEST_FRACTION,
+        "table": table_of(images.dataset.base),
+        "transfer": numbers["internal"] and describe_transfer(numbers["internal"]["comparison"]),
         "classes": CLASSES,
         "list_metrics": _list_metrics,
         "interval": format_with_interval,
@@ -154,9 +160,10 @@ def _render(text: str, known: Mapping[str, Any]) -> str:
         return ""
 
 
-def _evaluated(images: DecodedDataset, split: str) -> Part:
-    counts = images.counts().query("split == @split").set_index("class")[UNITS]
-    return Part(f"{images.dataset.name}/{split}", counts.to_dict("index"))
+def _evaluated(name: str, evaluation: Evaluation) -> Part:
+    patients = evaluation.predictions.groupby("label")["patient"]
+    counts = patients.agg(images="size", patients="nunique").rename(index=dict(enumerate(CLASSES)))
+    return Part(name, counts.to_dict("index"))
 
 
 def _development(trial: Run) -> Iterator[Part]:

@@ -4,6 +4,7 @@ A reason for a rejected file never quotes the file, because any of its values ma
 """
 
 import io
+import logging
 import re
 from typing import NoReturn
 
@@ -20,16 +21,17 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
     JPEGLSLossless,
     JPEGLSNearLossless,
     RLELossless,
 )
 
+from pneumo.inference import dicom_jpeg
 from pneumo.inference.untrusted import UnreadableImageError, hide_warnings
+
+# pydicom also logs what it warns of, in words of the file
+logging.getLogger("pydicom").propagate = False
+dicom_jpeg.register()
 
 META_START = 132  # bytes, after the preamble and the mark
 
@@ -40,12 +42,9 @@ DECODERS = {
     ExplicitVRLittleEndian: "",
     ExplicitVRBigEndian: "",
     RLELossless: "pydicom",
-    JPEGBaseline8Bit: "pillow",
-    JPEGExtended12Bit: "pillow",  # of 8 bits
-    JPEGLossless: "gdcm",
-    JPEGLosslessSV1: "gdcm",
-    JPEGLSLossless: "gdcm",
-    JPEGLSNearLossless: "gdcm",
+    **dict.fromkeys(dicom_jpeg.SYNTAXES, dicom_jpeg.PLUGIN),
+    JPEGLSLossless: "pyjpegls",
+    JPEGLSNearLossless: "pyjpegls",
     JPEG2000Lossless: "pillow",
     JPEG2000: "pillow",
 }
@@ -115,12 +114,9 @@ def _read(data: bytes, **options: bool) -> Dataset:
     except Exception as error:
         _raise_broken(error)
     known = syntax.is_transfer_syntax and not syntax.is_private
-    raise _unsupported_syntax_error(syntax.name if known else "of a vendor")
-
-
-def _unsupported_syntax_error(name: str) -> UnreadableImageError:
-    return UnreadableImageError(
-        f"DICOM in the unsupported transfer syntax {name}; convert it with gdcmconv --raw"
+    raise UnreadableImageError(
+        f"DICOM in the unsupported transfer syntax {syntax.name if known else 'of a vendor'}; "
+        "convert it with gdcmconv --raw"
     )
 
 
@@ -150,8 +146,6 @@ def _check_supported(dataset: Dataset) -> None:
         raise UnreadableImageError(
             f"DICOM image of {int(dataset.BitsStored)} bits per pixel; 8 to 16 are supported"
         )
-    if dataset.file_meta.TransferSyntaxUID == JPEGExtended12Bit and dataset.BitsStored > 8:
-        raise _unsupported_syntax_error("JPEG of 12 bits")
     if LATERAL_PATTERN.search(view_of(dataset)):
         raise UnreadableImageError("lateral view; only frontal views are supported")
     if dataset.Rows * dataset.Columns > MAX_PIXELS:

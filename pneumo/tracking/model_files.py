@@ -41,7 +41,8 @@ SERVING_REQUIREMENTS = (
     "pandas",
     "pillow",
     "pydicom",
-    "python-gdcm",
+    "imagecodecs",
+    "pyjpegls",
     "joblib",
 )
 

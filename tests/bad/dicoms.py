@@ -73,10 +73,6 @@ REJECTED = {
     ),
     "lateral view by its code": (lateral_by_code(), "lateral view; only frontal"),
     "deflated": (DEFLATED, "the unsupported transfer syntax Deflated .*; convert it"),
-    "JPEG of 12 bits": (
-        (PYDICOM_FILES / "JPGExtended.dcm").read_bytes(),
-        "the unsupported transfer syntax JPEG of 12 bits; convert it",
-    ),
     "unknown transfer syntax": (
         RAW.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0"),
         "the unsupported transfer syntax of a vendor; convert it",

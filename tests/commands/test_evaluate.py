@@ -21,6 +21,7 @@ from pneumo.evaluation.robustness import NUISANCES, describe_reliance, versions
 from pneumo.inference.calibration import UNCALIBRATED
 from pneumo.inference.logits import predict_proba
 from pneumo.reporting.evaluation import findings
+from pneumo.reporting.evaluation.page import CAPTIONS
 from pneumo.tracking import models
 from tests.support.commands import run
 from tests.support.stores import store_in
@@ -326,7 +327,7 @@ def test_the_page_is_self_contained_and_has_the_findings(stores, on_test):
     made, output = on_test
     page, found = text(made.info.run_id, "test/evidence.html"), numbers(made)
     read = _Page(page)
-    assert len(read.links) == len(page.CAPTIONS) == 7
+    assert len(read.links) == len(CAPTIONS) == 7
     assert all(link.startswith("data:image/png;base64,") for link in read.links)
     assert "url(" not in page
     here = found["at_threshold"]

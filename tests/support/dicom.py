@@ -1,10 +1,8 @@
 """DICOM files that tests write."""
 
 import io
-import tempfile
-from pathlib import Path
 
-import gdcm
+import imagecodecs
 import numpy as np
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -28,13 +26,6 @@ LOSSLESS = {
     "JPEG-LS": JPEGLSLossless,
     "lossless JPEG": JPEGLosslessSV1,
     "JPEG 2000": JPEG2000Lossless,
-}
-
-# What gdcm calls the syntaxes to which it converts
-GDCM_SYNTAXES = {
-    JPEGLSLossless: gdcm.TransferSyntax.JPEGLSLossless,
-    JPEGLosslessSV1: gdcm.TransferSyntax.JPEGLosslessProcess14_1,
-    JPEG2000Lossless: gdcm.TransferSyntax.JPEG2000Lossless,
 }
 
 
@@ -71,34 +62,26 @@ def to_bytes(dataset: Dataset) -> bytes:
 
 def compressed(dataset: Dataset, syntax: str) -> bytes:
     """Return the file of a radiograph in another transfer syntax, one of `LOSSLESS`."""
-    uid = LOSSLESS[syntax]
-    if uid in GDCM_SYNTAXES:
-        return _converted_by_gdcm(to_bytes(dataset), GDCM_SYNTAXES[uid])
-    if uid == RLELossless:
+    uid, pixels = LOSSLESS[syntax], dataset.pixel_array
+    if uid in (RLELossless, JPEGLSLossless):
         dataset.compress(uid)
+    elif uid == JPEGLosslessSV1:
+        # The encoder takes as many bits as the type has, unless it is told
+        bits = dataset.BitsStored
+        _encapsulate(dataset, imagecodecs.jpeg_encode(pixels, lossless=True, bitspersample=bits))
+    elif uid == JPEG2000Lossless:
+        bits = dataset.BitsStored
+        frame = imagecodecs.jpeg2k_encode(
+            pixels, codecformat="j2k", reversible=True, bitspersample=bits
+        )
+        _encapsulate(dataset, frame)
     dataset.file_meta.TransferSyntaxUID = uid
     return to_bytes(dataset)
 
 
-def _converted_by_gdcm(data: bytes, syntax: int) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [str(Path(folder) / name) for name in ("from", "to")]
-        Path(paths[0]).write_bytes(data)
-        reader, change, writer = (
-            gdcm.ImageReader(),
-            gdcm.ImageChangeTransferSyntax(),
-            gdcm.ImageWriter(),
-        )
-        reader.SetFileName(paths[0])
-        assert reader.Read()
-        change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
-        change.SetInput(reader.GetImage())
-        assert change.Change()
-        writer.SetFile(reader.GetFile())
-        writer.SetImage(change.GetOutput())
-        writer.SetFileName(paths[1])
-        assert writer.Write()
-        return Path(paths[1]).read_bytes()
+def _encapsulate(dataset: Dataset, frame: bytes) -> None:
+    dataset.PixelData = encapsulate([bytes(frame)])
+    dataset["PixelData"].is_undefined_length = True
 
 
 def with_jpeg(pixels: np.ndarray, **attributes) -> bytes:
@@ -106,7 +89,6 @@ def with_jpeg(pixels: np.ndarray, **attributes) -> bytes:
     dataset = radiograph(pixels, **attributes)
     image = io.BytesIO()
     Image.fromarray(pixels).save(image, "JPEG", quality=90)
-    dataset.PixelData = encapsulate([image.getvalue()])
-    dataset["PixelData"].is_undefined_length = True
+    _encapsulate(dataset, image.getvalue())
     dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     return to_bytes(dataset)

@@ -45,12 +45,22 @@ STORAGE, STUDY, WORKER, SPEC = (
 )
 STUDY_RUNS = "pneumo/tracking/study_runs.py"
 ENSEMBLE, SELECTION = (f"pneumo/tuning/{it}.py" for it in ("ensemble", "selection"))
-LOGITS = "pneumo/inference/logits.py"
+LOGITS, DICOM = "pneumo/inference/logits.py", "pneumo/inference/dicom.py"
+ATTRIBUTES = "pneumo/data/attributes.py"
+TABLE, PUBLISHED = (f"pneumo/data/layouts/{it}.py" for it in ("table", "published"))
+SUBGROUPS, EXTERNAL = (f"pneumo/evaluation/{it}.py" for it in ("subgroups", "external"))
+SHORTCUTS = "pneumo/evaluation/dataset/shortcuts.py"
+EVALUATION, EVALUATIONS = "pneumo/commands/evaluation.py", "pneumo/tracking/evaluations.py"
 
 OF_INDEX, OF_SPLIT, OF_PIXELS = (f"tests/data/test_{it}.py" for it in ("index", "split", "pixels"))
 OF_INTERVALS, OF_BOOTSTRAP, OF_METRICS, OF_COMPARISON = (
     f"tests/evaluation/test_{it}.py" for it in ("intervals", "bootstrap", "metrics", "comparison")
 )
+OF_DICOM, OF_ATTRIBUTES = "tests/inference/test_dicom.py", "tests/data/test_attributes.py"
+OF_TABLE, OF_PUBLISHED = (f"tests/data/layouts/test_{it}.py" for it in ("table", "published"))
+OF_SUBGROUPS, OF_EXTERNAL = (f"tests/evaluation/test_{it}.py" for it in ("subgroups", "external"))
+OF_SHORTCUTS = "tests/evaluation/dataset/test_shortcuts.py"
+OF_EXTERNAL_COMMAND = "tests/commands/test_external_validation.py"
 OF_PROMOTE = "tests/commands/test_promote.py"
 OF_CHAMPIONS = "tests/tracking/test_champions.py"
 OF_FEATURES = "tests/training/test_feature_cache.py"
@@ -76,8 +86,8 @@ SPLIT_FAULTS = [
     Fault(
         "a class of one patient is cut",
         SPLIT,
-        "if len(names) < 2:",
-        "if len(names) < 1:",
+        'if len(names) < 2:\n            raise UserError(\n                f"train/',
+        'if len(names) < 1:\n            raise UserError(\n                f"train/',
         OF_SPLIT,
         "one_patient_cannot_be_cut",
     ),
@@ -156,24 +166,24 @@ SPLIT_FAULTS = [
     Fault(
         "the counters of bacteria and virus give one patient",
         INDEX,
-        "(match[0] if match else file_name)",
-        '(match[0].partition("_")[0] if match else file_name)',
+        "return (match[0], ",
+        'return (match[0].partition("_")[0], ',
         OF_INDEX,
         "patients_are_distinguished_by_four_counters",
     ),
     Fault(
         "a patient is found in the middle of a name",
         INDEX,
-        "match = PATIENT_PATTERN.match(file_name)",
-        "match = PATIENT_PATTERN.search(file_name)",
+        "match = PATIENT_PATTERN.match(name)",
+        "match = PATIENT_PATTERN.search(name)",
         OF_INDEX,
         "patients_are_distinguished_by_four_counters",
     ),
     Fault(
         "with another list of patients the digest of a data set stays the same",
         INDEX,
-        '["path", "label", "patient", "split", "sha256"]]',
-        '["path", "label", "split", "sha256"]]',
+        '["path", "label", "patient", "split", "sha256"]',
+        '["path", "label", "split", "sha256"]',
         OF_INDEX,
         "the_digest_follows_each_column",
     ),
@@ -188,8 +198,8 @@ SPLIT_FAULTS = [
     Fault(
         "test images are in a fold",
         SPLIT,
-        "folds.reindex(rows.index, fill_value=-1)",
-        "folds.reindex(rows.index, fill_value=0)",
+        "folds = groups.map(fold_of_patient)\n    return folds.reindex(rows.index, fill_value=-1)",
+        "folds = groups.map(fold_of_patient)\n    return folds.reindex(rows.index, fill_value=0)",
         OF_FOLDS,
         "each_patient_is_in_one_fold",
     ),
@@ -549,8 +559,8 @@ FEATURE_CACHE_FAULTS = [
     Fault(
         "pixels that were padded are taken for squashed ones",
         PIXELS,
-        'return f"{DECODER_VERSION} {size} {resize}"',
-        'return f"{DECODER_VERSION} {size}"',
+        'return f"{DECODER_VERSION}.{FORMATS_VERSION} {size} {resize}"',
+        'return f"{DECODER_VERSION}.{FORMATS_VERSION} {size}"',
         OF_PIXELS,
         "each_way_to_the_square",
     ),
@@ -954,6 +964,209 @@ SELECTION_FAULTS = [
     ),
 ]
 
+HOSPITAL_FAULTS = [
+    Fault(
+        "an inverted radiograph stays inverted",
+        DICOM,
+        "shares = 1 - shares",
+        "shares = shares",
+        OF_DICOM,
+        "pixels_are_those_of_the_png",
+    ),
+    Fault(
+        "the window is not applied",
+        DICOM,
+        "if not _has_window(dataset):",
+        "if _has_window(dataset) is not None:",
+        OF_DICOM,
+        "a_window_cuts",
+    ),
+    Fault(
+        "values are not rescaled",
+        DICOM,
+        "apply_modality_lut(np.arange(first, last + 1), dataset)",
+        "np.arange(first, last + 1)",
+        OF_DICOM,
+        "values_are_rescaled",
+    ),
+    Fault(
+        "a lateral view is decoded",
+        DICOM,
+        "if LATERAL_PATTERN.search(view_of(dataset)):",
+        'if LATERAL_PATTERN.fullmatch("no" + view_of(dataset)):',
+        OF_DICOM,
+        "rejected_files",
+    ),
+    Fault(
+        "several frames are decoded",
+        DICOM,
+        'dataset.get("NumberOfFrames") or 1)) != 1',
+        'dataset.get("NumberOfFrames") or 1)) < 1',
+        OF_DICOM,
+        "rejected_files",
+    ),
+    Fault(
+        "the size of an image is not limited",
+        DICOM,
+        "if dataset.Rows * dataset.Columns > MAX_PIXELS:",
+        "if dataset.Rows * dataset.Columns > MAX_PIXELS**2:",
+        OF_DICOM,
+        "rejected_files",
+    ),
+    Fault(
+        "an image without a known white is decoded",
+        DICOM,
+        "if brightest < MIN_RANGE_USED:",
+        "if brightest < 0:",
+        OF_DICOM,
+        "rejected_files",
+    ),
+    Fault(
+        "padding is as bright as stored",
+        DICOM,
+        "table[max(low - first, 0) : max(high - first + 1, 0)] = 0",
+        "table[max(low - first, 0) : max(high - first, 0)] = 0",
+        OF_DICOM,
+        "padding_is_black",
+    ),
+    Fault(
+        "ages of the oldest are stored",
+        ATTRIBUTES,
+        "min(years, MAX_AGE)",
+        "years",
+        OF_ATTRIBUTES,
+        "ages",
+    ),
+    Fault(
+        "months are years",
+        ATTRIBUTES,
+        '"M": 1 / 12',
+        '"M": 1',
+        OF_ATTRIBUTES,
+        "ages",
+    ),
+    Fault(
+        "a pseudonym is the same for all data",
+        ATTRIBUTES,
+        'f"{salt}\\n{patient_id}"',
+        'f"{patient_id}"',
+        OF_ATTRIBUTES,
+        "a_pseudonym_depends",
+    ),
+    Fault(
+        "the id of a DICOM patient is stored",
+        INDEX,
+        '[pseudonym(name, salt) if name else ""',
+        '[name if name else ""',
+        OF_TABLE,
+        "dicom_fills",
+    ),
+    Fault(
+        "a DICOM file takes precedence over the table",
+        INDEX,
+        "_first_known(listing.get(name, unknown), of_files[name])",
+        "_first_known(of_files[name], listing.get(name, unknown))",
+        OF_TABLE,
+        "dicom_fills",
+    ),
+    Fault(
+        "one of several labels counts",
+        TABLE,
+        "int(any(label in positive for label in of_image))",
+        "int(of_image[0] in positive)",
+        OF_PUBLISHED,
+        "nih",
+    ),
+    Fault(
+        "test has the patients of validation",
+        SPLIT,
+        "names[-max(1, round(TEST_FRACTION * len(names))) :]",
+        "names[: max(1, round(TEST_FRACTION * len(names)) - 1)]",
+        OF_TABLE,
+        "without_splits",
+    ),
+    Fault(
+        "one opacity of several counts",
+        PUBLISHED,
+        'as_index=False)["Target"].max()',
+        'as_index=False)["Target"].min()',
+        OF_PUBLISHED,
+        "rsna",
+    ),
+    Fault(
+        "patients at two sites are in two folds",
+        SPLIT,
+        "if (n_sites > 1).any():",
+        "if (n_sites > 2).any():",
+        OF_FOLDS,
+        "a_patient_at_two_sites",
+    ),
+    Fault(
+        "a group is compared with itself",
+        SUBGROUPS,
+        "known[groups != name], threshold",
+        "known[groups == name], threshold",
+        OF_SUBGROUPS,
+        "groups",
+    ),
+    Fault(
+        "images without a value are in the comparison",
+        SUBGROUPS,
+        '.reset_index(drop=True)[groups != ""]',
+        '.reset_index(drop=True)[groups != "?"]',
+        OF_SUBGROUPS,
+        "groups",
+    ),
+    Fault(
+        "a better group is reported",
+        SUBGROUPS,
+        'if values["difference_high"] < 0:',
+        'if values["difference_low"] < 0:',
+        OF_SUBGROUPS,
+        "a_worse_group",
+    ),
+    Fault(
+        "the difference is internal minus external",
+        EXTERNAL,
+        "pair[1][0] - pair[0][0], *",
+        "pair[0][0] - pair[1][0], *",
+        OF_EXTERNAL,
+        "differences_are",
+    ),
+    Fault(
+        "a recalibration is evaluated on its own images",
+        EXTERNAL,
+        "split.take(is_chosen), split.take(~is_chosen)",
+        "split.take(is_chosen), split.take(is_chosen | ~is_chosen)",
+        OF_EXTERNAL_COMMAND,
+        "external_validation",
+    ),
+    Fault(
+        "a recalibrated evaluation decides",
+        EVALUATIONS,
+        "if adjusted_to is None and is_whole:",
+        "if adjusted_to is None:",
+        OF_EXTERNAL_COMMAND,
+        "external_validation",
+    ),
+    Fault(
+        "own data can be recalibrated on",
+        EVALUATION,
+        "if not is_external:\n        raise",
+        "if is_external is None:\n        raise",
+        OF_EXTERNAL_COMMAND,
+        "recalibration_on_own_data",
+    ),
+    Fault(
+        "small groups predict the largest one",
+        SHORTCUTS,
+        "fill_value=0).min() >= N_FOLDS",
+        "fill_value=0).max() >= N_FOLDS",
+        OF_SHORTCUTS,
+        "too_few_patients",
+    ),
+]
+
 FAULTS = {
     "split": SPLIT_FAULTS,
     "intervals": INTERVAL_FAULTS,
@@ -961,4 +1174,5 @@ FAULTS = {
     "feature cache": FEATURE_CACHE_FAULTS,
     "study recovery": RECOVERY_FAULTS,
     "selection among trials": SELECTION_FAULTS,
+    "hospital data": HOSPITAL_FAULTS,
 }

@@ -1078,20 +1078,12 @@ HOSPITAL_FAULTS = [
         "nih",
     ),
     Fault(
-        "test has the patients of validation",
+        "half of the patients of a table are test",
         SPLIT,
-        "names[-max(1, round(TEST_FRACTION * len(names))) :]",
-        "names[: max(1, round(TEST_FRACTION * len(names)) - 1)]",
+        "TEST_FRACTION = 0.2",
+        "TEST_FRACTION = 0.5",
         OF_TABLE,
         "without_splits",
-    ),
-    Fault(
-        "one opacity of several counts",
-        PUBLISHED,
-        'as_index=False)["Target"].max()',
-        'as_index=False)["Target"].min()',
-        OF_PUBLISHED,
-        "rsna",
     ),
     Fault(
         "patients at two sites are in two folds",

@@ -69,6 +69,7 @@ def test_texts_are_short_and_printable():
 def test_a_pseudonym_depends_on_the_data():
     first = attributes.pseudonym("1234", "salt")
     assert first == attributes.pseudonym("1234", "salt")
-    assert len({first, attributes.pseudonym("1234", "other"), attributes.pseudonym("1235", "salt")})
+    others = attributes.pseudonym("1234", "other"), attributes.pseudonym("1235", "salt")
+    assert len({first, *others}) == 3
     assert len(first) == 16
     assert "1234" not in first

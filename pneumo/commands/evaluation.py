@@ -162,7 +162,7 @@ def evaluate_model(
         split_name,
         is_external,
         adjusted_to,
-        is_whole=is_chosen is None,
+        recalibration_share,
     ) as run_id:
         result = _evaluate(loaded_model, images, split_name, rule, overlap, is_chosen)
     is_own_data = loaded_model.trial.data.tags[tags.DATA_DIGEST] == images.dataset.digest
@@ -207,7 +207,7 @@ def _evaluate(
     probabilities = calibration.to_probabilities(logits)
     evaluation, numbers = _score(loaded_model, split, logits, probabilities, rule)
     numbers["recalibration"] = recalibration
-    numbers["internal"] = _compare_with_own_data(loaded_model, overlap, numbers)
+    numbers["internal"] = _compare_with_own_data(loaded_model, overlap, rule, evaluation)
     numbers["test_evaluations"] = looks[loaded_model.model_id]
     numbers["test_evaluations_of_all_models"] = looks.total()
     numbers["overlap"] = overlap.counts() if overlap else None
@@ -241,14 +241,14 @@ def _evaluate(
 
 
 def _compare_with_own_data(
-    loaded_model: LoadedModel, overlap: Overlap | None, numbers: dict[str, Any]
+    loaded_model: LoadedModel, overlap: Overlap | None, rule: ThresholdRule | None, here: Evaluation
 ) -> dict[str, Any] | None:
-    """Compare an evaluation on external data with the one on the test images of the own data.
+    """Compare an evaluation on external data with the predictions for the own test images.
 
     Returns:
-        `comparison` as `external.compare_with_internal` returns it, and the other evaluation's
-        `calibration` and `at_threshold`. None if the data are not external, or there is no such
-        evaluation.
+        `comparison` as `external.compare_with_internal` returns it; `at_threshold` and
+        `calibration`, the other data's metrics at this evaluation's threshold, before an adjustment
+        to another prevalence. None if the data are not external, or the model was not evaluated.
     """
     if overlap is None or not overlap.is_external:
         return None
@@ -256,12 +256,21 @@ def _compare_with_own_data(
     run_id = evaluations.find_evaluation(loaded_model.model_id, own_digest, "test")
     if run_id is None or not results.has_predictions(run_id, "test"):
         return None
-    own_numbers = results.read_metrics(run_id, "test")
+    predictions = results.read_predictions(run_id, "test")
+    own = ScoredPredictions(predictions, _threshold(loaded_model, rule)).metrics_with_intervals()
     return {
-        "comparison": external.compare_with_internal(own_numbers, numbers),
-        "calibration": own_numbers["calibration"],
-        "at_threshold": own_numbers["at_threshold"],
+        "comparison": external.compare_with_internal(own, here.metrics),
+        "calibration": metrics.measure_calibration(predictions),
+        "at_threshold": own,
     }
+
+
+def _threshold(loaded_model: LoadedModel, rule: ThresholdRule | None) -> float:
+    """Return the threshold before an adjustment to another prevalence."""
+    if rule is None:
+        return loaded_model.model.settings["threshold"]
+    val = results.read_predictions(loaded_model.trial.info.run_id, "val")
+    return rule.choose(val["label"].to_numpy(), val["probability"].to_numpy())
 
 
 def count_out_of_range(
@@ -292,9 +301,7 @@ def _score(
     """Return an evaluation, and the other numbers of `metrics.json`."""
     model = loaded_model.model
     val = results.read_predictions(loaded_model.trial.info.run_id, "val")
-    threshold = model.settings["threshold"]
-    if rule is not None:
-        threshold = rule.choose(val["label"].to_numpy(), val["probability"].to_numpy())
+    threshold = _threshold(loaded_model, rule)
     evaluation = metrics.evaluate_predictions(
         split, probabilities, model.adjust(threshold), intervals=True
     )

@@ -42,7 +42,7 @@ def explore_dataset(dataset: Dataset) -> None:
         artifacts = {
             "explore.html": page.encode(),
             "numbers.json": json.dumps(numbers, indent=1).encode(),
-            "files.csv": files.drop(columns="label").to_csv(index=False).encode(),
+            "files.csv": files.drop(columns=["label", "age", "sex"]).to_csv(index=False).encode(),
             "duplicates.csv": copies.to_csv(index=False).encode(),
             **pictures,
         }

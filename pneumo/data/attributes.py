@@ -8,7 +8,10 @@ from pneumo.inference.untrusted import UnreadableImageError
 from pneumo.runtime.errors import is_printable_text
 
 MAX_AGE = 90  # older patients are so rare that their age can identify them
+MAX_POSSIBLE_AGE = 120  # tables contain greater ones by mistake
 MAX_LENGTH = 64  # characters, as DICOM permits
+
+PSEUDONYM_PREFIX = "dicom-"
 
 YEARS_PER_UNIT = {"Y": 1, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
@@ -20,7 +23,7 @@ def read_dicom(data: bytes) -> dict[str, str] | None:
         data: Bytes of a file.
 
     Returns:
-        `schema.ATTRIBUTES`, and `patient_id` as the hospital wrote it, which may not be stored.
+        `schema.ATTRIBUTES`, and `patient_id`, the id with its issuer, which may not be stored.
         None if the file is not a readable DICOM file.
     """
     if not is_dicom(data):
@@ -35,13 +38,15 @@ def read_dicom(data: bytes) -> dict[str, str] | None:
     def text(name: str) -> str:
         return _to_text(lambda: header.get(name))
 
+    device = f"{text('Manufacturer')} {text('ManufacturerModelName')}"
+    issuer, patient_id = text("IssuerOfPatientID"), text("PatientID")
     return {
         "age": format_age(text("PatientAge")),
         "sex": format_sex(text("PatientSex")),
         "site": text("InstitutionName"),
-        "device": f"{text('Manufacturer')} {text('ManufacturerModelName')}".strip(),
+        "device": device.strip()[:MAX_LENGTH],
         "view": _to_text(lambda: dicom.view_of(header)),
-        "patient_id": text("PatientID"),
+        "patient_id": f"{issuer}\n{patient_id}" if patient_id else "",
     }
 
 
@@ -66,7 +71,7 @@ def format_age(text: str) -> str:
         years = float(number) * factor
     except ValueError:
         return ""
-    return f"{min(years, MAX_AGE):.3g}" if years >= 0 else ""
+    return f"{min(years, MAX_AGE):.3g}" if 0 <= years <= MAX_POSSIBLE_AGE else ""
 
 
 def format_sex(text: str) -> str:
@@ -76,8 +81,8 @@ def format_sex(text: str) -> str:
 
 
 def pseudonym(patient_id: str, salt: str) -> str:
-    """Return a patient's pseudonym: 16 hex digits.
+    """Return a patient's pseudonym: `PSEUDONYM_PREFIX` and 16 hex digits.
 
     Whoever has the images can compute the salt, and find out whether an id belongs to a pseudonym.
     """
-    return hashlib.sha256(f"{salt}\n{patient_id}".encode()).hexdigest()[:16]
+    return PSEUDONYM_PREFIX + hashlib.sha256(f"{salt}\n{patient_id}".encode()).hexdigest()[:16]

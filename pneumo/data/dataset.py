@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 from pneumo.data import index, pixels
+from pneumo.data.attributes import PSEUDONYM_PREFIX
+from pneumo.data.layouts.published import PUBLISHED_TABLES
 from pneumo.data.pixels import pixels_digest
 from pneumo.data.schema import CLASSES
 from pneumo.data.sources.download import REMOTE_DATASETS, check_image_counts
@@ -22,6 +24,7 @@ from pneumo.data.split import (
     split_test,
     split_validation,
 )
+from pneumo.inference.untrusted import LATERAL_REASON, is_lateral
 from pneumo.runtime import cache
 from pneumo.runtime.console import echo
 from pneumo.runtime.errors import UserError, quoted
@@ -150,12 +153,19 @@ class Dataset:
         return int(index.has_unknown_patient(self.rows).sum())
 
     @property
+    def has_pseudonyms(self) -> bool:
+        """Whether some patients are known by pseudonyms, which differ between data sets."""
+        return bool(self.rows["patient"].str.startswith(PSEUDONYM_PREFIX).any())
+
+    @property
     def license(self) -> str:
         """Owner and license of the data, if known."""
         if self.is_synthetic:
             return "synthetic images made by pneumo, which show no real patients"
         if self.name in REMOTE_DATASETS:
             return REMOTE_DATASETS[self.name].license
+        if (file := index.table_of(self.base)) and (source := PUBLISHED_TABLES.get(file.name)):
+            return f"{source.title}, {source.url}: {source.license}"
         return "unknown; ask the provider of the data"
 
     @property
@@ -176,6 +186,15 @@ class Dataset:
         files = self.rows["sha256"][self.rows["split"].isin(splits)]
         return index.digest_of(files) if len(files) else ""
 
+    def assign_folds(self, n_folds: int, split_by: str) -> np.ndarray:
+        """Return the fold of each image: see `split.assign_folds` and `split.assign_site_folds`.
+
+        Raises:
+            UserError: Patients or sites make no such folds.
+        """
+        assign = assign_folds if split_by == "patient" else assign_site_folds
+        return assign(self.rows, n_folds)
+
     def decode(self, size: int, max_unreadable: float, resize: str = "squash") -> "DecodedDataset":
         """Decode the images at one size, or load them from the cache.
 
@@ -189,9 +208,12 @@ class Dataset:
 
         Raises:
             UserError: More images are unreadable than allowed, or the disk cannot read a file.
+                Lateral views are left out, and do not count.
         """
         preprocessing = pixels.decode_key(size, resize)
         decoded, unreadable = pixels.load_pixels(self.base, self.rows, size, resize)
+        is_lateral_view = self.rows["view"].map(is_lateral)
+        unreadable |= dict.fromkeys(self.rows["path"][is_lateral_view], LATERAL_REASON)
         images = DecodedDataset(self, decoded, unreadable, preprocessing)
         images.require_readable(max_unreadable)
         return images
@@ -215,9 +237,12 @@ class DecodedDataset:
 
     def require_readable(self, limit: float) -> None:
         """Raise `UserError` if more than the fraction `limit` of the images is unreadable."""
-        count, total = len(self.unreadable), len(self.dataset.rows)
+        broken = {
+            path: reason for path, reason in self.unreadable.items() if reason != LATERAL_REASON
+        }
+        count, total = len(broken), len(self.dataset.rows)
         if count > limit * total:
-            path, reason = next(iter(self.unreadable.items()))
+            path, reason = next(iter(broken.items()))
             raise UserError(
                 f"at most the fraction max_unreadable={limit} of the images may be unreadable: "
                 f"{count} of {total} are, the first is {path} ({quoted(reason)}). Fix or remove "
@@ -257,8 +282,8 @@ class DecodedDataset:
         if n_folds == 1 and split_by == "patient":
             train, val = self.split("train"), self.split("val")
             return [Fold(_all_of(train), _all_of(val))]
-        assign = assign_folds if split_by == "patient" else assign_site_folds
-        numbers, pool = assign(self.dataset.rows, n_folds), self.validation(n_folds)
+        numbers = self.dataset.assign_folds(n_folds, split_by)
+        pool = self.validation(n_folds)
         for number in range(n_folds):
             self._require_classes(self._readable & (numbers == number), f"fold {number}")
         is_val = numbers[pool.positions] == np.arange(n_folds)[:, np.newaxis]
@@ -341,6 +366,7 @@ def open_dataset(
     name, root = resolve_source(data)
     with _name_source_in_errors(root, data):
         base = index.find_base(root)
+        positive = positive or index.default_positive(base)
         rows = index.build_index(base, positive)
         if data in REMOTE_DATASETS:
             check_image_counts(rows, REMOTE_DATASETS[data])

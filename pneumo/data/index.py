@@ -71,7 +71,7 @@ def build_index(base: Path, positive: Collection[str] = ()) -> pd.DataFrame:
     patients = _listed_patients(base, listing)
     described = map_in_threads(_describe, [base / path for path in paths])
     of_files = pd.DataFrame(described)
-    salt = digest_of(of_files["sha256"])
+    salt = digest_of(of_files["unstored"])
     pseudonyms = [pseudonym(name, salt) if name else "" for name in of_files["patient_id"]]
     keys, kinds = zip(*map(parse_file_name, paths), strict=True)
     unknown = pd.Series("", index=listing.index)
@@ -102,6 +102,13 @@ def _first_known(*columns: Iterable[str]) -> list[str]:
 def table_of(base: Path) -> Path | None:
     """Return the table that lists the images of a data set, or None if its folders do."""
     return next((base / name for name in TABLES if (base / name).is_file()), None)
+
+
+def default_positive(base: Path) -> tuple[str, ...]:
+    """Return the labels of a published table that mean pneumonia; none for other data sets."""
+    file = table_of(base)
+    source = published.PUBLISHED_TABLES.get(file.name) if file else None
+    return source.positive if source else ()
 
 
 def _list_images(base: Path, positive: Collection[str]) -> pd.DataFrame:
@@ -143,9 +150,17 @@ def _listed_patients(base: Path, listing: pd.DataFrame) -> dict[str, str]:
 
 
 def _describe(file: Path) -> dict[str, str]:
+    """Return sha256 and attributes of a file, and a second hash, which is stored nowhere.
+
+    The salt of pseudonyms follows from the second one. From the first, which runs list, everybody
+    who can read a run could compute it.
+    """
     data = read_file(file)
+    digest = hashlib.sha256(data)
+    second = digest.copy()
+    second.update(b"patients")
     attributes = read_dicom(data) or dict.fromkeys((*ATTRIBUTES, "patient_id"), "")
-    return {"sha256": hashlib.sha256(data).hexdigest(), **attributes}
+    return {"sha256": digest.hexdigest(), "unstored": second.hexdigest(), **attributes}
 
 
 def digest_of(files: Iterable[str]) -> str:

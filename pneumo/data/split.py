@@ -50,8 +50,8 @@ def raise_on_conflicts(base: Path, rows: pd.DataFrame) -> None:
         raise UserError(
             f"no patient may be {where}, because {why}: {len(patients)} {_are(patients)}, the "
             f"first is '{name}' with {of_train} and {of_test}. If these are different people, list "
-            "the right patients in patients.csv. Otherwise remove the images of one split. The "
-            "command explore lists all of them in numbers.json."
+            "the right patients in patients.csv or the table. Otherwise remove the images of one "
+            "split. The command explore lists all of them in numbers.json."
         )
 
 
@@ -175,8 +175,9 @@ def choose_patients(rows: pd.DataFrame, share: float) -> np.ndarray:
         count = max(2, round(share * len(names)))
         if len(names) - count < 2:
             raise UserError(
-                f"at least two patients of each class must remain: of the {len(names)} with "
-                f"{CLASSES[label]}, {count} would be taken. Take fewer, or add images."
+                "recalibrate must leave at least two patients of each class: of the "
+                f"{len(names)} with {CLASSES[label]}, {count} would be taken. Use a smaller share, "
+                "or add images."
             )
         chosen_patients += names[:count]
     return groups.isin(chosen_patients).to_numpy()

@@ -7,6 +7,7 @@ from uuid import uuid4
 import pandas as pd
 
 from pneumo.data import index
+from pneumo.data.attributes import PSEUDONYM_PREFIX
 from pneumo.data.dataset import Dataset
 from pneumo.data.layouts.table import read_table, write_listing
 from pneumo.data.pixels import read_file
@@ -99,8 +100,13 @@ def _copy(base: Path, rows: pd.DataFrame, folder: Path) -> None:
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(read_file(base / path))
+    patients_file = base / index.PATIENTS_FILE
     if index.table_of(base):
         write_listing(rows, folder)
-    elif (patients_file := base / index.PATIENTS_FILE).is_file():
+    elif patients_file.is_file():
         listed = read_table(patients_file)
         listed[listed["path"].isin(paths)].to_csv(folder / patients_file.name, index=False)
+    elif (is_pseudonym := rows["patient"].str.startswith(PSEUDONYM_PREFIX)).any():
+        # They follow from all files, and the copy has fewer
+        listed = rows.loc[is_pseudonym, ["path", "patient"]]
+        listed.to_csv(folder / patients_file.name, index=False)

@@ -18,13 +18,13 @@ MAX_LOSS = 0.05  # of AUC with which a model still transfers
 
 
 def compare_with_internal(
-    internal: Mapping[str, Any], external: Mapping[str, Any]
+    internal: Mapping[str, float], external: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
     """Compare a model on other data with its evaluation on the test images of its own data.
 
     Args:
-        internal: Content of the `metrics.json` of the latter.
-        external: The same of the former.
+        internal: Metrics of the latter by name, with their intervals.
+        external: The same of the former, at the same threshold.
 
     Returns:
         Name in `HEADLINE_METRICS` → `internal`, `external` and `difference` (external − internal),
@@ -33,8 +33,8 @@ def compare_with_internal(
     found = {}
     for name in HEADLINE_METRICS:
         pair = [
-            tuple(numbers["at_threshold"][f"{name}{suffix}"] for suffix in CI_SUFFIXES)
-            for numbers in (internal, external)
+            tuple(values[f"{name}{suffix}"] for suffix in CI_SUFFIXES)
+            for values in (internal, external)
         ]
         difference = pair[1][0] - pair[0][0], *independent_difference_interval(*pair)
         columns = zip(("internal", "external", "difference"), (*pair, difference), strict=True)

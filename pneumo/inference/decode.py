@@ -75,7 +75,7 @@ def read_size(file: Path) -> tuple[int, int, str]:
             from pneumo.inference import dicom
 
             header = dicom.read_header(start + stream.read())
-            return header.Columns, header.Rows, "L"
+            return int(header.Columns), int(header.Rows), "L"
     with _open_image(file) as image:
         return *image.size, image.mode
 

@@ -5,7 +5,6 @@ A reason for a rejected file never quotes the file, because any of its values ma
 
 import io
 import logging
-import re
 from typing import NoReturn
 
 import numpy as np
@@ -27,7 +26,12 @@ from pydicom.uid import (
 )
 
 from pneumo.inference import dicom_jpeg
-from pneumo.inference.untrusted import UnreadableImageError, hide_warnings
+from pneumo.inference.untrusted import (
+    LATERAL_REASON,
+    UnreadableImageError,
+    hide_warnings,
+    is_lateral,
+)
 
 # pydicom also logs what it warns of, in words of the file
 logging.getLogger("pydicom").propagate = False
@@ -51,13 +55,12 @@ DECODERS = {
 
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # as Pillow permits for other formats
 BITS = range(8, 17)  # of a pixel
-# Fraction of the range of values that an image without a window must reach: see `decode`
+JPEG_SYNTAXES = (*dicom_jpeg.SYNTAXES, JPEGLSLossless, JPEGLSNearLossless)
+
+# Fraction of the range of values that the pixels of an image without a window must cover
 MIN_RANGE_USED = 1 / 8
 
 FURTHEST = 1e12  # further than any value from any window
-
-# In the position or the code's meaning of all lateral views, and of no frontal one
-LATERAL_PATTERN = re.compile(r"\b(LL|RL|LAT|LATERAL)\b", re.IGNORECASE)
 
 
 def read_header(data: bytes) -> Dataset:
@@ -93,7 +96,10 @@ def open_dicom(data: bytes) -> Image.Image:
     dataset = _read(data)
     try:
         _check_supported(dataset)
-        decoder = DECODERS[dataset.file_meta.TransferSyntaxUID]
+        syntax = dataset.file_meta.TransferSyntaxUID
+        if syntax in JPEG_SYNTAXES:
+            dicom_jpeg.require_size(dataset)  # before a decoder allocates what the frame says
+        decoder = DECODERS[syntax]
         stored = pixel_array(dataset, decoding_plugin=decoder)
         table = _gray_table(dataset, stored)
         if first := _range_of(dataset)[0]:
@@ -146,8 +152,10 @@ def _check_supported(dataset: Dataset) -> None:
         raise UnreadableImageError(
             f"DICOM image of {int(dataset.BitsStored)} bits per pixel; 8 to 16 are supported"
         )
-    if LATERAL_PATTERN.search(view_of(dataset)):
-        raise UnreadableImageError("lateral view; only frontal views are supported")
+    if dataset.HighBit != dataset.BitsStored - 1:
+        raise UnreadableImageError("DICOM image whose bits are not the lowest ones of each pixel")
+    if is_lateral(view_of(dataset)):
+        raise UnreadableImageError(LATERAL_REASON)
     if dataset.Rows * dataset.Columns > MAX_PIXELS:
         raise UnreadableImageError("too many pixels for a radiograph; scale the image down")
 
@@ -164,20 +172,21 @@ def _gray_table(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
     A table is much faster than the same arithmetic for each pixel.
 
     Raises:
-        UnreadableImageError: The image has no window and is nearly black, so the value of white is
-            unknown.
+        UnreadableImageError: It is not known which values are black and white.
     """
     first, last = _range_of(dataset)
-    values = apply_modality_lut(np.arange(first, last + 1), dataset)
-    shares = _shares_of_white(dataset, values)
-    if not _has_window(dataset) and dataset.BitsStored > 8:
-        ends = int(stored.min()) - first, int(stored.max()) - first
-        brightest = shares[list(ends)].max()
-        if brightest < MIN_RANGE_USED:
-            raise UnreadableImageError(
-                "DICOM without a window is nearly black, so white is unknown; add WindowCenter and "
-                "WindowWidth"
-            )
+    with np.errstate(all="ignore"):
+        values = apply_modality_lut(np.arange(first, last + 1), dataset)
+        shares = _shares_of_white(dataset, values)
+    ends = int(stored.min()) - first, int(stored.max()) - first
+    used = abs(float(shares[ends[1]] - shares[ends[0]]))
+    if not np.isfinite(shares).all() or (ends[0] != ends[1] and used == 0):
+        raise UnreadableImageError("DICOM image with a window or rescaling that shows nothing")
+    if not _has_window(dataset) and dataset.BitsStored > 8 and used < MIN_RANGE_USED:
+        raise UnreadableImageError(
+            "DICOM without a window uses few of its values, so white is unknown; add WindowCenter "
+            "and WindowWidth"
+        )
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shares = 1 - shares
     table = np.round(255 * shares).astype(np.uint8)
@@ -196,12 +205,11 @@ def _shares_of_white(dataset: Dataset, values: np.ndarray) -> np.ndarray:
     if not _has_window(dataset):
         low, high = float(values.min()), float(values.max())
         return (values - low) / (high - low)
-    with np.errstate(over="ignore"):  # a sigmoid's ends
-        if dataset.get("VOILUTSequence"):
-            low, high = 0, 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
-        else:
-            low, high = apply_voi_lut(np.array([-FURTHEST, FURTHEST]), dataset)
-        return (apply_voi_lut(values, dataset) - low) / (high - low)
+    if dataset.get("VOILUTSequence"):
+        low, high = 0, 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
+    else:
+        low, high = apply_voi_lut(np.array([-FURTHEST, FURTHEST]), dataset)
+    return (apply_voi_lut(values, dataset) - low) / (high - low)
 
 
 def _blacken_padding(dataset: Dataset, table: np.ndarray) -> None:
@@ -209,6 +217,6 @@ def _blacken_padding(dataset: Dataset, table: np.ndarray) -> None:
     padding = dataset.get("PixelPaddingValue")
     if padding is None:
         return
-    first = _range_of(dataset)[0]
-    low, high = sorted((int(padding), int(dataset.get("PixelPaddingRangeLimit") or padding)))
+    first, limit = _range_of(dataset)[0], dataset.get("PixelPaddingRangeLimit")
+    low, high = sorted((int(padding), int(padding if limit is None else limit)))
     table[max(low - first, 0) : max(high - first + 1, 0)] = 0

@@ -1,11 +1,21 @@
-"""What the decoders of untrusted files share: their error, and no warnings."""
+"""What the decoders of untrusted files share: their error, lateral views, and no warnings."""
 
 import re
 import warnings
 
+LATERAL_REASON = "lateral view; only frontal views are supported"
+
+# Of a view position, or of the meaning of its code
+LATERAL_PATTERN = re.compile(r"(?<![A-Z])([LR]L|[LR]?LAT|LATERAL)(?![A-Z])", re.IGNORECASE)
+
 
 class UnreadableImageError(ValueError):
     """An error for a file that is not an image or is broken; the message says why."""
+
+
+def is_lateral(view: str) -> bool:
+    """Return whether a view is lateral; one of a patient who lies on a side (decubitus) is not."""
+    return bool(LATERAL_PATTERN.search(view)) and "decubitus" not in view.lower()
 
 
 def hide_warnings(package: str) -> None:

@@ -54,6 +54,8 @@ def list_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
         )
     if numbers["unreadable"]:
         yield f"{numbers['unreadable']} files are unreadable. The report lists the reasons."
+    if numbers["lateral"]:
+        yield f"{numbers['lateral']} of these are lateral views, which are left out everywhere."
     if numbers["unknown_patients"]:
         yield (
             f"{numbers['unknown_patients']} file names contain no patient id. Each of these images "

@@ -11,7 +11,7 @@ from mlflow.entities import Run, ViewType
 from pneumo.tracking import tags
 from pneumo.tracking.runs import log_model_inputs
 from pneumo.tracking.study_runs import MAX_RESULTS
-from pneumo.tracking.tags import EXTERNAL, MODEL, MODEL_ID, PREVALENCE, SPLIT
+from pneumo.tracking.tags import EXTERNAL, MODEL, MODEL_ID, PREVALENCE, RECALIBRATION, SPLIT
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def tag_evaluation(
     split: str,
     is_external: bool,
     adjusted_to: float | None = None,
-    is_whole: bool = True,
+    recalibration_share: float | None = None,
 ) -> Iterator[str]:
     """Tag the active run as the evaluation of a model on a split, and log the model as its input.
 
@@ -36,7 +36,8 @@ def tag_evaluation(
         is_external: Whether the images are those of another data set.
         adjusted_to: Prevalence to which the probabilities are adjusted, or None. An adjusted
             evaluation never gets MLflow's id of the model, so no decision uses it.
-        is_whole: Whether all images of the split are evaluated. The same is true if they are not.
+        recalibration_share: Share of the patients on whom the model is calibrated again, or None.
+            Then only the others are evaluated, and no decision uses that either.
 
     Yields:
         Id of the active run.
@@ -48,10 +49,12 @@ def tag_evaluation(
     }
     if adjusted_to is not None:
         tags[PREVALENCE] = str(adjusted_to)
+    if recalibration_share is not None:
+        tags[RECALIBRATION] = str(recalibration_share)
     mlflow.set_tags({**tags, MODEL_ID: ""})
     log_model_inputs(model_id)
     yield mlflow.active_run().info.run_id
-    if adjusted_to is None and is_whole:
+    if adjusted_to is None and recalibration_share is None:
         mlflow.set_tag(MODEL_ID, model_id)
 
 

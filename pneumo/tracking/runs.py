@@ -28,6 +28,7 @@ from pneumo.tracking.tags import (
     PARENT,
     PATIENTS,
     PID,
+    POSITIVE,
     PROCESS,
     REASON,
     SOURCE,
@@ -67,7 +68,11 @@ def data_tags(dataset: Dataset) -> dict[str, str]:
         DATA_DIGEST: dataset.digest,
         SYNTHETIC: str(dataset.is_synthetic).lower(),
     }
-    return tags | ({PATIENTS: "unknown"} if dataset.unknown_patients else {})
+    if dataset.unknown_patients:
+        tags[PATIENTS] = "unknown"
+    if dataset.positive:
+        tags[POSITIVE] = ",".join(dataset.positive)
+    return tags
 
 
 @contextmanager

@@ -7,6 +7,7 @@ DATA = "pneumo.data"  # name of the data set, without a path
 DATA_DIGEST = "pneumo.data_digest"
 SYNTHETIC = "pneumo.synthetic"  # true or false
 PATIENTS = "pneumo.patients"  # `unknown` if the names of some images contain no patient
+POSITIVE = "pneumo.positive"  # labels of the data's table that mean pneumonia, if it has several
 STUDY = "pneumo.study"  # name of the study that the run belongs to
 REASON = "pneumo.reason"  # why it failed, or why a candidate was not promoted
 GIT_COMMIT = "pneumo.git_commit"
@@ -16,7 +17,7 @@ SOURCE = "mlflow.source.name"  # the file or the address that started the run
 SOURCE_COMMIT = "mlflow.source.git.commit"
 
 # Tags that a study's run passes on to its trials' runs, and a trial to its model's version
-PROVENANCE = (EXPERIMENT, DATA, DATA_DIGEST, SYNTHETIC, PATIENTS, STUDY)
+PROVENANCE = (EXPERIMENT, DATA, DATA_DIGEST, SYNTHETIC, PATIENTS, POSITIVE, STUDY)
 
 # Of a run that a process works on
 HOST = "pneumo.host"
@@ -37,6 +38,7 @@ SPLIT = "pneumo.split"
 EXTERNAL = "pneumo.external"  # true for images of another data set
 SKEW = "pneumo.preprocessing_skew"  # what was done to the pixels
 PREVALENCE = "pneumo.prevalence"  # to which probabilities are adjusted, also of a prediction
+RECALIBRATION = "pneumo.recalibration"  # share of the patients on whom it is calibrated again
 IMAGES_DIGEST = "pneumo.images_digest"  # of the test images
 LOOKS = "pneumo.test_looks"  # JSON: MLflow's id of the model → number of looks at these
 

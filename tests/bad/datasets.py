@@ -164,8 +164,8 @@ BOTH_SPLITS = (
     r"no patient may be in train and in test, because train and test would not be independent: 2 "
     r"are, the first is 'IM-0001' with train/NORMAL/IM-0001-0099\.png and "
     r"test/NORMAL/IM-0001-0001\.png\. If these are different people, list the right patients in "
-    r"patients\.csv\. Otherwise remove the images of one split\. The command explore lists all of "
-    r"them in numbers\.json\.\n"
+    r"patients\.csv or the table\. Otherwise remove the images of one split\. The command explore "
+    r"lists all of them in numbers\.json\.\n"
 )
 COMMANDS = ("prepare", "train", "tune", "worker --study night", "evaluate", "promote")
 

@@ -5,8 +5,9 @@ from importlib.resources import files
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pydicom.uid import JPEGLosslessSV1
 
-from tests.support.dicom import compressed, radiograph, to_bytes
+from tests.support.dicom import compressed, encapsulate_frame, radiograph, to_bytes
 from tests.support.images import RAMP
 
 PYDICOM_FILES = files("pydicom") / "data" / "test_files"
@@ -25,6 +26,19 @@ def lateral_by_code() -> bytes:
     code.CodeMeaning = "left lateral"
     return to_bytes(radiograph(RAMP, ViewCodeSequence=Sequence([code])))
 
+
+def jpeg_of(rows: int, columns: int, channels: int = 1, marker: int = 0xC3) -> bytes:
+    """Return a file whose JPEG claims a size in its header, and has no pixels."""
+    size = rows.to_bytes(2, "big") + columns.to_bytes(2, "big")
+    frame = b"\xff\xd8\xff" + bytes([marker]) + b"\0\x0b\x08" + size + bytes([channels, 1, 17, 0])
+    dataset = radiograph(RAMP)
+    encapsulate_frame(dataset, frame + b"\xff\xd9")
+    dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+    return to_bytes(dataset)
+
+
+NO_WINDOW = "without a window uses few of its values, so white is unknown; add"
+BROKEN = r"broken DICOM file \(ValueError\)"
 
 RAW = to_bytes(radiograph(RAMP))
 LOSSLESS_JPEG = compressed(radiograph(DEEP, 12), "lossless JPEG")
@@ -59,10 +73,33 @@ REJECTED = {
         "broken DICOM file",
     ),
     "tiny": (to_bytes(radiograph(RAMP[:4])), f"{SIDE} × 4 pixels, too few for a radiograph"),
-    "no window, and nearly black": (
-        to_bytes(radiograph(RAMP.astype(np.uint16), 12)),
-        "without a window is nearly black, so white is unknown; add WindowCen",
+    "no window, and nearly black": (to_bytes(radiograph(RAMP.astype(np.uint16), 12)), NO_WINDOW),
+    "no window, and nearly gray": (to_bytes(radiograph(RAMP.astype(np.int16), 16)), NO_WINDOW),
+    "no window, and nearly white": (
+        to_bytes(radiograph(65_535 - RAMP.astype(np.uint16), 16)),
+        NO_WINDOW,
     ),
+    "slope of zero": (
+        to_bytes(radiograph(RAMP, RescaleSlope=0, RescaleIntercept=0)),
+        "a window or rescaling that shows nothing",
+    ),
+    "endless slope": (
+        to_bytes(
+            radiograph(RAMP, RescaleSlope=1e308, RescaleIntercept=0, WindowCenter=9, WindowWidth=9)
+        ),
+        "a window or rescaling that shows nothing",
+    ),
+    "window far from all values": (
+        to_bytes(radiograph(RAMP, WindowCenter=-900, WindowWidth=9)),
+        "a window or rescaling that shows nothing",
+    ),
+    "bits that are not the lowest": (
+        to_bytes(radiograph(DEEP, 12, HighBit=15)),
+        "bits are not the lowest ones of each pixel",
+    ),
+    "JPEG that is larger than declared": (jpeg_of(20_000, 20_000), BROKEN),
+    "JPEG in color": (jpeg_of(SIDE, SIDE, channels=3), BROKEN),
+    "JPEG without a frame": (jpeg_of(SIDE, SIDE, marker=0xFE), BROKEN),
     "window without width": (
         to_bytes(radiograph(RAMP, WindowCenter=9, WindowWidth=0)),
         r"broken DICOM file \(ValueError\)",
@@ -78,6 +115,8 @@ REJECTED = {
         "the unsupported transfer syntax of a vendor; convert it",
     ),
 }
+
+LATERAL = ("lateral view", "lateral view by its code")  # left out wherever they are
 
 READABLE = {
     "DICOM": RAW,

@@ -70,7 +70,11 @@ UNREADABLE = {
         file_of(GREY, "TIFF", compression="tiff_lzw"),
         "compressed TIFF is not supported; save it",
     ),
-    **{f"DICOM: {what}": rejected for what, rejected in dicoms.REJECTED.items()},
+    **{
+        f"DICOM: {what}": rejected
+        for what, rejected in dicoms.REJECTED.items()
+        if what not in dicoms.LATERAL
+    },
     "text": (b"The patient was not there.\n", "not a supported image format"),
     "page of an error": (b"<!DOCTYPE html><title>404</title>", "not a supported image format"),
     "PostScript": (
@@ -114,6 +118,10 @@ def refused(what: str) -> Case:
 CASES: list[Case] = [
     *map(refused, UNREADABLE),
     *(Case(name, holding(READABLE[name]), "images, 0 unreadable", False) for name in READABLE),
+    *(
+        Case(f"DICOM: {what}", holding(dicoms.REJECTED[what][0]), "images, 1 unreadable", False)
+        for what in dicoms.LATERAL
+    ),
     Case(
         "unreadable image that is tolerated",
         holding(b"", "--max_unreadable", "0.1"),

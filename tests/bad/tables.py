@@ -77,6 +77,7 @@ def with_one_label(rows: Rows) -> None:
         row["label"] = "1"
 
 
+BY_SITE = ["--split_by", "site", "--folds", "2"]
 NOT_THERE = "labels.csv must list files in its own folder: 1 of 52 do not exist there, the first is"
 FILE = r"'test/NORMAL/IM-0001-0003\.png'"
 
@@ -129,7 +130,9 @@ CASES: list[Case] = [
     Case("a row without a split", listed(changed(split="")), "in every row in the column spl"),
     Case("an unknown split", listed(changed(split="dev")), "in the column split: got 'dev'"),
     Case("a row without a patient", listed(changed(patient="")), "in the column patient: got ''"),
-    Case("a long patient", listed(changed(patient="p" * 65)), "at most 64 characters in the colum"),
+    Case(
+        "a long patient", listed(changed(patient="p" * 256)), "at most 255 characters in the colu"
+    ),
     Case("an age in words", listed(changed(age="old")), "must have an age in years, .* got 'old'"),
     Case("a negative age", listed(changed(age="-4")), "in the column age: got '-4'"),
     Case("an unknown sex", listed(changed(sex="x")), "must have M, F or O in the column sex: got"),
@@ -138,6 +141,17 @@ CASES: list[Case] = [
         "a patient of a table in train and in test",
         listed(of_one_patient_in_both_splits),
         "no patient may be in train and in test, .* the first is 'p' with",
+    ),
+    Case("a path longer than any", listed(changed(path="a" * 4_000)), "1 of 52 do not exist there"),
+    Case(
+        "sites that make no folds",
+        lambda folder: ["train", *listed(lambda rows: rows)(folder)[1:], *BY_SITE],
+        r"split_by=site requires folds to be the number of sites, .* from 1 \(A\)\. Change folds",
+    ),
+    Case(
+        "sites that nobody knows",
+        lambda folder: ["tune", *listed(without("site"))(folder)[1:], *BY_SITE],
+        "split_by=site requires a site for each training image: 40 of 40 have none",
     ),
     Case(
         "positive without a table",

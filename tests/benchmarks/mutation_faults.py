@@ -992,8 +992,8 @@ HOSPITAL_FAULTS = [
     Fault(
         "a lateral view is decoded",
         DICOM,
-        "if LATERAL_PATTERN.search(view_of(dataset)):",
-        'if LATERAL_PATTERN.fullmatch("no" + view_of(dataset)):',
+        "if is_lateral(view_of(dataset)):",
+        'if is_lateral("no" + view_of(dataset)[:0]):',
         OF_DICOM,
         "rejected_files",
     ),
@@ -1016,8 +1016,8 @@ HOSPITAL_FAULTS = [
     Fault(
         "an image without a known white is decoded",
         DICOM,
-        "if brightest < MIN_RANGE_USED:",
-        "if brightest < 0:",
+        "used < MIN_RANGE_USED:",
+        "used < 0:",
         OF_DICOM,
         "rejected_files",
     ),
@@ -1136,7 +1136,7 @@ HOSPITAL_FAULTS = [
     Fault(
         "a recalibrated evaluation decides",
         EVALUATIONS,
-        "if adjusted_to is None and is_whole:",
+        "if adjusted_to is None and recalibration_share is None:",
         "if adjusted_to is None:",
         OF_EXTERNAL_COMMAND,
         "external_validation",

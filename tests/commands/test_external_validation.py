@@ -74,6 +74,7 @@ def test_external_validation(study, client, hospital, capsys):
     # No decision may be based on a part of the images
     assert tags(run)["pneumo.external"] == "true"
     assert tags(run)["pneumo.model_id"] == ""
+    assert tags(run)["pneumo.recalibration"] == "0.3"
     # The comparison is with the study's own evaluation on test
     internal = numbers["internal"]
     loaded = models.find_model(MODEL)
@@ -98,6 +99,22 @@ def test_external_validation(study, client, hospital, capsys):
     for title in ("External validation", "Calibration on other data", "Groups of patients and"):
         assert f"<h2>{title}" in page
     assert transfer in page
+
+
+@pytest.mark.slow
+def test_the_comparison_is_at_the_same_threshold(study, client, hospital, capsys):
+    own = ["evaluate", "--data", "sample", "--model", MODEL]
+    other = ["evaluate", "--data", str(hospital), "--model", MODEL]
+    assert run_here(capsys, *own, "--sensitivity", "0.99")[0] == 0
+    assert run_here(capsys, *other)[0] == 0
+    internal = evaluated(client)[1]["internal"]["at_threshold"]
+    plain = results.read_metrics(study.study.user_attrs["run_id"], "test")["at_threshold"]
+    assert internal["threshold"] == plain["threshold"]
+    assert internal["sensitivity"] == plain["sensitivity"]
+    assert run_here(capsys, *other, "--sensitivity", "0.99")[0] == 0
+    numbers = evaluated(client)[1]
+    assert numbers["internal"]["at_threshold"]["threshold"] == numbers["at_threshold"]["threshold"]
+    assert numbers["at_threshold"]["threshold"] != plain["threshold"]
 
 
 @pytest.mark.slow

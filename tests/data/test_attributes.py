@@ -26,7 +26,7 @@ def test_all_attributes():
         "site": "Children's Hospital",
         "device": "ACME Ray 3",
         "view": "PA",
-        "patient_id": "1234",
+        "patient_id": "\n1234",
     }
 
 
@@ -44,8 +44,8 @@ def test_what_is_missing_is_unknown():
     ("text", "age"),
     [
         *[("003Y", "3"), ("018M", "1.5"), ("010W", "0.192"), ("010D", "0.0274"), ("095Y", "90")],
-        *[("7", "7"), ("7.5", "7.5"), ("18m", "1.5"), ("90", "90"), ("123", "90")],
-        *[("", ""), ("Y", ""), ("four", ""), ("-1", ""), ("nan", ""), ("-3M", "")],
+        *[("7", "7"), ("7.5", "7.5"), ("18m", "1.5"), ("90", "90"), ("120", "90"), ("121", "")],
+        *[("", ""), ("Y", ""), ("four", ""), ("-1", ""), ("nan", ""), ("inf", ""), ("-3M", "")],
     ],
 )
 def test_ages(text, age):
@@ -61,6 +61,11 @@ def test_sexes(text, sex):
     assert attributes.format_sex(text) == sex
 
 
+def test_long_names_of_devices_are_cut():
+    found = read(Manufacturer="a" * 64, ManufacturerModelName="b" * 64)
+    assert found["device"] == "a" * 64
+
+
 def test_texts_are_short_and_printable():
     assert read(InstitutionName="a" * 64)["site"] == "a" * 64
     assert read(InstitutionName="one\x1b[2Jtwo")["site"] == ""
@@ -71,5 +76,5 @@ def test_a_pseudonym_depends_on_the_data():
     assert first == attributes.pseudonym("1234", "salt")
     others = attributes.pseudonym("1234", "other"), attributes.pseudonym("1235", "salt")
     assert len({first, *others}) == 3
-    assert len(first) == 16
+    assert len(first) == 22
     assert "1234" not in first

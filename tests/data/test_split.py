@@ -113,8 +113,8 @@ def test_a_patient_in_train_and_in_test_is_refused_until_patients_csv_says_other
     expected = (
         "no patient may be in train and in test, because train and test would not be independent: "
         "{}, the first is '{}' with train/NORMAL/IM-0001-0099.png and {}. If these are different "
-        "people, list the right patients in patients.csv. Otherwise remove the images of one "
-        "split. The command explore lists all of them in numbers.json."
+        "people, list the right patients in patients.csv or the table. Otherwise remove the "
+        "images of one split. The command explore lists all of them in numbers.json."
     )
     with pytest.raises(UserError) as raised:
         open_dataset(str(folder))

@@ -199,3 +199,22 @@ def test_the_command_of_the_readme(store, folder, tmp_path, capsys):
     # The folder is there now
     assert main(["prepare", *flags]) == 2
     assert "out must be a new or empty folder" in capsys.readouterr().err
+
+
+def test_the_copy_of_a_table_is_a_table(tmp_path):
+    base = tmp_path / "hospital"
+    base.mkdir()
+    lines = ["path,label,patient,sex"]
+    for number in range(20):
+        Image.effect_noise((32, 32), 50).save(base / f"{number:02}.png")
+        lines.append(f"{number:02}.png,{['Mass', 'Pneumonia|Mass'][number % 2]},p{number},F")
+    (base / "labels.csv").write_text("\n".join(lines))
+    dataset = open_dataset(str(base), positive=("Pneumonia",))
+    tested = dataset.rows["path"][dataset.rows["split"] == "test"].tolist()
+    assert len(tested) == 4
+    kept = [tested[0], next(path for path in tested if int(path[:2]) % 2 != int(tested[0][:2]) % 2)]
+    write_subset(dataset, listed_in(tmp_path / "list.txt", kept), tmp_path / "half")
+    copy = open_dataset(str(tmp_path / "half"), required_splits=("train", "test"))
+    assert copy.rows["path"][copy.rows["split"] == "test"].tolist() == sorted(kept)
+    expected = dataset.rows[~dataset.rows["path"].isin(set(tested) - set(kept))]
+    assert copy.rows.equals(expected.reset_index(drop=True))

@@ -120,6 +120,15 @@ def test_no_personal_attribute_is_written_anywhere(
     (hospital[1] / "train" / "NORMAL" / "9998.dcm").write_bytes(
         to_dicom(np.zeros((64, 64), np.uint8), next(variants()), ViewPosition="LL", **ALL_PERSONAL)
     )
+    rows = (0x0028).to_bytes(2, "little") + (0x0010).to_bytes(2, "little") + b"US\x02\0"
+    name = f"{MARK}^Anna.".encode()
+    damaged = to_dicom(np.zeros((64, 64), np.uint8), (False, "explicit", 8, lambda bits: {}))
+    text = rows[:4] + b"LO" + len(name).to_bytes(2, "little") + name
+    assert damaged.count(rows) == 1
+    place = damaged.index(rows)
+    (hospital[1] / "train" / "NORMAL" / "9997.dcm").write_bytes(
+        damaged[:place] + text + damaged[place + len(rows) + 2 :]
+    )
     data = ["--data", str(hospital[1])]
     output = ""
     for command in (
@@ -133,7 +142,8 @@ def test_no_personal_attribute_is_written_anywhere(
         code, *said = run_here(capsys, *command)
         output += "".join(said)
         assert code == (2 if command[0] == "prepare" else 0), said
-    assert "2 of 306 are, the first is train/NORMAL/9998.dcm (lateral view; only" in output
+    assert "2 of 307 are, the first is train/NORMAL/9997.dcm (broken DICOM file" in output
+    assert "note: 1 of these are lateral views, which are left out everywhere." in output
     written = {"output": output.encode()} | dict(contents_of(tmp_path))
     names = " ".join(written)
     [numbers] = [json.loads(content) for name, content in written.items() if "numbers.json" in name]

@@ -18,11 +18,9 @@ NAMES = ("auc", "sensitivity", "specificity", "accuracy")
 
 
 def numbers(value: float, margin: float) -> dict:
-    """Return the part of `metrics.json` that is compared, with the same value for all metrics."""
+    """Return metrics with their intervals, with the same value for all."""
     bounds = {"": value, "_low": value - margin, "_high": value + margin}
-    return {
-        "at_threshold": {f"{name}{end}": bounds[end] for name in NAMES for end in bounds},
-    }
+    return {f"{name}{end}": bounds[end] for name in NAMES for end in bounds}
 
 
 def test_differences_are_of_independent_patients():
@@ -117,7 +115,7 @@ def test_two_patients_of_each_class_must_remain():
             "sha256": list("1234567"),
         }
     )
-    message = "of the 3 with PNEUMONIA, 2 would be taken. Take fewer, or add images"
+    message = "of the 3 with PNEUMONIA, 2 would be taken. Use a smaller share"
     with pytest.raises(UserError, match=message):
         choose_patients(rows, 0.3)
 

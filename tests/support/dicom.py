@@ -68,18 +68,20 @@ def compressed(dataset: Dataset, syntax: str) -> bytes:
     elif uid == JPEGLosslessSV1:
         # The encoder takes as many bits as the type has, unless it is told
         bits = dataset.BitsStored
-        _encapsulate(dataset, imagecodecs.jpeg_encode(pixels, lossless=True, bitspersample=bits))
+        frame = imagecodecs.jpeg_encode(pixels, lossless=True, bitspersample=bits)
+        encapsulate_frame(dataset, frame)
     elif uid == JPEG2000Lossless:
         bits = dataset.BitsStored
         frame = imagecodecs.jpeg2k_encode(
             pixels, codecformat="j2k", reversible=True, bitspersample=bits
         )
-        _encapsulate(dataset, frame)
+        encapsulate_frame(dataset, frame)
     dataset.file_meta.TransferSyntaxUID = uid
     return to_bytes(dataset)
 
 
-def _encapsulate(dataset: Dataset, frame: bytes) -> None:
+def encapsulate_frame(dataset: Dataset, frame: bytes) -> None:
+    """Make a frame, as a coder returns it, the pixels of a radiograph."""
     dataset.PixelData = encapsulate([bytes(frame)])
     dataset["PixelData"].is_undefined_length = True
 
@@ -89,6 +91,6 @@ def with_jpeg(pixels: np.ndarray, **attributes) -> bytes:
     dataset = radiograph(pixels, **attributes)
     image = io.BytesIO()
     Image.fromarray(pixels).save(image, "JPEG", quality=90)
-    _encapsulate(dataset, image.getvalue())
+    encapsulate_frame(dataset, image.getvalue())
     dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     return to_bytes(dataset)

@@ -72,7 +72,9 @@ def _load_tune(options: TuneOptions) -> Inputs:
     experiment = load_experiment(options.experiment, require_search_space=True)
     config = experiment.base.override(options.overrides)
     validate_search_space(experiment, config, options.overrides)
-    return Inputs(experiment, config, _open(options, "train", "test"))
+    dataset = _open(options, "train", "test")
+    _require_folds(dataset, config)
+    return Inputs(experiment, config, dataset)
 
 
 def _load_worker(options: WorkerOptions) -> Inputs:
@@ -84,7 +86,15 @@ def _load_worker(options: WorkerOptions) -> Inputs:
 def _load_train(options: TrainOptions) -> Inputs:
     experiment = load_experiment(options.experiment)
     config = experiment.base.override(options.overrides)
-    return Inputs(experiment, config, _open(options, "train"))
+    dataset = _open(options, "train")
+    _require_folds(dataset, config)
+    return Inputs(experiment, config, dataset)
+
+
+def _require_folds(dataset: Dataset, config: RunConfig) -> None:
+    """Raise `UserError` if the data set cannot be cut into the folds of a config."""
+    if config.folds > 1 or config.split_by != "patient":
+        dataset.assign_folds(config.folds, config.split_by)
 
 
 def _load_evaluate(options: EvaluateOptions) -> Inputs:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pneumo.data.layouts.folders import is_junk
 from pneumo.data.layouts.table import read_columns, to_listing
 from pneumo.runtime.console import echo
 from pneumo.runtime.errors import UserError
@@ -27,7 +28,8 @@ class PublishedTable:
         license: License or terms of use.
         images: Number of images in the whole data set.
         required: Columns that are read.
-        positive: Labels that mean pneumonia unless the user names others.
+        positive: Labels that mean pneumonia unless the user names others; see
+            `index.default_positive`.
         convert: Function of the folder and the table, which returns the columns of `labels.csv`.
     """
 
@@ -66,16 +68,28 @@ def _convert_nih(base: Path, table: pd.DataFrame) -> pd.DataFrame:
     )
     test_list = base / NIH_TEST_LIST
     if test_list.is_file():
-        is_test = table["Image Index"].isin(test_list.read_text().split())
+        try:
+            tested = test_list.read_text().split()
+        except ValueError as error:
+            raise UserError(
+                f"{test_list} must be a text file with one file name per line: it cannot be read "
+                f"({error}). Download it again."
+            ) from None
+        is_test = table["Image Index"].isin(tested)
         listing["split"] = is_test.map({True: "test", False: "train"})
     return listing
 
 
 def _paths(base: Path, names: pd.Series) -> list[str]:
-    """Return the path of each file below a folder, '' if it is not there."""
+    """Return the path of each file below a folder, '' if it is not there.
+
+    Of several files with a name the shallowest counts.
+    """
     suffixes = {Path(name).suffix for name in names}
     files = [file for suffix in sorted(suffixes) for file in base.rglob(f"*{suffix}")]
-    path_of = {file.name: file.relative_to(base).as_posix() for file in sorted(files)}
+    files = [file for file in files if not is_junk(file, base)]
+    files.sort(key=lambda file: (-len(file.parts), file))  # the shallowest one remains
+    path_of = {file.name: file.relative_to(base).as_posix() for file in files}
     return [path_of.get(name, "") for name in names]
 
 
@@ -94,7 +108,8 @@ PUBLISHED_TABLES = {
     "stage_2_train_labels.csv": PublishedTable(
         title="RSNA Pneumonia Detection",
         url="https://www.kaggle.com/c/rsna-pneumonia-detection-challenge",
-        license="RSNA, 2018; see the rules of the challenge",
+        # Shih et al., Radiology: Artificial Intelligence 2019
+        license="RSNA, 2018, from images of NIH ChestX-ray14; see the rules of the challenge",
         images=26_684,
         required=("patientId", "Target"),
         positive=(),
@@ -110,7 +125,7 @@ def list_images(file: Path, positive: Collection[str]) -> pd.DataFrame:
 
     Args:
         file: The table, one of `PUBLISHED_TABLES`.
-        positive: Labels that mean pneumonia, or none for those of the data set.
+        positive: Labels that mean pneumonia, see `table.to_listing`.
 
     Returns:
         See `table.to_listing`.
@@ -128,4 +143,4 @@ def list_images(file: Path, positive: Collection[str]) -> pd.DataFrame:
         )
     if len(present) < source.images:
         echo(f"{source.title}: {len(present):,} of its {source.images:,} images are here")
-    return to_listing(file, present, positive or source.positive)
+    return to_listing(file, present, positive)

@@ -1,6 +1,8 @@
 """Data sets whose images and labels are listed in a table, `labels.csv` next to the images."""
 
+import os
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -84,11 +86,9 @@ def _normalize(path: str) -> str:
 
 def _is_file_below(base: Path, path: str) -> bool:
     parts = PurePosixPath(path)
-    return (
-        not (parts.is_absolute() or ".." in parts.parts)
-        and is_printable_text(path)
-        and (base / parts).is_file()
-    )
+    if parts.is_absolute() or ".." in parts.parts or not is_printable_text(path):
+        return False
+    return os.path.isfile(base / parts)  # unlike Path.is_file, it takes any length
 
 
 def to_listing(file: Path, table: pd.DataFrame, positive: Collection[str]) -> pd.DataFrame:
@@ -171,14 +171,20 @@ def _map_values(file: Path, name: str, values: pd.Series) -> list[str]:
     return converted
 
 
-def _to_text(value: str) -> str:
-    return value if len(value) <= MAX_LENGTH and is_printable_text(value) else ""
+def _to_text(value: str, max_length: int = MAX_LENGTH) -> str:
+    return value if len(value) <= max_length and is_printable_text(value) else ""
 
 
+MAX_PATIENT_LENGTH = 255  # characters
 TEXT_RULE = f"text of at most {MAX_LENGTH} characters"
 RULES: dict[str, tuple[str, Callable[[str], str]]] = {
     "age": ("an age in years, or such as 18M,", format_age),
     "sex": ("M, F or O", format_sex),
+    # A file name may stand for a patient
+    "patient": (
+        f"text of at most {MAX_PATIENT_LENGTH} characters",
+        partial(_to_text, max_length=MAX_PATIENT_LENGTH),
+    ),
     "split": ("train, val or test in every row", lambda value: SPLITS.get(value.lower(), "")),
 }
 

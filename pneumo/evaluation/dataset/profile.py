@@ -20,6 +20,7 @@ from pneumo.evaluation.dataset.shortcuts import (
 )
 from pneumo.inference.batches import map_batches, map_in_threads
 from pneumo.inference.decode import read_size
+from pneumo.inference.untrusted import LATERAL_REASON
 
 # Side in pixels at which intensity and sharpness are measured, so that they are comparable
 PROFILE_SIZE = 224
@@ -225,7 +226,7 @@ def compute_statistics(files: pd.DataFrame, pixels: np.ndarray) -> dict[str, Any
         pixels: The images at `PROFILE_SIZE`, in the order of `files`: uint8.
     """
     images, sizes = readable_files(files), images_per_patient(files)
-    is_trained = ((files["error"] == "") & (files["split"] != "test")).to_numpy()
+    is_trained = (files["error"] == "") & (files["split"] != "test")
     classes = images.groupby(["split", "class"], observed=True)["patient"]
     return {
         "images": len(images),
@@ -233,6 +234,7 @@ def compute_statistics(files: pd.DataFrame, pixels: np.ndarray) -> dict[str, Any
         "patients_with_several_images": int((sizes > 1).sum()),
         "max_images_per_patient": int(sizes.max()),
         "unreadable": len(files) - len(images),
+        "lateral": int((files["error"] == LATERAL_REASON).sum()),
         "unknown_patients": int(files["unknown"].sum()),
         "shared_patients": shared_patients(images),
         "coloured": color_images(files)["class"].value_counts().to_dict(),
@@ -243,9 +245,7 @@ def compute_statistics(files: pd.DataFrame, pixels: np.ndarray) -> dict[str, Any
         },
         "duplicates": count_duplicates(find_duplicates(files)),
         "shortcut_auc": measure_metadata_leakage(files),
-        "attributes": measure_attribute_leakage(
-            files[is_trained], pixels[is_trained], list(METADATA_TITLES)
-        ),
+        "attributes": measure_attribute_leakage(files[is_trained], pixels, list(METADATA_TITLES)),
     }
 
 

@@ -65,8 +65,10 @@ def measure_attribute_leakage(
     """Measure whether the label follows the site, device or view, and whether images reveal them.
 
     Args:
-        images: Readable images outside test, with the columns of an index and `metadata`.
-        pixels: The images: uint8, shape (images, side, side) with a multiple of `THUMBNAIL_SIDE`.
+        images: Readable images outside test, with the columns of an index and `metadata`, indexed
+            by their position in `pixels`.
+        pixels: All images, perhaps a memory map: uint8, shape (images, side, side), with a multiple
+            of `THUMBNAIL_SIDE` as side.
         metadata: Numeric columns that are known without a look at the lungs.
 
     Returns:
@@ -76,30 +78,42 @@ def measure_attribute_leakage(
         group (`metadata`, `pixels`). A result is None if one side has too few patients. An
         attribute with fewer than two known groups is left out.
     """
-    found = {}
-    for attribute in ATTRIBUTES:
-        is_known = (images[attribute] != "").to_numpy()
-        known = images[is_known]
-        if known[attribute].nunique() < 2:
-            continue
-        names = known[attribute].value_counts().index[:MAX_GROUPS]
-        is_largest = (known[attribute] == names[0]).to_numpy().astype(int)
-        codes = pd.get_dummies(known[attribute]).to_numpy(float)
-        thumbnails = np.concatenate(list(map_batches(_shrink, pixels[is_known])))
-        found[attribute] = {
-            "groups": {name: _count(known[known[attribute] == name]) for name in names},
-            "label": _auc_or_none(codes, known["label"].to_numpy(), known["patient"]),
-            "metadata": _auc_or_none(known[metadata].to_numpy(), is_largest, known["patient"]),
-            "pixels": _auc_or_none(thumbnails, is_largest, known["patient"]),
-        }
-    return found
+    names = [name for name in ATTRIBUTES if images[name][images[name] != ""].nunique() > 1]
+    if not names:
+        return {}
+    positions = images.index.to_numpy()
+    thumbnails = np.concatenate(list(map_batches(lambda rows: _shrink(pixels[rows]), positions)))
+    return {
+        name: _measure_attribute(images, name, thumbnails, images[metadata].to_numpy())
+        for name in names
+    }
+
+
+def _measure_attribute(
+    images: pd.DataFrame, attribute: str, thumbnails: np.ndarray, metadata: np.ndarray
+) -> dict[str, Any]:
+    is_known = (images[attribute] != "").to_numpy()
+    known = images[is_known]
+    counts = known[attribute].value_counts()
+    is_largest = (known[attribute] == counts.index[0]).to_numpy().astype(int)
+    is_common = known[attribute].isin(counts.index[:MAX_GROUPS])
+    codes = pd.get_dummies(known[attribute].where(is_common, "")).to_numpy(float)
+    patients = known["patient"]
+    return {
+        "groups": {
+            name: _count(known[known[attribute] == name]) for name in counts.index[:MAX_GROUPS]
+        },
+        "label": _auc_or_none(codes, known["label"].to_numpy(), patients),
+        "metadata": _auc_or_none(metadata[is_known], is_largest, patients),
+        "pixels": _auc_or_none(thumbnails[is_known], is_largest, patients),
+    }
 
 
 def _shrink(pixels: np.ndarray) -> np.ndarray:
-    """Return the means of square parts of each image: float64, shape (images, parts)."""
+    """Return the means of square parts of each image: float32, shape (images, parts)."""
     part = pixels.shape[1] // THUMBNAIL_SIDE
     shape = len(pixels), THUMBNAIL_SIDE, part, THUMBNAIL_SIDE, part
-    return pixels.reshape(shape).mean(axis=(2, 4)).reshape(len(pixels), -1)
+    return pixels.reshape(shape).mean(axis=(2, 4), dtype=np.float32).reshape(len(pixels), -1)
 
 
 def _count(rows: pd.DataFrame) -> dict[str, float]:
@@ -125,19 +139,28 @@ def describe_attribute_leakage(attributes: Mapping[str, Mapping[str, Any]]) -> I
         attributes: As `measure_attribute_leakage` returns them.
     """
     for name, values in attributes.items():
-        label, pixels = values["label"], values["pixels"]
+        label = values["label"]
         if not label or label["auc_low"] <= 0.5:
             continue
-        rates = [group["prevalence"] for group in values["groups"].values()]
-        is_revealed = pixels is not None and pixels["auc_low"] > 0.5
-        consequence = (
-            f"The images reveal the {name} (AUC {format_with_interval(pixels, 'auc')}), so a model "
-            "can use it as a shortcut."
-            if is_revealed
-            else f"The images do not clearly reveal the {name}."
-        )
+        rates = [
+            group["prevalence"]
+            for group in values["groups"].values()
+            if group["patients"] >= N_FOLDS
+        ]
         yield (
             f"The label follows the {name}: the prevalence of PNEUMONIA is {min(rates):.0%} to "
             f"{max(rates):.0%}, and the {name} alone predicts it with an AUC of "
-            f"{format_with_interval(label, 'auc')}. {consequence}"
+            f"{format_with_interval(label, 'auc')}. {_consequence(name, values)}"
         )
+
+
+def _consequence(name: str, values: Mapping[str, Any]) -> str:
+    largest, pixels = next(iter(values["groups"])), values["pixels"]
+    if pixels is None:
+        return f"Whether the images reveal the {name} was not tested, for lack of patients."
+    if pixels["auc_low"] <= 0.5:
+        return f"The images do not clearly reveal the largest group, {largest}."
+    return (
+        f"The images reveal the largest group, {largest} (AUC "
+        f"{format_with_interval(pixels, 'auc')}), so a model can use the {name} as a shortcut."
+    )

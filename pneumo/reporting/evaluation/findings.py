@@ -55,7 +55,7 @@ def list_findings(
     if relied_nuisances(numbers["nuisances"]):
         yield describe_reliance(numbers["nuisances"])
     if overlap and overlap.is_external:
-        yield from _external_findings(numbers)
+        yield from _external_findings(numbers, images)
     yield from describe_groups(numbers["groups"])
     if images.dataset.unknown_patients:
         yield (
@@ -73,8 +73,15 @@ def list_findings(
         )
 
 
-def _external_findings(numbers: Mapping[str, Any]) -> Iterator[str]:
-    yield "External data: none of these images or patients was used to develop the model."
+def _external_findings(numbers: Mapping[str, Any], images: DecodedDataset) -> Iterator[str]:
+    if images.dataset.has_pseudonyms:
+        yield (
+            "External data: none of these images was used to develop the model. Whether its "
+            "patients were is not known, because pseudonyms of DICOM files differ between data "
+            "sets."
+        )
+    else:
+        yield "External data: none of these images or patients was used to develop the model."
     if numbers["internal"]:
         yield describe_transfer(numbers["internal"]["comparison"])
     else:
@@ -150,6 +157,7 @@ def explain_overlap(overlap: Overlap | None) -> str:
         return (
             f"{overlap.patients} of the {overlap.total} images show patients with whom the model "
             "was trained or validated, so the results do not show how it performs on new "
-            "patients; if these are different people, give them different ids in patients.csv"
+            "patients; if these are different people, give them different ids in patients.csv or "
+            "the table"
         )
     return ""

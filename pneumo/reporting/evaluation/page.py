@@ -10,6 +10,7 @@ from mlflow.entities import Run
 from scipy.special import expit
 
 from pneumo.data.dataset import DecodedDataset
+from pneumo.data.schema import CLASSES
 from pneumo.evaluation import metrics
 from pneumo.evaluation.external import describe_transfer
 from pneumo.evaluation.intervals import format_number, format_with_interval
@@ -134,13 +135,22 @@ def render_page(
         recalibration=list(rows.recalibration_rows(numbers)) if is_external else [],
         nuisances=list(_nuisance_rows(numbers["nuisances"])),
         reliance=describe_reliance(numbers["nuisances"]),
-        counts=images.counts().to_dict("records"),
+        counts=_count(images, split, evaluation),
         selection=describe_selection(loaded_model.trial),
         params=loaded_model.trial.data.params,
         captions=CAPTIONS,
         intended_use=INTENDED_USE,
         out_of_scope=OUT_OF_SCOPE,
     )
+
+
+def _count(images: DecodedDataset, split: str, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Count images and patients of each split; of the evaluated one only those that count."""
+    counts = images.counts().set_index(["split", "class"])
+    patients = evaluation.predictions.groupby("label")["patient"]
+    for label, values in patients.agg(images="size", patients="nunique").iterrows():
+        counts.loc[(split, CLASSES[label])] = values
+    return counts.reset_index().to_dict("records")
 
 
 def metric_rows(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
@@ -214,10 +224,11 @@ def describe_selection(trial: Run) -> str:
     )
     if (folds := params["folds"]) != "1":
         choice += (
-            f" Validation is cross-validation in {folds} folds: each image is predicted by "
-            "networks that were not trained on its patient, and is calibrated within its fold. The "
-            "stored model averages the networks of all folds. No image is left to validate that "
-            "average, so its own metrics and calibration on new images may differ."
+            f" Validation is cross-validation in {folds} folds"
+            f"{', each of one site' if params['split_by'] == 'site' else ''}: each image is "
+            "predicted by networks that were not trained on its patient, and is calibrated within "
+            "its fold. The stored model averages the networks of all folds. No image is left to "
+            "validate that average, so its own metrics and calibration on new images may differ."
         )
     if STUDY not in tags:
         return f"A single run of experiment {tags[EXPERIMENT]}, without a search. {choice}"

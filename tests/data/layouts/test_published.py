@@ -55,7 +55,10 @@ def test_nih(tmp_path, name):
     for number, stem in enumerate(("00000001_000", "00000001_001", "00000002_000")):
         add(tmp_path, f"images_001/{stem}.png", number)
     add(tmp_path, "images_002/00000004_000.png", 4)
-    rows = index.build_index(index.find_base(tmp_path))
+    base = index.find_base(tmp_path)
+    positive = index.default_positive(base)
+    assert positive == ("Pneumonia",)
+    rows = index.build_index(base, positive)
     assert rows["path"].str.rpartition("/")[2].tolist() == [
         *("00000001_000.png", "00000001_001.png", "00000002_000.png", "00000004_000.png"),
     ]
@@ -67,7 +70,30 @@ def test_nih(tmp_path, name):
     assert set(rows["split"]) == {""}
     assert index.build_index(tmp_path, ("Cardiomegaly",))["label"].tolist() == [1, 1, 0, 0]
     (tmp_path / "test_list.txt").write_text("00000002_000.png\n00000004_000.png\n")
-    assert index.build_index(tmp_path)["split"].tolist() == ["train", "train", "test", "test"]
+    splits = index.build_index(tmp_path, positive)["split"].tolist()
+    assert splits == ["train", "train", "test", "test"]
+    # A copy of another size deeper in the folder is not taken for the image
+    add(tmp_path / "images_001", "small/00000001_000.png", 9)
+    assert index.build_index(tmp_path, positive)["path"].tolist() == rows["path"].tolist()
+    (tmp_path / "test_list.txt").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(UserError, match="must be a text file with one file name per line"):
+        index.build_index(tmp_path, positive)
+
+
+def test_the_license_is_that_of_the_data_set(tmp_path):
+    (tmp_path / "stage_2_train_labels.csv").write_text(
+        "patientId,x,y,width,height,Target\n"
+        + "".join(f"id{number},,,,,{number % 2}\n" for number in range(12))
+    )
+    for number in range(12):
+        add(tmp_path, f"stage_2_train_images/id{number}.dcm", number)
+    dataset = open_dataset(str(tmp_path), required_splits=("train", "test"))
+    assert dataset.license == (
+        "RSNA Pneumonia Detection, https://www.kaggle.com/c/rsna-pneumonia-detection-challenge: "
+        "RSNA, 2018, from images of NIH ChestX-ray14; see the rules of the challenge"
+    )
+    assert not dataset.has_splits
+    assert dataset.rows["split"].value_counts().to_dict() == {"train": 8, "test": 2, "val": 2}
 
 
 def test_a_folder_with_the_table_alone_is_rejected(tmp_path):

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from pneumo.data import index
+from pneumo.data.attributes import pseudonym
 from pneumo.data.dataset import open_dataset
 from pneumo.runtime.errors import UserError
+from pneumo.tracking import runs
 from tests.support.dicom import radiograph, to_bytes
 from tests.support.images import RAMP, file_of
 
@@ -137,8 +139,49 @@ def test_dicom_fills_what_the_table_leaves_open(base):
     assert rows["age"].tolist()[:3] == ["7", "4", ""]
     assert rows["sex"].tolist()[:3] == ["F", "F", ""]
     assert rows["patient"][0] == rows["patient"][1]
-    assert re.fullmatch("[0-9a-f]{16}", rows["patient"][0])
+    assert re.fullmatch("dicom-[0-9a-f]{16}", rows["patient"][0])
     assert not rows.astype(str).map(lambda text: "secret" in text).to_numpy().any()
+
+
+def test_a_pseudonym_does_not_follow_from_what_runs_list(base):
+    for number in range(4):
+        dataset = radiograph(RAMP + number, PatientID=f"N{number}", IssuerOfPatientID="A")
+        (base / "images" / f"{number:03}.png").write_bytes(to_bytes(dataset))
+    write(base, rows_of())
+    rows = index.build_index(base)
+    salt = index.digest_of(rows["sha256"])
+    ids = [f"{issuer}N{number}" for number in range(9) for issuer in ("A\n", "\n", "")]
+    guesses = {pseudonym(patient_id, salt) for patient_id in ids}
+    assert rows["patient"].str.startswith("dicom-").sum() == 4
+    assert not guesses & set(rows["patient"])
+    (base / "images" / "005.png").write_bytes(b"changed")
+    assert not set(index.build_index(base)["patient"][:4]) & set(rows["patient"])
+
+
+def test_equal_ids_of_two_issuers_are_two_patients(base):
+    for number in range(4):
+        dataset = radiograph(RAMP + number, PatientID="1", IssuerOfPatientID="AB"[number % 2])
+        (base / "images" / f"{number:03}.png").write_bytes(to_bytes(dataset))
+    write(base, rows_of())
+    patients = index.build_index(base)["patient"].tolist()
+    assert patients[0] == patients[2] != patients[1] == patients[3]
+
+
+def test_lateral_views_are_left_out_and_do_not_count_as_unreadable(base):
+    write(base, rows_of(view=lambda number: "LATERAL" if number % 10 < 2 else "PA"))
+    images = open_dataset(str(base)).decode(32, max_unreadable=0)
+    assert images.unreadable == {
+        f"images/{number:03}.png": "lateral view; only frontal views are supported"
+        for number in (0, 1, 10, 11)
+    }
+    assert sum(images.counts()["images"]) == 16
+
+
+def test_the_mapping_of_labels_is_a_tag_of_each_run(base):
+    write(base, rows_of(label=lambda number: ["Pneumonia", "Mass", "None"][number % 3]))
+    dataset = open_dataset(str(base), positive=("Pneumonia", "Mass"))
+    assert runs.data_tags(dataset)["pneumo.positive"] == "Pneumonia,Mass"
+    assert dataset.arguments == {"data": str(base), "positive": "Pneumonia,Mass"}
 
 
 def test_a_table_in_an_archive(base, tmp_path):

@@ -61,10 +61,10 @@ def test_a_site_that_the_label_follows_and_the_images_reveal():
         "The label follows the site: the prevalence of PNEUMONIA is 20% to 80%, and the site alone "
         "predicts it with an AUC of 0."
     )
-    assert finding.endswith("so a model can use it as a shortcut.")
+    assert finding.endswith("so a model can use the site as a shortcut.")
     hidden = measure_attribute_leakage(images, noise(), METADATA)
     [finding] = describe_attribute_leakage(hidden)
-    assert finding.endswith("The images do not clearly reveal the site.")
+    assert finding.endswith("The images do not clearly reveal the largest group, A.")
 
 
 def test_a_site_that_the_label_does_not_follow():
@@ -98,3 +98,28 @@ def test_both_sides_of_a_target_need_five_patients():
     assert has_enough_patients(target, patients)
     assert not has_enough_patients(target, patients.replace("e", "d"))
     assert not has_enough_patients(np.zeros(20, int), patients)
+
+
+def test_prevalence_is_that_of_groups_of_enough_patients():
+    images = images_of(lambda number: "AB"[number % 2], lambda number: int(number % 10 < 5))
+    images.loc[images["site"] == "A", "label"] = (np.arange(N // 2) % 10 < 8).astype(int)
+    images.loc[images["site"] == "B", "label"] = (np.arange(N // 2) % 10 < 2).astype(int)
+    images.loc[0, "site"] = "C"
+    found = measure_attribute_leakage(images, noise(), METADATA)
+    assert set(found["site"]["groups"]) == {"A", "B", "C"}
+    [finding] = describe_attribute_leakage(found)
+    assert "the prevalence of PNEUMONIA is 20% to 80%" in finding.replace("79%", "80%")
+
+
+def test_images_are_found_by_their_positions():
+    images = images_of(lambda number: "AB"[number % 2], lambda number: number // 2 % 2)
+    pixels = marked(noise(), (images["site"] == "A").to_numpy())
+    part = images.iloc[20:200]
+    assert measure_attribute_leakage(part, pixels, METADATA)["site"]["pixels"]["auc"] > 0.99
+    elsewhere = np.concatenate([pixels[20:200], noise(2)[:60]])
+    assert measure_attribute_leakage(part, elsewhere, METADATA)["site"]["pixels"]["auc"] < 0.99
+
+
+def test_without_attributes_no_pixel_is_read():
+    images = images_of(lambda _: "", lambda number: number % 2)
+    assert measure_attribute_leakage(images, None, METADATA) == {}

@@ -210,7 +210,7 @@ class Dataset:
             UserError: More images are unreadable than allowed, or the disk cannot read a file.
                 Lateral views are left out, and do not count.
         """
-        preprocessing = pixels.decode_key(size, resize)
+        preprocessing = pixels.decode_key(self.rows, size, resize)
         decoded, unreadable = pixels.load_pixels(self.base, self.rows, size, resize)
         is_lateral_view = self.rows["view"].map(is_lateral)
         unreadable |= dict.fromkeys(self.rows["path"][is_lateral_view], LATERAL_REASON)

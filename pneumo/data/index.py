@@ -12,8 +12,9 @@ from pneumo.data.layouts import folders, published, table
 from pneumo.data.layouts.folders import is_junk
 from pneumo.data.layouts.table import LABELS_FILE, read_columns
 from pneumo.data.pixels import read_file
-from pneumo.data.schema import ATTRIBUTES, COLUMNS
+from pneumo.data.schema import ATTRIBUTES, COLUMNS, DICOM, FORMAT
 from pneumo.inference.batches import map_in_threads
+from pneumo.inference.decode import is_dicom
 from pneumo.runtime.cache_entries import is_own
 from pneumo.runtime.errors import UserError, quoted
 
@@ -61,6 +62,7 @@ def build_index(base: Path, positive: Collection[str] = ()) -> pd.DataFrame:
             split: `train` or `test`, as published; '' in all rows of a table without splits.
             sha256: Of the file.
             `ATTRIBUTES`: From the table, or from a DICOM file.
+            format: `DICOM`, or '' for any other format.
 
     Raises:
         UserError: There is no image, or an unknown folder. Or a name is not printable text, the
@@ -82,6 +84,7 @@ def build_index(base: Path, positive: Collection[str] = ()) -> pd.DataFrame:
         "patient": _first_known([patients.get(path, "") for path in paths], pseudonyms, keys),
         "split": listing.get("split", unknown),
         "sha256": of_files["sha256"],
+        FORMAT: of_files[FORMAT],
         **{name: _first_known(listing.get(name, unknown), of_files[name]) for name in ATTRIBUTES},
     }
     return pd.DataFrame(columns, columns=COLUMNS)
@@ -160,7 +163,12 @@ def _describe(file: Path) -> dict[str, str]:
     second = digest.copy()
     second.update(b"patients")
     attributes = read_dicom(data) or dict.fromkeys((*ATTRIBUTES, "patient_id"), "")
-    return {"sha256": digest.hexdigest(), "unstored": second.hexdigest(), **attributes}
+    return {
+        "sha256": digest.hexdigest(),
+        "unstored": second.hexdigest(),
+        FORMAT: DICOM if is_dicom(data) else "",
+        **attributes,
+    }
 
 
 def digest_of(files: Iterable[str]) -> str:

@@ -10,22 +10,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pneumo.data.schema import DICOM, FORMAT
 from pneumo.inference.batches import map_in_threads
-from pneumo.inference.decode import DECODER_VERSION, FORMATS_VERSION, decode
+from pneumo.inference.decode import DECODER_VERSION, decode
 from pneumo.inference.untrusted import UnreadableImageError
 from pneumo.runtime import cache
 from pneumo.runtime.console import track
 from pneumo.runtime.errors import UserError
 
 
-def decode_key(size: int, resize: str) -> str:
+def decode_key(rows: pd.DataFrame, size: int, resize: str) -> str:
     """Return everything except the files that decides the pixels.
 
     Args:
+        rows: The index.
         size: Side of the square images in pixels.
         resize: See `decode.decode`.
     """
-    return f"{DECODER_VERSION}.{FORMATS_VERSION} {size} {resize}"
+    # Earlier versions could not read DICOM files, and their caches say so
+    formats = f" {DICOM}" if (rows[FORMAT] == DICOM).any() else ""
+    return f"{DECODER_VERSION} {size} {resize}{formats}"
 
 
 def pixels_digest(rows: pd.DataFrame, preprocessing: str) -> str:
@@ -58,7 +62,7 @@ def load_pixels(
     Raises:
         UserError: The disk cannot read a file.
     """
-    key = pixels_digest(rows, decode_key(size, resize))
+    key = pixels_digest(rows, decode_key(rows, size, resize))
     files = [base / path for path in rows["path"]]
     folder = cache.get_or_build(f"pixels/{key}", lambda draft: _fill(draft, files, size, resize))
     reasons = json.loads((folder / "unreadable.json").read_text())

@@ -14,4 +14,6 @@ SPLITS = {"train": "train", "val": "train", "test": "test"}
 #   view: Such as PA.
 ATTRIBUTES = ("age", "sex", "site", "device", "view")
 
-COLUMNS = ["path", "label", "subtype", "patient", "split", "sha256", *ATTRIBUTES]
+FORMAT, DICOM = "format", "DICOM"  # column for the format of a file, '' if it is another
+
+COLUMNS = ["path", "label", "subtype", "patient", "split", "sha256", *ATTRIBUTES, FORMAT]

@@ -13,9 +13,6 @@ from pneumo.inference.untrusted import UnreadableImageError, hide_warnings
 # version that decoded their training images
 DECODER_VERSION = 3
 
-# Raised when files become readable that were not, so that old caches are not used
-FORMATS_VERSION = 2
-
 # Pillow reads more formats, such as EPS, for which it starts another program
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 

@@ -559,8 +559,8 @@ FEATURE_CACHE_FAULTS = [
     Fault(
         "pixels that were padded are taken for squashed ones",
         PIXELS,
-        'return f"{DECODER_VERSION}.{FORMATS_VERSION} {size} {resize}"',
-        'return f"{DECODER_VERSION}.{FORMATS_VERSION} {size}"',
+        'return f"{DECODER_VERSION} {size} {resize}{formats}"',
+        'return f"{DECODER_VERSION} {size}{formats}"',
         OF_PIXELS,
         "each_way_to_the_square",
     ),

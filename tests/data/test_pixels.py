@@ -7,7 +7,8 @@ from PIL import Image
 from pneumo.data.dataset import open_dataset
 from pneumo.inference.decode import decode
 from pneumo.runtime.errors import UserError
-from tests.support.images import file_of
+from tests.support.dicom import radiograph, to_bytes
+from tests.support.images import RAMP, file_of
 
 
 def test_decoded_once_wherever_the_files_lie(folder, own_cache, tmp_path):
@@ -78,3 +79,11 @@ def test_a_disk_error_is_not_cached_as_an_unreadable_image(folder, own_cache):
         dataset.decode(32, 1)
     away.rename(folder)
     assert dataset.decode(32, 0).unreadable == {}
+
+
+def test_a_cache_that_calls_dicom_unreadable_is_not_used(folder):
+    plain = open_dataset(str(folder)).decode(32, 0)
+    assert plain.preprocessing == "3 32 squash"
+    file = folder / "train" / "NORMAL" / "IM-0101-0001.png"
+    file.write_bytes(to_bytes(radiograph(RAMP)))
+    assert open_dataset(str(folder)).decode(32, 0).preprocessing == "3 32 squash DICOM"

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from pneumo.data.attributes import MAX_LENGTH, format_age, format_sex
-from pneumo.data.schema import ATTRIBUTES, CLASSES, COLUMNS, SPLITS
+from pneumo.data.schema import ATTRIBUTES, CLASSES, COLUMNS, FORMAT, SPLITS
 from pneumo.runtime.errors import UserError, is_printable_text, quoted
 
 LABELS_FILE = "labels.csv"
@@ -192,5 +192,5 @@ RULES: dict[str, tuple[str, Callable[[str], str]]] = {
 def write_listing(rows: pd.DataFrame, folder: Path) -> None:
     """Write an index as `labels.csv` of a folder, so that the folder is a data set."""
     table = rows.assign(label=[CLASSES[label] for label in rows["label"]])
-    names = [name for name in COLUMNS if name != "sha256"]
+    names = [name for name in COLUMNS if name not in ("sha256", FORMAT)]
     table[names].to_csv(folder / LABELS_FILE, index=False)

@@ -67,7 +67,7 @@ def test_all_columns(base):
     found = index.build_index(base)
     assert list(found) == [
         *("path", "label", "subtype", "patient", "split", "sha256"),
-        *("age", "sex", "site", "device", "view"),
+        *("age", "sex", "site", "device", "view", "format"),
     ]
     assert found["label"].tolist() == [1] * N + [0] * N
     assert found["patient"].tolist() == [row["patient"] for row in rows]

@@ -22,7 +22,7 @@ from tests.support.services import mlflow_server, postgresql
 from tests.support.stores import store_in
 from tests.support.studies import METRICS, predictions, tags, text
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
 TRAINING = "?workflowType=machine_learning"  # else MLflow shows what it has for language models
 

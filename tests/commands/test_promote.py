@@ -21,7 +21,7 @@ from tests.support.removal import remove_runs
 from tests.support.stores import copy_stores, files_of, store_in
 from tests.support.studies import tags, text
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
 NAME = "pneumonia"
 POOR, GOOD, POOR_AGAIN, GOOD_AGAIN = 1, 2, 3, 4

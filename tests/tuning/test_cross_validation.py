@@ -16,7 +16,7 @@ from pneumo.tracking import model_files, results
 from tests.support.commands import run_here
 from tests.support.studies import METRICS, children, predictions, run_study, text
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
 DATA = ["--data", "sample"]
 FOLDS = {"folds": "2"}

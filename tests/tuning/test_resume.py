@@ -21,7 +21,7 @@ from tests.support.commands import run_here
 from tests.support.stores import store_in
 from tests.support.studies import BASE, TINY, run_study, text
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
 OTHER_COMMIT = (
     "warning: study night was created at commit aaaaaaaa, but this process runs bbbbbbbb. "

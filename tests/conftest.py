@@ -87,6 +87,15 @@ def own_cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture
+def without_plots(monkeypatch):
+    """Evaluate without drawing plots, which takes most of the time, in tests of other results."""
+    from tests.support.studies import EVIDENCE
+
+    plots = {name: b"" for name in EVIDENCE if name.endswith(".png")}
+    monkeypatch.setattr("pneumo.commands.evaluation.draw_figures", lambda *_: plots)
+
+
 @pytest.fixture(scope="session")
 def sample(cache):
     """Open the synthetic data set."""

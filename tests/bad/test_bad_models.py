@@ -58,11 +58,11 @@ def test_a_lambda_would_run_where_keras_is_told_to_trust_it(store, tmp_path):
     assert Path(payloads.RAN).exists()
 
 
-def test_invalid_model_uris(store, tmp_path, capsys):
+def test_invalid_model_uris(store, tmp_path):
     stored = stores(tmp_path)
     for address in bad.MORE_ADDRESSES:
         case = Case(address, lambda _: [], bad.RULE)
-        done = run_here(capsys, *bad.predicts(stored, address))
+        done = run_here(*bad.predicts(stored, address))
         assert case.verdict(*done) == "", address
     assert store.search_runs(["0"], "tags.`pneumo.kind` = 'predict'") == []
 

@@ -42,7 +42,7 @@ from tests.support.stores import store_in
 
 NAME = "benchmark"
 MODEL = f"models:/{NAME}@champion"
-SMOKE = "--data sample --backbone cnn --images 8 --many 11 --requests 8"
+SMOKE = "--data sample --backbone cnn --images 8 --many 10 --requests 8"
 
 
 def register(dataset: Dataset, backbone: str, members: int) -> LoadedModel:
@@ -137,7 +137,7 @@ def main() -> None:
         }
         runs = [[side() for side in sides.values()] for _ in range(3)]
         image = next(folder.rglob("*.jpeg"))
-        sizes = {files: memory(files, image, Path(place)) for files in (10, options.many)}
+        sizes = {files: memory(files, image, Path(place)) for files in {10, options.many}}
         content, number = image.read_bytes(), options.requests
         with model_server(Path(sys.executable), MODEL, Path(place)) as server:
             times = {

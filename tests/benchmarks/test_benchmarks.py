@@ -1,13 +1,16 @@
 """Each benchmark in its smallest form must run."""
 
 import ast
+import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -15,6 +18,7 @@ from tests.benchmarks import mutations
 from tests.benchmarks.mutation_faults import FAULTS, SPLIT_FAULTS, Fault
 from tests.support.paths import ROOT
 from tests.support.services import programs_of_postgresql
+from tests.support.stores import closed_connections
 
 FOLDER = ROOT / "tests" / "benchmarks"
 
@@ -44,19 +48,53 @@ def require_what_it_starts(name: str) -> None:
         pytest.skip("needs Chromium: apt install chromium")
 
 
+def exit_code(main: Callable[[], None]) -> object:
+    try:
+        main()
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of statistics of only two trials
+# A program may leave closing its connections to its end
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_smallest_form_of_a_benchmark_runs(name, request, store):
+def test_the_smallest_form_of_a_benchmark_runs(name, request, store, monkeypatch, capsys):
     require_what_it_starts(name)
     words = smallest_form(name)
     if "{" in words:  # it needs a finished study
         study = request.getfixturevalue("study")
         words = words.format(study=study.study.study_name, model=study.model_name)
-    command = [sys.executable, "-m", f"tests.benchmarks.{name}", *words.split()]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout
+    monkeypatch.setattr(sys, "argv", [name, *words.split()])
+    benchmark = importlib.import_module(f"tests.benchmarks.{name}")
+    # It may change its environment, too
+    with patch.dict(os.environ, PYTHONPATH=str(ROOT)), closed_connections():
+        code = exit_code(benchmark.main)
+    output = capsys.readouterr().out
+    assert not code, output
+    assert output
+
+
+@pytest.mark.slow
+def test_each_benchmark_is_a_program():
+    code = """
+import runpy, sys
+for name in sys.argv[1:]:
+    sys.argv = [name, "--help"]
+    try:
+        runpy.run_module(f"tests.benchmarks.{name}", run_name="__main__")
+    except SystemExit as ended:
+        print("ended:", name, ended.code)
+"""
+    command = [sys.executable, "-c", code, *COMMANDS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert [line for line in done.stdout.splitlines() if line.startswith("ended: ")] == [
+        f"ended: {name} 0" for name in COMMANDS
+    ], done.stderr
+    assert done.stdout.count("show this help message and exit") == len(COMMANDS)
 
 
 def is_up_to_date(fault: Fault) -> bool:

@@ -12,6 +12,7 @@ import os
 import tempfile
 
 import pandas as pd
+import pytest
 from scipy.stats import ttest_rel
 from sklearn.metrics import log_loss, roc_auc_score
 
@@ -56,10 +57,10 @@ def main() -> None:
     options = parser.parse_args()
     images = open_dataset(options.data).decode(options.size, 0)
     tables: dict[str, pd.DataFrame] = {}
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as cache, pytest.MonkeyPatch.context() as patch:
         os.environ["PNEUMO_CACHE"] = cache
         for views in [0, *options.views]:
-            feature_cache.N_VIEWS = views or 1
+            patch.setattr(feature_cache, "N_VIEWS", views or 1)
             fields = {"augment_strength": 0.5, "feature_cache": "on" if views else "off"}
             config = config_of(options).override(fields)
             tables[f"{views} views" if views else "fresh"] = pd.DataFrame(

@@ -1,4 +1,4 @@
-"""`evaluate` as a process of its own, and the artifacts that it stores."""
+"""The command `evaluate`, and the artifacts that it stores."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from pneumo.inference.logits import predict_proba
 from pneumo.reporting.evaluation import findings
 from pneumo.reporting.evaluation.page import CAPTIONS
 from pneumo.tracking import models
-from tests.support.commands import run
+from tests.support.commands import run_here
 from tests.support.stores import store_in
 from tests.support.studies import (
     EVALUATED,
@@ -55,7 +55,7 @@ def stores(tmp_path_factory, sample):
 def evaluated(client, *arguments: str):
     """Run the command once; return its run and its output."""
     before = {run.info.run_id for run in client.search_runs(["0"])}
-    code, output, errors = run("evaluate", "--model", MODEL, *arguments)
+    code, output, errors = run_here("evaluate", "--model", MODEL, *arguments)
     assert (code, errors) == (0, "")
     [made] = [run for run in client.search_runs(["0"]) if run.info.run_id not in before]
     return made, output
@@ -194,7 +194,7 @@ def test_each_look_at_test_is_counted(stores):
     )
     # a model that is in no registry has a count of its own
     address = study.study.best_trial.user_attrs["model_uri"]
-    code, _, errors = run("evaluate", "--model", address, "--data", "sample")
+    code, _, errors = run_here("evaluate", "--model", address, "--data", "sample")
     assert code == 0, errors
     model = client.get_logged_model(address.removeprefix("models:/"))
     assert model.tags["pneumo.test_evaluations"] == "1"

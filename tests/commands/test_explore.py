@@ -1,4 +1,4 @@
-"""`explore` as a process of its own, and its findings in data with many errors."""
+"""The command `explore`, and its findings in data with many errors."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from pneumo.commands import explore
 from pneumo.data.dataset import Dataset, open_dataset
 from pneumo.evaluation.dataset import profile
 from pneumo.reporting import data_report
-from tests.support.commands import run
+from tests.support.commands import run_here
 from tests.support.studies import files, tags, text
 
 ARTIFACTS = {
@@ -209,7 +209,7 @@ def test_required_findings(wrong):
 
 @pytest.mark.slow
 def test_the_run(store, wrong):
-    code, output, errors = run("explore", "--data", str(wrong))
+    code, output, errors = run_here("explore", "--data", str(wrong))
     assert (code, errors) == (0, "")
     [made] = store.search_runs(["0"])
     assert made.info.status == "FINISHED"
@@ -244,13 +244,13 @@ def test_the_run(store, wrong):
 @pytest.mark.slow
 def test_test_images_alone_and_no_image_at_all(store, folder):
     shutil.rmtree(folder / "train")
-    code, output, errors = run("explore", "--data", str(folder))
+    code, output, errors = run_here("explore", "--data", str(folder))
     assert code == 0, errors
     [made] = store.search_runs(["0"])
     assert {name for name in made.data.metrics if name.endswith("_auc")} == {"label_auc"}
     for file in folder.rglob("*.png"):
         file.write_bytes(b"")
-    code, _, errors = run("explore", "--data", str(folder))
+    code, _, errors = run_here("explore", "--data", str(folder))
     assert code == 2
     assert errors == (
         "pneumo: xrays must contain readable images: none of its 146 files is readable. "

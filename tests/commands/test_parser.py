@@ -10,7 +10,7 @@ import pytest
 
 from pneumo.__main__ import main
 from pneumo.commands.options.parser import flags_of, parse
-from tests.support.commands import run
+from tests.support.commands import run_here
 from tests.support.paths import ROOT
 from tests.support.studies import tags
 
@@ -150,7 +150,7 @@ def test_an_empty_value_stands_for_the_default():
 @pytest.mark.slow
 def test_an_invalid_budget_is_a_user_error(store, monkeypatch):
     monkeypatch.setenv("PNEUMO_FEATURES", "plenty")
-    code, _, errors = run("train")
+    code, _, errors = run_here("train")
     assert code == 2
     assert "PNEUMO_FEATURES must be a non-negative integer" in errors
     assert store.search_runs(["0"]) == []
@@ -161,7 +161,7 @@ def test_a_late_user_error_leaves_no_run_running(store, folder):
     for file in list((folder / "train" / "NORMAL").iterdir())[:20]:
         file.write_bytes(b"no image")
     for command in ("prepare", "train", "tune"):
-        code, _, errors = run(command, "--data", str(folder))
+        code, _, errors = run_here(command, "--data", str(folder))
         assert code == 2
         assert "20 of 546 are, the first is" in errors
         assert "Traceback" not in errors

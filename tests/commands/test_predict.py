@@ -1,4 +1,4 @@
-"""`predict` as a process of its own, and the CSV that it writes."""
+"""The command `predict`, and the CSV that it writes."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ from pneumo.inference.decode import decode
 from pneumo.reporting.plots import overlay_heat_map
 from pneumo.runtime.errors import UserError
 from pneumo.tracking import model_files, models, registry
-from tests.support.commands import run, run_here, start
+from tests.support.commands import run_here, start
 from tests.support.studies import tags, text
 
 HEADER = ["path", "probability", "label", "threshold", "model_version", "model_id", "error"]
@@ -48,12 +48,12 @@ def out(tmp_path) -> Path:
 
 
 def predicted(images, out) -> tuple[int, str, str]:
-    return run("predict", "--model", MODEL, "--images", str(images), "--out", str(out))
+    return run_here("predict", "--model", MODEL, "--images", str(images), "--out", str(out))
 
 
-def predicted_here(capsys, images, out, *flags: str) -> tuple[int, str, str]:
+def predicted_here(images, out, *flags: str) -> tuple[int, str, str]:
     where = ["--images", str(images), "--out", str(out)]
-    return run_here(capsys, "predict", "--model", MODEL, *where, *flags)
+    return run_here("predict", "--model", MODEL, *where, *flags)
 
 
 def test_files_of_a_folder_a_glob_and_one(few, tmp_path, monkeypatch):
@@ -126,14 +126,14 @@ def test_every_file_has_its_row(study, client, few, out):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["warn", "refuse", "ignore"])
-def test_images_far_from_the_training_images(study, sample, out, tmp_path, capsys, mode):
+def test_images_far_from_the_training_images(study, sample, out, tmp_path, mode):
     folder = tmp_path / "images"
     folder.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "noise.png")
     trained = sample.rows["path"][sample.rows["split"] == "train"].iloc[0]
     shutil.copy(sample.base / trained, folder / "trained.png")
-    code, output, _ = predicted_here(capsys, folder, out, "--out_of_range", mode)
+    code, output, _ = predicted_here(folder, out, "--out_of_range", mode)
     assert code == 0
     far, near = pd.read_csv(out).to_dict("records")
     assert near["probability"] > 0
@@ -145,19 +145,19 @@ def test_images_far_from_the_training_images(study, sample, out, tmp_path, capsy
     if mode != "ignore":  # of which no row shows how it was made
         other = {"warn": "refuse", "refuse": "warn"}[mode]
         before = out.read_text()
-        code, _, errors = predicted_here(capsys, folder, out, "--out_of_range", other)
+        code, _, errors = predicted_here(folder, out, "--out_of_range", other)
         assert code == 2
         assert f"only predictions with out_of_range={other}: '{out}' contains some with" in errors
         assert out.read_text() == before
 
 
 @pytest.mark.slow
-def test_an_existing_csv_is_continued(study, few, out, capsys):
-    assert predicted_here(capsys, few, out)[0] == 0
+def test_an_existing_csv_is_continued(study, few, out):
+    assert predicted_here(few, out)[0] == 0
     whole = out.read_text()
     lines = whole.splitlines(keepends=True)
     out.write_text("".join(lines[:100]) + lines[100][:30])  # as a killed process leaves
-    code, output, _ = predicted_here(capsys, few, out)
+    code, output, _ = predicted_here(few, out)
     assert code == 0
     continued = out.read_text()
     assert continued.splitlines()[:100] == whole.splitlines()[:100]
@@ -167,20 +167,20 @@ def test_an_existing_csv_is_continued(study, few, out, capsys):
     )
     assert f"skipped 99 images that {out} already contains" in output
     assert list(out.parent.glob("out.csv*")) == [out]
-    code, output, _ = predicted_here(capsys, few, out)
+    code, output, _ = predicted_here(few, out)
     assert code == 0
     assert f"skipped 148 images that {out} already contains" in output
     assert out.read_text() == continued
 
 
 @pytest.mark.slow
-def test_each_image_is_explained(study, few, capsys):
+def test_each_image_is_explained(study, few):
     out = few / "scores.csv"  # within the images, as people do
     call = ["--model", MODEL, "--images", str(few), "--out", str(out)]
     folder = few / "scores_explained"
-    assert run_here(capsys, "predict", *call)[0] == 0
+    assert run_here("predict", *call)[0] == 0
     assert not folder.exists()
-    code, output, errors = run("predict", *call, "--explain", "true")
+    code, output, errors = run_here("predict", *call, "--explain", "true")
     assert (code, errors) == (0, "")
     assert f"skipped 148 images that {out} already contains" in output
     assert f"heat maps: {folder}" in output
@@ -199,7 +199,7 @@ def test_each_image_is_explained(study, few, capsys):
     torn, kept = sorted(folder.rglob("*.png"))[:2]
     torn.unlink()
     kept.write_bytes(b"kept")
-    code, output, errors = run("predict", *call, "--explain", "true")
+    code, output, errors = run_here("predict", *call, "--explain", "true")
     assert (code, errors) == (0, "")
     assert "Drawing heat maps: 3 images" in output  # the one, and the two that are no images
     assert torn.exists()
@@ -248,9 +248,9 @@ def test_an_interrupt_loses_no_row(study, few, out):
         ),
     ],
 )
-def test_another_table_stays_as_it_is(study, few, out, content, message, capsys):
+def test_another_table_stays_as_it_is(study, few, out, content, message):
     out.write_text(content)
-    code, _, errors = predicted_here(capsys, few, out)
+    code, _, errors = predicted_here(few, out)
     assert code == 2
     [line] = errors.splitlines()
     assert message in line
@@ -259,13 +259,11 @@ def test_another_table_stays_as_it_is(study, few, out, content, message, capsys)
 
 
 @pytest.mark.slow
-def test_another_prevalence_changes_probabilities_and_no_label(study, few, out, capsys):
+def test_another_prevalence_changes_probabilities_and_no_label(study, few, out):
     where = ["--model", MODEL, "--images", str(few / "NORMAL")]
-    assert run_here(capsys, "predict", *where, "--out", str(out))[0] == 0
+    assert run_here("predict", *where, "--out", str(out))[0] == 0
     rare = out.with_name("rare.csv")
-    code, output, errors = run_here(
-        capsys, "predict", *where, "--out", str(rare), "--prevalence", "0.1"
-    )
+    code, output, errors = run_here("predict", *where, "--out", str(rare), "--prevalence", "0.1")
     assert (code, errors) == (0, "")
     model = models.find_model(MODEL).model
     own = model.settings["prevalence"]
@@ -281,7 +279,7 @@ def test_another_prevalence_changes_probabilities_and_no_label(study, few, out, 
     odds_of_threshold = threshold / (1 - threshold) / (own_threshold / (1 - own_threshold))
     assert odds_of_threshold == pytest.approx(factor, rel=1e-9)
     content = out.read_text()
-    code, _, errors = run_here(capsys, "predict", *where, "--out", str(out), "--prevalence", "0.1")
+    code, _, errors = run_here("predict", *where, "--out", str(out), "--prevalence", "0.1")
     assert code == 2
     assert errors.startswith(
         f"pneumo: --out must contain only predictions at the threshold {threshold}: "
@@ -290,9 +288,9 @@ def test_another_prevalence_changes_probabilities_and_no_label(study, few, out, 
 
 
 @pytest.mark.slow
-def test_version_1_of_another_model_does_not_continue(study, few, out, capsys):
+def test_version_1_of_another_model_does_not_continue(study, few, out):
     image = str(next((few / "NORMAL").iterdir()))
-    assert predicted_here(capsys, image, out)[0] == 0
+    assert predicted_here(image, out)[0] == 0
     before = out.read_text()
     first = models.find_model(MODEL)
     run_id = first.trial.info.run_id
@@ -301,7 +299,7 @@ def test_version_1_of_another_model_does_not_continue(study, few, out, capsys):
     )
     assert (other.version, first.version) == (1, 1)
     call = ["predict", "--model", "models:/pneumonia/1", "--images", image, "--out", str(out)]
-    code, _, errors = run_here(capsys, *call)
+    code, _, errors = run_here(*call)
     assert code == 2
     assert errors == (
         "pneumo: --out must contain only predictions of pneumonia version 1 (model_id "
@@ -311,5 +309,5 @@ def test_version_1_of_another_model_does_not_continue(study, few, out, capsys):
     assert out.read_text() == before
     # the same model by its other address
     call[2] = f"models:/{first.model_id}"
-    assert run_here(capsys, *call)[0] == 0
+    assert run_here(*call)[0] == 0
     assert out.read_text() == before

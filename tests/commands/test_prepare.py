@@ -1,18 +1,18 @@
-"""`prepare` as a process of its own, and its run."""
+"""The command `prepare`, and its run."""
 
 import mlflow
 import pytest
 from PIL import Image
 
 from pneumo.data.dataset import open_dataset
-from tests.support.commands import run
+from tests.support.commands import run_here
 
 
 @pytest.mark.slow
 def test_prepare(store, folder):
     Image.new("L", (8, 8)).save(folder / "train" / "NORMAL" / "scan.png")
     (folder / "train" / "NORMAL" / "IM-9999-0001.jpeg").write_bytes(b"no image")
-    code, output, errors = run("prepare", "--data", str(folder), "--image_size", "32")
+    code, output, errors = run_here("prepare", "--data", str(folder), "--image_size", "32")
     assert (code, errors) == (0, "")
     assert "val 82 images, 1 unreadable, 1 of unknown patients" in output
     dataset = open_dataset(str(folder))

@@ -41,11 +41,11 @@ def test_the_model_itself_refuses_such_pixels(model):
 
 
 @pytest.mark.slow
-def test_an_evaluation_with_skew(store, tmp_path, capsys):
+def test_an_evaluation_with_skew(store, tmp_path):
     data = str(handmade.write_images(tmp_path / "xrays"))
     stored = handmade.register(handmade.run_of("left", open_dataset(data)), "handmade")
     flags = ["--model", "models:/handmade/1", "--data", data, "--preprocessing_skew", "true"]
-    code, output, errors = run_here(capsys, "evaluate", *flags)
+    code, output, errors = run_here("evaluate", *flags)
     assert (code, errors) == (0, "")
     runs = store.search_runs(["0"], "tags.`pneumo.kind` = 'evaluate'")
     [skewed] = [run for run in runs if "pneumo.preprocessing_skew" in run.data.tags]

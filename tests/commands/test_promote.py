@@ -21,7 +21,7 @@ from tests.support.removal import remove_runs
 from tests.support.stores import copy_stores, files_of, store_in
 from tests.support.studies import tags, text
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
 NAME = "pneumonia"
 POOR, GOOD, POOR_AGAIN, GOOD_AGAIN = 1, 2, 3, 4
@@ -113,13 +113,13 @@ def test_a_champion_is_compared_by_its_stored_evaluation(client, images, what):
 
 
 @pytest.mark.parametrize("what", GONE)
-def test_a_champion_without_evidence_counts_as_vacant(client, images, what, capsys):
+def test_a_champion_without_evidence_counts_as_vacant(client, images, what):
     spoil, reason = GONE[what]
     digest = version(client, GOOD).tags["pneumo.model_digest"]
     remove_runs(evaluation(client, GOOD))
     spoil(client, GOOD)
     call = ["promote", "--data", str(images.base), "--candidate", str(GOOD_AGAIN)]
-    code, output, errors = run_here(capsys, *call)
+    code, output, errors = run_here(*call)
     assert (code, errors) == (0, "")
     made = last_promotion(client, NAME)
     why = made.data.tags["pneumo.champion_vacant"]
@@ -270,10 +270,10 @@ def test_a_description_has_no_links_to_runs_that_were_removed(client):
     assert not set(every) & set(links(client, GOOD))
 
 
-def test_a_candidate_whose_run_was_removed(client, images, capsys):
+def test_a_candidate_whose_run_was_removed(client, images):
     remove_trial(client, GOOD_AGAIN)
     call = ["promote", "--data", str(images.base)]
-    code, _, errors = run_here(capsys, *call)
+    code, _, errors = run_here(*call)
     assert code == 2
     [line] = errors.splitlines()
     assert line.startswith(f"pneumo: the run that trained a model must be in {mlflow_store()}: run")
@@ -285,14 +285,14 @@ def mlflow_store() -> str:
     return mlflow.get_tracking_uri()
 
 
-def test_a_rollback_needs_only_the_files(client, images, capsys):
+def test_a_rollback_needs_only_the_files(client, images):
     runs = [run.info.run_id for run in client.search_runs(["0"])]
     remove_runs(*runs)
-    code, output, errors = run_here(capsys, "promote", "--rollback", "true")
+    code, output, errors = run_here("promote", "--rollback", "true")
     assert (code, errors) == (0, "")
     assert aliases(client, NAME) == {"challenger": 4, "champion": 1, "previous": 2}
     remove_files(client, GOOD)
-    code, _, errors = run_here(capsys, "promote", "--rollback", "true")
+    code, _, errors = run_here("promote", "--rollback", "true")
     assert code == 2
     [line] = errors.splitlines()
     assert line.endswith("they are missing. Do not use this version.")

@@ -1,4 +1,4 @@
-"""`train` as a process of its own, and the model that it registers."""
+"""The command `train`, and the model that it registers."""
 
 import mlflow
 import numpy as np
@@ -9,13 +9,13 @@ from pneumo.data.perturb import ALL_PERTURBATIONS, perturb_split
 from pneumo.evaluation.metrics import limit_threshold
 from pneumo.inference.logits import ensemble_members, predict_logits
 from pneumo.tracking import model_files
-from tests.support.commands import run
+from tests.support.commands import run_here
 
 
 @pytest.mark.slow
 def test_train(store):
     flags = "--experiment tune --epochs 2 --image_size 32 --dense_widths none --seed 3"
-    code, output, errors = run("train", *flags.split(), "--model_name", "mine")
+    code, output, errors = run_here("train", *flags.split(), "--model_name", "mine")
     assert (code, errors) == (0, "")
     assert "registered mine version 1 as @challenger" in output
     command, trial = sorted(store.search_runs(["0"]), key=lambda run: run.info.start_time)
@@ -37,7 +37,7 @@ def test_train(store):
 def test_the_registered_model_averages_all_members_and_their_flipped_images(store, sample):
     flags = "--ensemble_size 2 --horizontal_flip on --flip_tta on --threshold_rule midpoint"
     flags += " --epochs 2 --image_size 32"
-    code, output, errors = run("train", *flags.split(), "--model_name", "mine")
+    code, output, errors = run_here("train", *flags.split(), "--model_name", "mine")
     assert (code, errors) == (0, "")
     [trial] = store.search_runs(["0"], "tags.`pneumo.kind` = 'trial'")
     history = store.get_metric_history(trial.info.run_id, "epoch/val_auc")

@@ -147,9 +147,9 @@ def newer(older, stripes, tmp_path_factory) -> Path:
     return folder
 
 
-def give(capsys, *arguments: str) -> None:
+def give(*arguments: str) -> None:
     """Run a command of the present code."""
-    code, _, errors = run_here(capsys, *arguments)
+    code, _, errors = run_here(*arguments)
     assert (code, errors) == (0, "")
 
 
@@ -191,12 +191,12 @@ def scores(file: Path) -> pd.Series:
     return table["probability"]
 
 
-def test_a_study_goes_on_with_its_trials_as_they_were(client, kept, capsys):
+def test_a_study_goes_on_with_its_trials_as_they_were(client, kept):
     study, before, cached = night(), runs(client, "trial"), contents(kept)
     trials = study.trials
     assert len(before) == len(trials) == 2
     assert {name.partition("/")[0] for name in cached} == {*GROUPS, "sample-1"}
-    give(capsys, *tune(trials=3))
+    give(*tune(trials=3))
     assert night().user_attrs["run_id"] == study.user_attrs["run_id"]
     assert night().trials[:2] == trials
     assert [trial.state.name for trial in night().trials] == ["COMPLETE"] * 3
@@ -212,9 +212,9 @@ def test_a_study_goes_on_with_its_trials_as_they_were(client, kept, capsys):
     assert kinds == ["perturbed"] * 4
 
 
-def test_what_pretrained_blocks_give_is_not_computed_again(client, weights, kept, capsys):
+def test_what_pretrained_blocks_give_is_not_computed_again(client, weights, kept):
     cached = contents(kept)
-    give(capsys, *train_pretrained(weights))
+    give(*train_pretrained(weights))
     kinds = [entry.partition("/")[0] for entry in added_entries(kept, cached)]
     # of the four versions of validation for the robust AUC, and of an augmented view in place of
     # the plain images, on which older versions trained
@@ -222,8 +222,8 @@ def test_what_pretrained_blocks_give_is_not_computed_again(client, weights, kept
     assert {*kinds} <= {"features", "perturbed"}
 
 
-def test_a_version_is_evaluated_as_its_trial_was(client, capsys):
-    give(capsys, "evaluate", "--model", TRIED, "--data", "sample", "--split", "val")
+def test_a_version_is_evaluated_as_its_trial_was(client):
+    give("evaluate", "--model", TRIED, "--data", "sample", "--split", "val")
     [made] = client.search_runs(["0"], "tags.`pneumo.split` = 'val'")
     trial = client.get_model_version("pneumonia-sample", "1").run_id
     again, before = (
@@ -234,8 +234,8 @@ def test_a_version_is_evaluated_as_its_trial_was(client, capsys):
 
 
 @pytest.mark.parametrize("model", [TRIED, CHAMPION])
-def test_a_version_repeats_its_earlier_predictions(client, older, images, tmp_path, capsys, model):
-    give(capsys, *predict(model, images, tmp_path / "out.csv"))
+def test_a_version_repeats_its_earlier_predictions(client, older, images, tmp_path, model):
+    give(*predict(model, images, tmp_path / "out.csv"))
     found, expected = scores(tmp_path / "out.csv"), scores(older / PREDICTED[model])
     pd.testing.assert_series_equal(found, expected, rtol=0, atol=1e-6)
 
@@ -259,20 +259,18 @@ def test_a_version_is_served_by_its_own_code(client, older, images, tmp_path, kn
     assert answer["found"] == pytest.approx(list(expected), abs=1e-6)
 
 
-def test_a_champion_is_replaced_and_restored(newer, tmp_path, capsys):
+def test_a_champion_is_replaced_and_restored(newer, tmp_path):
     with copies(newer, tmp_path) as client:
         evaluated = client.search_runs(["0"], "tags.`pneumo.kind` = 'evaluate'")
         assert len(evaluated) == 2  # the champion was held by what was stored of it
         assert aliases(client, "pneumonia") == {"challenger": 2, "champion": 2, "previous": 1}
         decision = last_promotion(client, "pneumonia")
         assert {"champion_auc", "auc_difference_low"} <= set(decision.data.metrics)
-        give(capsys, "promote", "--rollback", "true")
+        give("promote", "--rollback", "true")
         assert aliases(client, "pneumonia") == {"challenger": 2, "champion": 1, "previous": 2}
 
 
-def test_a_new_version_is_loaded_beside_an_old_one(
-    newer, older, images, tmp_path, capsys, monkeypatch
-):
+def test_a_new_version_is_loaded_beside_an_old_one(newer, older, images, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])  # MLflow adds to it
     expected = scores(older / "champion.csv")
     with copies(newer, tmp_path):
@@ -283,7 +281,7 @@ def test_a_new_version_is_loaded_beside_an_old_one(
             out = tmp_path / f"{version}.csv"
             # The new one has never seen such images
             call = predict(f"models:/pneumonia/{version}", images, out)
-            give(capsys, *call, "--out_of_range", "ignore")
+            give(*call, "--out_of_range", "ignore")
     assert answer["probability"].tolist() == pytest.approx(
         list(scores(tmp_path / "2.csv")), abs=1e-6
     )

@@ -4,15 +4,18 @@ import os
 import re
 import signal
 
+import mlflow
+import optuna
 import pytest
 
-from tests.support.commands import lives, run, start
+from tests.support.commands import lives, run, run_here, start
 from tests.support.studies import (
     LIMIT,
     SMALL,
     at_work,
     children,
     counted,
+    lay_out_project,
     require_whole,
     run_of,
     until,
@@ -30,7 +33,24 @@ pytestmark = [
 ]
 
 RAY = ["--launcher", "ray", "--workers", "2"]
-LONG = ["--epochs", "20", "--patience", "20", "--folds", "2", *SMALL]
+
+# A trial ends after a few epochs. As long as a file exists, the first one alone does, and the
+# others last until they are interrupted: none can end by itself before the interrupt reaches it
+EXPERIMENT = """
+import os
+import optuna
+from experiments.tune import suggest as usual
+from pneumo.training.config import RunConfig
+
+BASE = RunConfig(image_size=32, epochs=1000, patience=1, folds=2, dense_widths=(32,))
+
+def suggest(trial, base):
+    config = usual(trial, base)
+    number = trial._trial.number if isinstance(trial._trial, optuna.Trial) else 0
+    if number and os.path.exists({file!r}):
+        return config.model_copy(update={{"patience": 1000}})
+    return config
+"""
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +70,24 @@ def cluster(shared, address, monkeypatch):
     return shared
 
 
+def trials_of(name: str) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name=name, storage=os.environ["PNEUMO_STORAGE"]).trials
+
+
 def pids(runs) -> set[int]:
     """Return the process ids in runs; 0 for a trial that ended before it had a run."""
     return {int(run.data.tags.get("pneumo.pid", 0)) for run in runs}
 
 
-def test_a_study_outlives_a_killed_task_and_an_interrupt(cluster):
-    command = ["tune", "--trials", "6", "--study", "ray", *RAY, *LONG]
+def test_a_study_outlives_a_killed_task_and_an_interrupt(cluster, tmp_path, monkeypatch):
+    endless, project = tmp_path / "endless", tmp_path / "project"
+    endless.touch()
+    lay_out_project(project, "patient", EXPERIMENT.format(file=str(endless)))
+    monkeypatch.chdir(project)
+    command = ["tune", "--experiment", "patient", "--trials", "3", "--study", "ray", *RAY]
     driver = start(*command)
-    until(lambda: at_work(cluster, 2))
+    until(lambda: at_work(cluster))  # so that the study exists
+    until(lambda: counted(trials_of("ray")) == 1 and at_work(cluster, 2))
     victim, other = pids(at_work(cluster))
     os.kill(victim, signal.SIGKILL)
     until(lambda: pids(at_work(cluster)) - {victim, other})
@@ -75,13 +104,13 @@ def test_a_study_outlives_a_killed_task_and_an_interrupt(cluster):
     dead = [run for run in children(cluster, run_of("ray")) if pids([run]) == {victim}][-1]
     assert dead.data.tags["optuna.state"] == "FAIL"
     others = [run for run in failed if run.number != int(dead.data.tags["optuna.trial_number"])]
-    # None is left if the trials ended by themselves before the interrupt reached them
-    assert {trial.user_attrs["error"] for trial in others} <= {"interrupted"}
+    assert {trial.user_attrs["error"] for trial in others} == {"interrupted"}
 
+    endless.unlink()
     code, output, errors = run(*command)
     assert code == 0, errors
     trials = require_whole(cluster, "ray")
-    assert counted(trials) in (6, 7)
+    assert counted(trials) in (3, 4)
     assert {trial.number for trial in trials if trial.state.name == "FAIL"} == {
         trial.number for trial in failed
     }
@@ -100,7 +129,8 @@ def test_a_study_outlives_a_killed_task_and_an_interrupt(cluster):
 )
 def test_what_a_cluster_needs(cluster, monkeypatch, variable, value, message):
     monkeypatch.setenv(variable, value)
-    code, _, errors = run("tune", "--study", "none", *RAY, *SMALL)
+    mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+    code, _, errors = run_here("tune", "--study", "none", *RAY, *SMALL)
     assert code == 2
     assert message in errors
     assert "Traceback" not in errors

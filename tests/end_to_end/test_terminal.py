@@ -10,7 +10,8 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.terminal import Seen, watch
 
-pytestmark = pytest.mark.slow
+# In one process, so that each study is watched once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("terminal")]
 
 STUDY = """
 import time

@@ -16,7 +16,7 @@ import pytest
 from pneumo.data.sources import archive
 from pneumo.runtime import cache
 from pneumo.tracking import results
-from tests.support.commands import run, start
+from tests.support.commands import run_here, start
 from tests.support.handmade import write_images
 from tests.support.studies import LIMIT, SMALL, at_work, until
 
@@ -102,5 +102,5 @@ def test_a_cache_that_is_deleted_ends_a_study_in_one_line_and_the_next_run_works
     assert "was deleted while it was in use. Run the same command again." in errors
     assert errors.count("\n") == 1
     assert "RUNNING" not in {run.info.status for run in store.search_runs(["0"])}
-    code, output, errors = run("train", *flags, "--epochs", "1")
+    code, output, errors = run_here("train", *flags, "--epochs", "1")
     assert (code, errors) == (0, "")

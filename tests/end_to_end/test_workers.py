@@ -18,7 +18,7 @@ from pneumo.tuning.launchers import local
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import open_storage
 from pneumo.tuning.study import StudyLimits, create_study
-from tests.support.commands import lives, processes, run, start
+from tests.support.commands import lives, processes, run_here, start
 from tests.support.paths import ROOT
 from tests.support.studies import (
     SMALL,
@@ -69,7 +69,7 @@ def test_gpus_are_shared_out(monkeypatch):
 
 
 def test_two_workers(store):
-    code, output, errors = run("tune", "--trials", "4", *NIGHT, *SHORT)
+    code, output, errors = run_here("tune", "--trials", "4", *NIGHT, *SHORT)
     assert (code, errors) == (0, "")
     trials = require_whole(store, "night")
     assert 4 <= counted(trials) <= 5
@@ -189,7 +189,7 @@ def test_a_user_error_in_a_worker_is_reported_as_one(store, tmp_path):
     (tmp_path / "words.h5").write_text("words")
     weights = ["--weights", str(tmp_path / "words.h5")]
     flags = ["--experiment", "tune_mobilenet", "--image_size", "32", *weights]
-    code, _, errors = run("tune", *NIGHT, *flags)
+    code, _, errors = run_here("tune", *NIGHT, *flags)
     assert code == 2
     assert errors.startswith("pneumo: ")
     assert "does not fit mobilenet with alpha 0.25: it is not an HDF5 file" in errors
@@ -199,14 +199,14 @@ def test_a_user_error_in_a_worker_is_reported_as_one(store, tmp_path):
 def test_workers_that_may_not_join(store, folder, sample):
     spec = StudySpec(load_experiment("tune"), sample, {"image_size": "32", "epochs": "1"})
     tune_and_register(spec, trials=1, model_name="m", name="night")
-    code, _, errors = run("worker", "--study", "nacht", "--data", "sample")
+    code, _, errors = run_here("worker", "--study", "nacht", "--data", "sample")
     assert code == 2
     place = os.environ["PNEUMO_STORAGE"]
     assert f"must be in Optuna's database at {place}, which has night: got 'nacht'. Set" in errors
     next((folder / "train" / "NORMAL").iterdir()).unlink()
-    code, _, errors = run("worker", "--study", "night", "--data", str(folder))
+    code, _, errors = run_here("worker", "--study", "night", "--data", str(folder))
     assert code == 2
     assert "study 'night' was created with data_digest" in errors
-    code, output, errors = run("worker", "--study", "night", "--data", "sample")
+    code, output, errors = run_here("worker", "--study", "night", "--data", "sample")
     assert (code, errors) == (0, "")
     assert output == "study night needs no more trials: 1 are finished\n"

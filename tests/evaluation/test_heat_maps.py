@@ -16,6 +16,7 @@ from pneumo.training import network
 from pneumo.training.backbones import BACKBONES
 from pneumo.training.config import RunConfig
 from pneumo.training.train import train
+from tests.support.features import few_images
 from tests.support.paths import SHARED
 from tests.support.weights import FILE, SMALL
 
@@ -200,7 +201,7 @@ def test_one_bright_opacity_is_found_by_a_pretrained_network(opacities, depth):
 
 @pytest.mark.slow
 def test_the_cache_changes_no_map(sample, weights):
-    images = sample.decode(32, 0)
+    images = few_images(sample)
     config = RunConfig(**SMALL | {"unfreeze_depth": 3, "weights": str(weights)}).override(
         {"epochs": 2, "augment_strength": 0}
     )

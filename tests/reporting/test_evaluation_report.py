@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support.commands import run
+from tests.support.commands import run_here
 from tests.support.studies import text
 
 pytestmark = pytest.mark.slow
@@ -12,9 +12,9 @@ pytestmark = pytest.mark.slow
 
 def test_a_page_of_a_run_without_study(store, sample, monkeypatch):
     fields = "--epochs 1 --ensemble_size 2 --threshold_rule midpoint"
-    code, output, errors = run("train", "--model_name", "mine", *fields.split())
+    code, output, errors = run_here("train", "--model_name", "mine", *fields.split())
     assert code == 0, errors
-    code, output, errors = run("evaluate", "--model", "models:/mine/1", "--data", "sample")
+    code, output, errors = run_here("evaluate", "--model", "models:/mine/1", "--data", "sample")
     assert code == 0, errors
     [made] = store.search_runs(["0"], "tags.`pneumo.kind` = 'evaluate'")
     page = text(made.info.run_id, "test/evidence.html")

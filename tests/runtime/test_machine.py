@@ -115,10 +115,10 @@ def test_each_worker_has_one_gpu(driver):
         ("worker", "--study night --workers 3 --workers_per_gpu 2", ""),
     ],
 )
-def test_more_workers_than_gpus(driver, capsys, monkeypatch, tmp_path, command, options, refusal):
+def test_more_workers_than_gpus(driver, monkeypatch, tmp_path, command, options, refusal):
     monkeypatch.chdir(tmp_path)
     refusal = refusal or "data must be sample, mendeley, a folder"  # which is found next
-    code, output, errors = run_here(capsys, command, "--data", "nowhere", *options.split())
+    code, output, errors = run_here(command, "--data", "nowhere", *options.split())
     assert (code, output) == (2, "")
     assert refusal in errors
     assert errors.count("\n") == 1
@@ -126,8 +126,8 @@ def test_more_workers_than_gpus(driver, capsys, monkeypatch, tmp_path, command, 
 
 
 @pytest.mark.parametrize("driver", [0, None], indirect=True)
-def test_without_gpus_any_number_of_workers_may_run(driver, capsys):
-    code, _, errors = run_here(capsys, "tune", "--data", "nowhere", "--workers", "64")
+def test_without_gpus_any_number_of_workers_may_run(driver):
+    code, _, errors = run_here("tune", "--data", "nowhere", "--workers", "64")
     assert (code, "'nowhere' does not exist" in errors) == (2, True)
 
 

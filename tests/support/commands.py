@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from io import StringIO
 
 import mlflow
 import psutil
@@ -29,11 +30,11 @@ def run(*arguments: str) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
-def run_here(capsys, *arguments: str) -> tuple[int, str, str]:
+def run_here(*arguments: str) -> tuple[int, str, str]:
     """Run a command in this process, which need not import TensorFlow again."""
-    capsys.readouterr()
-    code = main(list(arguments))
-    return code, *capsys.readouterr()
+    with redirect_stdout(StringIO()) as output, redirect_stderr(StringIO()) as errors:
+        code = main(list(arguments))
+    return code, output.getvalue(), errors.getvalue()
 
 
 def mlflow_run(entry_point: str, *parameters: str) -> subprocess.Popen:

@@ -15,14 +15,14 @@ from pneumo.runtime import cache
 from pneumo.runtime.errors import UserError
 from pneumo.tracking import evaluations, model_files, models
 from pneumo.tracking.runs import command_run, provenance_tags
-from tests.support.commands import run, run_here, start
+from tests.support.commands import run_here, start
 from tests.support.decisions import COMPARED, aliases, last_promotion
 from tests.support.handmade import register, run_of, write_images
 from tests.support.services import mlflow_server, postgresql
 from tests.support.stores import store_in
 from tests.support.studies import METRICS, predictions, tags, text
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
 TRAINING = "?workflowType=machine_learning"  # else MLflow shows what it has for language models
 
@@ -286,19 +286,19 @@ def test_one_of_two_simultaneous_promotions_succeeds(client, images, runs, name)
     )
 
 
-def test_the_command(client, images, runs, name, capsys):
+def test_the_command(client, images, runs, name):
     register(runs["poor"], name)
     call = ["promote", "--model_name", name]
-    code, output, errors = run(*call, "--data", str(images[1]), "--margin", "0")
+    code, output, errors = run_here(*call, "--data", str(images[1]), "--margin", "0")
     assert (code, errors) == (0, "")
     assert f"{name} version 1: promoted as the first champion" in output
     register(runs["good"], name)
-    assert run_here(capsys, *call, "--data", str(images[1]))[0] == 0
-    code, output, _ = run_here(capsys, *call, "--data", str(images[1]), "--candidate", "1")
+    assert run_here(*call, "--data", str(images[1]))[0] == 0
+    code, output, _ = run_here(*call, "--data", str(images[1]), "--candidate", "1")
     assert code == 3
     assert f"{name} version 1: rejected: non-inferiority of its AUC " in output
     assert last_promotion(client, name).info.status == "FINISHED"
-    code, output, _ = run_here(capsys, *call, "--rollback", "TRUE")
+    code, output, _ = run_here(*call, "--rollback", "TRUE")
     assert code == 0
     assert f"{name} version 2: replaced by version 1 in a rollback" in output
     assert aliases(client, name) == {"challenger": 2, "champion": 1, "previous": 2}

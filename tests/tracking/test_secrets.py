@@ -153,11 +153,11 @@ def test_a_run_that_is_called_by_a_git_address(store, monkeypatch, given, kept):
 
 
 @pytest.mark.slow
-def test_a_wrong_password_is_reported_without_the_password(database, store, monkeypatch, capsys):
+def test_a_wrong_password_is_reported_without_the_password(database, store, monkeypatch):
     with psycopg.connect(database) as own:  # the right one is asked for
         own.execute("SELECT 1")
     monkeypatch.setenv("PNEUMO_STORAGE", _with(database, USER, f"{PASSWORD}-not"))
-    code, output, errors = run_here(capsys, "tune")
+    code, output, errors = run_here("tune")
     assert code == 2
     assert (
         "must be the URL of a database that can be opened: got postgresql://warden:***@" in errors

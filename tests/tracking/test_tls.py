@@ -71,7 +71,7 @@ def test_the_first_request_uses_the_same_client(authority, settings, asks):
     ],
 )
 def test_an_untrusted_certificate_is_reported_in_one_line(
-    authority, settings, capsys, tmp_path, variables, asks, reason
+    authority, settings, tmp_path, variables, asks, reason
 ):
     settings(**variables)
     with serving({"/version": b"3"}) as server:
@@ -102,7 +102,7 @@ def test_an_untrusted_certificate_is_reported_in_one_line(
 
 @pytest.mark.slow
 def test_commands_at_a_server_with_its_own_certificate(
-    authority, settings, folder, tmp_path, monkeypatch, capsys
+    authority, settings, folder, tmp_path, monkeypatch
 ):
     (folder / "train" / "NORMAL" / "IM-9999-0001.jpeg").write_bytes(b"no image")
     store = f"sqlite:///{tmp_path}/server.db"
@@ -116,7 +116,7 @@ def test_commands_at_a_server_with_its_own_certificate(
             assert (code, errors) == (0, "")  # no warning with each request either
         settings()
         mlflow.set_tracking_uri(server.address)
-        code, _, errors = run_here(capsys, *prepare)
+        code, _, errors = run_here(*prepare)
         assert code == 2
         assert errors.endswith(f"{ADVICE}\n")
         assert errors.count("\n") == 1

@@ -16,13 +16,13 @@ from pneumo.tracking import model_files, results
 from tests.support.commands import run_here
 from tests.support.studies import METRICS, children, predictions, run_study, text
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
 DATA = ["--data", "sample"]
 FOLDS = {"folds": "2"}
 
 
-def test_a_study_in_two_folds(store, sample, capsys):
+def test_a_study_in_two_folds(store, sample):
     outcome = run_study(sample, name="folds", fixed=FOLDS)
     study, runs = outcome.study, children(store, outcome)
     images = sample.decode(32, 0)
@@ -72,7 +72,7 @@ def test_a_study_in_two_folds(store, sample, capsys):
     states = [trial.state.name for trial in resumed.study.trials]
     assert (states.count("COMPLETE") + states.count("PRUNED"), states[:2]) == (3, ["COMPLETE"] * 2)
     model = f"models:/pneumonia-sample/{resumed.version}"
-    code, _, errors = run_here(capsys, "evaluate", "--model", model, "--split", "val", *DATA)
+    code, _, errors = run_here("evaluate", "--model", model, "--split", "val", *DATA)
     winner = children(store, resumed)[resumed.study.best_trial.number].info.run_id
     assert (code, errors) == (
         2,

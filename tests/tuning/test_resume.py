@@ -21,7 +21,7 @@ from tests.support.commands import run_here
 from tests.support.stores import store_in
 from tests.support.studies import BASE, TINY, run_study, text
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
 OTHER_COMMIT = (
     "warning: study night was created at commit aaaaaaaa, but this process runs bbbbbbbb. "
@@ -300,6 +300,6 @@ def test_each_command_of_another_commit_prints_one_warning(store, sample, monkey
     tune_and_register(plan, trials=1, model_name="m", name="night")
     assert capsys.readouterr().out.count(OTHER_COMMIT) == 1
     StudyLimits(3).save(begun.study)
-    code, output, _ = run_here(capsys, "worker", "--study", "night", "--data", "sample")
+    code, output, _ = run_here("worker", "--study", "night", "--data", "sample")
     assert (code, output.count(OTHER_COMMIT)) == (0, 1)
     assert len(begun.study.trials) == 3

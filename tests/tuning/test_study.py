@@ -19,19 +19,19 @@ from pneumo.tuning.spec import StudySpec
 from tests.support.studies import BASE, EPOCH, METRICS, TINY, children, run_study, text
 from tests.support.weights import FILE, SMALL
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
 
-def test_the_same_seed_repeats_trials_and_metrics(store, sample):
-    first, second = run_study(sample, trials=3), run_study(sample, trials=3)
-    assert first.test_metrics == second.test_metrics
-    assert second.version == 2
-    for a, b in zip(children(store, first), children(store, second), strict=True):
+def test_the_same_seed_repeats_trials_and_metrics(study, client, sample):
+    second = run_study(sample)
+    assert study.test_metrics == second.test_metrics
+    assert (study.version, second.version) == (1, 2)
+    for a, b in zip(children(client, study), children(client, second), strict=True):
         assert a.data.params == b.data.params
         assert a.data.metrics == b.data.metrics
     other = run_study(sample, fixed={"seed": "1"})
-    assert children(store, other)[0].data.params["seed"] != a.data.params["seed"]
-    assert children(store, other)[1].data.params != children(store, first)[1].data.params
+    assert children(client, other)[0].data.params["seed"] != a.data.params["seed"]
+    assert children(client, other)[1].data.params != children(client, study)[1].data.params
 
 
 def test_a_study_of_pretrained_networks(store, sample, weights, tmp_path):

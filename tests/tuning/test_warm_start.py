@@ -78,9 +78,9 @@ def test_a_study_of_which_no_trial_fits_is_refused(sample, store, fixed):
         find_warm_start(open_storage(), "earlier", StudySpec(TINY, sample, fixed))
 
 
-def test_a_study_that_is_not_there_is_refused_before_there_is_a_run(store, capsys):
+def test_a_study_that_is_not_there_is_refused_before_there_is_a_run(store):
     create_earlier((0.9, 0.1))
-    code, output, errors = run_here(capsys, "tune", "--like", "early")
+    code, output, errors = run_here("tune", "--like", "early")
     place = os.environ["PNEUMO_STORAGE"]
     assert code == 2
     assert errors == (

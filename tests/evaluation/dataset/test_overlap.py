@@ -18,7 +18,7 @@ from pneumo.tracking import evaluations, registry, results
 from tests.support.handmade import register, run_of, write_images
 from tests.support.studies import tags, text
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
 NAME = "halves"
 ALL = 200  # test images of the handmade data set, and as many patients

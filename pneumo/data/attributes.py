@@ -83,6 +83,7 @@ def format_sex(text: str) -> str:
 def pseudonym(patient_id: str, salt: str) -> str:
     """Return a patient's pseudonym: `PSEUDONYM_PREFIX` and 16 hex digits.
 
-    Whoever has the images can compute the salt, and find out whether an id belongs to a pseudonym.
+    Everybody who has the files can compute the salt, and find out whether an id belongs to a
+    pseudonym.
     """
     return PSEUDONYM_PREFIX + hashlib.sha256(f"{salt}\n{patient_id}".encode()).hexdigest()[:16]

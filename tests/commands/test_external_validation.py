@@ -54,9 +54,9 @@ def evaluated(store) -> tuple:
 
 
 @pytest.mark.slow
-def test_external_validation(study, client, hospital, capsys):
+def test_external_validation(study, client, hospital):
     command = ["evaluate", "--data", str(hospital), "--model", MODEL]
-    code, output, errors = run_here(capsys, *command, "--recalibrate", "0.3")
+    code, output, errors = run_here(*command, "--recalibrate", "0.3")
     assert (code, errors) == (0, "")
     run, numbers = evaluated(client)
     dataset = open_dataset(str(hospital), required_splits=("test",))
@@ -102,24 +102,24 @@ def test_external_validation(study, client, hospital, capsys):
 
 
 @pytest.mark.slow
-def test_the_comparison_is_at_the_same_threshold(study, client, hospital, capsys):
+def test_the_comparison_is_at_the_same_threshold(study, client, hospital):
     own = ["evaluate", "--data", "sample", "--model", MODEL]
     other = ["evaluate", "--data", str(hospital), "--model", MODEL]
-    assert run_here(capsys, *own, "--sensitivity", "0.99")[0] == 0
-    assert run_here(capsys, *other)[0] == 0
+    assert run_here(*own, "--sensitivity", "0.99")[0] == 0
+    assert run_here(*other)[0] == 0
     internal = evaluated(client)[1]["internal"]["at_threshold"]
     plain = results.read_metrics(study.study.user_attrs["run_id"], "test")["at_threshold"]
     assert internal["threshold"] == plain["threshold"]
     assert internal["sensitivity"] == plain["sensitivity"]
-    assert run_here(capsys, *other, "--sensitivity", "0.99")[0] == 0
+    assert run_here(*other, "--sensitivity", "0.99")[0] == 0
     numbers = evaluated(client)[1]
     assert numbers["internal"]["at_threshold"]["threshold"] == numbers["at_threshold"]["threshold"]
     assert numbers["at_threshold"]["threshold"] != plain["threshold"]
 
 
 @pytest.mark.slow
-def test_without_recalibration_all_images_count(study, client, hospital, capsys):
-    code, output, _ = run_here(capsys, "evaluate", "--data", str(hospital), "--model", MODEL)
+def test_without_recalibration_all_images_count(study, client, hospital):
+    code, output, _ = run_here("evaluate", "--data", str(hospital), "--model", MODEL)
     assert code == 0
     run, numbers = evaluated(client)
     assert numbers["images"] == 240
@@ -144,12 +144,10 @@ def test_without_recalibration_all_images_count(study, client, hospital, capsys)
         ),
     ],
 )
-def test_recalibration_on_own_data_or_twice_is_refused(
-    study, client, hospital, capsys, flags, message
-):
+def test_recalibration_on_own_data_or_twice_is_refused(study, client, hospital, flags, message):
     data = [] if "--data" in flags else ["--data", str(hospital)]
     command = ["evaluate", "--model", MODEL, *data, *flags, "--recalibrate", "0.3"]
-    code, _, errors = run_here(capsys, *command)
+    code, _, errors = run_here(*command)
     assert code == 2
     assert message in errors
     assert errors.count("\n") == 1

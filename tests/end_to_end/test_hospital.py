@@ -113,7 +113,7 @@ def test_pixels_are_those_of_the_same_images_as_png(hospital):
 
 @pytest.mark.slow
 def test_no_personal_attribute_is_written_anywhere(
-    hospital, store, tmp_path, own_cache, monkeypatch, capsys
+    hospital, store, tmp_path, own_cache, monkeypatch
 ):
     broken = hospital[1] / "train" / "NORMAL" / "9999.dcm"
     broken.write_bytes(next(hospital[1].glob("train/NORMAL/*.dcm")).read_bytes()[:-2000])
@@ -139,7 +139,7 @@ def test_no_personal_attribute_is_written_anywhere(
         ["predict", "--images", str(hospital[1] / "test"), "--out", str(tmp_path / "out.csv")]
         + ["--model", "models:/pneumonia/1"],
     ):
-        code, *said = run_here(capsys, *command)
+        code, *said = run_here(*command)
         output += "".join(said)
         assert code == (2 if command[0] == "prepare" else 0), said
     assert "2 of 307 are, the first is train/NORMAL/9997.dcm (broken DICOM file" in output

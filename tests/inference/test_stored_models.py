@@ -85,14 +85,18 @@ def test_a_stored_model_carries_what_it_runs_and_nothing_else(study):
         "batches.py",
         "calibration.py",
         "decode.py",
+        "dicom.py",
+        "dicom_jpeg.py",
         "input_gate.py",
         "logits.py",
         "pyfunc.py",
+        "untrusted.py",
     }
     names = {"pneumo/__init__.py", *(f"pneumo/inference/{name}" for name in inference)}
     assert {path.as_posix() for path in carried} == names
     required = {line.partition("==")[0] for line in _requirements(folder)}
     libraries = {"mlflow", "tensorflow", "keras", "numpy", "scipy", "pandas", "pillow", "joblib"}
+    libraries |= {"pydicom", "imagecodecs", "pyjpegls"}
     assert required == libraries
     imported = set()
     for path in carried:

@@ -28,10 +28,10 @@ def read_dicom(data: bytes) -> dict[str, str] | None:
     """
     if not is_dicom(data):
         return None
-    from pneumo.inference import dicom
+    from pneumo.inference.dicom import read_header, view_of
 
     try:
-        header = dicom.read_header(data)
+        header = read_header(data)
     except UnreadableImageError:
         return None
 
@@ -45,7 +45,7 @@ def read_dicom(data: bytes) -> dict[str, str] | None:
         "sex": format_sex(text("PatientSex")),
         "site": text("InstitutionName"),
         "device": device.strip()[:MAX_LENGTH],
-        "view": _to_text(lambda: dicom.view_of(header)),
+        "view": _to_text(lambda: view_of(header)),
         "patient_id": f"{issuer}\n{patient_id}" if patient_id else "",
     }
 

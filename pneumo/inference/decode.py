@@ -69,9 +69,9 @@ def read_size(file: Path) -> tuple[int, int, str]:
     with file.open("rb") as stream:
         start = stream.read(DICOM_PREAMBLE + len(DICOM_MARK))
         if is_dicom(start):
-            from pneumo.inference import dicom
+            from pneumo.inference.dicom import read_header
 
-            header = dicom.read_header(start + stream.read())
+            header = read_header(start + stream.read())
             return int(header.Columns), int(header.Rows), "L"
     with _open_image(file) as image:
         return *image.size, image.mode
@@ -84,9 +84,9 @@ def _open_image(file: Path | BinaryIO) -> Image.Image:
 
 
 def _open_gray_dicom(data: bytes) -> Image.Image:
-    from pneumo.inference import dicom
+    from pneumo.inference.dicom import open_dicom
 
-    image = dicom.open_dicom(data)
+    image = open_dicom(data)
     _check_side(image)
     return image
 

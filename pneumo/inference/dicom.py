@@ -25,7 +25,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from pneumo.inference import dicom_jpeg
+from pneumo.inference.dicom_jpeg import PLUGIN, SYNTAXES, register, require_size
 from pneumo.inference.untrusted import (
     LATERAL_REASON,
     UnreadableImageError,
@@ -35,7 +35,7 @@ from pneumo.inference.untrusted import (
 
 # pydicom also logs what it warns of, in words of the file
 logging.getLogger("pydicom").propagate = False
-dicom_jpeg.register()
+register()
 
 META_START = 132  # bytes, after the preamble and the mark
 
@@ -46,7 +46,7 @@ DECODERS = {
     ExplicitVRLittleEndian: "",
     ExplicitVRBigEndian: "",
     RLELossless: "pydicom",
-    **dict.fromkeys(dicom_jpeg.SYNTAXES, dicom_jpeg.PLUGIN),
+    **dict.fromkeys(SYNTAXES, PLUGIN),
     JPEGLSLossless: "pyjpegls",
     JPEGLSNearLossless: "pyjpegls",
     JPEG2000Lossless: "pillow",
@@ -55,7 +55,7 @@ DECODERS = {
 
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # as Pillow permits for other formats
 BITS = range(8, 17)  # of a pixel
-JPEG_SYNTAXES = (*dicom_jpeg.SYNTAXES, JPEGLSLossless, JPEGLSNearLossless)
+JPEG_SYNTAXES = (*SYNTAXES, JPEGLSLossless, JPEGLSNearLossless)
 
 # Fraction of the range of values that the pixels of an image without a window must cover
 MIN_RANGE_USED = 1 / 8
@@ -98,7 +98,7 @@ def open_dicom(data: bytes) -> Image.Image:
         _check_supported(dataset)
         syntax = dataset.file_meta.TransferSyntaxUID
         if syntax in JPEG_SYNTAXES:
-            dicom_jpeg.require_size(dataset)  # before a decoder allocates what the frame says
+            require_size(dataset)  # before a decoder allocates what the frame says
         decoder = DECODERS[syntax]
         stored = pixel_array(dataset, decoding_plugin=decoder)
         table = _gray_table(dataset, stored)

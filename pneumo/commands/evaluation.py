@@ -207,7 +207,8 @@ def _evaluate(
     probabilities = calibration.to_probabilities(logits)
     evaluation, numbers = _score(loaded_model, split, logits, probabilities, rule)
     numbers["recalibration"] = recalibration
-    numbers["internal"] = _compare_with_own_data(loaded_model, overlap, rule, evaluation)
+    threshold = numbers["validation"]["threshold"]  # before an adjustment to another prevalence
+    numbers["internal"] = _compare_with_own_data(loaded_model, overlap, threshold, evaluation)
     numbers["test_evaluations"] = looks[loaded_model.model_id]
     numbers["test_evaluations_of_all_models"] = looks.total()
     numbers["overlap"] = overlap.counts() if overlap else None
@@ -241,14 +242,14 @@ def _evaluate(
 
 
 def _compare_with_own_data(
-    loaded_model: LoadedModel, overlap: Overlap | None, rule: ThresholdRule | None, here: Evaluation
+    loaded_model: LoadedModel, overlap: Overlap | None, threshold: float, here: Evaluation
 ) -> dict[str, Any] | None:
     """Compare an evaluation on external data with the predictions for the own test images.
 
     Returns:
-        `comparison` as `external.compare_with_internal` returns it; `at_threshold` and
-        `calibration`, the other data's metrics at this evaluation's threshold, before an adjustment
-        to another prevalence. None if the data are not external, or the model was not evaluated.
+        `comparison` as `external.compare_with_internal` returns it, and `transfer`, what it means;
+        `at_threshold` and `calibration`, the metrics of the own test images at `threshold`. None if
+        the data are not external, or the model was not evaluated.
     """
     if overlap is None or not overlap.is_external:
         return None
@@ -257,20 +258,14 @@ def _compare_with_own_data(
     if run_id is None or not results.has_predictions(run_id, "test"):
         return None
     predictions = results.read_predictions(run_id, "test")
-    own = ScoredPredictions(predictions, _threshold(loaded_model, rule)).metrics_with_intervals()
+    own = ScoredPredictions(predictions, threshold).metrics_with_intervals()
+    comparison = external.compare_with_internal(own, here.metrics)
     return {
-        "comparison": external.compare_with_internal(own, here.metrics),
+        "comparison": comparison,
+        "transfer": external.describe_transfer(comparison),
         "calibration": metrics.measure_calibration(predictions),
         "at_threshold": own,
     }
-
-
-def _threshold(loaded_model: LoadedModel, rule: ThresholdRule | None) -> float:
-    """Return the threshold before an adjustment to another prevalence."""
-    if rule is None:
-        return loaded_model.model.settings["threshold"]
-    val = results.read_predictions(loaded_model.trial.info.run_id, "val")
-    return rule.choose(val["label"].to_numpy(), val["probability"].to_numpy())
 
 
 def count_out_of_range(
@@ -301,7 +296,9 @@ def _score(
     """Return an evaluation, and the other numbers of `metrics.json`."""
     model = loaded_model.model
     val = results.read_predictions(loaded_model.trial.info.run_id, "val")
-    threshold = _threshold(loaded_model, rule)
+    threshold = model.settings["threshold"]
+    if rule is not None:
+        threshold = rule.choose(val["label"].to_numpy(), val["probability"].to_numpy())
     evaluation = metrics.evaluate_predictions(
         split, probabilities, model.adjust(threshold), intervals=True
     )

@@ -8,7 +8,7 @@ from pneumo.inference.untrusted import UnreadableImageError
 from pneumo.runtime.errors import is_printable_text
 
 MAX_AGE = 90  # older patients are so rare that their age can identify them
-MAX_POSSIBLE_AGE = 120  # tables contain greater ones by mistake
+MAX_POSSIBLE_AGE = 120  # greater ones, as in the table of NIH, are errors
 MAX_LENGTH = 64  # characters, as DICOM permits
 
 PSEUDONYM_PREFIX = "dicom-"

@@ -35,7 +35,7 @@ class Split:
     """Images of one split of a data set, in the order of their paths.
 
     Attributes:
-        rows: Columns `COLUMNS`, one row per readable image.
+        rows: Columns `schema.COLUMNS`, one row per readable image.
         pixels: Memory map of all images of the data set: uint8, shape (n, size, size).
         positions: Position of each row in `pixels`: int64, shape (rows,).
         preprocessing: How files became pixels: see `pixels.decode_key` and
@@ -126,7 +126,9 @@ class Dataset:
         is_synthetic: Whether it is the synthetic sample.
         root: The folder that the user passed, or of the unpacked archive.
         base: The folder in `root` from which the rows' paths start.
-        rows: Columns `COLUMNS`, one row per image, with the splits train, val and test.
+        rows: Columns `schema.COLUMNS`, one row per image, with the splits train, val and test.
+        positive: Labels of the data's table that mean pneumonia; none if it has only two.
+        has_splits: Whether it was published with splits; otherwise test was split off.
     """
 
     source: str

@@ -119,17 +119,14 @@ def split_validation(rows: pd.DataFrame) -> pd.DataFrame:
     Raises:
         UserError: A class has fewer than two patients in train.
     """
-    train = rows[rows["split"] == "train"]
-    groups = _patient_groups(train)
-    chosen_patients: list[str] = []
-    for label, names in _ordered_patients(train, groups):
-        if len(names) < 2:
-            raise UserError(
-                f"train/{CLASSES[label]} must contain images of at least two patients, one of them "
-                f"for validation: got {len(names)}. Add images, or check their file names."
-            )
-        chosen_patients += names[: max(1, round(VALIDATION_FRACTION * len(names)))]
-    is_val = rows.index.isin(train.index[groups.isin(chosen_patients)])
+    is_val = _is_chosen(
+        rows[rows["split"] == "train"],
+        VALIDATION_FRACTION,
+        1,
+        "train/{name} must contain images of at least two patients, one of them for validation: "
+        "got {total}. Add images, or check their file names.",
+    )
+    is_val = is_val.reindex(rows.index, fill_value=False)
     return rows.assign(split=rows["split"].mask(is_val, "val"))
 
 
@@ -142,16 +139,14 @@ def split_test(rows: pd.DataFrame) -> pd.DataFrame:
     Raises:
         UserError: A class has a single patient.
     """
-    groups = _patient_groups(rows)
-    chosen_patients: list[str] = []
-    for label, names in _ordered_patients(rows, groups):
-        if len(names) < 2:
-            raise UserError(
-                f"a data set without the column split must have at least two patients of each "
-                f"class: {CLASSES[label]} has one. Add images, or the column split."
-            )
-        chosen_patients += names[-max(1, round(TEST_FRACTION * len(names))) :]
-    return rows.assign(split=groups.isin(chosen_patients).map({True: "test", False: "train"}))
+    is_test = _is_chosen(
+        rows,
+        TEST_FRACTION,
+        1,
+        "a data set without the column split must have at least two patients of each class: {name} "
+        "has one. Add images, or the column split.",
+    )
+    return rows.assign(split=is_test.map({True: "test", False: "train"}))
 
 
 def choose_patients(rows: pd.DataFrame, share: float) -> np.ndarray:
@@ -169,18 +164,33 @@ def choose_patients(rows: pd.DataFrame, share: float) -> np.ndarray:
     Raises:
         UserError: Fewer than two patients of a class would remain.
     """
+    return _is_chosen(
+        rows,
+        share,
+        2,
+        "recalibrate must leave at least two patients of each class: of the {total} with {name}, "
+        "{count} would be taken. Use a smaller share, or add images.",
+    ).to_numpy()
+
+
+def _is_chosen(rows: pd.DataFrame, share: float, fewest: int, message: str) -> pd.Series:
+    """Return which images show a share of the patients of each class: bool, one per row.
+
+    Args:
+        rows: Rows of an index.
+        share: Share of the patients, above 0 and below 1.
+        fewest: Number of patients of each class that are chosen at least, and that remain.
+        message: Template of the error if too few would remain: `name` of the class, `total` number
+            of its patients, and `count` of those that would be chosen.
+    """
     groups = _patient_groups(rows)
     chosen_patients: list[str] = []
     for label, names in _ordered_patients(rows, groups):
-        count = max(2, round(share * len(names)))
-        if len(names) - count < 2:
-            raise UserError(
-                "recalibrate must leave at least two patients of each class: of the "
-                f"{len(names)} with {CLASSES[label]}, {count} would be taken. Use a smaller share, "
-                "or add images."
-            )
+        count, total = max(fewest, round(share * len(names))), len(names)
+        if total - count < fewest:
+            raise UserError(message.format(name=CLASSES[label], total=total, count=count))
         chosen_patients += names[:count]
-    return groups.isin(chosen_patients).to_numpy()
+    return groups.isin(chosen_patients)
 
 
 def assign_folds(rows: pd.DataFrame, n_folds: int) -> np.ndarray:

@@ -15,14 +15,14 @@ from pneumo.evaluation.intervals import (
 )
 from pneumo.evaluation.metrics import compute_metrics
 
-# First year of each band of ages → its name
+# First year of each band of ages → its name, in years
 AGE_BANDS = {
-    0: "under 1 year",
-    1: "1 to 5 years",
-    6: "6 to 12 years",
-    13: "13 to 17 years",
-    18: "18 to 64 years",
-    65: "65 years and above",
+    0: "under 1",
+    1: "1 to 5",
+    6: "6 to 12",
+    13: "13 to 17",
+    18: "18 to 64",
+    65: "65 and above",
 }
 
 MIN_PATIENTS = 2  # of each class in a group; with fewer an AUC has no interval

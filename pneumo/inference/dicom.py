@@ -74,14 +74,8 @@ def read_header(data: bytes) -> Dataset:
 
 def view_of(header: Dataset) -> str:
     """Return the view of a radiograph, such as PA, as the file names it, or '' if it does not."""
-    if position := _text(header.get("ViewPosition")):
-        return position
     codes = header.get("ViewCodeSequence") or [Dataset()]
-    return _text(codes[0].get("CodeMeaning"))
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value).strip()
+    return str(header.get("ViewPosition") or codes[0].get("CodeMeaning") or "").strip()
 
 
 def open_dicom(data: bytes) -> Image.Image:

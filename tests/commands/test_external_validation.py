@@ -91,7 +91,7 @@ def test_external_validation(study, client, hospital):
     assert "fitted again on 72 images of 36 patients of these data" in output
     assert set(numbers["groups"]) == {"age", "sex", "site"}
     assert list(numbers["groups"]["age"]) == [
-        *("under 1 year", "1 to 5 years", "6 to 12 years", "13 to 17 years", "18 to 64 years")
+        *("under 1", "1 to 5", "6 to 12", "13 to 17", "18 to 64")
     ]
     counts = numbers["groups"]["site"]
     assert sum(group["images"] for group in counts.values()) == len(predictions)

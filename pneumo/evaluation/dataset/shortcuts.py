@@ -1,4 +1,4 @@
-"""Shortcuts in a data set: what tells the label, or the hospital, without a look at the lungs."""
+"""Shortcuts in a data set: what predicts the label, or the hospital, without the lungs."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -16,7 +16,6 @@ from pneumo.data.layouts.table import read_table
 from pneumo.data.schema import CLASSES
 from pneumo.data.split import TEST_FRACTION, VALIDATION_FRACTION
 from pneumo.evaluation.bootstrap import N_RESAMPLES
-from pneumo.evaluation.external import describe_transfer
 from pneumo.evaluation.intervals import format_with_interval
 from pneumo.evaluation.metrics import HEADLINE_METRICS, Evaluation, metric_title
 from pneumo.evaluation.robustness import NUISANCES, describe_reliance
@@ -127,7 +126,6 @@ def collect_facts(
         "validation_fraction": VALIDATION_FRACTION,
         "test_fraction": TEST_FRACTION,
         "table": table_of(images.dataset.base),
-        "transfer": numbers["internal"] and describe_transfer(numbers["internal"]["comparison"]),
         "classes": CLASSES,
         "list_metrics": _list_metrics,
         "interval": format_with_interval,

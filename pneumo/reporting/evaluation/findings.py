@@ -8,11 +8,11 @@ from mlflow.entities import Run
 from pneumo.data.dataset import DecodedDataset
 from pneumo.evaluation import metrics
 from pneumo.evaluation.dataset.overlap import Overlap
-from pneumo.evaluation.external import describe_transfer
 from pneumo.evaluation.intervals import format_with_interval
 from pneumo.evaluation.metrics import metric_title
 from pneumo.evaluation.robustness import describe_reliance, relied_nuisances
 from pneumo.evaluation.subgroups import describe_groups
+from pneumo.inference.untrusted import LATERAL_REASON
 from pneumo.tracking import results, tags
 
 # Number of looks by all models at the same test images from which the page warns. The best of four
@@ -64,7 +64,11 @@ def list_findings(
             "patients in training are not detected."
         )
     if images.unreadable:
-        yield f"{len(images.unreadable)} images are unreadable and are not counted."
+        n_lateral = list(images.unreadable.values()).count(LATERAL_REASON)
+        yield (
+            f"{len(images.unreadable)} images are unreadable or lateral views ({n_lateral}). They "
+            "are not counted."
+        )
     own, total = numbers["test_evaluations"], numbers["test_evaluations_of_all_models"]
     if own > 1 or total >= MANY_LOOKS:
         yield (
@@ -83,7 +87,7 @@ def _external_findings(numbers: Mapping[str, Any], images: DecodedDataset) -> It
     else:
         yield "External data: none of these images or patients was used to develop the model."
     if numbers["internal"]:
-        yield describe_transfer(numbers["internal"]["comparison"])
+        yield numbers["internal"]["transfer"]
     else:
         yield (
             "Whether the model transfers is unknown, because it has no evaluation on the test "

@@ -12,7 +12,6 @@ from scipy.special import expit
 from pneumo.data.dataset import DecodedDataset
 from pneumo.data.schema import CLASSES
 from pneumo.evaluation import metrics
-from pneumo.evaluation.external import describe_transfer
 from pneumo.evaluation.intervals import format_number, format_with_interval
 from pneumo.evaluation.metrics import Evaluation, metric_title
 from pneumo.evaluation.robustness import NUISANCES, describe_reliance
@@ -128,9 +127,6 @@ def render_page(
         val_uncalibrated=numbers["validation"]["uncalibrated"],
         subgroups=list(_subgroup_rows(numbers["subgroups"])),
         groups=list(rows.group_rows(numbers["groups"])),
-        transfer=describe_transfer(numbers["internal"]["comparison"])
-        if numbers["internal"]
-        else "",
         external=list(rows.external_rows(numbers["internal"])) if numbers["internal"] else [],
         recalibration=list(rows.recalibration_rows(numbers)) if is_external else [],
         nuisances=list(_nuisance_rows(numbers["nuisances"])),

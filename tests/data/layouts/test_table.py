@@ -7,6 +7,7 @@ import tarfile
 import pytest
 from PIL import Image
 
+from pneumo.commands.options.parser import parse
 from pneumo.data import index
 from pneumo.data.attributes import pseudonym
 from pneumo.data.dataset import open_dataset
@@ -182,6 +183,9 @@ def test_the_mapping_of_labels_is_a_tag_of_each_run(base):
     dataset = open_dataset(str(base), positive=("Pneumonia", "Mass"))
     assert runs.data_tags(dataset)["pneumo.positive"] == "Pneumonia,Mass"
     assert dataset.arguments == {"data": str(base), "positive": "Pneumonia,Mass"}
+    flags = [f"--{name}={value}" for name, value in dataset.arguments.items()]
+    _, options = parse(["worker", "--study", "s", *flags])
+    assert (options.data, options.positive) == (str(base), dataset.positive)
 
 
 def test_a_table_in_an_archive(base, tmp_path):

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import pytest
 
 from tests.benchmarks import mutations
-from tests.benchmarks.mutation_faults import FAULTS, SPLIT_FAULTS, Fault
+from tests.benchmarks.mutation_faults import FAULTS, INTERVAL_FAULTS, SPLIT_FAULTS, Fault
 from tests.support.paths import ROOT
 from tests.support.services import programs_of_postgresql
 from tests.support.stores import closed_connections
@@ -118,7 +118,9 @@ def test_the_faults_of_mutations_are_up_to_date():
 
 @pytest.mark.slow
 def test_a_fault_that_no_test_notices_survives(monkeypatch, capsys):
-    unnoticed = replace(SPLIT_FAULTS[0], expression="one_patient_cannot_be_cut")
+    # Tests of another module, which cannot notice it
+    others = INTERVAL_FAULTS[0]
+    unnoticed = replace(SPLIT_FAULTS[0], tests=others.tests, expression=others.expression)
     monkeypatch.setattr(mutations, "FAULTS", {"split": [unnoticed]})
     monkeypatch.setattr(sys, "argv", ["mutations"])
     with pytest.raises(SystemExit) as ended:

@@ -4,6 +4,7 @@ The module imports little, because a task of a Ray cluster needs nothing else.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -117,6 +118,9 @@ def run_worker(number: int, arguments: list[str], environment: Mapping[str, str]
         UserError: The worker found a user error.
         WorkerDiedError: The worker ended with another exit code than 0.
     """
+    # Ray cancels a task by this signal, which programs ignore if a shell started them in the
+    # background. In such a cluster, Ray would kill the workers before they can end their trials
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     ended: SimpleQueue[Worker] = SimpleQueue()
     worker = Worker(number, arguments, environment, ended)
     try:

@@ -188,7 +188,9 @@ def mlflow_ui(command: str, folder: Path) -> AbstractContextManager[Server]:
     """Run the command that opens MLflow's pages, in a folder, at a free port."""
     port = free_port()
     words = [sys.executable, "-m", *shlex.split(command), "--port", str(port)]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # By default four processes serve, each of which imports MLflow
+    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_WORKERS": "1"}
+    environment = {**os.environ, **settings}
     address = f"http://127.0.0.1:{port}"
     return Server(address, words, _healthy, cwd=folder, env=environment).running()
 

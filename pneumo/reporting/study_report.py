@@ -86,6 +86,7 @@ class StudyReport:
             comparison=self._comparison,
             bound=self._describe_bound(),
             ensemble=summary.ensemble,
+            plan=summary.plan,
             level=bootstrap.CI_PERCENTILES[1],
             best=summary.best,
             baseline=summary.baseline,
@@ -122,7 +123,7 @@ class StudyReport:
         warm_start = f" After the baseline, it first tries {summary.warm_start}."
         return (
             f"{summary.question or 'Which values are the best?'} Experiment {summary.experiment} "
-            f"on {summary.dataset.name}, {summary.n_trials} trials of at most "
+            f"on {summary.dataset.name}, {summary.size} of at most "
             f"{summary.base.epochs} epochs. "
             f"Searched: {', '.join(summary.searched_fields)}.{fixed if summary.fixed else ''}"
             f"{warm_start if summary.warm_start else ''}"
@@ -130,7 +131,7 @@ class StudyReport:
 
     def _describe_findings(self) -> Iterator[str]:
         best, winner = self._summary.best, self._summary.winner
-        yield f"{self._describe_progress()} trials are finished."
+        yield f"{self._summary.progress} trials are finished."
         if not best:
             yield "No trial is complete yet."
             return
@@ -205,7 +206,10 @@ class StudyReport:
         return objective_title(self._summary.base.objective)
 
     def _describe_progress(self) -> str:
-        return f"{self._summary.n_done} of {self._summary.n_trials}"
+        summary = self._summary
+        return (
+            f"{summary.n_done} of {summary.n_trials}" if summary.n_trials else f"{summary.n_done}"
+        )
 
     def _next_steps(self) -> Iterator[str]:
         summary = self._summary
@@ -234,7 +238,7 @@ class StudyReport:
         winner = self._summary.winner
         test = winner and format_with_interval(winner["test_metrics"], "auc")
         return {
-            "finished trials": self._describe_progress(),
+            "finished trials": self._summary.progress,
             "best validation AUC": self._comparison.auc if self._comparison else "–",
             "gain over the baseline": self._describe_improvement(),
             "test AUC": test or "not evaluated yet",

@@ -86,6 +86,25 @@ class EnsembleSummary:
 
 
 @dataclass(frozen=True)
+class PlanSummary:
+    """A plan as the report shows it.
+
+    Attributes:
+        time: Each part of the time, and its duration in words.
+        data: Each property of the images, and its value in words.
+        choices: Topic, choice, condition, reason and source of each choice.
+        omitted: What the budget did not allow, in words.
+        budget: The whole time in words.
+    """
+
+    time: list[tuple[str, str]]
+    data: list[tuple[str, str]]
+    choices: list[tuple[str, str, str, str, str]]
+    omitted: list[str]
+    budget: str
+
+
+@dataclass(frozen=True)
 class StudySummary:
     """The content of the report on a study at one moment.
 
@@ -101,7 +120,7 @@ class StudySummary:
         fixed: Values of the fields that are not searched, as text.
         searched_fields: Names of the fields that are searched.
         warm_start: Trials of an earlier study that it tries first, in words, or ''.
-        n_trials: Number of trials at which the study ends.
+        n_trials: Number of trials at which the study ends, or None.
         n_done: Number of complete and pruned trials.
         trials: All of its trials, by number.
         best: The best of the complete trials, or None if there is none.
@@ -113,6 +132,7 @@ class StudySummary:
         changed_ranges: Hyperparameter, first trial, and range before and from then on.
         at_edge: Hyperparameters whose best value is near an end of its range.
         how_to_continue: How to resume the study, in words.
+        plan: Its plan, or None if it has no budget.
     """
 
     study: optuna.Study
@@ -126,7 +146,7 @@ class StudySummary:
     fixed: dict[str, str]
     searched_fields: list[str]
     warm_start: str
-    n_trials: int
+    n_trials: int | None
     n_done: int
     trials: list[TrialSummary]
     best: TrialSummary | None
@@ -138,3 +158,15 @@ class StudySummary:
     changed_ranges: list[tuple[str, int, str, str]]
     at_edge: list[str]
     how_to_continue: str
+    plan: PlanSummary | None
+
+    @property
+    def size(self) -> str:
+        """Return the study's limits in words, as `20 trials` or `trials in 1 h`."""
+        count = f"{self.n_trials} trials" if self.n_trials else "trials"
+        return f"{count} in {self.plan.budget}" if self.plan else count
+
+    @property
+    def progress(self) -> str:
+        """Return how many trials are done, and of how many if that is limited."""
+        return f"{self.n_done} of {self.n_trials}" if self.n_trials else f"{self.n_done}"

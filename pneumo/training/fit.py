@@ -35,9 +35,10 @@ from pneumo.training.input_pipeline import (
 )
 
 # Called after each epoch with its number, as `train.train` counts, and the metrics `loss`, `auc`,
-# `val_loss`, `val_auc` and the objective. An exception that it raises ends the training and reaches
-# the caller.
-EpochCallback = Callable[[int, Mapping[str, float]], None]
+# `val_loss`, `val_auc` and the objective. If it returns True, the network trains no further, and
+# keeps the weights of its best epoch. An exception that it raises ends the training and reaches the
+# caller.
+EpochCallback = Callable[[int, Mapping[str, float]], bool | None]
 
 LogitHistory = list[VersionLogits]  # of validation after each epoch
 
@@ -360,4 +361,5 @@ class _EpochEnd(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         metrics = {name: float(value) for name, value in logs.items()}
         for function in self._functions:
-            function(self._earlier_epochs + epoch + 1, metrics)
+            if function(self._earlier_epochs + epoch + 1, metrics) is True:
+                self.model.stop_training = True

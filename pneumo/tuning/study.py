@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -24,13 +24,13 @@ from pneumo.runtime.process import ProcessId
 from pneumo.tracking import model_files, results, runs, session, study_runs, tags
 from pneumo.training.config import complete_fields, rename_fields
 from pneumo.tuning import attributes
+from pneumo.tuning.limits import FINISHED_STATES, count_finished_trials
 from pneumo.tuning.selection import WarmStart
 from pneumo.tuning.spec import MEDIAN_PRUNER_OPTIONS, TPE_OPTIONS, StudySpec
 from pneumo.tuning.storage import GRACE_PERIOD, open_storage, serves_one_machine, storage_address
 
 MAX_UNCLAIMED_SECONDS = 60  # that a trial may run before a process claims it
 
-FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
 MAX_CONSECUTIVE_FAILURES = 3
 INTERRUPTED = "interrupted"  # error of a trial that a person interrupted
 
@@ -309,42 +309,6 @@ def _owner(trial: FrozenTrial) -> str:
     if serves_one_machine():
         return owner
     return f"{owner}; it fails after {GRACE_PERIOD} s without a heartbeat"
-
-
-def count_finished_trials(study: optuna.Study) -> int:
-    """Return the number of complete and pruned trials."""
-    return len(study.get_trials(deepcopy=False, states=FINISHED_STATES))
-
-
-@dataclass(frozen=True)
-class StudyLimits:
-    """Limits of a study, which may change each time it is resumed.
-
-    Attributes:
-        trials: Number of complete and pruned trials at which the study ends.
-        deadline: Seconds since 1970 after which no new trial starts, or None.
-        keep_models: Number of the best trials whose models are kept, or None for all.
-        trial_timeout: Seconds after which a trial fails and its process is ended, or None.
-    """
-
-    trials: int
-    deadline: float | None = None
-    keep_models: int | None = None
-    trial_timeout: int | None = None
-
-    @classmethod
-    def from_study(cls, study: optuna.Study) -> "StudyLimits":
-        """Read the limits that a study has for all processes."""
-        return cls(**attributes.LIMITS.read(study))
-
-    def save(self, study: optuna.Study) -> None:
-        """Store the limits in a study."""
-        attributes.LIMITS.set(study, asdict(self))
-
-    def is_reached(self, study: optuna.Study) -> bool:
-        """Return whether no new trial may start."""
-        deadline_passed = self.deadline is not None and time.time() >= self.deadline
-        return deadline_passed or count_finished_trials(study) >= self.trials
 
 
 class FailureCounter:

@@ -8,9 +8,10 @@ from pneumo.commands.tune import tune_and_register
 from pneumo.experiment import Experiment
 from pneumo.runtime import signals
 from pneumo.runtime.errors import StudyFailedError
+from pneumo.tuning.limits import StudyLimits
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import open_storage
-from pneumo.tuning.study import StudyLimits, create_study
+from pneumo.tuning.study import create_study
 from pneumo.tuning.worker import _pruning_callback, run_trials
 from tests.support.studies import BASE, EPOCH, TINY, children, files, tags, text
 

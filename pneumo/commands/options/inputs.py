@@ -65,13 +65,20 @@ def _open(options: Options, *required_splits: str) -> Dataset:
 
 
 def _load_tune(options: TuneOptions) -> Inputs:
+    from pneumo.tuning.planning.rules import AUTO, complete  # imports scikit-learn
     from pneumo.tuning.spec import validate_search_space  # imports Optuna, which others do not need
 
     if options.launcher == "local":  # a cluster assigns its own GPUs
         require_gpus(options.workers, options.workers_per_gpu)
-    experiment = load_experiment(options.experiment, require_search_space=True)
-    config = experiment.base.override(options.overrides)
-    validate_search_space(experiment, config, options.overrides)
+    if options.budget and options.timeout:
+        raise UserError("--budget and --timeout exclude each other. Pass one of them.")
+    default = AUTO if options.budget else "tune"
+    experiment = load_experiment(options.experiment or default, require_search_space=True)
+    fixed = options.overrides
+    if options.budget and experiment.name == AUTO:
+        fixed = complete(fixed)
+    config = experiment.base.override(fixed)
+    validate_search_space(experiment, config, fixed)
     dataset = _open(options, "train", "test")
     _require_folds(dataset, config)
     return Inputs(experiment, config, dataset)

@@ -105,7 +105,7 @@ def _trials_fit(count: int, side: int, epochs: int) -> Condition:
 def _needs_folds(facts: Facts, fields: Fields) -> bool:
     trials = facts.count_trials(int(fields["image_size"]), int(fields["epochs"]), N_FOLDS)
     is_small = facts.data.images["val"] < MIN_VALIDATION_IMAGES
-    return facts.data.can_fold and trials >= (2 if is_small else 30)
+    return facts.data.can_fold and trials >= (1 if is_small else 30)
 
 
 RULES = (
@@ -211,9 +211,17 @@ RULES = (
     ),
     Rule(
         "crops, flips, sharpness",
+        "none",
+        {},
+        Condition("only the head trains", lambda facts, fields: fields["unfreeze_depth"] == "0"),
+        "Each variation would be another pass of all images.",
+        NOT_MEASURED,
+    ),
+    Rule(
+        "crops, flips, sharpness",
         "searched",
         {},
-        ALWAYS,
+        OTHERWISE,
         "Which of them help depends on the images.",
         HALF_AN_HOUR,
     ),

@@ -22,7 +22,7 @@ from pneumo.tuning.planning.facts import TrainingSpeed
 
 FILE = "speed.json"  # in the cache: machine and network → the fields of `TrainingSpeed`
 SIDES = (64, 128)  # pixels
-N_TRAIN, N_VAL = 128, 32  # images of noise, validated as a fifth of a data set would be
+N_TRAIN, N_VAL = 512, 128  # images of noise, validated as a fifth of a data set would be
 N_EPOCHS = 3
 
 # Fields of `RunConfig` on which the cost of an image depends

@@ -29,6 +29,13 @@ def without_measuring(monkeypatch):
     monkeypatch.setattr(planner, "measure_training", lambda config: SPEED)
 
 
+def test_time_for_the_end_grows_with_the_test_images_and_on_slow_machines():
+    assert planner._reserve(500, 3_600) == 35
+    assert planner._reserve(500, 3_600, 0.5) == 35
+    assert planner._reserve(500, 3_600, 2.0) == 70
+    assert planner._reserve(300, 60) == 30
+
+
 def test_facts_of_the_sample(sample):
     facts = describe_data(sample)
     assert facts.images == {"train": 318, "val": 82, "test": 146}

@@ -25,7 +25,7 @@ from pneumo.tuning.launchers.progress import StudyProgress
 from pneumo.tuning.limits import StudyLimits
 from pneumo.tuning.output.study_page import StudyPage
 from pneumo.tuning.output.study_table import StudyResult, print_study
-from pneumo.tuning.planning.plan import StudyPlan
+from pneumo.tuning.planning.plan import StudyPlan, refuse_without_budget
 from pneumo.tuning.spec import StudySpec, validate_search_space
 from pneumo.tuning.storage import STORE_ERRORS, how_to_continue, open_storage
 from pneumo.tuning.study import (
@@ -45,7 +45,6 @@ DEFAULT_TRIALS = 20  # without a budget
 
 def tune(options: TuneOptions, inputs: Inputs) -> int:
     """Search with Optuna, register the best model, and return the exit code."""
-    begin = time.time()
     if options.launcher == "ray":
         ray.check_prerequisites()
     spec = StudySpec(inputs.experiment, inputs.dataset, options.overrides)
@@ -54,7 +53,10 @@ def tune(options: TuneOptions, inputs: Inputs) -> int:
         import_tensorflow()
         from pneumo.tuning.planning.planner import plan_study
 
-        plan = plan_study(spec, options.budget, name, options.workers, begin)
+        plan = plan_study(
+            spec, options.budget, name, inputs.begin, options.workers, options.launcher
+        )
+        plan = replace(plan, like=options.like or plan.like)
         spec = replace(spec, fixed={**plan.fields, **options.overrides})
         validate_search_space(spec.experiment, spec.base, spec.fixed)
     if options.workers == 1 and options.launcher == "local":
@@ -70,16 +72,11 @@ def tune(options: TuneOptions, inputs: Inputs) -> int:
         workers=options.workers,
         launcher=options.launcher,
         trial_timeout=options.trial_timeout,
-        like=options.like or (plan.like if plan else ""),
+        like=plan.like if plan else options.like or "",
         ensemble=options.ensemble or (plan.ensemble if plan else 1),
         plan=plan,
     )
     print_study(result)
-    if plan:
-        echo(
-            f"to continue the search, {how_to_continue(result.study.study_name)} "
-            f"{session.format_option('budget', '+1h')}"
-        )
     return 0
 
 
@@ -133,6 +130,8 @@ def tune_and_register(
     storage = open_storage()
     tags = runs.provenance_tags(spec.experiment.name, spec.dataset)
     if name in optuna.get_all_study_names(storage):
+        if not plan:
+            refuse_without_budget(optuna.load_study(storage=storage, study_name=name))
         study = load_study(storage, name, spec, like)
         run_id = attributes.RUN_ID.read(study)
         tags |= {STUDY: name, PARENT: run_id, **runs.process_tags()}
@@ -146,7 +145,7 @@ def tune_and_register(
     warm_start = selection.find_warm_start(storage, like, spec) if like else None
     with runs.command_run("study", name, tags, system_metrics=True) as run_id:
         name = name or f"{spec.experiment.name}-{run_id[:8]}"
-        study = create_study(storage, name, spec, run_id, warm_start)
+        study = create_study(storage, name, spec, run_id, warm_start, plan)
         return _search_and_register(study, spec, limits, search, model_name, ensemble, plan)
 
 
@@ -161,13 +160,22 @@ def _search_and_register(
 ) -> StudyResult:
     limits.save(study)
     if plan:
-        plan.save(study)
+        attributes.PLAN.set(study, plan.to_dict())
     default = "pneumonia-sample" if spec.dataset.is_synthetic else "pneumonia"
     model_name = model_name or attributes.MODEL_NAME.get(study, default)
     attributes.MODEL_NAME.set(study, model_name)
-    page = StudyPage(study, spec)
+    page, spent = StudyPage(study, spec), attributes.SPENT_SECONDS.get(study, 0.0)
+
+    def save_time() -> None:
+        if plan:
+            attributes.SPENT_SECONDS.set(study, spent + time.time() - plan.begin)
+
+    def after_trials() -> None:
+        save_time()
+        page.refresh()
+
     try:
-        search(study, spec, after_trials=page.refresh)
+        search(study, spec, after_trials=after_trials)
         wait_for_running_trials(study)
         reconcile_runs(study)
         if limits.keep_models:
@@ -175,13 +183,15 @@ def _search_and_register(
         result = _register_winner(study, spec, model_name, ensemble)
         selection.store_improvement(study, spec)
         page.write(DONE)
+        save_time()
         return result
     except (KeyboardInterrupt, StudyFailedError) as stop:
         if not stop.__cause__:  # a store that has failed is not used again
             fail_dead_trials(study)  # trials of killed workers
             reconcile_runs(study)
             page.write(STOPPED)
-        echo(f"to resume the study, {how_to_continue(study.study_name)}")
+        budget = f" {session.format_option('budget', f'{plan.budget:.0f}')}" if plan else ""
+        echo(f"to resume the study, {how_to_continue(study.study_name)}{budget}")
         raise
     except STORE_ERRORS as error:
         reason = redact_passwords(str(error)).partition("\n")[0]
@@ -267,7 +277,7 @@ def _find_ensemble(study: optuna.Study, spec: StudySpec, size: int) -> EnsembleS
     import_tensorflow()
     from pneumo.tuning.ensemble import log_ensemble
 
-    return log_ensemble(study, spec, size, StudyLimits.from_study(study).keep_models)
+    return log_ensemble(study, spec, size, StudyLimits.from_study(study))
 
 
 def _evaluate_once(

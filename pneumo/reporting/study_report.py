@@ -123,8 +123,7 @@ class StudyReport:
         warm_start = f" After the baseline, it first tries {summary.warm_start}."
         return (
             f"{summary.question or 'Which values are the best?'} Experiment {summary.experiment} "
-            f"on {summary.dataset.name}, {summary.size} of at most "
-            f"{summary.base.epochs} epochs. "
+            f"on {summary.dataset.name}, {summary.size}. "
             f"Searched: {', '.join(summary.searched_fields)}.{fixed if summary.fixed else ''}"
             f"{warm_start if summary.warm_start else ''}"
         )
@@ -162,7 +161,8 @@ class StudyReport:
             f"{ensemble.best_score:.4f} on the same images, on which both were selected."
         )
         if ensemble.gain is None:
-            return f"{text} There are too few patients to correct the gain for the selection."
+            reason = "There are too few patients, or there was too little time"
+            return f"{text} {reason}, to correct the gain for the selection."
         interval = f"{ensemble.gain_low:+.4f} to {ensemble.gain_high:+.4f}"
         return f"{text} Corrected for the selection, the gain is {ensemble.gain:+.4f} ({interval})."
 
@@ -204,12 +204,6 @@ class StudyReport:
     @property
     def _objective_title(self) -> str:
         return objective_title(self._summary.base.objective)
-
-    def _describe_progress(self) -> str:
-        summary = self._summary
-        return (
-            f"{summary.n_done} of {summary.n_trials}" if summary.n_trials else f"{summary.n_done}"
-        )
 
     def _next_steps(self) -> Iterator[str]:
         summary = self._summary
@@ -280,6 +274,7 @@ class StudyReport:
                     for name in self._summary.searched_fields
                 ],
                 "epochs": trial.epochs or "",
+                "is_cut": trial.is_cut,
                 "took": timedelta(seconds=round(trial.seconds)) if trial.seconds else "",
                 "error": trial.error,
             }

@@ -26,6 +26,7 @@ class TrialSummary:
         score: Objective, of a pruned or running trial the last one; None if it has none.
         config: Fields of `RunConfig` as text.
         epochs: Number of the last epoch with a score, or 0.
+        is_cut: Whether it had no time for its other epochs.
         seconds: Duration, 0 while it runs.
         error: Why it failed, or ''.
     """
@@ -37,6 +38,7 @@ class TrialSummary:
     score: float | None
     config: dict[str, str]
     epochs: int
+    is_cut: bool
     seconds: float
     error: str
 
@@ -90,18 +92,18 @@ class PlanSummary:
     """A plan as the report shows it.
 
     Attributes:
-        time: Each part of the time, and its duration in words.
-        data: Each property of the images, and its value in words.
+        budget: The whole time in words.
+        rows: Properties of the time, the images and the search, with their values in words.
         choices: Topic, choice, condition, reason and source of each choice.
         omitted: What the budget did not allow, in words.
-        budget: The whole time in words.
+        weights_error: Why ImageNet's weights cannot be loaded, or ''.
     """
 
-    time: list[tuple[str, str]]
-    data: list[tuple[str, str]]
+    budget: str
+    rows: list[tuple[str, str]]
     choices: list[tuple[str, str, str, str, str]]
     omitted: list[str]
-    budget: str
+    weights_error: str
 
 
 @dataclass(frozen=True)
@@ -162,9 +164,10 @@ class StudySummary:
 
     @property
     def size(self) -> str:
-        """Return the study's limits in words, as `20 trials` or `trials in 1 h`."""
+        """Return the study's limits in words, as `20 trials of at most 8 epochs within 1 h`."""
         count = f"{self.n_trials} trials" if self.n_trials else "trials"
-        return f"{count} in {self.plan.budget}" if self.plan else count
+        time = f" within {self.plan.budget}" if self.plan else ""
+        return f"{count} of at most {self.base.epochs} epochs{time}"
 
     @property
     def progress(self) -> str:

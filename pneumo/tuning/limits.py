@@ -1,16 +1,18 @@
-"""Limits of a study: when no more trials start, and when a training ends early."""
+"""Limits of a study: when no more trials start, and when they must end."""
 
 import time
 from dataclasses import asdict, dataclass
 from statistics import median
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from pneumo.tuning import attributes
+from pneumo.tuning.selection import complete_trials
 
 FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
-MIN_TIME = 0.5  # for a trial that starts, in median durations; most are pruned that early
+# Median durations of a trial that must be left when one starts; most are pruned that early
+MIN_MEDIANS = 0.5
 MAX_SLOWDOWN = 4.0  # of a machine, compared with its measured speed
 UNKNOWN_SLOWDOWN = 2.0  # as long as no trial is complete
 
@@ -59,9 +61,10 @@ class StudyLimits:
             return True
         if self.deadline is not None and now >= self.deadline:
             return True
-        end, durations = self.trials_end(study), list(map(_seconds, _complete_trials(study)))
+        end = self.trials_end(study)
+        durations = [trial.duration.total_seconds() for trial in complete_trials(study)]
         # Without a complete trial there would be no model
-        return end is not None and bool(durations) and now + MIN_TIME * median(durations) > end
+        return end is not None and bool(durations) and now + MIN_MEDIANS * median(durations) > end
 
     def trials_end(self, study: optuna.Study) -> float | None:
         """Return when the last trial must end, in seconds since 1970, or None.
@@ -72,18 +75,14 @@ class StudyLimits:
         """
         if self.end is None:
             return None
-        slowdown = UNKNOWN_SLOWDOWN
-        if complete := _complete_trials(study):
-            first = complete[0]
-            expected = self.epoch_seconds * (first.last_step or 0)
-            ratio = _seconds(first) / expected if expected else 1.0
-            slowdown = min(max(1.0, ratio), MAX_SLOWDOWN)
-        return self.end - slowdown * self.reserve
+        return self.end - self._slowdown(study) * self.reserve
 
-
-def _complete_trials(study: optuna.Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-
-
-def _seconds(trial: FrozenTrial) -> float:
-    return trial.duration.total_seconds()
+    def _slowdown(self, study: optuna.Study) -> float:
+        if not self.epoch_seconds:
+            return 1.0
+        trials = complete_trials(study)
+        first = next((it for it in trials if not attributes.IS_CUT.get(it, False)), None)
+        if first is None or not first.last_step:
+            return UNKNOWN_SLOWDOWN
+        ratio = first.duration.total_seconds() / (first.last_step * self.epoch_seconds)
+        return min(max(1.0, ratio), MAX_SLOWDOWN)

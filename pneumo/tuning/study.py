@@ -25,6 +25,7 @@ from pneumo.tracking import model_files, results, runs, session, study_runs, tag
 from pneumo.training.config import complete_fields, rename_fields
 from pneumo.tuning import attributes
 from pneumo.tuning.limits import FINISHED_STATES, count_finished_trials
+from pneumo.tuning.planning.plan import StudyPlan
 from pneumo.tuning.selection import WarmStart
 from pneumo.tuning.spec import MEDIAN_PRUNER_OPTIONS, TPE_OPTIONS, StudySpec
 from pneumo.tuning.storage import GRACE_PERIOD, open_storage, serves_one_machine, storage_address
@@ -151,6 +152,7 @@ def create_study(
     spec: StudySpec,
     run_id: str,
     warm_start: WarmStart | None = None,
+    plan: StudyPlan | None = None,
 ) -> optuna.Study:
     """Create a study in Optuna, describe it in MLflow, and enqueue its first trials.
 
@@ -163,6 +165,7 @@ def create_study(
         spec: Search of the study.
         run_id: Id of the study's run, which must be active.
         warm_start: Trials of an earlier study, which are enqueued after the initial trials.
+        plan: Plan of a study with a budget.
 
     Raises:
         UserError: Too many files are unreadable, or the first trials are invalid.
@@ -187,6 +190,8 @@ def create_study(
         study.set_user_attr(key, value)
     if warm_start:
         attributes.WARM_START.set(study, asdict(warm_start))
+    if plan:
+        attributes.PLAN.set(study, plan.to_dict())
     for suggestions in enqueued_params:
         study.enqueue_trial(suggestions)
     mlflow.set_tag(tags.STUDY, name)
@@ -198,6 +203,7 @@ def create_study(
         "base": spec.base.to_params(),
         "baseline": enqueued_params[0],
         "warm_start": attributes.WARM_START.get(study, {}),
+        "plan": attributes.PLAN.get(study, {}),
     }
     mlflow.log_dict(spec.identity() | settings, "study.json")
     return study
@@ -222,7 +228,7 @@ def warn_of_other_commit(study: optuna.Study, run_id: str) -> None:
 
 
 def prepare_resume(study: optuna.Study, spec: StudySpec) -> None:
-    """Fail the trials of dead processes, and enqueue again each enqueued trial that was lost.
+    """Fail the trials of dead processes, and enqueue again each initial trial that was lost or cut.
 
     Args:
         study: The study.
@@ -232,7 +238,11 @@ def prepare_resume(study: optuna.Study, spec: StudySpec) -> None:
     reconcile_runs(study)
     unfailed_states = (*FINISHED_STATES, TrialState.WAITING, TrialState.RUNNING)
     trials = study.get_trials(deepcopy=False, states=unfailed_states)
-    known_params = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
+    known_params = [
+        trial.system_attrs.get("fixed_params", trial.params)
+        for trial in trials
+        if not attributes.IS_CUT.get(trial, False)
+    ]
     warm_start = attributes.WARM_START.get(study, {})
     for suggestions in spec.initial_params() + warm_start.get("params", []):
         if suggestions in known_params:

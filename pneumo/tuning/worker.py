@@ -34,6 +34,9 @@ from pneumo.tuning.study import (
 )
 from pneumo.tuning.trial import run_name, run_trial
 
+# Another epoch, and the predictions and the evaluation after it, which take less than an epoch
+REMAINING_EPOCHS = 1.5
+
 
 def run_trials(
     study: optuna.Study,
@@ -183,24 +186,29 @@ def _objective(trial: optuna.Trial, spec: StudySpec, update: Callable[[], None])
 
 
 def _time_limit(trial: optuna.Trial, config: RunConfig) -> EpochCallback:
-    """Return a callback that ends a training whose next epoch would take the study too long.
+    """Return a callback that ends training if the next epoch would take the study too long.
 
     A trial of a single network is then complete, with fewer epochs. One of several networks is
     pruned, because the networks that are missing cannot be left out; but not before another trial
     is complete, without which the study would have no model.
     """
     study = trial.study
-    end = StudyLimits.from_study(study).trials_end(study)
-    is_single = config.folds * config.repeats * config.ensemble_size == 1
+    limits = StudyLimits.from_study(study)
+    end = limits.trials_end(study)
+    n_networks = config.folds * config.repeats * config.ensemble_size
     previous_end = time.time()
 
-    def stop(_: int, __: Mapping[str, float]) -> bool:
+    def stop(epoch: int, _: Mapping[str, float]) -> bool:
         nonlocal previous_end
         now = time.time()
         seconds, previous_end = now - previous_end, now
-        if end is None or now + seconds <= end:
+        if epoch % config.epochs == 1 and limits.epoch_seconds:  # it includes tracing
+            seconds = min(seconds, limits.epoch_seconds)
+        is_last = epoch == n_networks * config.epochs
+        if end is None or is_last or now + REMAINING_EPOCHS * seconds <= end:
             return False
-        if is_single or not complete_trials(study):
+        if n_networks == 1 or not complete_trials(study):
+            attributes.IS_CUT.set(trial, True)
             return True
         raise optuna.TrialPruned("no time for the next epoch")
 

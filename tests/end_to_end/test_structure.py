@@ -35,7 +35,6 @@ WAITING = {
     "commands.evaluate: pneumo.evaluation.preprocessing_skew": TENSORFLOW,
     "commands.evaluation: pneumo.evaluation.heat_maps": TENSORFLOW,
     "commands.evaluation: pneumo.inference.logits": TENSORFLOW,
-    "commands.options.inputs: pneumo.tuning.planning.rules": HEAVY,
     "commands.options.inputs: pneumo.tuning.spec": HEAVY,
     "commands.predict: pneumo.evaluation.heat_maps": TENSORFLOW,
     "commands.train: pneumo.tuning.trial": TENSORFLOW,

@@ -95,8 +95,9 @@ class StudyProgress:
         if (total := self._limits.trials) is not None:
             count = f"{done:{len(str(total))}} of {total}"
             return {"completed": done, "total": total, "trials": count}
-        passed, total = time.time() - self._begin, self._limits.end - self._begin
-        return {"completed": passed, "total": total, "trials": f"{done}"}
+        end = self._limits.end or self._limits.deadline
+        total = end and end - self._begin
+        return {"completed": time.time() - self._begin, "total": total, "trials": f"{done}"}
 
     def _report(self, trial: FrozenTrial) -> None:
         self._reported.add(trial.number)

@@ -123,6 +123,7 @@ def _summarize_trial(trial: FrozenTrial) -> TrialSummary:
         score=selection.final_score(trial) if has_score else None,
         config=rename_fields(attributes.CONFIG.get(trial, {})),
         epochs=trial.last_step or 0,
+        is_cut=attributes.IS_CUT.get(trial, False),
         seconds=_seconds(trial),
         error=attributes.ERROR.get(trial, ""),
     )

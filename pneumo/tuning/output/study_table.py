@@ -12,6 +12,7 @@ from pneumo.runtime.console import echo, print_table
 from pneumo.tracking import registry, session
 from pneumo.training.config import OBJECTIVE_LABELS, rename_fields
 from pneumo.tuning import attributes, selection
+from pneumo.tuning.storage import how_to_continue
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def print_study(result: StudyResult) -> None:
     if waiting:
         echo(
             f"{waiting} enqueued trials did not start. To run them, resume the study with more "
-            "--trials."
+            f"{'time' if attributes.PLAN.get(result.study, {}) else '--trials'}."
         )
     subject, value = f"trial {best}", result.study.best_value
     if result.ensemble:
@@ -79,3 +80,6 @@ def print_study(result: StudyResult) -> None:
     run_id = attributes.RUN_ID.read(result.study)
     echo(f"study report: {session.artifact_location(run_id, PAGE)}")
     echo(session.view_hint(run_id))
+    if attributes.PLAN.get(result.study, {}):
+        option = session.format_option("budget", "+1h")
+        echo(f"for more time, {how_to_continue(result.study.study_name)} {option}")

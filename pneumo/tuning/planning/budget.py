@@ -5,10 +5,7 @@ from typing import NamedTuple
 
 MIN_SECONDS = 60
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3_600}
-RULE = (
-    "at least a minute and at most 9 digits of seconds (600), minutes (10m) or hours (1h), with + "
-    "in front for more time for an existing study (+1h)"
-)
+RULE = "at least a minute, as 600 (seconds), 10m or 1h; +1h extends an existing study"
 
 
 class Budget(NamedTuple):

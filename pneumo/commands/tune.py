@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 import mlflow
@@ -12,23 +12,23 @@ from optuna.trial import TrialState
 from pneumo.commands.evaluation import evaluate_model, images_for, read_evaluation
 from pneumo.commands.options.arguments import TuneOptions
 from pneumo.commands.options.inputs import Inputs
-from pneumo.reporting.html_report import format_field
-from pneumo.reporting.study_report import PAGE
 from pneumo.reporting.study_summary import DONE, STOPPED, EnsembleSummary
-from pneumo.runtime.console import echo, print_table
+from pneumo.runtime.console import echo
 from pneumo.runtime.errors import StudyFailedError, redact_passwords
 from pneumo.runtime.tensorflow_import import import_tensorflow
 from pneumo.tracking import evaluations, models, registry, runs, session, study_runs
 from pneumo.tracking.tags import PARENT, STUDY
-from pneumo.training.config import OBJECTIVE_LABELS, rename_fields
 from pneumo.training.pretrained import prepare_to_fit
 from pneumo.tuning import attributes, selection
 from pneumo.tuning.launchers import local, ray
 from pneumo.tuning.launchers.progress import StudyProgress
-from pneumo.tuning.spec import StudySpec
+from pneumo.tuning.limits import StudyLimits
+from pneumo.tuning.output.study_page import StudyPage
+from pneumo.tuning.output.study_table import StudyResult, print_study
+from pneumo.tuning.planning.plan import StudyPlan, refuse_without_budget
+from pneumo.tuning.spec import StudySpec, validate_search_space
 from pneumo.tuning.storage import STORE_ERRORS, how_to_continue, open_storage
 from pneumo.tuning.study import (
-    StudyLimits,
     check_name_is_new,
     create_study,
     delete_models_beyond_best,
@@ -39,60 +39,51 @@ from pneumo.tuning.study import (
     wait_for_running_trials,
     warn_of_other_commit,
 )
-from pneumo.tuning.study_page import StudyPage
+
+DEFAULT_TRIALS = 20  # without a budget
 
 
 def tune(options: TuneOptions, inputs: Inputs) -> int:
     """Search with Optuna, register the best model, and return the exit code."""
-    if options.workers == 1 and options.launcher == "local":
-        prepare_to_fit(inputs.config)  # worker processes do that themselves
     if options.launcher == "ray":
         ray.check_prerequisites()
+    spec = StudySpec(inputs.experiment, inputs.dataset, options.overrides)
+    plan, name = None, options.study or ""
+    if options.budget:
+        import_tensorflow()
+        from pneumo.tuning.planning.planner import plan_study
+
+        plan = plan_study(
+            spec, options.budget, name, inputs.begin, options.workers, options.launcher
+        )
+        plan = replace(plan, like=options.like or plan.like)
+        spec = replace(spec, fixed={**plan.fields, **options.overrides})
+        validate_search_space(spec.experiment, spec.base, spec.fixed)
+    if options.workers == 1 and options.launcher == "local":
+        prepare_to_fit(spec.base)  # worker processes do that themselves
     session.connect()
     result = tune_and_register(
-        StudySpec(inputs.experiment, inputs.dataset, options.overrides),
-        trials=options.trials,
+        spec,
+        trials=options.trials or (None if plan else DEFAULT_TRIALS),
         model_name=options.model_name or "",
-        name=options.study or "",
+        name=name,
         timeout=options.timeout,
         keep_models=None if options.keep_models == "all" else options.keep_models,
         workers=options.workers,
         launcher=options.launcher,
         trial_timeout=options.trial_timeout,
-        like=options.like or "",
-        ensemble=options.ensemble,
+        like=plan.like if plan else options.like or "",
+        ensemble=options.ensemble or (plan.ensemble if plan else 1),
+        plan=plan,
     )
     print_study(result)
     return 0
 
 
-@dataclass(frozen=True)
-class StudyResult:
-    """A finished study.
-
-    Attributes:
-        study: The study with its trials.
-        searched_fields: See `StudySpec.searched_fields`.
-        ensemble: The ensemble that is registered in place of the best trial, or None.
-        model_name: Name of the registered model.
-        version: Number of the version that its winner has become.
-        test_metrics: Metrics of that version on test.
-        findings: See `EvaluationResult.findings`.
-    """
-
-    study: optuna.Study
-    searched_fields: list[str]
-    ensemble: EnsembleSummary | None
-    model_name: str
-    version: int
-    test_metrics: dict[str, float]
-    findings: list[str]
-
-
 def tune_and_register(
     spec: StudySpec,
     *,
-    trials: int,
+    trials: int | None,
     model_name: str = "",
     name: str = "",
     timeout: float | None = None,
@@ -102,6 +93,7 @@ def tune_and_register(
     launcher: str = "local",
     like: str = "",
     ensemble: int = 1,
+    plan: StudyPlan | None = None,
 ) -> StudyResult:
     """Run a whole study: search, evaluate the winner on test once, register it as `@challenger`.
 
@@ -109,7 +101,7 @@ def tune_and_register(
 
     Args:
         spec: Search of the study.
-        trials: Number of complete and pruned trials at which the study ends.
+        trials: Number of complete and pruned trials at which the study ends, or None.
         model_name: Name of the registered model. By default it is that of the resumed study, or
             else pneumonia (pneumonia-sample for synthetic images).
         name: Name of the study. By default it consists of the experiment's name and the run's id.
@@ -121,6 +113,7 @@ def tune_and_register(
         launcher: `local`, or `ray` for `workers` tasks of a Ray cluster.
         like: Name of an earlier study in this store, whose best trials a new study tries first.
         ensemble: Maximum number of trials whose ensemble is registered in place of the best trial.
+        plan: Plan of a study with a budget.
 
     Returns:
         The study and its winner.
@@ -130,13 +123,15 @@ def tune_and_register(
             no trial of `like` fits the search space.
         StudyFailedError: There is no winner, or a store failed.
     """
-    limits = StudyLimits(
-        trials, time.time() + timeout if timeout else None, keep_models, trial_timeout
-    )
+    deadline = time.time() + timeout if timeout else None
+    of_plan = plan.limits if plan else {}
+    limits = StudyLimits(trials, deadline, keep_models, trial_timeout, **of_plan)
     search = partial(run_search, workers=workers, launcher=launcher)
     storage = open_storage()
     tags = runs.provenance_tags(spec.experiment.name, spec.dataset)
     if name in optuna.get_all_study_names(storage):
+        if not plan:
+            refuse_without_budget(optuna.load_study(storage=storage, study_name=name))
         study = load_study(storage, name, spec, like)
         run_id = attributes.RUN_ID.read(study)
         tags |= {STUDY: name, PARENT: run_id, **runs.process_tags()}
@@ -144,14 +139,14 @@ def tune_and_register(
         with resume as own_run_id, study_runs.resume_run(run_id):
             warn_of_other_commit(study, own_run_id)
             prepare_resume(study, spec)
-            return _search_and_register(study, spec, limits, search, model_name, ensemble)
+            return _search_and_register(study, spec, limits, search, model_name, ensemble, plan)
     if name:
         check_name_is_new(name)
     warm_start = selection.find_warm_start(storage, like, spec) if like else None
     with runs.command_run("study", name, tags, system_metrics=True) as run_id:
         name = name or f"{spec.experiment.name}-{run_id[:8]}"
-        study = create_study(storage, name, spec, run_id, warm_start)
-        return _search_and_register(study, spec, limits, search, model_name, ensemble)
+        study = create_study(storage, name, spec, run_id, warm_start, plan)
+        return _search_and_register(study, spec, limits, search, model_name, ensemble, plan)
 
 
 def _search_and_register(
@@ -161,14 +156,26 @@ def _search_and_register(
     search: Callable[..., None],
     model_name: str,
     ensemble: int,
+    plan: StudyPlan | None,
 ) -> StudyResult:
     limits.save(study)
+    if plan:
+        attributes.PLAN.set(study, plan.to_dict())
     default = "pneumonia-sample" if spec.dataset.is_synthetic else "pneumonia"
     model_name = model_name or attributes.MODEL_NAME.get(study, default)
     attributes.MODEL_NAME.set(study, model_name)
-    page = StudyPage(study, spec)
+    page, spent = StudyPage(study, spec), attributes.SPENT_SECONDS.get(study, 0.0)
+
+    def save_time() -> None:
+        if plan:
+            attributes.SPENT_SECONDS.set(study, spent + time.time() - plan.begin)
+
+    def after_trials() -> None:
+        save_time()
+        page.refresh()
+
     try:
-        search(study, spec, after_trials=page.refresh)
+        search(study, spec, after_trials=after_trials)
         wait_for_running_trials(study)
         reconcile_runs(study)
         if limits.keep_models:
@@ -176,13 +183,15 @@ def _search_and_register(
         result = _register_winner(study, spec, model_name, ensemble)
         selection.store_improvement(study, spec)
         page.write(DONE)
+        save_time()
         return result
     except (KeyboardInterrupt, StudyFailedError) as stop:
         if not stop.__cause__:  # a store that has failed is not used again
             fail_dead_trials(study)  # trials of killed workers
             reconcile_runs(study)
             page.write(STOPPED)
-        echo(f"to resume the study, {how_to_continue(study.study_name)}")
+        budget = f" {session.format_option('budget', f'{plan.budget:.0f}')}" if plan else ""
+        echo(f"to resume the study, {how_to_continue(study.study_name)}{budget}")
         raise
     except STORE_ERRORS as error:
         reason = redact_passwords(str(error)).partition("\n")[0]
@@ -268,7 +277,7 @@ def _find_ensemble(study: optuna.Study, spec: StudySpec, size: int) -> EnsembleS
     import_tensorflow()
     from pneumo.tuning.ensemble import log_ensemble
 
-    return log_ensemble(study, spec, size, StudyLimits.from_study(study).keep_models)
+    return log_ensemble(study, spec, size, StudyLimits.from_study(study))
 
 
 def _evaluate_once(
@@ -287,47 +296,3 @@ def _evaluate_once(
     looks = evaluations.count_looks(spec.dataset.images_digest("test"))
     registry.log_test_evaluations(loaded_model, looks[loaded_model.model_id])
     return metrics, findings
-
-
-def print_study(result: StudyResult) -> None:
-    """Print the table of a study's trials with the best marked, and the registered winner."""
-    best = result.study.best_trial.number
-    rows = []
-    trials = result.study.get_trials(deepcopy=False)
-    waiting = sum(trial.state == TrialState.WAITING for trial in trials)
-    for trial in trials:
-        if trial.state == TrialState.WAITING:  # a waiting trial has no values and no score
-            continue
-        score = None if trial.state == TrialState.FAIL else selection.final_score(trial)
-        config = rename_fields(attributes.CONFIG.get(trial, {}))
-        rows.append(
-            (
-                f"{trial.number}{' best' if trial.number == best else ''}",
-                trial.state.name,
-                "" if score is None else f"{score:.4f}",
-                *(format_field(config.get(name, "")) for name in result.searched_fields),
-            )
-        )
-    score = OBJECTIVE_LABELS[attributes.OBJECTIVE.read(result.study)]
-    columns = "trial", "state", score, *result.searched_fields
-    print_table(f"Study {result.study.study_name}", columns, rows)
-    if waiting:
-        echo(
-            f"{waiting} enqueued trials did not start. To run them, resume the study with more "
-            "--trials."
-        )
-    subject, value = f"trial {best}", result.study.best_value
-    if result.ensemble:
-        subject, value = result.ensemble.title, result.ensemble.score
-    test = result.test_metrics
-    echo(
-        f"best: {subject}, {score} {value:.4f}; "
-        f"test AUC {test['auc']:.4f} ({test['auc_low']:.4f} to {test['auc_high']:.4f}), "
-        f"accuracy {test['accuracy']:.1%} at threshold {test['threshold']:.3f}"
-    )
-    for finding in result.findings:
-        echo(f"note: {finding}")
-    echo(f"registered: {result.model_name} version {result.version} as @{registry.CHALLENGER}")
-    run_id = attributes.RUN_ID.read(result.study)
-    echo(f"study report: {session.artifact_location(run_id, PAGE)}")
-    echo(session.view_hint(run_id))

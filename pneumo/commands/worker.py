@@ -10,11 +10,10 @@ from pneumo.tracking import runs, session
 from pneumo.tracking.tags import PARENT, STUDY
 from pneumo.training.pretrained import prepare_to_fit
 from pneumo.tuning import attributes
+from pneumo.tuning.limits import StudyLimits, count_finished_trials
 from pneumo.tuning.storage import MAX_OUTAGE
 from pneumo.tuning.study import (
-    StudyLimits,
     attach_to_study,
-    count_finished_trials,
     fail_dead_trials,
     reconcile_runs,
     warn_of_other_commit,

@@ -86,6 +86,7 @@ class StudyReport:
             comparison=self._comparison,
             bound=self._describe_bound(),
             ensemble=summary.ensemble,
+            plan=summary.plan,
             level=bootstrap.CI_PERCENTILES[1],
             best=summary.best,
             baseline=summary.baseline,
@@ -122,15 +123,14 @@ class StudyReport:
         warm_start = f" After the baseline, it first tries {summary.warm_start}."
         return (
             f"{summary.question or 'Which values are the best?'} Experiment {summary.experiment} "
-            f"on {summary.dataset.name}, {summary.n_trials} trials of at most "
-            f"{summary.base.epochs} epochs. "
+            f"on {summary.dataset.name}, {summary.size}. "
             f"Searched: {', '.join(summary.searched_fields)}.{fixed if summary.fixed else ''}"
             f"{warm_start if summary.warm_start else ''}"
         )
 
     def _describe_findings(self) -> Iterator[str]:
         best, winner = self._summary.best, self._summary.winner
-        yield f"{self._describe_progress()} trials are finished."
+        yield f"{self._summary.progress} trials are finished."
         if not best:
             yield "No trial is complete yet."
             return
@@ -161,7 +161,8 @@ class StudyReport:
             f"{ensemble.best_score:.4f} on the same images, on which both were selected."
         )
         if ensemble.gain is None:
-            return f"{text} There are too few patients to correct the gain for the selection."
+            reason = "There are too few patients, or there was too little time"
+            return f"{text} {reason}, to correct the gain for the selection."
         interval = f"{ensemble.gain_low:+.4f} to {ensemble.gain_high:+.4f}"
         return f"{text} Corrected for the selection, the gain is {ensemble.gain:+.4f} ({interval})."
 
@@ -204,9 +205,6 @@ class StudyReport:
     def _objective_title(self) -> str:
         return objective_title(self._summary.base.objective)
 
-    def _describe_progress(self) -> str:
-        return f"{self._summary.n_done} of {self._summary.n_trials}"
-
     def _next_steps(self) -> Iterator[str]:
         summary = self._summary
         if summary.state == RUNNING:
@@ -234,7 +232,7 @@ class StudyReport:
         winner = self._summary.winner
         test = winner and format_with_interval(winner["test_metrics"], "auc")
         return {
-            "finished trials": self._describe_progress(),
+            "finished trials": self._summary.progress,
             "best validation AUC": self._comparison.auc if self._comparison else "–",
             "gain over the baseline": self._describe_improvement(),
             "test AUC": test or "not evaluated yet",
@@ -276,6 +274,7 @@ class StudyReport:
                     for name in self._summary.searched_fields
                 ],
                 "epochs": trial.epochs or "",
+                "is_cut": trial.is_cut,
                 "took": timedelta(seconds=round(trial.seconds)) if trial.seconds else "",
                 "error": trial.error,
             }

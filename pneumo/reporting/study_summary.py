@@ -26,6 +26,7 @@ class TrialSummary:
         score: Objective, of a pruned or running trial the last one; None if it has none.
         config: Fields of `RunConfig` as text.
         epochs: Number of the last epoch with a score, or 0.
+        is_cut: Whether it had no time for its other epochs.
         seconds: Duration, 0 while it runs.
         error: Why it failed, or ''.
     """
@@ -37,6 +38,7 @@ class TrialSummary:
     score: float | None
     config: dict[str, str]
     epochs: int
+    is_cut: bool
     seconds: float
     error: str
 
@@ -86,6 +88,25 @@ class EnsembleSummary:
 
 
 @dataclass(frozen=True)
+class PlanSummary:
+    """A plan as the report shows it.
+
+    Attributes:
+        budget: The whole time in words.
+        rows: Properties of the time, the images and the search, with their values in words.
+        choices: Topic, choice, condition, reason and source of each choice.
+        omitted: What the budget did not allow, in words.
+        weights_error: Why ImageNet's weights cannot be loaded, or ''.
+    """
+
+    budget: str
+    rows: list[tuple[str, str]]
+    choices: list[tuple[str, str, str, str, str]]
+    omitted: list[str]
+    weights_error: str
+
+
+@dataclass(frozen=True)
 class StudySummary:
     """The content of the report on a study at one moment.
 
@@ -101,7 +122,7 @@ class StudySummary:
         fixed: Values of the fields that are not searched, as text.
         searched_fields: Names of the fields that are searched.
         warm_start: Trials of an earlier study that it tries first, in words, or ''.
-        n_trials: Number of trials at which the study ends.
+        n_trials: Number of trials at which the study ends, or None.
         n_done: Number of complete and pruned trials.
         trials: All of its trials, by number.
         best: The best of the complete trials, or None if there is none.
@@ -113,6 +134,7 @@ class StudySummary:
         changed_ranges: Hyperparameter, first trial, and range before and from then on.
         at_edge: Hyperparameters whose best value is near an end of its range.
         how_to_continue: How to resume the study, in words.
+        plan: Its plan, or None if it has no budget.
     """
 
     study: optuna.Study
@@ -126,7 +148,7 @@ class StudySummary:
     fixed: dict[str, str]
     searched_fields: list[str]
     warm_start: str
-    n_trials: int
+    n_trials: int | None
     n_done: int
     trials: list[TrialSummary]
     best: TrialSummary | None
@@ -138,3 +160,16 @@ class StudySummary:
     changed_ranges: list[tuple[str, int, str, str]]
     at_edge: list[str]
     how_to_continue: str
+    plan: PlanSummary | None
+
+    @property
+    def size(self) -> str:
+        """Return the study's limits in words, as `20 trials of at most 8 epochs within 1 h`."""
+        count = f"{self.n_trials} trials" if self.n_trials else "trials"
+        time = f" within {self.plan.budget}" if self.plan else ""
+        return f"{count} of at most {self.base.epochs} epochs{time}"
+
+    @property
+    def progress(self) -> str:
+        """Return how many trials are done, and of how many if that is limited."""
+        return f"{self.n_done} of {self.n_trials}" if self.n_trials else f"{self.n_done}"

@@ -35,9 +35,10 @@ from pneumo.training.input_pipeline import (
 )
 
 # Called after each epoch with its number, as `train.train` counts, and the metrics `loss`, `auc`,
-# `val_loss`, `val_auc` and the objective. An exception that it raises ends the training and reaches
-# the caller.
-EpochCallback = Callable[[int, Mapping[str, float]], None]
+# `val_loss`, `val_auc` and the objective. If it returns True, the network trains no further, and
+# keeps the weights of its best epoch. An exception that it raises ends the training and reaches the
+# caller.
+EpochCallback = Callable[[int, Mapping[str, float]], bool | None]
 
 LogitHistory = list[VersionLogits]  # of validation after each epoch
 
@@ -126,10 +127,11 @@ def fit_network(
     history: LogitHistory = []
     with _input_sources(config, fold, max_unfreeze_depth) as source_of:
         model = network.build_model(config)
-        results = [
-            _fit_phase(config, phase, model, source_of(phase), history, report)
-            for phase in phases(config)
-        ]
+        results: list[_PhaseResult] = []
+        for phase in phases(config):
+            results.append(_fit_phase(config, phase, model, source_of(phase), history, report))
+            if report.is_stopped:
+                break
         best = max(results, key=lambda phase: phase.score)  # the first of equals
         model.set_weights(best.weights)
         part, source, known = best.part, best.source, history[best.epoch]
@@ -351,13 +353,19 @@ class _Validation(keras.callbacks.Callback):
 
 
 class _EpochEnd(keras.callbacks.Callback):
-    """Callback that calls functions after each epoch."""
+    """Callback that calls functions after each epoch.
+
+    Attributes:
+        is_stopped: Whether a function has returned True.
+    """
 
     def __init__(self, functions: Sequence[EpochCallback], earlier_epochs: int) -> None:
         super().__init__()
         self._functions, self._earlier_epochs = functions, earlier_epochs
+        self.is_stopped = False
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         metrics = {name: float(value) for name, value in logs.items()}
         for function in self._functions:
-            function(self._earlier_epochs + epoch + 1, metrics)
+            if function(self._earlier_epochs + epoch + 1, metrics) is True:
+                self.is_stopped = self.model.stop_training = True

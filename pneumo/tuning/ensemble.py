@@ -1,6 +1,7 @@
 """Ensemble of a study's trials: greedy selection, its gain, and its run in MLflow."""
 
 import json
+import time
 from dataclasses import asdict, dataclass, replace
 
 import mlflow
@@ -31,6 +32,7 @@ from pneumo.training.config import RunConfig, complete_fields
 from pneumo.training.fit import ROBUST_OBJECTIVE
 from pneumo.training.train import TrainingResult
 from pneumo.tuning import attributes
+from pneumo.tuning.limits import StudyLimits
 from pneumo.tuning.selection import complete_trials
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.trial import log_evaluation, log_inputs, log_model
@@ -138,7 +140,9 @@ def select_members(candidates: Candidates, first: int, size: int) -> list[int]:
     return members[: int(np.argmax(history)) + 1]
 
 
-def estimate_gain(candidates: Candidates, size: int, draws: int = N_RESAMPLES) -> np.ndarray:
+def estimate_gain(
+    candidates: Candidates, size: int, draws: int = N_RESAMPLES, end: float | None = None
+) -> np.ndarray:
     """Estimate the gain over the best single trial, corrected for both selections.
 
     In each sample of patients the best trial and the members are selected again. Both are scored on
@@ -149,14 +153,17 @@ def estimate_gain(candidates: Candidates, size: int, draws: int = N_RESAMPLES) -
         candidates: The candidates.
         size: Maximum number of members.
         draws: Number of samples.
+        end: When it must stop, in seconds since 1970, or None.
 
     Returns:
         Differences of the objective: float64 array with an item for each sample in which, and
-        outside of which, each fold has both classes.
+        outside of which, each fold has both classes. It is empty if there was no time for all.
     """
     differences = []
     samples = resample_patients(candidates.rows, draws)
     for counts in track(samples, len(samples), "Estimating the gain of the ensemble", "samples"):
+        if end is not None and time.time() > end:
+            return np.array([])
         sample = candidates.of_images(np.repeat(np.arange(len(counts)), counts))
         others = candidates.of_images(np.flatnonzero(counts == 0))
         singles = sample.scores(sample.logits)
@@ -171,7 +178,7 @@ def estimate_gain(candidates: Candidates, size: int, draws: int = N_RESAMPLES) -
 
 
 def log_ensemble(
-    study: optuna.Study, spec: StudySpec, size: int, keep: int | None
+    study: optuna.Study, spec: StudySpec, size: int, limits: StudyLimits
 ) -> EnsembleSummary | None:
     """Select an ensemble of a study's trials, and log it as a run below the study's.
 
@@ -181,14 +188,15 @@ def log_ensemble(
         study: A study with at least one complete trial.
         spec: Search of the study.
         size: Maximum number of members.
-        keep: Number of the best trials that still have their models, or None for all.
+        limits: Limits of the study, which say how many of the best trials still have their models,
+            and how much time there is.
 
     Returns:
         The ensemble, or None if it is the best trial alone.
     """
     config = spec.base.override(_shared_values(study.best_trial))
     images = spec.dataset.decode(config.image_size, config.max_unreadable, config.resize)
-    candidates = read_candidates(study, images, config, keep)
+    candidates = read_candidates(study, images, config, limits.keep_models)
     positions = select_members(candidates, 0, size)
     if set(positions) == {0}:
         echo(f"no ensemble of up to {size} trials is better on validation than the best trial")
@@ -216,7 +224,7 @@ def log_ensemble(
             candidates=len(candidates.trials),
             score=float(candidates.scores(result.logits)),
             best_score=float(candidates.scores(candidates.logits)[0]),
-            **_interval_of_gain(candidates, size),
+            **_interval_of_gain(candidates, size, limits),
             run_id=run_id,
             model_uri=log_model(run_id, config, result, evaluation),
         )
@@ -226,8 +234,12 @@ def log_ensemble(
     return found
 
 
-def _interval_of_gain(candidates: Candidates, size: int) -> dict[str, float | None]:
-    gains = estimate_gain(candidates, size)
+def _interval_of_gain(
+    candidates: Candidates, size: int, limits: StudyLimits
+) -> dict[str, float | None]:
+    # The rest of the reserve is for registration and evaluation
+    end = limits.end and limits.end - limits.reserve / 2
+    gains = estimate_gain(candidates, size, end=end)
     if not len(gains):
         return dict.fromkeys(("gain", "gain_low", "gain_high"))
     low, high = np.percentile(gains, CI_PERCENTILES)

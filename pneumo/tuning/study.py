@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -24,13 +24,14 @@ from pneumo.runtime.process import ProcessId
 from pneumo.tracking import model_files, results, runs, session, study_runs, tags
 from pneumo.training.config import complete_fields, rename_fields
 from pneumo.tuning import attributes
+from pneumo.tuning.limits import FINISHED_STATES, count_finished_trials
+from pneumo.tuning.planning.plan import StudyPlan
 from pneumo.tuning.selection import WarmStart
 from pneumo.tuning.spec import MEDIAN_PRUNER_OPTIONS, TPE_OPTIONS, StudySpec
 from pneumo.tuning.storage import GRACE_PERIOD, open_storage, serves_one_machine, storage_address
 
 MAX_UNCLAIMED_SECONDS = 60  # that a trial may run before a process claims it
 
-FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
 MAX_CONSECUTIVE_FAILURES = 3
 INTERRUPTED = "interrupted"  # error of a trial that a person interrupted
 
@@ -151,6 +152,7 @@ def create_study(
     spec: StudySpec,
     run_id: str,
     warm_start: WarmStart | None = None,
+    plan: StudyPlan | None = None,
 ) -> optuna.Study:
     """Create a study in Optuna, describe it in MLflow, and enqueue its first trials.
 
@@ -163,6 +165,7 @@ def create_study(
         spec: Search of the study.
         run_id: Id of the study's run, which must be active.
         warm_start: Trials of an earlier study, which are enqueued after the initial trials.
+        plan: Plan of a study with a budget.
 
     Raises:
         UserError: Too many files are unreadable, or the first trials are invalid.
@@ -187,6 +190,8 @@ def create_study(
         study.set_user_attr(key, value)
     if warm_start:
         attributes.WARM_START.set(study, asdict(warm_start))
+    if plan:
+        attributes.PLAN.set(study, plan.to_dict())
     for suggestions in enqueued_params:
         study.enqueue_trial(suggestions)
     mlflow.set_tag(tags.STUDY, name)
@@ -198,6 +203,7 @@ def create_study(
         "base": spec.base.to_params(),
         "baseline": enqueued_params[0],
         "warm_start": attributes.WARM_START.get(study, {}),
+        "plan": attributes.PLAN.get(study, {}),
     }
     mlflow.log_dict(spec.identity() | settings, "study.json")
     return study
@@ -222,7 +228,7 @@ def warn_of_other_commit(study: optuna.Study, run_id: str) -> None:
 
 
 def prepare_resume(study: optuna.Study, spec: StudySpec) -> None:
-    """Fail the trials of dead processes, and enqueue again each enqueued trial that was lost.
+    """Fail the trials of dead processes, and enqueue again each initial trial that was lost or cut.
 
     Args:
         study: The study.
@@ -232,7 +238,11 @@ def prepare_resume(study: optuna.Study, spec: StudySpec) -> None:
     reconcile_runs(study)
     unfailed_states = (*FINISHED_STATES, TrialState.WAITING, TrialState.RUNNING)
     trials = study.get_trials(deepcopy=False, states=unfailed_states)
-    known_params = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
+    known_params = [
+        trial.system_attrs.get("fixed_params", trial.params)
+        for trial in trials
+        if not attributes.IS_CUT.get(trial, False)
+    ]
     warm_start = attributes.WARM_START.get(study, {})
     for suggestions in spec.initial_params() + warm_start.get("params", []):
         if suggestions in known_params:
@@ -309,42 +319,6 @@ def _owner(trial: FrozenTrial) -> str:
     if serves_one_machine():
         return owner
     return f"{owner}; it fails after {GRACE_PERIOD} s without a heartbeat"
-
-
-def count_finished_trials(study: optuna.Study) -> int:
-    """Return the number of complete and pruned trials."""
-    return len(study.get_trials(deepcopy=False, states=FINISHED_STATES))
-
-
-@dataclass(frozen=True)
-class StudyLimits:
-    """Limits of a study, which may change each time it is resumed.
-
-    Attributes:
-        trials: Number of complete and pruned trials at which the study ends.
-        deadline: Seconds since 1970 after which no new trial starts, or None.
-        keep_models: Number of the best trials whose models are kept, or None for all.
-        trial_timeout: Seconds after which a trial fails and its process is ended, or None.
-    """
-
-    trials: int
-    deadline: float | None = None
-    keep_models: int | None = None
-    trial_timeout: int | None = None
-
-    @classmethod
-    def from_study(cls, study: optuna.Study) -> "StudyLimits":
-        """Read the limits that a study has for all processes."""
-        return cls(**attributes.LIMITS.read(study))
-
-    def save(self, study: optuna.Study) -> None:
-        """Store the limits in a study."""
-        attributes.LIMITS.set(study, asdict(self))
-
-    def is_reached(self, study: optuna.Study) -> bool:
-        """Return whether no new trial may start."""
-        deadline_passed = self.deadline is not None and time.time() >= self.deadline
-        return deadline_passed or count_finished_trials(study) >= self.trials
 
 
 class FailureCounter:

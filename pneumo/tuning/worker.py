@@ -3,6 +3,7 @@
 import faulthandler
 import gc
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import fmean
@@ -19,18 +20,22 @@ from pneumo.tracking.tags import STUDY
 from pneumo.training.config import RunConfig
 from pneumo.training.fit import EpochCallback
 from pneumo.tuning import attributes
+from pneumo.tuning.limits import StudyLimits
+from pneumo.tuning.selection import complete_trials
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.study import (
     INTERRUPTED,
     MAX_CONSECUTIVE_FAILURES,
     FailureCounter,
-    StudyLimits,
     delete_models_beyond_best,
     repeated_failure,
     require_no_repeated_failure,
     running_trials,
 )
 from pneumo.tuning.trial import run_name, run_trial
+
+# Another epoch, and the predictions and the evaluation after it, which take less than an epoch
+REMAINING_EPOCHS = 1.5
 
 
 def run_trials(
@@ -157,7 +162,7 @@ def _objective(trial: optuna.Trial, spec: StudySpec, update: Callable[[], None])
         result = run_trial(
             config,
             spec.dataset,
-            [_pruning_callback(trial, config)],
+            [_pruning_callback(trial, config), _time_limit(trial, config)],
             max_unfreeze_depth=depth_range.high if depth_range else config.unfreeze_depth,
             meanwhile=update,
             parent_id=attributes.RUN_ID.read(study),
@@ -178,6 +183,36 @@ def _objective(trial: optuna.Trial, spec: StudySpec, update: Callable[[], None])
     attributes.MODEL_URI.set(trial, result.model_uri)
     attributes.SECONDS.set(trial, result.seconds)
     return result.metrics[config.objective.removeprefix("val_")]
+
+
+def _time_limit(trial: optuna.Trial, config: RunConfig) -> EpochCallback:
+    """Return a callback that ends training if the next epoch would take the study too long.
+
+    A trial of a single network is then complete, with fewer epochs. One of several networks is
+    pruned, because the networks that are missing cannot be left out; but not before another trial
+    is complete, without which the study would have no model.
+    """
+    study = trial.study
+    limits = StudyLimits.from_study(study)
+    end = limits.trials_end(study)
+    n_networks = config.folds * config.repeats * config.ensemble_size
+    previous_end = time.time()
+
+    def stop(epoch: int, _: Mapping[str, float]) -> bool:
+        nonlocal previous_end
+        now = time.time()
+        seconds, previous_end = now - previous_end, now
+        if epoch % config.epochs == 1 and limits.epoch_seconds:  # it includes tracing
+            seconds = min(seconds, limits.epoch_seconds)
+        is_last = epoch == n_networks * config.epochs
+        if end is None or is_last or now + REMAINING_EPOCHS * seconds <= end:
+            return False
+        if n_networks == 1 or not complete_trials(study):
+            attributes.IS_CUT.set(trial, True)
+            return True
+        raise optuna.TrialPruned("no time for the next epoch")
+
+    return stop
 
 
 def _pruning_callback(trial: optuna.Trial, config: RunConfig) -> EpochCallback:

@@ -40,9 +40,10 @@ FEATURES, PIPELINE, TRAIN = (
 CACHE, ENTRIES, CHECKSUMS, PROCESS = (
     f"pneumo/runtime/{it}.py" for it in ("cache", "cache_entries", "checksums", "process")
 )
-STORAGE, STUDY, WORKER, SPEC = (
-    f"pneumo/tuning/{it}.py" for it in ("storage", "study", "worker", "spec")
+STORAGE, STUDY, WORKER, SPEC, LIMITS = (
+    f"pneumo/tuning/{it}.py" for it in ("storage", "study", "worker", "spec", "limits")
 )
+PLAN, RULES = (f"pneumo/tuning/planning/{it}.py" for it in ("plan", "rules"))
 STUDY_RUNS = "pneumo/tracking/study_runs.py"
 ENSEMBLE, SELECTION = (f"pneumo/tuning/{it}.py" for it in ("ensemble", "selection"))
 LOGITS, DICOM = "pneumo/inference/logits.py", "pneumo/inference/dicom.py"
@@ -72,6 +73,7 @@ OF_RECOVERY, OF_OWN_TRIALS, OF_SPEC, OF_WORKER = (
     f"tests/tuning/test_{it}.py" for it in ("recovery", "own_trials", "spec", "worker")
 )
 OF_ENSEMBLE, OF_WARM_START = (f"tests/tuning/test_{it}.py" for it in ("ensemble", "warm_start"))
+OF_TIME, OF_RULES = (f"tests/tuning/planning/test_{it}.py" for it in ("time", "rules"))
 OF_DEAD = "tests/end_to_end/test_faults.py"
 
 SPLIT_FAULTS = [
@@ -801,7 +803,7 @@ RECOVERY_FAULTS = [
     ),
     Fault(
         "failed trials count as done",
-        STUDY,
+        LIMITS,
         "FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)",
         "FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)",
         OF_RECOVERY,
@@ -809,7 +811,7 @@ RECOVERY_FAULTS = [
     ),
     Fault(
         "a study has a trial too many",
-        STUDY,
+        LIMITS,
         "count_finished_trials(study) >= self.trials",
         "count_finished_trials(study) > self.trials",
         OF_RECOVERY,
@@ -1159,6 +1161,57 @@ HOSPITAL_FAULTS = [
     ),
 ]
 
+BUDGET_FAULTS = [
+    Fault(
+        "a study keeps no time for its end",
+        LIMITS,
+        "return self.end - slowdown * self.reserve",
+        "return self.end",
+        OF_TIME,
+        "ends_within_a_tenth_of_its_budget",
+    ),
+    Fault(
+        "a training begins an epoch for which there is no time",
+        WORKER,
+        "if end is None or now + seconds <= end:",
+        "if end is None or now <= end:",
+        OF_TIME,
+        "without_time_for_the_next_epoch",
+    ),
+    Fault(
+        "a study may end without a complete trial",
+        WORKER,
+        "if is_single or not complete_trials(study):",
+        "if is_single:",
+        OF_TIME,
+        "of_folds_without_time",
+    ),
+    Fault(
+        "the time between two commands counts",
+        PLAN,
+        "if start <= end < following",
+        "if start <= end",
+        OF_TIME,
+        "the_time_between_commands",
+    ),
+    Fault(
+        "a rule replaces what the user has fixed",
+        RULES,
+        "{**rule.fields, **fields}",
+        "{**fields, **rule.fields}",
+        OF_RULES,
+        "what_is_given_stays",
+    ),
+    Fault(
+        "images are enlarged",
+        RULES,
+        "return is_large_enough and",
+        "return",
+        OF_RULES,
+        "images_are_not_enlarged",
+    ),
+]
+
 FAULTS = {
     "split": SPLIT_FAULTS,
     "intervals": INTERVAL_FAULTS,
@@ -1167,4 +1220,5 @@ FAULTS = {
     "study recovery": RECOVERY_FAULTS,
     "selection among trials": SELECTION_FAULTS,
     "hospital data": HOSPITAL_FAULTS,
+    "budget": BUDGET_FAULTS,
 }

@@ -19,8 +19,8 @@ from pneumo.data.dataset import open_dataset
 from pneumo.reporting.study_report import PAGE
 from pneumo.reporting.study_summary import RUNNING
 from pneumo.tracking import session, study_runs
+from pneumo.tuning.output.study_page import StudyPage
 from pneumo.tuning.spec import StudySpec
-from pneumo.tuning.study_page import StudyPage
 from tests.support.stores import store_in
 from tests.support.studies import TINY, run_study
 

@@ -110,7 +110,7 @@ def test_the_faults_of_mutations_are_up_to_date():
     faults = [fault for group in FAULTS.values() for fault in group]
     assert set(FAULTS) == {
         *("split", "intervals", "gate", "feature cache", "study recovery"),
-        *("selection among trials", "hospital data"),
+        *("selection among trials", "hospital data", "budget"),
     }
     assert len({(it.file, it.old, it.new) for it in faults}) == len(faults) >= 40
     assert [fault.what for fault in faults if not is_up_to_date(fault)] == []

@@ -1,12 +1,12 @@
-"""Registered models compared with a reference model on test, from stored predictions.
+"""Registered models compared with others, the references, on test, from stored predictions.
 
-    python -m tests.benchmarks.winners --reference NAME --models NAME [NAME ...]
+    python -m tests.benchmarks.winners --reference NAME [NAME ...] --models NAME [NAME ...]
 
 Run it in the folder of the stores. A name stands for the `@challenger` of a registered model, which
 must have been evaluated on test. No model predicts anything, so this is no look at test.
 
-The difference of the models' mean AUC from that of the reference has a 95 % interval, by resampling
-of patients. All models are scored on the same samples.
+The difference of the mean AUC of the models from that of the references has a 95 % interval, by
+resampling of patients. All models are scored on the same samples.
 """
 
 import argparse
@@ -37,39 +37,45 @@ def stored_evaluation(name: str) -> tuple[pd.DataFrame, dict[str, float]]:
 
 
 def mean_difference(
-    reference: pd.DataFrame, models: list[pd.DataFrame], draws: int = bootstrap.N_RESAMPLES
+    references: list[pd.DataFrame], models: list[pd.DataFrame], draws: int = bootstrap.N_RESAMPLES
 ) -> tuple[float, float, float]:
-    """Return the mean AUC of models minus that of the reference, with its 95 % interval.
+    """Return the mean AUC of models minus that of the references, with its 95 % interval.
 
     Args:
-        reference: Predictions of the reference, columns as in `metrics.Evaluation`, sorted by path.
+        references: Predictions of each reference, columns as in `metrics.Evaluation`, sorted by
+            path.
         models: Predictions of each model, sorted by path.
         draws: Number of samples of patients.
     """
-    if not all(bootstrap.is_paired(model, reference) for model in models):
+    first = references[0]
+    if not all(bootstrap.is_paired(model, first) for model in [*references, *models]):
         raise SystemExit("all models must be evaluated on the same images")
-    original = np.ones((1, len(reference)), int)
-    counts = np.vstack([original, bootstrap.resample_patients(reference, draws)])
-    mean = np.mean([bootstrap.bootstrap_auc(model, counts) for model in models], axis=0)
-    difference, *sampled = mean - bootstrap.bootstrap_auc(reference, counts)
+    original = np.ones((1, len(first)), int)
+    counts = np.vstack([original, bootstrap.resample_patients(first, draws)])
+    means = (
+        np.mean([bootstrap.bootstrap_auc(model, counts) for model in group], axis=0)
+        for group in (models, references)
+    )
+    difference, *sampled = np.subtract(*means)
     return float(difference), *map(float, np.percentile(sampled, bootstrap.CI_PERCENTILES))
 
 
 def main() -> None:
     """Print the metrics of each model, and the difference."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--reference", required=True)
+    parser.add_argument("--reference", nargs="+", required=True)
     parser.add_argument("--models", nargs="+", required=True)
     options = parser.parse_args()
     session.configure_mlflow()
-    names = [options.reference, *options.models]
+    names = [*options.reference, *options.models]
     evaluated = [stored_evaluation(name) for name in names]
     table = pd.DataFrame([metrics for _, metrics in evaluated], index=names)
     table["val - test accuracy"] = table["val accuracy"] - table["test accuracy"]
     print(table.round(4).T.to_string())
-    reference, *models = (predictions for predictions, _ in evaluated)
-    difference, low, high = mean_difference(reference, models)
-    print(f"mean AUC minus that of {options.reference}: {difference:.4f} ({low:.4f} to {high:.4f})")
+    predictions, count = [of_test for of_test, _ in evaluated], len(options.reference)
+    difference, low, high = mean_difference(predictions[:count], predictions[count:])
+    references = ", ".join(options.reference)
+    print(f"mean AUC minus that of {references}: {difference:.4f} ({low:.4f} to {high:.4f})")
 
 
 if __name__ == "__main__":

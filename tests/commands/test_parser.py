@@ -54,7 +54,7 @@ def invalid_inputs(folder, tmp_path, monkeypatch):
         ("prepare --data xrays", "must contain images in test/NORMAL: it has none. Add some."),
         (
             "tune --experiment tine",
-            "experiment must be one of best, cnn, criterion, ",
+            "experiment must be one of auto, best, cnn, criterion, ",
         ),
         (
             "tune --experiment cnn",

@@ -17,11 +17,12 @@ STUDIES = [name for name in NAMES if load_experiment(name).suggest]
 
 def test_the_experiments_that_there_are():
     assert NAMES == [
-        *("best", "cnn", "criterion", "published_cnn", "published_transfer", "robust"),
+        *("auto", "best", "cnn", "criterion", "published_cnn", "published_transfer", "robust"),
         *("tune", "tune_cnn", "tune_mobilenet", "tune_resnet"),
     ]
     assert STUDIES == [
-        *("best", "criterion", "robust", "tune", "tune_cnn", "tune_mobilenet", "tune_resnet")
+        *("auto", "best", "criterion", "robust"),
+        *("tune", "tune_cnn", "tune_mobilenet", "tune_resnet"),
     ]
 
 

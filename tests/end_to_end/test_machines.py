@@ -15,10 +15,10 @@ from pneumo.experiment import Experiment, load_experiment
 from pneumo.tracking import study_runs
 from pneumo.tracking.runs import trial_run
 from pneumo.tuning import worker
+from pneumo.tuning.limits import StudyLimits
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import open_storage
 from pneumo.tuning.study import (
-    StudyLimits,
     attach_to_study,
     create_study,
     is_dead,

@@ -15,7 +15,14 @@ from tests.support.paths import ROOT
 
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text())
-OTHERS = {"trials": "7", "workers": "7", "timeout": "7", "split": "val", "sensitivity": "0.9"}
+OTHERS = {
+    "budget": "600",
+    "trials": "7",
+    "workers": "7",
+    "timeout": "7",
+    "split": "val",
+    "sensitivity": "0.9",
+}
 OTHERS |= {"prevalence": "0.1", "net_benefit_at": "0.2", "recalibrate": "0.3"}
 OTHERS |= {
     "keep_models": "7",

@@ -98,6 +98,8 @@ def flags_of(command: str, folder: Path) -> list[str]:
         flags += ["--trials", "1"]
     if re.search("mobilenet|transfer|experiment=best", command):
         flags += [*WITHOUT_IMAGENET, "--unfreeze_depth", "0"]
+    if "budget=" in command:  # with the time for one trial only
+        flags += ["--backbone", "cnn", "--folds", "1"]
     return flags
 
 

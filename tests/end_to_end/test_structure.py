@@ -39,6 +39,7 @@ WAITING = {
     "commands.predict: pneumo.evaluation.heat_maps": TENSORFLOW,
     "commands.train: pneumo.tuning.trial": TENSORFLOW,
     "commands.tune: pneumo.tuning.ensemble": TENSORFLOW,
+    "commands.tune: pneumo.tuning.planning.planner": TENSORFLOW,
     "commands.tune: pneumo.tuning.trial": TENSORFLOW,
     "commands.tune: pneumo.tuning.worker": TENSORFLOW,
     "commands.worker: pneumo.tuning.worker": TENSORFLOW,

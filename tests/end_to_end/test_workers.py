@@ -15,9 +15,10 @@ from pneumo.experiment import load_experiment
 from pneumo.runtime.errors import StudyFailedError
 from pneumo.runtime.process import ProcessId
 from pneumo.tuning.launchers import local
+from pneumo.tuning.limits import StudyLimits
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import open_storage
-from pneumo.tuning.study import StudyLimits, create_study
+from pneumo.tuning.study import create_study
 from tests.support.commands import lives, processes, run_here, start
 from tests.support.paths import ROOT
 from tests.support.studies import (

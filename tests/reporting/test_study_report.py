@@ -22,10 +22,11 @@ from pneumo.reporting.study_plots import STUDY_PLOTS
 from pneumo.reporting.study_report import StudyReport
 from pneumo.reporting.study_summary import DONE, RUNNING, STOPPED
 from pneumo.tracking import runs, session
-from pneumo.tuning import selection, study_page
+from pneumo.tuning import selection
+from pneumo.tuning.limits import StudyLimits
+from pneumo.tuning.output import study_page
+from pneumo.tuning.output.study_page import StudyPage, summarize
 from pneumo.tuning.spec import StudySpec
-from pneumo.tuning.study import StudyLimits
-from pneumo.tuning.study_page import StudyPage, summarize
 from tests.support.stores import store_in
 from tests.support.studies import children, files, predictions, text
 

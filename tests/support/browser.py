@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from pneumo.commands.tune import StudyResult
+from pneumo.tuning.output.study_table import StudyResult
 from tests.support.studies import until
 
 FLAGS = (

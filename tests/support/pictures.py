@@ -15,10 +15,11 @@ from playwright.sync_api import Page
 from rich.console import Console
 
 from pneumo.commands.explore import explore_dataset
-from pneumo.commands.tune import StudyResult, print_study, tune_and_register
+from pneumo.commands.tune import tune_and_register
 from pneumo.data.dataset import open_dataset
 from pneumo.experiment import load_experiment
 from pneumo.runtime import console
+from pneumo.tuning.output.study_table import StudyResult, print_study
 from pneumo.tuning.spec import StudySpec
 from tests.support.browser import WINDOW, chromium, walk
 from tests.support.services import mlflow_server

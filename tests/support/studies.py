@@ -11,11 +11,12 @@ import mlflow
 import optuna
 import pandas as pd
 
-from pneumo.commands.tune import StudyResult, tune_and_register
+from pneumo.commands.tune import tune_and_register
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.tracking import model_files, results, study_runs
 from pneumo.training.config import RunConfig
 from pneumo.tuning.launchers import worker_process
+from pneumo.tuning.output.study_table import StudyResult
 from pneumo.tuning.spec import StudySpec
 from tests.support import environment  # noqa: F401
 from tests.support.paths import ROOT

@@ -275,6 +275,21 @@ def test_the_best_epoch_may_lie_in_the_first_phase(images, weights):
     )
 
 
+@pytest.mark.parametrize("last", [1, 2, 4])
+def test_a_callback_may_end_the_training_in_each_phase(images, weights, last):
+    seen = []
+
+    def stop(epoch, metrics):
+        seen.append(metrics["val_auc"])
+        return epoch == last
+
+    config = small(weights, epochs=6, head_epochs=3, learning_rate=0.01)
+    result = train(config, images, [stop])
+    assert len(seen) == last
+    assert result.best_epochs == (1 + int(np.argmax(seen)),)
+    assert roc_auc_score(images.split("val").labels, result.val_logits) == max(seen)
+
+
 def test_what_a_callback_raises_reaches_the_caller(images):
     class Enough(Exception):
         pass

@@ -12,9 +12,10 @@ from pneumo.experiment import Experiment, load_experiment
 from pneumo.training.config import RunConfig
 from pneumo.tuning import storage
 from pneumo.tuning import study as studies
+from pneumo.tuning.limits import StudyLimits
 from pneumo.tuning.selection import best_trial_of
 from pneumo.tuning.spec import StudySpec
-from pneumo.tuning.study import FailureCounter, StudyLimits, repeated_failure
+from pneumo.tuning.study import FailureCounter, repeated_failure
 
 
 @pytest.fixture

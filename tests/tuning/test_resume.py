@@ -9,14 +9,16 @@ import optuna
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pneumo.commands.tune import StudyResult, print_study, tune_and_register
+from pneumo.commands.tune import tune_and_register
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.runtime.errors import StudyFailedError, UserError
 from pneumo.tracking import session, tags
 from pneumo.training.config import RunConfig
+from pneumo.tuning.limits import StudyLimits
+from pneumo.tuning.output.study_table import StudyResult, print_study
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import how_to_continue, open_storage
-from pneumo.tuning.study import StudyLimits, warn_of_other_commit
+from pneumo.tuning.study import warn_of_other_commit
 from tests.support.commands import run_here
 from tests.support.stores import store_in
 from tests.support.studies import BASE, TINY, run_study, text

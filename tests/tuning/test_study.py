@@ -7,7 +7,7 @@ import sqlite3
 import optuna
 import pytest
 
-from pneumo.commands.tune import print_study, tune_and_register
+from pneumo.commands.tune import tune_and_register
 from pneumo.data.perturb import ALL_PERTURBATIONS, perturb_split
 from pneumo.evaluation.metrics import limit_threshold, youden_threshold
 from pneumo.evaluation.robustness import ROBUST_NUISANCES, robust_auc, versions
@@ -15,6 +15,7 @@ from pneumo.experiment import Experiment, load_experiment
 from pneumo.inference.logits import predict_logits
 from pneumo.runtime.errors import UserError
 from pneumo.tracking import model_files
+from pneumo.tuning.output.study_table import print_study
 from pneumo.tuning.spec import StudySpec
 from tests.support.studies import BASE, EPOCH, METRICS, TINY, children, run_study, text
 from tests.support.weights import FILE, SMALL

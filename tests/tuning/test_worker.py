@@ -1,16 +1,22 @@
 """Trials one after another: pruned, failed, replaced."""
 
+import time
+
 import mlflow
 import optuna
 import pytest
 
 from pneumo.commands.tune import tune_and_register
 from pneumo.experiment import Experiment
+from pneumo.reporting.study_report import StudyReport
 from pneumo.runtime import signals
 from pneumo.runtime.errors import StudyFailedError
+from pneumo.tuning import attributes
+from pneumo.tuning.limits import StudyLimits
+from pneumo.tuning.output.study_page import summarize
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import open_storage
-from pneumo.tuning.study import StudyLimits, create_study
+from pneumo.tuning.study import create_study, prepare_resume
 from pneumo.tuning.worker import _pruning_callback, run_trials
 from tests.support.studies import BASE, EPOCH, TINY, children, files, tags, text
 
@@ -58,6 +64,24 @@ def searched(suggest, sample, trials, pruner=None) -> tuple[optuna.Study, str]:
         spec = StudySpec(Experiment("tiny", BASE, suggest), sample, {})
         run_trials(study, spec)
     return study, run.info.run_id
+
+
+def test_a_trial_without_time_is_cut_and_its_hyperparameters_are_tried_again(store, sample):
+    with mlflow.start_run() as parent:
+        spec = StudySpec(TINY, sample, {"epochs": "5", "image_size": "32"})
+        study = create_study(open_storage(), "night", spec, parent.info.run_id)
+        StudyLimits(None, end=time.time() + 1).save(study)
+        run_trials(study, spec)
+        [trial] = study.trials
+        assert trial.state.name == "COMPLETE"
+        assert trial.last_step == 1
+        assert attributes.IS_CUT.read(trial)
+        page = StudyReport(summarize(study, spec, "done")).page()
+        assert "complete, cut short" in page
+        assert "with all of its epochs, for which the\nstudy had no time" in page
+        prepare_resume(study, spec)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "WAITING"]
+    assert study.trials[1].system_attrs["fixed_params"] == trial.params
 
 
 def test_a_pruned_trial(store, sample):

@@ -7,9 +7,19 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    WrapValidator,
+)
 
 from pneumo.training.config import RunConfig
+from pneumo.tuning.planning.budget import Budget, parse_budget
 
 MAX_INT = 10**9  # for counts and seconds
 MAX_WORKERS = 1_000
@@ -105,11 +115,23 @@ class TuneOptions(Options):
 
     run_fields = tuple(RunConfig.model_fields)
 
-    experiment: Experiment = "tune"
+    experiment: str | None = Field(
+        None,
+        description="name of a file in experiments/, without .py (default: tune, or auto with "
+        "--budget)",
+    )
     data: Data = "sample"
     positive: Positive = ()
     overrides: dict[str, str] = {}
-    trials: Count = Field(20, description="number of trials (completed + pruned)")
+    budget: Annotated[Budget, PlainValidator(parse_budget), PlainSerializer(str)] | None = Field(
+        None,
+        description="time for the whole study in seconds, minutes or hours, as 600, 10m or 1h; "
+        "+1h continues an existing study",
+    )
+    trials: Count | None = Field(
+        None,
+        description="number of trials (completed + pruned; default: 20, or no limit with --budget)",
+    )
     workers: Workers = 1
     workers_per_gpu: WorkersPerGpu = 1
     launcher: Launcher = Field("local", description="where workers run: local or ray")
@@ -130,10 +152,10 @@ class TuneOptions(Options):
         "resumed study keeps its own)",
     )
     keep_models: CountOrAll = Field("all", description="models to keep: all, or the n best")
-    ensemble: EnsembleSize = Field(
-        1,
+    ensemble: EnsembleSize | None = Field(
+        None,
         description="maximum number of trials whose ensemble is registered, selected greedily on "
-        "validation",
+        "validation (default: 1, or 5 if experiment auto has a budget)",
     )
 
 

@@ -6,8 +6,9 @@ found soon.
 
 import glob
 import os
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pneumo.commands.options.arguments import (
@@ -28,6 +29,7 @@ from pneumo.experiment import Experiment, load_experiment
 from pneumo.runtime.errors import UserError, quoted
 from pneumo.runtime.machine import require_gpus
 from pneumo.training.config import RunConfig
+from pneumo.tuning.planning.rules import AUTO, add_backbone_fields
 
 MAX_FILE_NAME_BYTES = 240  # a file system allows 255, and the heat maps' folder needs some
 
@@ -42,6 +44,7 @@ class Inputs:
         dataset: The data set, not decoded yet.
         files: Paths of image files.
         out: Path of the CSV to write.
+        begin: When the command began, in seconds since 1970.
     """
 
     experiment: Experiment | None = None
@@ -49,6 +52,7 @@ class Inputs:
     dataset: Dataset | None = None
     files: tuple[str, ...] = ()
     out: Path | None = None
+    begin: float = 0.0
 
 
 def load_inputs(options: Options) -> Inputs:
@@ -57,7 +61,8 @@ def load_inputs(options: Options) -> Inputs:
     Raises:
         UserError: One of them does not exist, or does not fit the command.
     """
-    return LOADERS[type(options)](options)
+    begin = time.time()
+    return replace(LOADERS[type(options)](options), begin=begin)
 
 
 def _open(options: Options, *required_splits: str) -> Dataset:
@@ -69,9 +74,15 @@ def _load_tune(options: TuneOptions) -> Inputs:
 
     if options.launcher == "local":  # a cluster assigns its own GPUs
         require_gpus(options.workers, options.workers_per_gpu)
-    experiment = load_experiment(options.experiment, require_search_space=True)
-    config = experiment.base.override(options.overrides)
-    validate_search_space(experiment, config, options.overrides)
+    if options.budget and options.timeout:
+        raise UserError("--budget and --timeout exclude each other. Pass one of them.")
+    default = AUTO if options.budget else "tune"
+    experiment = load_experiment(options.experiment or default, require_search_space=True)
+    fixed = options.overrides
+    if options.budget and experiment.name == AUTO:
+        fixed = add_backbone_fields(fixed)
+    config = experiment.base.override(fixed)
+    validate_search_space(experiment, config, fixed)
     dataset = _open(options, "train", "test")
     _require_folds(dataset, config)
     return Inputs(experiment, config, dataset)

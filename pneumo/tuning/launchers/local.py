@@ -16,12 +16,11 @@ from pneumo.tracking import study_runs
 from pneumo.tuning import attributes
 from pneumo.tuning.launchers.progress import StudyProgress
 from pneumo.tuning.launchers.worker_process import TERMINATE_TIMEOUT, Worker, next_ended
+from pneumo.tuning.limits import StudyLimits, count_finished_trials
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.study import (
     MAX_CONSECUTIVE_FAILURES,
     FailureCounter,
-    StudyLimits,
-    count_finished_trials,
     prepare_resume,
     require_no_repeated_failure,
 )

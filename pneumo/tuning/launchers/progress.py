@@ -2,24 +2,25 @@
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Self
+from typing import Any, Self
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Column, Table
 
 from pneumo.runtime.console import console, echo, supports_live_display
 from pneumo.runtime.process import ProcessId
 from pneumo.training.config import OBJECTIVE_LABELS
 from pneumo.tuning import attributes
+from pneumo.tuning.limits import FINISHED_STATES, StudyLimits
 from pneumo.tuning.selection import best_trial_of, final_score
 from pneumo.tuning.storage import STORE_ERRORS
-from pneumo.tuning.study import FINISHED_STATES, StudyLimits
 
 NO_BEST = ("best", "none yet", "")
 ENDED = "its process has ended"  # error of a trial that could not store one
@@ -47,17 +48,15 @@ class StudyProgress:
         self._objective = attributes.OBJECTIVE.read(study)
         self._trials = study.get_trials(deepcopy=False)
         self._reported = {trial.number for trial in self._trials if trial.state.is_finished()}
+        self._limits, self._begin = StudyLimits.from_study(study), time.time()
         self._bar = Progress(
             BarColumn(30),
-            MofNCompleteColumn(" of "),
-            "trials",
+            "{task.fields[trials]} trials",
             TimeRemainingColumn(),
             "left",
             speed_estimate_period=math.inf,  # a trial may take an hour
         )
-        self._task = self._bar.add_task(
-            "", total=StudyLimits.from_study(study).trials, completed=self._count_done()
-        )
+        self._task = self._bar.add_task("", **self._bar_fields())
         self._live = Live(
             get_renderable=self._render,
             console=console,
@@ -73,7 +72,7 @@ class StudyProgress:
     def __exit__(self, *_: object) -> None:
         self.update()
         self._trials = [trial for trial in self._trials if trial.state != TrialState.RUNNING]
-        self._bar.columns = self._bar.columns[:3]  # without the time left
+        self._bar.columns = self._bar.columns[:2]  # without the time left
         self._live.stop()
 
     def update(self) -> None:
@@ -83,15 +82,22 @@ class StudyProgress:
         """
         with suppress(*STORE_ERRORS):
             self._trials = self._study.get_trials(deepcopy=False)
-            self._bar.update(self._task, completed=self._count_done())
+            self._bar.update(self._task, **self._bar_fields())
             ended = [trial for trial in self._trials if trial.state.is_finished()]
             if new := [trial for trial in ended if trial.number not in self._reported]:
                 for trial in new:
                     self._report(trial)
                 self._after_trials()
 
-    def _count_done(self) -> int:
-        return sum(trial.state in FINISHED_STATES for trial in self._trials)
+    def _bar_fields(self) -> dict[str, Any]:
+        """Return the trials that are done, or the time that has passed if only that is limited."""
+        done = sum(trial.state in FINISHED_STATES for trial in self._trials)
+        if (total := self._limits.trials) is not None:
+            count = f"{done:{len(str(total))}} of {total}"
+            return {"completed": done, "total": total, "trials": count}
+        end = self._limits.end or self._limits.deadline
+        total = end and end - self._begin
+        return {"completed": time.time() - self._begin, "total": total, "trials": f"{done}"}
 
     def _report(self, trial: FrozenTrial) -> None:
         self._reported.add(trial.number)

@@ -21,9 +21,10 @@ from pneumo.runtime.errors import format_error
 from pneumo.tracking import study_runs
 from pneumo.training.config import rename_fields
 from pneumo.tuning import attributes, selection
+from pneumo.tuning.limits import StudyLimits, count_finished_trials
+from pneumo.tuning.planning.plan import summarize_plan
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import how_to_continue
-from pneumo.tuning.study import StudyLimits, count_finished_trials
 
 MIN_REFRESH_SECONDS = 60  # minimum time between two pages of a running study
 MAX_OVERHEAD_FRACTION = 0.05  # maximum fraction of the time that pages take
@@ -100,6 +101,7 @@ def summarize(study: optuna.Study, spec: StudySpec, state: str) -> StudySummary:
         changed_ranges=list(_changed_ranges(trials)),
         at_edge=list(_params_at_range_edge(best)) if best else [],
         how_to_continue=how_to_continue(study.study_name),
+        plan=summarize_plan(study),
     )
 
 
@@ -121,6 +123,7 @@ def _summarize_trial(trial: FrozenTrial) -> TrialSummary:
         score=selection.final_score(trial) if has_score else None,
         config=rename_fields(attributes.CONFIG.get(trial, {})),
         epochs=trial.last_step or 0,
+        is_cut=attributes.IS_CUT.get(trial, False),
         seconds=_seconds(trial),
         error=attributes.ERROR.get(trial, ""),
     )

@@ -1,0 +1,88 @@
+"""Limits of a study: when no more trials start, and when they must end."""
+
+import time
+from dataclasses import asdict, dataclass
+from statistics import median
+
+import optuna
+from optuna.trial import TrialState
+
+from pneumo.tuning import attributes
+from pneumo.tuning.selection import complete_trials
+
+FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
+# Median durations of a trial that must be left when one starts; most are pruned that early
+MIN_MEDIANS = 0.5
+MAX_SLOWDOWN = 4.0  # of a machine, compared with its measured speed
+UNKNOWN_SLOWDOWN = 2.0  # as long as no trial is complete
+
+
+def count_finished_trials(study: optuna.Study) -> int:
+    """Return the number of complete and pruned trials."""
+    return len(study.get_trials(deepcopy=False, states=FINISHED_STATES))
+
+
+@dataclass(frozen=True)
+class StudyLimits:
+    """Limits of a study, which may change each time it is resumed.
+
+    Attributes:
+        trials: Number of complete and pruned trials at which the study ends, or None.
+        deadline: Seconds since 1970 after which no new trial starts, or None.
+        keep_models: Number of the best trials whose models are kept, or None for all.
+        trial_timeout: Seconds after which a trial fails and its process is ended, or None.
+        end: Seconds since 1970 at which the whole study must have ended, or None.
+        reserve: Seconds that are expected between the last trial and the end of the study.
+        epoch_seconds: Expected duration of an epoch of the first trial, with its share of all else;
+            0 if it is not known.
+    """
+
+    trials: int | None
+    deadline: float | None = None
+    keep_models: int | None = None
+    trial_timeout: int | None = None
+    end: float | None = None
+    reserve: float = 0.0
+    epoch_seconds: float = 0.0
+
+    @classmethod
+    def from_study(cls, study: optuna.Study) -> "StudyLimits":
+        """Read the limits that a study has for all processes."""
+        return cls(**attributes.LIMITS.read(study))
+
+    def save(self, study: optuna.Study) -> None:
+        """Store the limits in a study."""
+        attributes.LIMITS.set(study, asdict(self))
+
+    def is_reached(self, study: optuna.Study) -> bool:
+        """Return whether no new trial may start."""
+        now = time.time()
+        if self.trials is not None and count_finished_trials(study) >= self.trials:
+            return True
+        if self.deadline is not None and now >= self.deadline:
+            return True
+        end = self.trials_end(study)
+        durations = [trial.duration.total_seconds() for trial in complete_trials(study)]
+        # Without a complete trial there would be no model
+        return end is not None and bool(durations) and now + MIN_MEDIANS * median(durations) > end
+
+    def trials_end(self, study: optuna.Study) -> float | None:
+        """Return when the last trial must end, in seconds since 1970, or None.
+
+        If the first complete trial took longer than expected, the end of the study will take longer
+        in the same ratio. Before that trial the ratio is `UNKNOWN_SLOWDOWN`, so that a first trial
+        that is too long for the machine leaves time for the rest.
+        """
+        if self.end is None:
+            return None
+        return self.end - self._slowdown(study) * self.reserve
+
+    def _slowdown(self, study: optuna.Study) -> float:
+        if not self.epoch_seconds:
+            return 1.0
+        trials = complete_trials(study)
+        first = next((it for it in trials if not attributes.IS_CUT.get(it, False)), None)
+        if first is None or not first.last_step:
+            return UNKNOWN_SLOWDOWN
+        ratio = first.duration.total_seconds() / (first.last_step * self.epoch_seconds)
+        return min(max(1.0, ratio), MAX_SLOWDOWN)

@@ -111,7 +111,7 @@ def suggest(trial: Trial, base: RunConfig) -> RunConfig:
             "augment_strength": trial.suggest_float("augment_strength", 0.0, 0.75, step=0.25),
             "max_crop_fraction": trial.suggest_float("max_crop_fraction", 0.0, 0.6, step=0.2),
             "horizontal_flip": flip,
-            "flip_tta": flip,
+            "flip_tta": base.flip_tta if flip == base.horizontal_flip else flip,
             "sharpness_jitter": trial.suggest_float("sharpness_jitter", 0.0, 1.0, step=0.5),
             "unfreeze_depth": trial.suggest_int("unfreeze_depth", 4, 13),
             "learning_rate": trial.suggest_float("learning_rate", 3e-4, 3e-3, log=True),

@@ -25,9 +25,9 @@ from pneumo.tuning.launchers.progress import StudyProgress
 from pneumo.tuning.limits import StudyLimits
 from pneumo.tuning.output.study_page import StudyPage
 from pneumo.tuning.output.study_table import StudyResult, print_study
-from pneumo.tuning.planning.plan import StudyPlan, refuse_without_budget
+from pneumo.tuning.planning.plan import StudyPlan, how_to_resume, refuse_without_budget
 from pneumo.tuning.spec import StudySpec, validate_search_space
-from pneumo.tuning.storage import STORE_ERRORS, how_to_continue, open_storage
+from pneumo.tuning.storage import STORE_ERRORS, open_storage
 from pneumo.tuning.study import (
     check_name_is_new,
     create_study,
@@ -165,6 +165,7 @@ def _search_and_register(
     model_name = model_name or attributes.MODEL_NAME.get(study, default)
     attributes.MODEL_NAME.set(study, model_name)
     page, spent = StudyPage(study, spec), attributes.SPENT_SECONDS.get(study, 0.0)
+    resume = how_to_resume(study)  # while the stores are there
 
     def save_time() -> None:
         if plan:
@@ -187,17 +188,17 @@ def _search_and_register(
         return result
     except (KeyboardInterrupt, StudyFailedError) as stop:
         if not stop.__cause__:  # a store that has failed is not used again
+            save_time()
             fail_dead_trials(study)  # trials of killed workers
             reconcile_runs(study)
             page.write(STOPPED)
-        budget = f" {session.format_option('budget', f'{plan.budget:.0f}')}" if plan else ""
-        echo(f"to resume the study, {how_to_continue(study.study_name)}{budget}")
+        echo(f"to resume the study, {resume}")
         raise
     except STORE_ERRORS as error:
         reason = redact_passwords(str(error)).partition("\n")[0]
         raise StudyFailedError(
             f"MLflow or Optuna's database failed ({reason}). Finished trials are kept. Check that "
-            f"both are available. To resume the study, {how_to_continue(study.study_name)}."
+            f"both are available. To resume the study, {resume}."
         ) from error
 
 

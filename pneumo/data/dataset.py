@@ -188,6 +188,11 @@ class Dataset:
         files = self.rows["sha256"][self.rows["split"].isin(splits)]
         return index.digest_of(files) if len(files) else ""
 
+    def count_images(self) -> dict[str, int]:
+        """Return the number of images of train, val and test, also of unreadable ones."""
+        is_in = {name: self.rows["split"] == name for name in ("train", "val", "test")}
+        return {name: int(rows.sum()) for name, rows in is_in.items()}
+
     def assign_folds(self, n_folds: int, split_by: str) -> np.ndarray:
         """Return the fold of each image: see `split.assign_folds` and `split.assign_site_folds`.
 

@@ -14,6 +14,7 @@ FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
 # Median durations of a trial that must be left when one starts; most are pruned that early
 MIN_MEDIANS = 0.5
 MAX_SLOWDOWN = 4.0  # of a machine, compared with its measured speed
+MAX_END_FRACTION = 0.5  # of the time of a command
 UNKNOWN_SLOWDOWN = 2.0  # as long as no trial is complete
 
 
@@ -31,7 +32,8 @@ class StudyLimits:
         deadline: Seconds since 1970 after which no new trial starts, or None.
         keep_models: Number of the best trials whose models are kept, or None for all.
         trial_timeout: Seconds after which a trial fails and its process is ended, or None.
-        end: Seconds since 1970 at which the whole study must have ended, or None.
+        begin: When the command began, in seconds since 1970, or 0 if it has no `end`.
+        end: When the whole study must have ended, in seconds since 1970, or None.
         reserve: Seconds that are expected between the last trial and the end of the study.
         epoch_seconds: Expected duration of an epoch of the first trial, with its share of all else;
             0 if it is not known.
@@ -41,6 +43,7 @@ class StudyLimits:
     deadline: float | None = None
     keep_models: int | None = None
     trial_timeout: int | None = None
+    begin: float = 0.0
     end: float | None = None
     reserve: float = 0.0
     epoch_seconds: float = 0.0
@@ -71,11 +74,13 @@ class StudyLimits:
 
         If the first complete trial took longer than expected, the end of the study will take longer
         in the same ratio. Before that trial the ratio is `UNKNOWN_SLOWDOWN`, so that a first trial
-        that is too long for the machine leaves time for the rest.
+        that is too long for the machine leaves time for the rest. A part of the time is always left
+        for trials.
         """
         if self.end is None:
             return None
-        return self.end - self._slowdown(study) * self.reserve
+        reserve = self._slowdown(study) * self.reserve
+        return self.end - min(reserve, MAX_END_FRACTION * (self.end - self.begin))
 
     def _slowdown(self, study: optuna.Study) -> float:
         if not self.epoch_seconds:

@@ -111,7 +111,7 @@ def final_score(trial: FrozenTrial) -> float | None:
 
 
 def find_baseline(complete: Sequence[FrozenTrial], spec: StudySpec) -> FrozenTrial | None:
-    """Return the first complete trial with the baseline's values.
+    """Return the first complete trial with the baseline's values, if possible one with all epochs.
 
     Args:
         complete: Complete trials by number.
@@ -121,7 +121,8 @@ def find_baseline(complete: Sequence[FrozenTrial], spec: StudySpec) -> FrozenTri
         The trial, or None if there is none.
     """
     baseline_params = spec.baseline()
-    return next((trial for trial in complete if trial.params == baseline_params), None)
+    trials = [trial for trial in complete if trial.params == baseline_params]
+    return min(trials, key=lambda trial: attributes.IS_CUT.get(trial, False), default=None)
 
 
 def store_improvement(study: optuna.Study, spec: StudySpec) -> None:

@@ -1,6 +1,7 @@
 """Ensembles of a study's trials."""
 
 import json
+import time
 
 import keras
 import numpy as np
@@ -121,6 +122,13 @@ def test_the_gain_of_complementary_trials_is_certain(labels):
 def test_too_few_patients_have_no_estimate():
     candidates = create_candidates(np.ones((2, 4)), np.array([0, 0, 1, 1]), folds=2)
     assert len(estimate_gain(candidates, 2, draws=20)) == 0
+
+
+def test_a_gain_for_which_there_is_no_time_is_not_estimated():
+    labels = np.repeat([0, 1], 30)
+    candidates = create_candidates(np.stack([labels, labels]) + 0.1, labels)
+    assert len(estimate_gain(candidates, 2, draws=5, end=time.time() + 60)) == 5
+    assert len(estimate_gain(candidates, 2, draws=5, end=time.time() - 1)) == 0
 
 
 @pytest.mark.parametrize("mirror", [False, True])

@@ -22,9 +22,8 @@ from pneumo.tracking import study_runs
 from pneumo.training.config import rename_fields
 from pneumo.tuning import attributes, selection
 from pneumo.tuning.limits import StudyLimits, count_finished_trials
-from pneumo.tuning.planning.plan import summarize_plan
+from pneumo.tuning.planning.plan import how_to_resume, summarize_plan
 from pneumo.tuning.spec import StudySpec
-from pneumo.tuning.storage import how_to_continue
 
 MIN_REFRESH_SECONDS = 60  # minimum time between two pages of a running study
 MAX_OVERHEAD_FRACTION = 0.05  # maximum fraction of the time that pages take
@@ -100,7 +99,7 @@ def summarize(study: optuna.Study, spec: StudySpec, state: str) -> StudySummary:
         seconds=_time_by_activity(trials),
         changed_ranges=list(_changed_ranges(trials)),
         at_edge=list(_params_at_range_edge(best)) if best else [],
-        how_to_continue=how_to_continue(study.study_name),
+        how_to_continue=how_to_resume(study),
         plan=summarize_plan(study),
     )
 

@@ -13,7 +13,6 @@ from pneumo.inference.decode import decode, read_size
 from pneumo.runtime.errors import UserError
 from pneumo.tuning.planning.fingerprint import N_FOLDS, DatasetFingerprint
 
-SPLITS = ("train", "val", "test")
 MAX_HEADERS = 1_000  # images whose headers are read; more would not change a choice
 N_DECODED = 32  # images that are decoded to measure the speed
 DECODING_SIDE = 128  # pixels
@@ -48,7 +47,7 @@ def describe_dataset(dataset: Dataset) -> DatasetFingerprint:
         values, labels = headers.to_numpy(float), sampled["label"].to_numpy()
         metadata_auc = cross_validated_auc(values, labels, sampled["patient"])["auc"]
     return DatasetFingerprint(
-        images={name: int((dataset.rows["split"] == name).sum()) for name in SPLITS},
+        images=dataset.count_images(),
         patients=rows["patient"].nunique(),
         prevalence=float(rows["label"].mean()),
         duplicates=int(rows["sha256"].duplicated(keep=False).sum()),

@@ -81,19 +81,8 @@ class Fingerprint:
     weights_error: str
 
     def trial_seconds(self, fields: Mapping[str, str]) -> float:
-        """Return the expected duration of a trial, without decoding.
-
-        Args:
-            fields: All fields of its config as text.
-        """
-        side, folds = int(fields["image_size"]), int(fields["folds"])
-        n_train: float = self.dataset.images["train"]
-        if folds > 1:
-            n_train = (n_train + self.dataset.images["val"]) * (folds - 1) / folds
-        trains_head_only = fields["unfreeze_depth"] == "0" and fields["feature_cache"] == "on"
-        epochs = HEAD_ONLY_EPOCHS if trains_head_only else int(fields["epochs"])
-        network = self.speed.start + epochs * self.speed.epoch_seconds(side, n_train)
-        return TRIAL_SECONDS + count_networks(fields) * network
+        """Return the expected duration of a trial: see `estimate_trial`."""
+        return estimate_trial(self.speed, self.dataset.images, fields)
 
     def count_trials(self, fields: Mapping[str, str]) -> float:
         """Return the number of trials with such a config that fit the time."""
@@ -113,3 +102,23 @@ class Fingerprint:
 def count_networks(fields: Mapping[str, str]) -> int:
     """Return the number of networks that a trial with such a config trains."""
     return int(fields["folds"]) * int(fields["repeats"]) * int(fields["ensemble_size"])
+
+
+def estimate_trial(
+    speed: TrainingSpeed, images: Mapping[str, int], fields: Mapping[str, str]
+) -> float:
+    """Return the expected duration of a trial in seconds, without decoding.
+
+    Args:
+        speed: Speed of the machine, with unfrozen blocks.
+        images: Split → number of images.
+        fields: All fields of the trial's config as text.
+    """
+    side, folds = int(fields["image_size"]), int(fields["folds"])
+    n_train: float = images["train"]
+    if folds > 1:
+        n_train = (n_train + images["val"]) * (folds - 1) / folds
+    trains_head_only = fields["unfreeze_depth"] == "0" and fields["feature_cache"] == "on"
+    epochs = HEAD_ONLY_EPOCHS if trains_head_only else int(fields["epochs"])
+    network = speed.start + epochs * speed.epoch_seconds(side, n_train)
+    return TRIAL_SECONDS + count_networks(fields) * network

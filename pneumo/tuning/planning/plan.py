@@ -9,12 +9,12 @@ import optuna
 from pneumo.reporting.study_summary import PlanSummary
 from pneumo.runtime.console import echo
 from pneumo.runtime.errors import UserError
+from pneumo.tracking import session
 from pneumo.tuning import attributes
 from pneumo.tuning.planning.budget import Budget, format_seconds
 from pneumo.tuning.planning.fingerprint import DatasetFingerprint, TrainingSpeed
 from pneumo.tuning.planning.rules import Choice
-
-MAX_END_FRACTION = 0.5  # of the time of a command, because a search needs some of it, too
+from pneumo.tuning.storage import how_to_continue
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class StudyPlan:
     @property
     def limits(self) -> dict[str, float]:
         """Return the fields of `StudyLimits` that follow from the plan."""
-        seconds = max(0.0, self.end - self.begin)
         trial_seconds = self.trial_seconds * self.workers / self.throughput
         return {
+            "begin": self.begin,
             "end": self.end,
-            "reserve": min(self.reserve, MAX_END_FRACTION * seconds),
+            "reserve": self.reserve,
             "epoch_seconds": trial_seconds / self.trial_epochs,
         }
 
@@ -121,6 +121,12 @@ def continue_plan(
     )
 
 
+def how_to_resume(study: optuna.Study) -> str:
+    """Return in words how to resume a study, for the rest of its budget if it has one."""
+    text, plan = how_to_continue(study.study_name), StudyPlan.from_study(study)
+    return f"{text} {session.format_option('budget', f'{plan.budget:.0f}')}" if plan else text
+
+
 def refuse_without_budget(study: optuna.Study) -> None:
     """Raise `UserError` if a study that has a budget is continued without one."""
     if attributes.PLAN.get(study, {}):
@@ -147,7 +153,7 @@ def summarize_plan(study: optuna.Study) -> PlanSummary | None:
 
 def _describe_time(plan: StudyPlan) -> Iterator[tuple[str, str]]:
     yield "budget", format_seconds(plan.budget)
-    yield "of it kept for the end", format_seconds(plan.limits["reserve"])
+    yield "of it for the end, as expected", format_seconds(plan.reserve)
     if plan.trial_seconds:
         yield "a trial, as expected", format_seconds(plan.trial_seconds)
     if plan.speed:
@@ -175,3 +181,5 @@ def _describe_search(plan: StudyPlan) -> Iterator[tuple[str, str]]:
     yield "trials", f"the baseline{trials}, then TPE"
     if plan.ensemble > 1:
         yield "end", f"an ensemble of up to {plan.ensemble} trials, if it is better on validation"
+    elif plan.choices:
+        yield "end", "the best trial alone, because there is no time to evaluate an ensemble"

@@ -181,7 +181,10 @@ RULES = (
             **{"unfreeze_depth": "0", "feature_cache": "on"},
         },
         Condition(
-            "the network is pretrained", lambda fingerprint, fields: fields["weights"] != "none"
+            "the network is pretrained",
+            lambda fingerprint, fields: (
+                fields["weights"] != "none" and _trains_head_only(fingerprint, fields)
+            ),
         ),
         "The backbone sees each image once, for all trials.",
         "tests.benchmarks.study",

@@ -26,22 +26,25 @@ SPEED_FILE = f"{OWN_PREFIX}speed.json"
 MAX_AGE_SECONDS = 7 * 24 * 3_600  # of a measurement, which another program may have disturbed
 IMAGE_SIDES = (64, 128)  # pixels
 N_IMAGES = 512  # to train on, of noise; a quarter as many validate, as in a data set
-N_IMAGES_OF_LARGE_NETWORKS = 64  # for which a call of Python takes no time
-LARGE_NETWORKS = {"resnet50v2"}
+N_IMAGES_OF_LARGE_NETWORKS = 64  # in which time for Python does not count
+MAX_ALPHA = 0.5  # of a MobileNet that is small
 N_EPOCHS = 3
 
 # Fields of `RunConfig` on which the cost of an image depends
-COST_FIELDS = ("backbone", "alpha", "unfreeze_depth", "objective", "batch_size")
+COST_FIELDS = (
+    *("backbone", "alpha", "unfreeze_depth", "objective", "batch_size"),
+    *("augment_strength", "max_crop_fraction", "sharpness_jitter", "horizontal_flip"),
+)
 
 
 def measure_training(config: RunConfig) -> TrainingSpeed:
     """Measure how long a config trains on this machine, or read the stored measurement.
 
-    Networks are trained on noise, at two sizes. Features are not cached, so that the result holds
-    for any augmentation.
+    Networks are trained on noise, at two sizes, without cached features.
 
     Args:
-        config: Config of a run. Only its `COST_FIELDS` have an influence.
+        config: Config of a run. Only its `COST_FIELDS`, and whether it has pretrained weights, have
+            an influence.
     """
     with cache.lock(SPEED_FILE):
         file = cache_path(SPEED_FILE)
@@ -66,11 +69,15 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
 def _key(config: RunConfig) -> str:
     devices = [f"{cpu_count()} cores", *visible_gpus()]
     fields = [f"{name} {getattr(config, name)}" for name in COST_FIELDS]
+    fields.append("from scratch" if config.weights == "none" else "pretrained")
     return ", ".join([platform.node(), *devices, f"TensorFlow {tf.__version__}", *fields])
 
 
 def _measure(config: RunConfig) -> TrainingSpeed:
-    count = N_IMAGES_OF_LARGE_NETWORKS if config.backbone in LARGE_NETWORKS else N_IMAGES
+    is_small = config.backbone == "cnn" or (
+        config.backbone == "mobilenet" and config.alpha <= MAX_ALPHA
+    )
+    count = N_IMAGES if is_small else N_IMAGES_OF_LARGE_NETWORKS
     measured = [_measure_at(config, side, count) for side in IMAGE_SIDES]
     (start, of_small), (_, of_large) = measured
     areas = [side**2 for side in IMAGE_SIDES]

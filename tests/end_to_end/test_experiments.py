@@ -86,7 +86,7 @@ def test_an_experiment_file_sets_the_resources_of_a_trial(monkeypatch):
 
 
 def test_an_unknown_experiment_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="one of best, cnn, .*: got 'tine'. To add one"):
+    with pytest.raises(UserError, match="one of auto, best, cnn, .*: got 'tine'. To add one"):
         load_experiment("tine")
 
 

@@ -155,7 +155,10 @@ def test_optuna_agrees_with_mlflow(study, client):
         }
         assert found["low"] < gain
     assert facts == {
-        "goal": {"trials": 2, "deadline": None, "keep_models": None, "trial_timeout": None},
+        "goal": {
+            **{"trials": 2, "deadline": None, "keep_models": None, "trial_timeout": None},
+            **{"begin": 0.0, "end": None, "reserve": 0.0, "epoch_seconds": 0.0},
+        },
         "experiment": "tiny",
         "fixed": {},
         "epochs": 2,

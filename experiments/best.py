@@ -111,6 +111,7 @@ def suggest(trial: Trial, base: RunConfig) -> RunConfig:
             "augment_strength": trial.suggest_float("augment_strength", 0.0, 0.75, step=0.25),
             "max_crop_fraction": trial.suggest_float("max_crop_fraction", 0.0, 0.6, step=0.2),
             "horizontal_flip": flip,
+            # As in the base if flips are, so that BASE can be returned whatever a user fixes
             "flip_tta": base.flip_tta if flip == base.horizontal_flip else flip,
             "sharpness_jitter": trial.suggest_float("sharpness_jitter", 0.0, 1.0, step=0.5),
             "unfreeze_depth": trial.suggest_int("unfreeze_depth", 4, 13),

@@ -15,7 +15,7 @@ FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
 MIN_MEDIANS = 0.5
 MAX_SLOWDOWN = 4.0  # of a machine, compared with its measured speed
 MAX_END_FRACTION = 0.5  # of the time of a command
-UNKNOWN_SLOWDOWN = 2.0  # as long as no trial is complete
+UNKNOWN_SLOWDOWN = 2.0  # as long as no trial with all of its epochs is complete
 
 
 def count_finished_trials(study: optuna.Study) -> int:
@@ -65,9 +65,11 @@ class StudyLimits:
         if self.deadline is not None and now >= self.deadline:
             return True
         end = self.trials_end(study)
+        if end is None:
+            return False
         durations = [trial.duration.total_seconds() for trial in complete_trials(study)]
         # Without a complete trial there would be no model
-        return end is not None and bool(durations) and now + MIN_MEDIANS * median(durations) > end
+        return bool(durations) and now + MIN_MEDIANS * median(durations) > end
 
     def trials_end(self, study: optuna.Study) -> float | None:
         """Return when the last trial must end, in seconds since 1970, or None.

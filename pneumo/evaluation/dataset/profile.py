@@ -60,7 +60,7 @@ def profile_files(images: DecodedDataset) -> pd.DataFrame:
         For an unreadable file `colour` is '', and what depends on the image is NaN.
     """
     rows, base = images.dataset.rows, images.dataset.base
-    headers = list(map_in_threads(_header, [base / path for path in rows["path"]]))
+    headers = list(map_in_threads(read_file_header, [base / path for path in rows["path"]]))
     statistics = np.concatenate(list(map_batches(_pixel_statistics, images.pixels)))
     files = rows.assign(
         split=pd.Categorical(rows["split"], SPLITS).remove_unused_categories(),
@@ -78,7 +78,7 @@ def profile_files(images: DecodedDataset) -> pd.DataFrame:
     return files
 
 
-def _header(file: Path) -> tuple[int, int, int, str]:
+def read_file_header(file: Path) -> tuple[int, int, int, str]:
     """Return bytes, width, height and color; 0, 0 and '' for the last three if unreadable."""
     size = file.stat().st_size
     try:

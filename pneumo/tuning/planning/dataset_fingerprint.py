@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 
 from pneumo.data.dataset import Dataset
+from pneumo.evaluation.dataset.profile import read_file_header
 from pneumo.evaluation.dataset.shortcuts import cross_validated_auc, has_enough_patients
 from pneumo.inference.batches import map_in_threads
-from pneumo.inference.decode import decode, read_size
+from pneumo.inference.decode import decode
 from pneumo.runtime.errors import UserError
 from pneumo.tuning.planning.fingerprint import N_FOLDS, DatasetFingerprint
 
@@ -31,9 +32,8 @@ def describe_dataset(dataset: Dataset) -> DatasetFingerprint:
     positions = np.linspace(0, len(rows) - 1, min(len(rows), MAX_HEADERS)).astype(int)
     sampled = rows.iloc[positions]
     files = [dataset.base / path for path in sampled["path"]]
-    headers = pd.DataFrame(
-        map_in_threads(_read_header, files), columns=["width", "height", "bytes"]
-    )
+    columns = ["bytes", "width", "height", "colour"]
+    headers = pd.DataFrame(map_in_threads(read_file_header, files), columns=columns)
     is_readable = (headers["width"] > 0).to_numpy()
     headers, sampled = headers[is_readable], sampled[is_readable]
     if headers.empty:
@@ -41,6 +41,7 @@ def describe_dataset(dataset: Dataset) -> DatasetFingerprint:
             f"{dataset.name} must contain readable images: none of {len(files)} is. Run explore, "
             "which lists the reasons."
         )
+    headers = headers.drop(columns="colour")
     headers["aspect"] = headers["width"] / headers["height"]
     metadata_auc = None
     if has_enough_patients(sampled["label"], sampled["patient"]):
@@ -57,15 +58,6 @@ def describe_dataset(dataset: Dataset) -> DatasetFingerprint:
         decoding_seconds=_measure_decoding([dataset.base / path for path in sampled["path"]]),
         can_fold=_can_fold(dataset),
     )
-
-
-def _read_header(file: Path) -> tuple[int, int, int]:
-    """Return width, height and bytes, 0 and 0 for the first two if the file is unreadable."""
-    try:
-        width, height, _ = read_size(file)
-    except Exception:  # decoding reports the reason
-        width = height = 0
-    return width, height, file.stat().st_size
 
 
 def _measure_decoding(files: list[Path]) -> float:

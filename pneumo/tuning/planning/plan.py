@@ -29,12 +29,12 @@ class StudyPlan:
         reserve: Seconds that are expected between the last trial and the end.
         throughput: Number of trials that run at once, as fast as a single one.
         workers: Number of workers.
-        trial_seconds: Expected duration of the first trial alone, 0 if it is not known.
+        trial_seconds: Expected duration of the first trial alone.
         trial_epochs: Number of epochs that all its networks train together.
         fields: Fields of `RunConfig` that are not searched, as text, without those that the user
             has fixed.
         dataset: Properties of the images; None if the experiment is not `auto`.
-        speed: Speed of the machine; None if the experiment is not `auto`.
+        speed: Speed of the machine; None until it is measured.
         weights_error: Why ImageNet's weights cannot be loaded, or ''.
         choices: Choices of the rules; none if the experiment is not `auto`.
         ensemble: Maximum number of trials whose ensemble is registered.
@@ -154,11 +154,9 @@ def summarize_plan(study: optuna.Study) -> PlanSummary | None:
 def _describe_time(plan: StudyPlan) -> Iterator[tuple[str, str]]:
     yield "budget", format_seconds(plan.budget)
     yield "of it for the end, as expected", format_seconds(plan.reserve)
-    if plan.trial_seconds:
-        yield "a trial, as expected", format_seconds(plan.trial_seconds)
-    if plan.speed:
-        images = 1 / plan.speed.epoch_seconds(128, 1)
-        yield "training at 128 px, as measured", f"{images:,.0f} images/s"
+    yield "a trial, as expected", format_seconds(plan.trial_seconds)
+    images = 1 / plan.speed.epoch_seconds(128, 1)
+    yield "training at 128 px, as measured", f"{images:,.0f} images/s"
 
 
 def _describe_dataset(plan: StudyPlan) -> Iterator[tuple[str, str]]:

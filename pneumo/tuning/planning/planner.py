@@ -11,6 +11,7 @@ from pneumo.runtime.errors import UserError
 from pneumo.runtime.machine import visible_gpus
 from pneumo.training.config import RunConfig
 from pneumo.training.pretrained import load_pretrained_weights
+from pneumo.training.train import MAX_GATE_IMAGES
 from pneumo.tuning import selection
 from pneumo.tuning.planning.budget import Budget, format_seconds
 from pneumo.tuning.planning.dataset_fingerprint import describe_dataset
@@ -31,7 +32,6 @@ from pneumo.tuning.storage import open_storage
 END_SECONDS = 25.0
 REFERENCE_START = {"mobilenet": 6.3, "cnn": 1.4}
 N_TEST_PASSES = 11  # predictions of each test image, most of them for the reliance on shortcuts
-N_GATE_IMAGES = 4_000  # at most, from which the input gate is fitted
 N_MEMBERS = 3  # of an ensemble, of which `ENSEMBLE_SIZE` are rarely all different
 PREDICTION_FRACTION = 1 / 3  # of the time to train on an image
 # Two workers on the same device finish so many times the trials of one (tests.benchmarks.workers)
@@ -79,7 +79,7 @@ def plan_study(
         workers=workers,
     )
     if spec.experiment.name == AUTO:
-        return _plan_auto(plan, spec)
+        return _plan_auto(plan, spec, storage)
     load_pretrained_weights(spec.base)
     return _add_durations(plan, spec, measure_training(spec.base), members=1)
 
@@ -110,13 +110,13 @@ def _estimate_end(
 ) -> float:
     """Return the expected seconds between the last trial and the end of a study."""
     n_predicted = N_TEST_PASSES * images["test"] * count_networks(params) * members
-    n_predicted += min(N_GATE_IMAGES, images["train"] + images["val"])
+    n_predicted += sum(min(MAX_GATE_IMAGES, images[split]) for split in ("train", "val"))
     of_image = PREDICTION_FRACTION * speed.epoch_seconds(int(params["image_size"]), 1)
     slowness = speed.start / REFERENCE_START.get(params["backbone"], speed.start)
     return max(1.0, slowness) * END_SECONDS + n_predicted * of_image
 
 
-def _plan_auto(plan: StudyPlan, spec: StudySpec) -> StudyPlan:
+def _plan_auto(plan: StudyPlan, spec: StudySpec, storage: optuna.storages.RDBStorage) -> StudyPlan:
     fixed, dataset = spec.fixed, describe_dataset(spec.dataset)
     config, weights_error = _choose_network(spec)
     speed = measure_training(config)
@@ -143,7 +143,7 @@ def _plan_auto(plan: StudyPlan, spec: StudySpec) -> StudyPlan:
         weights_error=weights_error,
         choices=choices,
         ensemble=ENSEMBLE_SIZE if has_time_for_ensemble else 1,
-        like=find_earlier_study(planned_spec),
+        like=find_earlier_study(storage, planned_spec),
     )
     _print(plan)
     return plan
@@ -165,13 +165,13 @@ def _choose_network(spec: StudySpec) -> tuple[RunConfig, str]:
     return config, ""
 
 
-def find_earlier_study(spec: StudySpec) -> str:
+def find_earlier_study(storage: optuna.storages.RDBStorage, spec: StudySpec) -> str:
     """Return the study on the same images with the best trial that fits a search, or ''.
 
     Args:
+        storage: Optuna's database.
         spec: Search of a new study.
     """
-    storage = open_storage()
     identity = spec.identity()
     best: dict[str, float] = {}
     for summary in optuna.get_all_study_summaries(storage):

@@ -38,12 +38,12 @@ def test_time_for_the_end_grows_with_what_is_predicted_and_on_slow_machines():
     params = load_experiment("auto").base.override({"image_size": 100}).to_params()
     speed = TrainingSpeed(6.3, 0.002, 1e-7)  # 1 ms for a prediction
     estimate = planner._estimate_end
-    assert estimate(speed, images, params, 1) == pytest.approx(25 + 4 + 5.5)
-    assert estimate(speed, images, params, 3) == pytest.approx(25 + 4 + 3 * 5.5)
+    assert estimate(speed, images, params, 1) == pytest.approx(25 + 3 + 5.5)
+    assert estimate(speed, images, params, 3) == pytest.approx(25 + 3 + 3 * 5.5)
     folds = params | {"folds": "5"}
-    assert estimate(speed, images, folds, 3) == pytest.approx(25 + 4 + 15 * 5.5)
+    assert estimate(speed, images, folds, 3) == pytest.approx(25 + 3 + 15 * 5.5)
     slow = TrainingSpeed(12.6, 0.004, 2e-7)
-    assert estimate(slow, images, params, 1) == pytest.approx(2 * (25 + 4 + 5.5))
+    assert estimate(slow, images, params, 1) == pytest.approx(2 * (25 + 3 + 5.5))
 
 
 def test_fingerprint_of_the_sample(sample):

@@ -16,6 +16,7 @@ from pneumo.tuning.limits import StudyLimits
 from pneumo.tuning.planning import planner
 from pneumo.tuning.planning.budget import Budget, format_seconds, parse_budget
 from pneumo.tuning.planning.plan import StudyPlan, continue_plan, refuse_without_budget
+from pneumo.tuning.selection import find_baseline
 from pneumo.tuning.spec import StudySpec
 from tests.tuning.planning.test_rules import BASE, DATASET, SPEED
 
@@ -91,9 +92,9 @@ def plan_for(clock, monkeypatch, sample):
         monkeypatch.setattr(planner, "describe_dataset", lambda _: dataset)
         monkeypatch.setattr(planner, "measure_training", lambda _: SPEED)
         monkeypatch.setattr(planner, "load_pretrained_weights", lambda _: None)
-        monkeypatch.setattr(planner, "find_earlier_study", lambda _: "")
+        monkeypatch.setattr(planner, "find_earlier_study", lambda *_: "")
         plan = StudyPlan(budget, clock.now, clock.now + budget, 0.0)
-        return planner._plan_auto(plan, StudySpec(load_experiment("auto"), sample, fixed))
+        return planner._plan_auto(plan, StudySpec(load_experiment("auto"), sample, fixed), None)
 
     return plan_for
 
@@ -186,6 +187,19 @@ def test_without_a_budget_nothing_ends_early(clock, study):
     StudyLimits(3).save(study)
     run_trial(study, clock, 8, 1_000, 0)
     assert study.trials[0].duration == timedelta(seconds=8_000)
+
+
+def test_a_baseline_with_all_its_epochs_comes_before_one_that_was_cut(study, sample):
+    spec = StudySpec(load_experiment("auto"), sample, {})
+    params, space = spec.baseline(), spec.search_space()
+    for is_cut in (True, False, False):
+        trial = optuna.create_trial(
+            value=0.9, params=params, distributions=space, user_attrs={"is_cut": is_cut}
+        )
+        study.add_trial(trial)
+    assert find_baseline(study.trials, spec).number == 1
+    assert find_baseline(study.trials[:1], spec).number == 0
+    assert find_baseline([], spec) is None
 
 
 def test_the_reserve_grows_if_the_machine_is_slower_than_measured(clock, study):

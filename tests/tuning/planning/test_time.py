@@ -12,6 +12,7 @@ from pneumo.data.dataset import Dataset
 from pneumo.experiment import load_experiment
 from pneumo.runtime.errors import UserError
 from pneumo.tuning import attributes, limits, worker
+from pneumo.tuning.launchers import progress
 from pneumo.tuning.limits import StudyLimits
 from pneumo.tuning.planning import planner
 from pneumo.tuning.planning.budget import Budget, format_seconds, parse_budget
@@ -263,6 +264,19 @@ def test_a_plan_is_continued(study, clock, plan_for):
     attributes.SPENT_SECONDS.set(study, 4_000.0)
     over = continue_plan(study, Budget(3_600, False), later, 1, 1.0)
     assert over.end == later
+
+
+def test_the_display_shows_the_time_if_trials_have_no_limit(clock, study, monkeypatch):
+    monkeypatch.setattr(progress, "time", clock)
+    attributes.OBJECTIVE.set(study, "val_auc")
+    StudyLimits(None, end=clock.now + 600).save(study)
+    display = progress.StudyProgress(study)
+    attrs = {"name": "a", "config": {"objective": "val_auc"}}
+    add_trial(study, clock.now, clock.now + 60, **attrs)
+    clock.sleep(150)
+    display.update()
+    [task] = display._bar.tasks
+    assert (task.completed, task.total, task.fields["trials"]) == (150, 600, "1")
 
 
 def test_the_reserve_is_at_most_half_of_a_command(study):

@@ -5,14 +5,16 @@ from dataclasses import asdict, dataclass
 from statistics import median
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from pneumo.tuning import attributes
+from pneumo.tuning.planning.fingerprint import count_networks
 from pneumo.tuning.selection import complete_trials
 
 FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
-# Median durations of a trial that must be left when one starts; most are pruned that early
-MIN_MEDIANS = 0.5
+# Part of the median duration of a trial that must be left when a trial of one network starts, which
+# may end with fewer epochs. One of several networks needs the whole duration
+MIN_DURATION_FRACTION = 0.5
 MAX_SLOWDOWN = 4.0  # of a machine, compared with its measured speed
 MAX_END_FRACTION = 0.5  # of the time of a command
 UNKNOWN_SLOWDOWN = 2.0  # as long as no trial with all of its epochs is complete
@@ -67,9 +69,9 @@ class StudyLimits:
         end = self.trials_end(study)
         if end is None:
             return False
-        durations = [trial.duration.total_seconds() for trial in complete_trials(study)]
         # Without a complete trial there would be no model
-        return bool(durations) and now + MIN_MEDIANS * median(durations) > end
+        trials = complete_trials(study)
+        return bool(trials) and now + _min_duration(trials) > end
 
     def trials_end(self, study: optuna.Study) -> float | None:
         """Return when the last trial must end, in seconds since 1970, or None.
@@ -93,3 +95,14 @@ class StudyLimits:
             return UNKNOWN_SLOWDOWN
         ratio = first.duration.total_seconds() / (first.last_step * self.epoch_seconds)
         return min(max(1.0, ratio), MAX_SLOWDOWN)
+
+
+def _min_duration(trials: list[FrozenTrial]) -> float:
+    """Return the seconds that must be left when a trial starts.
+
+    Args:
+        trials: At least one complete trial of the study.
+    """
+    duration = median(trial.duration.total_seconds() for trial in trials)
+    n_networks = count_networks(attributes.CONFIG.read(trials[0]))
+    return duration if n_networks > 1 else MIN_DURATION_FRACTION * duration

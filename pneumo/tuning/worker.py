@@ -21,6 +21,7 @@ from pneumo.training.config import RunConfig
 from pneumo.training.fit import EpochCallback
 from pneumo.tuning import attributes
 from pneumo.tuning.limits import StudyLimits
+from pneumo.tuning.planning.fingerprint import count_networks
 from pneumo.tuning.selection import complete_trials
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.study import (
@@ -195,7 +196,7 @@ def _time_limit(trial: optuna.Trial, config: RunConfig) -> EpochCallback:
     study = trial.study
     limits = StudyLimits.from_study(study)
     end = limits.trials_end(study)
-    n_networks = config.folds * config.repeats * config.ensemble_size
+    n_networks = count_networks(config.to_params())
     previous_end = time.time()
 
     def stop(epoch: int, _: Mapping[str, float]) -> bool:

@@ -1195,6 +1195,14 @@ BUDGET_FAULTS = [
         "of_folds_without_time",
     ),
     Fault(
+        "a trial of folds starts although it cannot be completed",
+        LIMITS,
+        "return duration if n_networks > 1 else",
+        "return duration if n_networks < 1 else",
+        OF_TIME,
+        "a_trial_starts_if_half",
+    ),
+    Fault(
         "the time that a study has used counts as left",
         PLAN,
         "total - attributes.SPENT_SECONDS.get(study, 0.0)",

@@ -50,9 +50,9 @@ def study():
     return optuna.create_study(direction="maximize")
 
 
-def add_trial(study, start, end, state=TrialState.COMPLETE, epochs=1, **user_attrs):
+def add_trial(study, start, end, state=TrialState.COMPLETE, epochs=1, config=BASE, **user_attrs):
     dates = (datetime.fromtimestamp(seconds) for seconds in (start, end))
-    number = len(study.trials)
+    number, user_attrs = len(study.trials), {**user_attrs, "config": config.to_params()}
     study.add_trial(
         FrozenTrial(number, state, 0.9, *dates, {}, {}, user_attrs, {}, {epochs: 0.9}, number)
     )
@@ -79,7 +79,7 @@ def run_trial(study, clock, epochs, epoch_seconds, rest, config=BASE):
             state = TrialState.PRUNED
             break
     clock.sleep(rest)
-    add_trial(study, start, clock.now, state, epoch, **trial.user_attrs)
+    add_trial(study, start, clock.now, state, epoch, config, **trial.user_attrs)
 
 
 @pytest.fixture
@@ -144,14 +144,14 @@ def test_a_trial_without_time_for_the_next_epoch_is_complete(clock, study):
     run_trial(study, clock, epochs=8, epoch_seconds=30, rest=0)
     assert study.trials[-1].state == TrialState.COMPLETE
     assert study.trials[-1].duration == timedelta(seconds=60)  # 45 s more would be too much
-    assert study.trials[-1].user_attrs == {"is_cut": True}
+    assert study.trials[-1].user_attrs.get("is_cut")
 
 
 def test_a_trial_in_its_last_epoch_is_not_cut(clock, study):
     StudyLimits(None, end=clock.now + 255).save(study)
     run_trial(study, clock, epochs=8, epoch_seconds=30, rest=0)
     assert study.trials[-1].duration == timedelta(seconds=240)
-    assert study.trials[-1].user_attrs == {}
+    assert "is_cut" not in study.trials[-1].user_attrs
 
 
 def test_the_first_epoch_counts_as_expected(clock, study):
@@ -182,6 +182,15 @@ def test_a_first_trial_starts_even_without_time(clock, study):
     run_trial(study, clock, 8, 1, 0)
     assert of_study.is_reached(study)
     assert study.trials[0].duration == timedelta(seconds=1)
+
+
+@pytest.mark.parametrize(("folds", "needed"), [(1, 120), (5, 240)])
+def test_a_trial_starts_if_half_of_the_usual_time_is_left_and_with_folds_all(
+    clock, study, folds, needed
+):
+    add_trial(study, clock.now - 240, clock.now, config=BASE.override({"folds": folds}))
+    for seconds, is_reached in ((needed + 1, False), (needed - 1, True)):
+        assert StudyLimits(None, end=clock.now + seconds).is_reached(study) == is_reached
 
 
 def test_without_a_budget_nothing_ends_early(clock, study):
@@ -268,11 +277,10 @@ def test_a_plan_is_continued(study, clock, plan_for):
 
 def test_the_display_shows_the_time_if_trials_have_no_limit(clock, study, monkeypatch):
     monkeypatch.setattr(progress, "time", clock)
-    attributes.OBJECTIVE.set(study, "val_auc")
+    attributes.OBJECTIVE.set(study, "val_robust_auc")
     StudyLimits(None, end=clock.now + 600).save(study)
     display = progress.StudyProgress(study)
-    attrs = {"name": "a", "config": {"objective": "val_auc"}}
-    add_trial(study, clock.now, clock.now + 60, **attrs)
+    add_trial(study, clock.now, clock.now + 60, name="a")
     clock.sleep(150)
     display.update()
     [task] = display._bar.tasks

@@ -1,4 +1,4 @@
-"""The peer of `study`: KerasTuner's BayesianOptimization, written as in its guides.
+"""The peer of `study` and `budget`: KerasTuner's BayesianOptimization, written as in its guides.
 
 `image_dataset_from_directory`, augmentation and rescaling as layers of the model, frozen layers by
 `trainable=False`, the backbone called with `training=False`.
@@ -9,9 +9,11 @@ import math
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import keras
 import keras_tuner
+import psutil
 import tensorflow as tf
 from keras import layers
 
@@ -72,14 +74,29 @@ def images(split: str, shuffle: bool = False) -> tf.data.Dataset:
     ).prefetch(tf.data.AUTOTUNE)
 
 
-def search() -> dict[str, float]:
+class Tuner(keras_tuner.BayesianOptimization):
+    """A search that ends with `--seconds` of its process, if they are given.
+
+    KerasTuner has no limit on time. The last trial starts if half of one still fits.
+    """
+
+    def on_trial_end(self, trial: keras_tuner.engine.trial.Trial) -> None:
+        """Let no other trial start if there is no time."""
+        super().on_trial_end(trial)
+        elapsed, count = time.time() - psutil.Process().create_time(), len(self.oracle.trials)
+        if options.seconds and elapsed * (count + 0.5) / count > options.seconds:
+            self.oracle.max_trials = count
+
+
+def search() -> dict[str, Any]:
     """Run the whole study."""
+    keras.utils.set_random_seed(options.seed)
     with tempfile.TemporaryDirectory() as directory:
-        tuner = keras_tuner.BayesianOptimization(
+        tuner = Tuner(
             build_model,
             objective=keras_tuner.Objective("val_auc", "max"),
             max_trials=options.trials,
-            seed=0,
+            seed=options.seed,
             directory=directory,
             project_name="peer",
         )
@@ -90,9 +107,17 @@ def search() -> dict[str, float]:
             verbose=0,
         )
         [best] = tuner.get_best_models(1)
-        test_auc = best.evaluate(images("test"), verbose=0, return_dict=True)["auc"]
+        test = images("test")
+        test_auc = best.evaluate(test, verbose=0, return_dict=True)["auc"]
         score = tuner.oracle.get_best_trials(1)[0].score
-    return {"val_auc": score, "test_auc": test_auc}
+        probabilities = best.predict(test, verbose=0)[:, 0].tolist()
+    names = [path.name for path in sorted(Path(options.folder, "peer", "test").glob("*/*"))]
+    return {
+        "val_auc": score,
+        "test_auc": test_auc,
+        "trials": len(tuner.oracle.trials),
+        "probabilities": dict(zip(names, probabilities, strict=True)),
+    }
 
 
 def seconds_of_epochs() -> list[float]:

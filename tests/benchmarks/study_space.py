@@ -24,6 +24,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--seed", type=int, default=0, help="of KerasTuner")
+    parser.add_argument(
+        "--seconds", type=int, default=0, help="of KerasTuner's search, see `budget`"
+    )
     parser.add_argument("--folder", help="where a process finds its files")
     parser.add_argument("--pruning", action="store_true")
     parser.add_argument(

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.winners --reference NAME [NAME ...] --models NAME [NAME ...]
 
 Run it in the folder of the stores. A name stands for the `@challenger` of a registered model, which
-must have been evaluated on test. No model predicts anything, so this is no look at test.
+must have been evaluated on test, or is a file of predictions that `budget` has written, whose
+threshold is 0.5. No model predicts anything, so this is no look at test.
 
 The difference of the mean AUC of the models from that of the references has a 95 % interval, by
 resampling of patients. All models are scored on the same samples.
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from pneumo.evaluation import bootstrap
-from pneumo.evaluation.metrics import HEADLINE_METRICS
+from pneumo.evaluation.metrics import HEADLINE_METRICS, compute_metrics
 from pneumo.tracking import results, session, tags
 
 SMOKE = "--reference {model} --models {model} {model}"
@@ -24,6 +25,12 @@ SMOKE = "--reference {model} --models {model} {model}"
 
 def stored_evaluation(name: str) -> tuple[pd.DataFrame, dict[str, float]]:
     """Return a model's predictions for test, sorted by path, and its metrics on both splits."""
+    if name.endswith(".csv"):
+        predictions = pd.read_csv(name, dtype={"path": str, "patient": str})
+        labels, probabilities = (predictions[it].to_numpy() for it in ("label", "probability"))
+        values = compute_metrics(labels, probabilities, threshold=0.5)
+        metrics = {f"test {metric}": values[metric] for metric in HEADLINE_METRICS}
+        return predictions.sort_values("path", ignore_index=True), metrics
     client = mlflow.MlflowClient()
     version = client.get_model_version_by_alias(name, "challenger")
     evaluation = version.tags[tags.EVALUATION_RUN]

@@ -371,6 +371,7 @@ def open_dataset(
             images contradict each other.
     """
     name, root = resolve_source(data)
+    is_named = data == SAMPLE or data in REMOTE_DATASETS
     with _name_source_in_errors(root, data):
         base = index.find_base(root)
         positive = positive or index.default_positive(base)
@@ -386,7 +387,7 @@ def open_dataset(
         if not allow_conflicts:
             raise_on_conflicts(base, rows)
     return Dataset(
-        source=data if data == name else str(Path(os.path.expanduser(data)).absolute()),
+        source=data if is_named else str(Path(os.path.expanduser(data)).absolute()),
         name=name,
         digest=index.digest(rows),
         is_synthetic=data == SAMPLE,

@@ -10,11 +10,12 @@ import pandas as pd
 from pneumo.data.attributes import pseudonym, read_dicom
 from pneumo.data.layouts import folders, published, table
 from pneumo.data.layouts.folders import is_junk
-from pneumo.data.layouts.table import LABELS_FILE, read_columns
+from pneumo.data.layouts.table import LABELS_FILE, convert_values, read_columns
 from pneumo.data.pixels import read_file
 from pneumo.data.schema import ATTRIBUTES, COLUMNS, DICOM, FORMAT
 from pneumo.inference.batches import map_in_threads
 from pneumo.inference.decode import is_dicom
+from pneumo.inference.untrusted import is_lateral
 from pneumo.runtime.cache_entries import is_own
 from pneumo.runtime.errors import UserError, quoted
 
@@ -138,7 +139,7 @@ def _listed_patients(base: Path, listing: pd.DataFrame) -> dict[str, str]:
             "column patient. Remove one of them."
         )
     rows = read_columns(file, ("path", "patient"))
-    listed = dict(zip(rows["path"], rows["patient"], strict=True))
+    listed = dict(zip(rows["path"], rows["patient"].str.strip(), strict=True))
     if len(listed) < len(rows) or not all(listed.values()):
         raise UserError(
             f"{file} must list each image at most once, with a patient. Remove duplicate paths, "
@@ -149,7 +150,7 @@ def _listed_patients(base: Path, listing: pd.DataFrame) -> dict[str, str]:
             f"{file} must list images of the data set: '{quoted(unknown_paths[0])}' is not one. "
             f"Use paths relative to the folder of the file, for example {paths[0]}."
         )
-    return listed
+    return dict(zip(listed, convert_values(file, "patient", rows["patient"]), strict=True))
 
 
 def _describe(file: Path) -> dict[str, str]:
@@ -179,11 +180,15 @@ def digest_of(files: Iterable[str]) -> str:
 def digest(rows: pd.DataFrame) -> str:
     """Return 16 hex digits that identify an index's paths, labels, patients, splits and files.
 
-    Sites count too, if any is known, because they can decide the folds.
+    Sites count too, if any is known, because they can decide the folds. So do lateral views, if
+    there are any, because they are left out.
     """
     columns = ["path", "label", "patient", "split", "sha256"]
     if "site" in rows and (rows["site"] != "").any():
         columns.append("site")
+    if "view" in rows and (is_lateral_view := rows["view"].map(is_lateral)).any():
+        rows = rows.assign(is_lateral=is_lateral_view)
+        columns.append("is_lateral")
     text = rows[columns].to_csv(index=False, lineterminator="\n")
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -6,6 +6,7 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from pneumo.inference.untrusted import UnreadableImageError, hide_warnings
 
@@ -18,7 +19,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 MIN_SIDE = 8  # pixels of a side; nothing can be seen in smaller images
 
-MIN_BITS_USED = 14  # of 16: a detector's 10 to 12 bits would be almost black
+MIN_BITS_USED = 15  # of 16: a detector's 10 to 14 bits would be almost black
 
 # At the end of the preamble, which may have any content
 DICOM_MARK, DICOM_PREAMBLE = b"DICM", 128  # bytes
@@ -121,6 +122,13 @@ def _check_supported(image: Image.Image) -> None:
         raise UnreadableImageError(
             "compressed TIFF is not supported; save it uncompressed, or as PNG"
         )
+    if image.mode.startswith("I;16") and image.format == "TIFF" and not _is_zero_black(image):
+        # Unlike those of 8 bits, Pillow does not invert them
+        raise UnreadableImageError("TIFF of 16 bits in which 0 is white; save it with 0 as black")
+
+
+def _is_zero_black(image: TiffImageFile) -> bool:
+    return image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 1
 
 
 def _to_8_bit(pixels: np.ndarray) -> np.ndarray:

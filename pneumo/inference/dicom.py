@@ -200,7 +200,14 @@ def _shares_of_white(dataset: Dataset, values: np.ndarray) -> np.ndarray:
         low, high = float(values.min()), float(values.max())
         return (values - low) / (high - low)
     if dataset.get("VOILUTSequence"):
-        low, high = 0, 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
+        _, first, bits = map(int, dataset.VOILUTSequence[0].LUTDescriptor)
+        if values.max() - first >= (2**8 if bits == 8 else 2**16):
+            # pydicom counts the entries in a type of 8 or 16 bits, so it would begin again at 0
+            raise UnreadableImageError(
+                f"DICOM image whose values exceed its VOI LUT of {bits} bits; replace the LUT by "
+                "WindowCenter and WindowWidth"
+            )
+        low, high = 0, 2**bits - 1
     else:
         low, high = apply_voi_lut(np.array([-FURTHEST, FURTHEST]), dataset)
     return (apply_voi_lut(values, dataset) - low) / (high - low)

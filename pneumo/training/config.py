@@ -47,12 +47,12 @@ DenseWidths = Annotated[
 
 
 def _weights(value: str | Path) -> str:
-    """Return `none` or `imagenet` in lower case, or else the path of an existing file."""
+    """Return `none` or `imagenet` in lower case, or else the absolute path of a file."""
     if not isinstance(value, str | os.PathLike):
         raise ValueError
     if str(value).lower() in ("none", "imagenet"):
         return str(value).lower()
-    path = os.path.expanduser(value)
+    path = os.path.abspath(os.path.expanduser(value))  # also for a process in another folder
     if not os.path.isfile(path):  # unlike Path.is_file, it takes any text
         raise ValueError
     return path

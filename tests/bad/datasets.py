@@ -72,6 +72,12 @@ def third_class(data: Path) -> None:
     shutil.copytree(data / "train" / "PNEUMONIA", data / "train" / "COVID")
 
 
+def folder_in_a_class(data: Path) -> None:
+    folder = data / "train" / "PNEUMONIA" / "batch2"
+    folder.mkdir()
+    (folder / "person9_virus_1.png").write_bytes(PNG)
+
+
 def lower_case(data: Path) -> None:
     for folder in sorted(data.glob("*/*")):
         folder.rename(folder.with_name(folder.name.lower()))
@@ -90,7 +96,7 @@ def name_with_an_escape(data: Path) -> None:
 
 
 def looping_links(data: Path) -> None:
-    (data / "train" / "NORMAL" / "again").symlink_to(data)
+    (data / "again").symlink_to(data)
     (data / "train" / "PNEUMONIA" / "itself.png").symlink_to("itself.png")
 
 
@@ -202,6 +208,11 @@ CASES: list[Case] = [
     ),
     Case("SICK for PNEUMONIA", spoiled(sick), "found train/SICK. Rename"),
     Case("a third class", spoiled(third_class), "found train/COVID. Rename these folders, or move"),
+    Case(
+        "a folder in a class",
+        spoiled(folder_in_a_class),
+        "without further folders: found train/PNEUMONIA/batch2. Rename",
+    ),
     Case("classes in lower case", spoiled(lower_case), "it contains .*test/normal.* rename the"),
     Case("another split", spoiled(other_split), "found validation. Rename"),
     Case(

@@ -72,6 +72,11 @@ def with_many_labels(rows: Rows) -> None:
         row["label"] = ["Pneumonia|Mass", "No Finding", "Lung_Opacity", "Edema"][number % 4]
 
 
+def with_labels_that_lack_one(rows: Rows) -> None:
+    with_many_labels(rows)
+    rows[0]["label"] = " "
+
+
 def with_one_label(rows: Rows) -> None:
     for row in rows:
         row["label"] = "1"
@@ -115,6 +120,16 @@ CASES: list[Case] = [
         f"{FILE} is listed twice",
     ),
     Case("an empty label", listed(changed(label="")), "found ''. Rename"),
+    Case(
+        "an empty label among many",
+        listed(with_labels_that_lack_one, "--positive", "Pneumonia"),
+        "labels.csv must have a label in every row: 1 rows have none. Add",
+    ),
+    Case(
+        "both classes at once",
+        listed(changed(label="0|PNEUMONIA")),
+        "labels.csv must have one class for each image: .* Correct its label",
+    ),
     Case("a third label", listed(changed(label="2")), "found '2'. Rename the labels, or name"),
     Case(
         "many labels",

@@ -94,6 +94,12 @@ def test_a_list_of_patients_takes_precedence_over_file_names(folder):
     assert len(rows) == len(plain) + 2  # the list itself is no image
 
 
+def test_spaces_around_a_patient_do_not_make_another_one(folder):
+    first, second = index.build_index(folder)["path"][:2]
+    write_patients(folder, f"path,patient\n{first},P7\n{second}, P7 \n")
+    assert index.build_index(folder)["patient"].tolist()[:2] == ["P7", "P7"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -102,6 +108,8 @@ def test_a_list_of_patients_takes_precedence_over_file_names(folder):
         ("path,patient\nnowhere.png,1\n", "'nowhere.png' is not one"),
         ("path,patient\nX,1\nX,2\n", "must list each image at most once, with a patient"),
         ("path,patient\nX,\n", "must list each image at most once, with a patient"),
+        ("path,patient\nX, \n", "must list each image at most once, with a patient"),
+        (f"path,patient\nX,{'p' * 256}\n", "at most 255 characters in the column patient"),
     ],
 )
 def test_an_invalid_list_is_rejected(folder, text, message):
@@ -127,6 +135,30 @@ def test_the_digest_follows_each_column_but_the_subtype():
     digests = [index.digest(rows.assign(**{name: "1"})) for name in COLUMNS[:6]]
     assert len(set(digests)) == len(digests) == 6
     assert digests[2] == index.digest(rows)
+
+
+def test_the_digest_follows_which_views_are_lateral():
+    rows = pd.DataFrame([("train/NORMAL/a.png", 0, "", "a", "train", "00")], columns=COLUMNS[:6])
+    frontal, lateral = (index.digest(rows.assign(view=view)) for view in ("PA", "LATERAL"))
+    assert frontal == index.digest(rows.assign(view="")) == index.digest(rows)
+    assert lateral != frontal
+
+
+def test_the_source_of_a_folder_is_absolute(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    for data in (folder.name, f"./{folder.name}"):
+        assert open_dataset(data).source == str(folder)
+    assert open_dataset("sample").source == "sample"
+
+
+def test_a_table_that_cannot_be_read_is_refused(folder, monkeypatch):
+    def deny(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    write_patients(folder, "path,patient\n")
+    monkeypatch.setattr(pd, "read_csv", deny)
+    with pytest.raises(UserError, match="it cannot be read .*Permission denied"):
+        index.build_index(folder)
 
 
 def test_what_is_no_data_set_is_refused(tmp_path, folder):

@@ -1,8 +1,11 @@
 """Image files decoded to gray pixels of one size."""
 
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION
 
 from pneumo.inference.decode import decode
 from pneumo.inference.untrusted import UnreadableImageError
@@ -29,6 +32,21 @@ def test_color_becomes_gray(mode):
 def test_sixteen_bits_keep_their_range():
     deep = Image.fromarray(RAMP.astype(np.uint16) * 256)
     assert np.array_equal(decode(file_of(deep), 64), RAMP)
+
+
+def test_fourteen_of_sixteen_bits_would_be_too_dark():
+    with pytest.raises(UnreadableImageError, match="only 14 of 16 bits per pixel are used"):
+        decode(file_of(Image.fromarray(RAMP.astype(np.uint16) * 64)), 64)
+
+
+def test_a_tiff_of_sixteen_bits_of_which_zero_is_white_is_rejected():
+    content = file_of(Image.fromarray(RAMP.astype(np.uint16) * 256), "TIFF")
+    assert np.array_equal(decode(content, 64), RAMP)
+    interpretation = struct.pack("<HHII", PHOTOMETRIC_INTERPRETATION, 3, 1, 1)  # 1 is black
+    assert content.count(interpretation) == 1
+    inverted = content.replace(interpretation, interpretation[:8] + bytes(4))
+    with pytest.raises(UnreadableImageError, match="16 bits in which 0 is white; save it with 0"):
+        decode(inverted, 64)
 
 
 def test_a_rotated_photograph_is_rotated_back():

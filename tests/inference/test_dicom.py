@@ -98,6 +98,19 @@ def test_a_lookup_table_takes_precedence_over_a_window():
     assert difference(to_bytes(dataset), 255 - RAMP) <= 1
 
 
+def test_a_lookup_table_of_8_bits_is_for_images_of_8_bits():
+    table = lookup(list(range(256)), bits=8)
+    for dataset in (radiograph(RAMP, VOILUTSequence=table), radiograph(scaled(12), 12)):
+        dataset.VOILUTSequence = table
+        dataset["VOILUTSequence"][0]["LUTData"].VR = "US"
+        dataset["VOILUTSequence"][0]["LUTDescriptor"].VR = "US"
+        if dataset.BitsStored == 8:
+            assert difference(to_bytes(dataset), RAMP) <= 1
+            continue
+        with pytest.raises(UnreadableImageError, match="values exceed its VOI LUT of 8 bits"):
+            decode(to_bytes(dataset), SIDE)
+
+
 def test_a_modality_lookup_table_gives_the_values_of_the_window():
     doubling = lookup([2 * value for value in range(256)])
     dataset = radiograph(RAMP, ModalityLUTSequence=doubling, WindowCenter=255.5, WindowWidth=511)

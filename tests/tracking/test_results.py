@@ -25,7 +25,7 @@ def test_a_run_lists_the_files_that_it_uses(store, tmp_path):
         "train/NORMAL/IM-0-1.png": "007",
         "train/NORMAL/IM-1-1.png": "NA",
         "train/NORMAL/IM-2-1.png": 'a,"b"',
-        "train/NORMAL/IM-3-1.png": " 1e5",
+        "train/NORMAL/IM-3-1.png": "1e5",
     }
     table = pd.DataFrame(listed.items(), columns=["path", "patient"])
     table.to_csv(folder / "patients.csv", index=False)
@@ -70,7 +70,7 @@ def test_a_run_without_test_images_lists_none(store, tmp_path):
     "names",
     [
         ["007", "07", "7", "7.0", "1e5", "+1", "100000"],
-        ["NA", "nan", "null", "None", "True", " 8", "8", 'a,"b"'],
+        ["NA", "nan", "null", "None", "True", "8 a", "8", 'a,"b"'],
     ],
     ids=["numbers", "words"],
 )

@@ -80,13 +80,17 @@ def _require_known_folders(base: Path) -> None:
     unknown = [
         folder for split in splits for folder in split.iterdir() if folder.name not in CLASSES
     ]
+    unknown += [
+        folder for split in splits for name in CLASSES for folder in (split / name).glob("*/")
+    ]
     others = (folder for folder in base.iterdir() if folder.name not in SPLITS)
     unknown += [folder for folder in others if any((folder / name).is_dir() for name in CLASSES)]
     names = [folder.relative_to(base).as_posix() for folder in unknown if folder.is_dir()]
     if names := sorted(folder for folder in names if not is_junk(base / folder, base)):
         raise UserError(
             f"{base} may contain only the classes NORMAL and PNEUMONIA, in folders train, val and "
-            f"test: found {', '.join(names[:6])}. Rename these folders, or move them elsewhere."
+            f"test, without further folders: found {', '.join(names[:6])}. Rename these folders, "
+            "or move them or their images elsewhere."
         )
 
 

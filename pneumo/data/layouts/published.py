@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pneumo.data.attributes import format_age
 from pneumo.data.layouts.folders import is_junk
 from pneumo.data.layouts.table import read_columns, to_listing
 from pneumo.runtime.console import echo
@@ -55,13 +56,14 @@ def _convert_rsna(base: Path, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _convert_nih(base: Path, table: pd.DataFrame) -> pd.DataFrame:
+    ages = table.get("Patient Age", pd.Series("", table.index))
     sex = "Patient Sex" if "Patient Sex" in table else "Patient Gender"  # by version of the table
     listing = pd.DataFrame(
         {
             "path": _paths(base, table["Image Index"]),
             "label": table["Finding Labels"],
             "patient": table["Patient ID"],
-            "age": table.get("Patient Age", ""),
+            "age": ages.where(ages.map(format_age) != "", ""),  # some are above 400 years
             "sex": table.get(sex, ""),
             "view": table.get("View Position", ""),
         }
@@ -70,10 +72,10 @@ def _convert_nih(base: Path, table: pd.DataFrame) -> pd.DataFrame:
     if test_list.is_file():
         try:
             tested = test_list.read_text().split()
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{test_list} must be a text file with one file name per line: it cannot be read "
-                f"({error}). Download it again."
+                f"({error}). Check its permissions, or download it again."
             ) from None
         is_test = table["Image Index"].isin(tested)
         listing["split"] = is_test.map({True: "test", False: "train"})

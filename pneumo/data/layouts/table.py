@@ -42,10 +42,10 @@ def read_columns(file: Path, required: Collection[str]) -> pd.DataFrame:
     names = " and ".join(required)
     try:
         table = read_table(file)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{file} must be a CSV in UTF-8 with the columns {names}: it cannot be read "
-            f"({str(error).strip()}). Save it in that format."
+            f"({str(error).strip()}). Check its permissions. Save it in that format."
         ) from None
     if missing := [name for name in required if name not in table]:
         raise UserError(
@@ -115,7 +115,7 @@ def to_listing(file: Path, table: pd.DataFrame, positive: Collection[str]) -> pd
     )
     for name in OPTIONAL:
         if name in table and (table[name] != "").any():
-            listing[name] = _map_values(file, name, table[name].str.strip())
+            listing[name] = convert_values(file, name, table[name])
     return listing.sort_values("path", ignore_index=True)
 
 
@@ -142,7 +142,18 @@ def _map_labels(file: Path, labels: pd.Series, positive: Collection[str]) -> lis
                 f"{_list(unknown)}. Rename the labels, or name those that mean pneumonia, for "
                 f"example -P positive={_example(found)}; all others then mean normal."
             )
-        return [max(LABELS[label.lower()] for label in of_image) for of_image in parts]
+        numbers = [{LABELS[label.lower()] for label in of_image} for of_image in parts]
+        if any(len(of_image) > 1 for of_image in numbers):
+            raise UserError(
+                f"{file} must have one class for each image: an image has the labels 0 and 1, or "
+                "NORMAL and PNEUMONIA. Correct its label."
+            )
+        return [min(of_image) for of_image in numbers]
+    if count := sum(not any(of_image) for of_image in parts):
+        raise UserError(
+            f"{file} must have a label in every row: {count} rows have none. Add the labels, or "
+            "remove these rows."
+        )
     if absent := sorted(set(positive) - set(found)):
         raise UserError(
             f"positive must name labels of {file}: '{quoted(absent[0])}' is not one. It contains "
@@ -161,9 +172,19 @@ def _example(labels: list[str]) -> str:
     return quoted((likely or labels)[0]) or "LABEL"
 
 
-def _map_values(file: Path, name: str, values: pd.Series) -> list[str]:
-    """Return the values of an optional column as an index has them."""
+def convert_values(file: Path, name: str, values: pd.Series) -> list[str]:
+    """Return the values of an optional column as an index has them.
+
+    Args:
+        file: The file of the table, for messages.
+        name: Name of the column.
+        values: Text of each row.
+
+    Raises:
+        UserError: A value is not permitted.
+    """
     rule, convert = RULES.get(name, (TEXT_RULE, _to_text))
+    values = values.str.strip()
     converted = [convert(value) for value in values]
     for value, result in zip(values, converted, strict=True):
         if result == "" and (value or name in ("split", "patient")):

@@ -43,9 +43,9 @@ def unpack(archive: Path) -> Path:
             but plain files below its own top, each with a name that is unique on every disk.
             Nothing of such an archive stays on disk.
     """
-    with archive.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     try:
+        with archive.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         # The files need no checksums: the index reads and hashes all of them at each start, and
         # the cache keys of decoded pixels contain these hashes
         return cache.get_or_build(

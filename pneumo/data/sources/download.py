@@ -11,6 +11,7 @@ import pandas as pd
 import requests
 
 from pneumo.data.sources import archive
+from pneumo.runtime.cache import lock
 from pneumo.runtime.cache_entries import DOWNLOADED, DOWNLOADS, cache_path, hold, make_held
 from pneumo.runtime.console import echo, track
 from pneumo.runtime.errors import UserError
@@ -57,7 +58,7 @@ def fetch(name: str) -> Path:
     """Download and unpack a data set in `REMOTE_DATASETS` once, and return its folder.
 
     The bytes of a broken connection are kept. The next connection resumes after them, even in
-    another process.
+    another process. If several processes need the data set, one fetches it and the others wait.
 
     Raises:
         UserError: The file cannot be downloaded; the message describes a workaround.
@@ -65,14 +66,20 @@ def fetch(name: str) -> Path:
     source = REMOTE_DATASETS[name]
     unpacked = cache_path(archive.name_of(source.sha256))
     if not hold(unpacked):
-        file = make_held(cache_path(DOWNLOADS)) / source.file_name
-        if not file.exists():
-            _download(source, file)
-        archive.unpack(file)
-        file.unlink()
+        with lock(f"{DOWNLOADS}/{name}"):
+            if not hold(unpacked):  # another process has fetched it meanwhile
+                _download_and_unpack(source)
     with suppress(OSError):  # a read-only cache
         (unpacked / DOWNLOADED).touch()
     return unpacked
+
+
+def _download_and_unpack(source: RemoteDataset) -> None:
+    file = make_held(cache_path(DOWNLOADS)) / source.file_name
+    if not file.exists():
+        _download(source, file)
+    archive.unpack(file)
+    file.unlink()
 
 
 def check_image_counts(rows: pd.DataFrame, source: RemoteDataset) -> None:

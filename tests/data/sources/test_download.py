@@ -3,10 +3,12 @@
 import hashlib
 import subprocess
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from pneumo.data import index
 from pneumo.data.dataset import open_dataset
 from pneumo.data.sources import download
 from pneumo.data.sources.download import CHUNK, REMOTE_DATASETS, RemoteDataset
@@ -69,6 +71,15 @@ def test_what_is_downloaded_is_the_data_set(sample, content, source, own_cache):
     assert not dataset.is_synthetic
     assert (dataset.root / DOWNLOADED).exists()  # the last to make room for others
     assert left(own_cache) == []
+
+
+def test_of_two_processes_one_downloads(sample, content, source):
+    with serving({PATH: content}) as server, ThreadPoolExecutor(2) as threads:
+        source(server.address)
+        roots = list(threads.map(lambda _: download.fetch("mendeley"), range(2)))
+    assert server.requests == [(PATH, None)]
+    assert roots[0] == roots[1]
+    assert index.find_base(roots[0]).name == "chest_xray"
 
 
 def test_a_broken_connection_is_resumed(sample, content, source, capsys):

@@ -2,6 +2,7 @@
 
 from pneumo.commands.evaluation import (
     EvaluationResult,
+    count_look,
     evaluate_model,
     evaluation_run,
     threshold_rule,
@@ -9,6 +10,7 @@ from pneumo.commands.evaluation import (
 from pneumo.commands.options.arguments import EvaluateOptions
 from pneumo.commands.options.inputs import Inputs
 from pneumo.data.dataset import Dataset, DecodedDataset
+from pneumo.evaluation.dataset.overlap import find_overlap
 from pneumo.evaluation.intervals import format_with_interval
 from pneumo.evaluation.metrics import Evaluation, evaluate_predictions
 from pneumo.reporting.evaluation.findings import metric_findings
@@ -17,7 +19,7 @@ from pneumo.reporting.plots import confusion_matrix_file
 from pneumo.runtime.console import echo, print_table
 from pneumo.runtime.errors import UserError
 from pneumo.runtime.tensorflow_import import import_tensorflow
-from pneumo.tracking import evaluations, models, results, runs, session, tags
+from pneumo.tracking import models, results, runs, session, tags
 from pneumo.tracking.models import LoadedModel
 from pneumo.tracking.tags import EXPERIMENT, PARENT, SKEW
 from pneumo.training.config import complete_fields
@@ -103,8 +105,9 @@ def evaluate_with_skew(
     tags = runs.provenance_tags(loaded_model.trial.data.tags[EXPERIMENT], images.dataset)
     tags |= {SKEW: "pixels / 255", PARENT: parent_id}
     with runs.command_run("evaluate", f"{loaded_model.title}, with skew", tags):
-        if split == "test":
-            evaluations.record_look(loaded_model.model_id, images.dataset.images_digest("test"))
+        files = results.known_files(loaded_model.trial, images.dataset)
+        overlap = find_overlap(files, images.dataset, split)
+        count_look(loaded_model, images.dataset, split, overlap)
         data, threshold = images.split(split), unskewed.evaluation.metrics["threshold"]
         probabilities = predict_with_skew(loaded_model.model, data.images)
         skewed = evaluate_predictions(data, probabilities, threshold, intervals=True)

@@ -195,7 +195,7 @@ def _evaluate(
     from pneumo.evaluation.heat_maps import HiResCam  # imports TensorFlow
     from pneumo.inference.logits import predict_proba
 
-    looks = _count_look(loaded_model, images.dataset, split_name, overlap)
+    looks = count_look(loaded_model, images.dataset, split_name, overlap)
     split, model = images.split(split_name), loaded_model.model.keras_model
     logits, distances = loaded_model.model.predict_images(split.images)
     recalibration = None
@@ -254,8 +254,8 @@ def _compare_with_own_data(
     if overlap is None or not overlap.is_external:
         return None
     own_digest = loaded_model.trial.data.tags[tags.DATA_DIGEST]
-    run_id = evaluations.find_evaluation(loaded_model.model_id, own_digest, "test")
-    if run_id is None or not results.has_predictions(run_id, "test"):
+    run_id = evaluations.find_predictions(loaded_model.model_id, own_digest, "test")
+    if run_id is None:
         return None
     predictions = results.read_predictions(run_id, "test")
     own = ScoredPredictions(predictions, threshold).metrics_with_intervals()
@@ -310,7 +310,7 @@ def _score(
         **{name: model.settings[name] for name in ("slope", "intercept", "prevalence")},
         "adjusted_to": model.adjusted_to,
     }
-    numbers["validation"] = ScoredPredictions(val, threshold).metrics()
+    numbers["validation"] = ScoredPredictions(val, threshold).metrics_with_intervals()
     numbers["validation"]["uncalibrated"] = model.settings["val_uncalibrated"]
     return evaluation, numbers
 
@@ -334,10 +334,20 @@ def read_evaluation(run: Run, split_name: str) -> tuple[dict[str, float], list[s
     return metrics, numbers["findings"]
 
 
-def _count_look(
+def count_look(
     loaded_model: LoadedModel, dataset: Dataset, split: str, overlap: Overlap | None
 ) -> Counter[str]:
-    """Record a look at test before any computation, and count all looks at these images."""
+    """Record a look at test on the active run before any computation, and count all looks.
+
+    Args:
+        loaded_model: The model, which gets the count as a tag if the images are its own test.
+        dataset: The data set.
+        split: `test`, `val` or `train`; only `test` is a look.
+        overlap: Overlap of the split with the model's images, or None if it is not known.
+
+    Returns:
+        Number of looks at the test images of the data set, by MLflow's id of the model.
+    """
     digest = dataset.images_digest("test")
     if split == "test":
         evaluations.record_look(loaded_model.model_id, digest)
@@ -348,7 +358,7 @@ def _count_look(
 
 
 def _json(value: Any) -> Any:
-    """Replace each NaN in `value` by None, because JSON has no NaN."""
+    """Replace each NaN or infinite number in `value` by None, because JSON has neither."""
     if isinstance(value, dict):
         return {key: _json(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -221,7 +221,7 @@ def _decide(
 
 def _read_or_evaluate(loaded_model: LoadedModel, dataset: Dataset, split: str) -> EvaluatedModel:
     """Return a loaded model with its stored evaluation; evaluate it if there is none."""
-    run_id = _find_evaluation(loaded_model.model_id, dataset, split)
+    run_id = evaluations.find_predictions(loaded_model.model_id, dataset.digest, split)
     if run_id is None:
         with evaluation_run(loaded_model, dataset, split) as (run_id, images):
             evaluate_model(loaded_model, images, split)
@@ -233,12 +233,6 @@ def _read_or_evaluate(loaded_model: LoadedModel, dataset: Dataset, split: str) -
         loaded_model.is_synthetic,
         loaded_model.model.settings["prevalence"],
     )
-
-
-def _find_evaluation(model_id: str, dataset: Dataset, split: str) -> str | None:
-    """Return the run of the latest evaluation of a model whose predictions are still readable."""
-    run_id = evaluations.find_evaluation(model_id, dataset.digest, split)
-    return run_id if run_id and results.has_predictions(run_id, split) else None
 
 
 def _comparable_champions(
@@ -287,7 +281,7 @@ def _comparable_champions(
 
 def _read_evaluated(version: ModelVersion, dataset: Dataset, split: str) -> EvaluatedModel | None:
     """Return a version with its stored evaluation, without its files; None if it has none."""
-    run_id = _find_evaluation(models.logged_model_id(version), dataset, split)
+    run_id = evaluations.find_predictions(models.logged_model_id(version), dataset.digest, split)
     if run_id is None:
         return None
     threshold = registry.stored_threshold(version)

@@ -10,8 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
 
-from pneumo.evaluation.intervals import paired_difference_interval
+from pneumo.evaluation.intervals import (
+    auc_interval,
+    independent_difference_interval,
+    paired_difference_interval,
+)
 
 N_RESAMPLES = 1000  # leaves about 0.2 points of error in a 95 % bound
 CI_PERCENTILES = (2.5, 97.5)  # percentiles that enclose 95 %
@@ -248,8 +254,7 @@ class Comparison:
 
     Attributes:
         auc_difference: AUC of the second minus AUC of the first.
-        low: Lower bound of its 95 % confidence interval, from samples of patients that both models
-            share.
+        low: Lower bound of its 95 % confidence interval: see `_auc_difference_interval`.
         high: Upper bound.
         only_first_correct: Number of images that only the first model classifies correctly.
         only_second_correct: Number of images that only the second model classifies correctly.
@@ -308,10 +313,7 @@ def compare_models(
         ValueError: The predictions are not for the same images, labels and patients.
     """
     first, second = _align(first, first), _align(second, first)
-    counts = resample_patients(first, draws, seed)
-    low, high = np.percentile(
-        bootstrap_auc(second, counts) - bootstrap_auc(first, counts), CI_PERCENTILES
-    )
+    low, high = _auc_difference_interval(first, second, resample_patients(first, draws, seed))
     original = np.ones((1, len(first)), int)
     is_correct = [
         (table["probability"] >= threshold) == (table["label"] == 1)
@@ -328,13 +330,44 @@ def compare_models(
     )
     return Comparison(
         float((bootstrap_auc(second, original) - bootstrap_auc(first, original))[0]),
-        float(low),
-        float(high),
+        low,
+        high,
         first_only,
         second_only,
         float((hits[1].sum() - hits[0].sum()) / images.sum()),
         *paired_difference_interval(*hits, images),
     )
+
+
+def _auc_difference_interval(
+    first: pd.DataFrame, second: pd.DataFrame, counts: np.ndarray
+) -> tuple[float, float]:
+    """Bound the difference in AUC of two models, second − first, by samples of patients.
+
+    If both models separate the classes, the difference is 0 in all samples, which shows nothing
+    about other images. Then the intervals of both AUCs are combined as if they were independent.
+    With a single patient in a class the bounds are −1 and 1. Between models that rank all images
+    alike, the difference is 0 for any images.
+
+    Args:
+        first: Predictions of the first model, sorted by path.
+        second: Predictions of the second model, sorted by path.
+        counts: See `bootstrap_auc`.
+    """
+    ranks = [rankdata(table["probability"]) for table in (first, second)]
+    if np.array_equal(*ranks):
+        return 0.0, 0.0
+    if first.groupby("label")["patient"].nunique().min() < 2:
+        return -1.0, 1.0
+    differences = bootstrap_auc(second, counts) - bootstrap_auc(first, counts)
+    if np.ptp(differences) > 0:
+        low, high = np.percentile(differences, CI_PERCENTILES)
+        return float(low), float(high)
+    labels, patients = first["label"].to_numpy(), pd.factorize(first["patient"])[0]
+    aucs = (
+        (float(roc_auc_score(labels, own)), *auc_interval(labels, own, patients)) for own in ranks
+    )
+    return independent_difference_interval(*aucs)
 
 
 @dataclass(frozen=True)

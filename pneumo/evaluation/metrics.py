@@ -25,7 +25,7 @@ REFERENCE_SENSITIVITY = 0.95  # specificities are compared at it, whatever the t
 SLOPE_BOUNDS = (0.1, 10.0)
 PROBABILITY_BOUNDS = (1e-12, 1 - 1e-12)  # beyond these the logit may be infinite
 MAX_LOSS = 0.02  # of balanced accuracy on validation, which a threshold of changed images may cost
-N_BINS = 10  # of the expected calibration error
+N_BINS = 10  # of probabilities, for the expected calibration error and the reliability diagram
 N_DRAWS = 200  # of labels, for the mean error of true probabilities
 N_BLOCKS = 50  # of samples of patients, because all do not fit into memory at once
 HEADLINE_METRICS = ("auc", "sensitivity", "specificity", "accuracy")  # these have intervals
@@ -142,12 +142,14 @@ def expected_calibration_error(
         probabilities: Floats of shape (images,), 0 to 1.
         bins: Number of intervals.
     """
-    gaps = np.bincount(_bins(probabilities, bins), weights=labels - probabilities, minlength=bins)
+    gaps = np.bincount(
+        bin_numbers(probabilities, bins), weights=labels - probabilities, minlength=bins
+    )
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def _bins(probabilities: np.ndarray, bins: int) -> np.ndarray:
-    """Return the number of the interval that each probability is in."""
+def bin_numbers(probabilities: np.ndarray, bins: int) -> np.ndarray:
+    """Return the number of the interval that each probability is in, of `bins` equal ones."""
     return np.minimum((probabilities * bins).astype(int), bins - 1)
 
 
@@ -386,7 +388,7 @@ def describe_miscalibration(calibration: Mapping[str, float]) -> str:
 
 def _measure_error(predictions: pd.DataFrame) -> dict[str, float]:
     labels, probabilities = (predictions[name].to_numpy() for name in ("label", "probability"))
-    in_bin = np.eye(N_BINS)[_bins(probabilities, N_BINS)]
+    in_bin = np.eye(N_BINS)[bin_numbers(probabilities, N_BINS)]
     gaps = (labels - probabilities)[:, np.newaxis] * in_bin
     errors = [
         np.abs(counts @ gaps).sum(axis=1) / counts.sum(axis=1)

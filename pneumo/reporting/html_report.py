@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,4 +69,6 @@ def render_template(
 
 def format_field(value: str) -> str:
     """Format the text of a run's field, with three significant digits for a fraction."""
-    return f"{float(value):.3g}" if "." in value else value
+    with suppress(ValueError):  # the name of a file has a dot, too
+        return f"{float(value):.3g}" if "." in value else value
+    return value

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from sklearn import metrics
 
 from pneumo.evaluation import bootstrap
-from pneumo.evaluation.metrics import Evaluation
+from pneumo.evaluation.metrics import N_BINS, Evaluation, bin_numbers
 from pneumo.reporting.style import (
     BLUE,
     GRAY,
@@ -22,7 +22,6 @@ from pneumo.reporting.style import (
     to_png,
 )
 
-N_BINS = 10  # bins of probabilities, in the reliability diagram
 N_WORST = 5  # errors of each kind in the gallery
 MAX_OPACITY = 0.6  # opacity of the color where the heat map is 1
 
@@ -192,7 +191,7 @@ def plot_reliability(
 
 def _calibration_curve(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return mean probability and fraction of positives in each non-empty tenth."""
-    bin_of = np.minimum((values * N_BINS).astype(int), N_BINS - 1)
+    bin_of = bin_numbers(values, N_BINS)
     counts = np.bincount(bin_of, minlength=N_BINS)
     non_empty = counts > 0
     means = [

@@ -64,8 +64,8 @@ STUDY_PLOTS = {
     "parameter_importances": StudyPlot(
         "plot_param_importances",
         "Hyperparameter importance",
-        "Fraction of the variation between trials that each hyperparameter explains. With few "
-        "trials, each new one changes these values.",
+        "How much the values of a hyperparameter in the best tenth of the trials differ from those "
+        "in all trials, as a fraction (PED-ANOVA). With few trials, each new one changes it.",
         min_complete_trials=2,
     ),
     "slices": StudyPlot(
@@ -77,7 +77,7 @@ STUDY_PLOTS = {
     "parallel_coordinates": StudyPlot(
         "plot_parallel_coordinate",
         "Parallel coordinates",
-        "Each line is a trial. Better trials are darker. Drag along an axis to select trials.",
+        "Each line is a trial. Better trials are darker.",
         width_per_param=130,
     ),
     "intermediate_values": StudyPlot(
@@ -125,13 +125,13 @@ def _render_plot(
     study: optuna.Study, name: str, objective: str, scores: Mapping[int, tuple[float, float]]
 ) -> Markup:
     study_plot = STUDY_PLOTS[name]
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if study_plot.function:
         figure = _optuna_plot(study, study_plot, objective)
-    else:
-        figure = _plot_scores(scores, study.best_trial.number)
+    else:  # of equals, the first is the best
+        figure = _plot_scores(scores, max(complete, key=lambda trial: trial.value).number)
     figure.update_layout(**LAYOUT, height=study_plot.height)
     if name == "intermediate_values":
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         names = {f"Trial{trial.number}" for trial in complete}
         figure.update_layout(showlegend=False)  # a hundred names
         for trace in figure.data:
@@ -142,7 +142,7 @@ def _render_plot(
         div_id=name,
         config={"responsive": True, "displaylogo": False},
     )
-    width = study_plot.width_per_param * len(study.best_trial.params)
+    width = study_plot.width_per_param * len(complete[0].params)
     return Markup(f'<div class="scroll"><div style="min-width:{width}px">{html}</div></div>')
 
 

@@ -224,7 +224,10 @@ class StudyReport:
             yield (
                 "Read test/evidence.html in the artifacts. If the results convince you, run "
                 + _command(
-                    "promote", model_name=summary.winner["model_name"], **summary.dataset.arguments
+                    "promote",
+                    model_name=summary.winner["model_name"],
+                    candidate=str(summary.winner["version"]),
+                    **summary.dataset.arguments,
                 )
             )
 
@@ -255,7 +258,8 @@ class StudyReport:
         base, config = summary.experiment_base, summary.best.config
         changed = {name: value for name, value in config.items() if base[name] != value}
         if "weights" in changed:  # their text has a file name and a digest, no path
-            changed["weights"] = summary.base.weights
+            trial = summary.study.get_trials(deepcopy=False)[summary.best.number]
+            changed["weights"] = trial.params.get("weights", summary.base.weights)
         return _command(
             "train", experiment=summary.experiment, **summary.dataset.arguments, **changed
         )

@@ -60,7 +60,7 @@ def draw_image(axes: Axes, pixels: np.ndarray, title: str = "") -> None:
     """
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
     axes.set_axis_off()
-    axes.set_title(title, fontsize=9)
+    axes.set_title(title, fontsize=9, parse_math=False)  # file names may contain $
 
 
 def set_unit_square(axes: Axes, across: str, up: str) -> None:

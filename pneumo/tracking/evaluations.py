@@ -125,6 +125,22 @@ def find_evaluation(model_id: str, data_digest: str, split: str) -> str | None:
     return runs[0].info.run_id if runs else None
 
 
+def find_predictions(model_id: str, data_digest: str, split: str) -> str | None:
+    """Find the latest run that has evaluated a model, if its predictions are still there.
+
+    Args:
+        model_id: MLflow's id of the model.
+        data_digest: Digest of the data set.
+        split: Name of the split.
+
+    Returns:
+        Id of the run, or None.
+    """
+    run_id = find_evaluation(model_id, data_digest, split)
+    files = mlflow.MlflowClient().list_artifacts(run_id, split) if run_id else []
+    return run_id if f"{split}/predictions.csv" in {file.path for file in files} else None
+
+
 def evaluated_threshold(run_id: str, split: str) -> float:
     """Return the threshold that the evaluation of a run on a split has used."""
     return mlflow.get_run(run_id).data.metrics[f"{split}_threshold"]

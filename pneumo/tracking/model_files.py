@@ -245,6 +245,17 @@ def _copy_inference(folder: Path) -> Path:
     return package
 
 
+def is_stored(model_uri: str) -> bool:
+    """Return whether MLflow has a model at `models:/m-…`, which it does not if it was deleted."""
+    try:
+        mlflow.MlflowClient().get_logged_model(model_uri.removeprefix("models:/"))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
+
+
 def delete_model(model_uri: str) -> None:
     """Delete a model at `models:/m-…` with its files; do nothing if it is deleted already."""
     client, model_id = mlflow.MlflowClient(), model_uri.removeprefix("models:/")

@@ -10,6 +10,7 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from pneumo.data.sources.sample import example_file
+from pneumo.evaluation.metrics import HEADLINE_METRICS, metric_title
 from pneumo.runtime import cache
 from pneumo.runtime.errors import UserError
 from pneumo.tracking import evaluations, model_files, runs, session, study_runs
@@ -52,10 +53,7 @@ MODEL_DESCRIPTION = (
 )
 
 # Metrics in a version's description, and their titles
-DESCRIBED_METRICS = {
-    "auc": "AUC",
-    **{name: name for name in ("sensitivity", "specificity", "accuracy")},
-}
+DESCRIBED_METRICS = {name: metric_title(name) for name in HEADLINE_METRICS}
 
 
 def log_test_evaluations(loaded_model: LoadedModel, count: int) -> None:
@@ -82,7 +80,8 @@ def record_test_metrics(loaded_model: LoadedModel, run_id: str, metrics: dict[st
         metrics: Metrics of that evaluation: name → value.
     """
     tags = {f"test_{name}": str(metrics[name]) for name in DESCRIBED_METRICS}
-    set_version_tags(loaded_model.name, loaded_model.version, {EVALUATION_RUN: run_id, **tags})
+    # The run comes last, because a version with it is expected to have all metrics
+    set_version_tags(loaded_model.name, loaded_model.version, {**tags, EVALUATION_RUN: run_id})
     update_description(loaded_model.name, loaded_model.version)
 
 

@@ -299,12 +299,6 @@ def read_metrics(run_id: str, split: str) -> dict[str, Any]:
     return mlflow.artifacts.load_dict(f"runs:/{run_id}/{split}/metrics.json")
 
 
-def has_predictions(run_id: str, split: str) -> bool:
-    """Return whether the predictions of a run are still among its artifacts."""
-    files = mlflow.MlflowClient().list_artifacts(run_id, split)
-    return f"{split}/predictions.csv" in {file.path for file in files}
-
-
 def read_val_threshold(run_id: str) -> float:
     """Return the threshold that a Keras run has chosen on validation."""
     return mlflow.get_run(run_id).data.metrics["val_threshold"]

@@ -60,6 +60,7 @@ def test_an_evaluation_with_skew(store, tmp_path):
     # Each counts as a look, the second one after the first has written its page
     assert json.loads(skewed.data.tags["pneumo.test_looks"]) == {stored.model_id: 1}
     assert json.loads(sound.data.tags["pneumo.test_looks"]) == {stored.model_id: 1}
+    assert store.get_model_version("handmade", "1").tags["pneumo.test_evaluations"] == "2"
     # All images are nearly black to it, so all get the same answer
     found = predictions(skewed.info.run_id, "test")["probability"]
     assert found.max() - found.min() < 0.01

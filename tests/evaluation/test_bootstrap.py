@@ -10,7 +10,7 @@ from scipy.special import expit
 from sklearn import metrics
 
 from pneumo.evaluation import bootstrap
-from pneumo.evaluation.intervals import paired_difference_interval
+from pneumo.evaluation.intervals import auc_interval, paired_difference_interval
 from tests.benchmarks.selection import simulate
 
 
@@ -117,6 +117,25 @@ def test_the_same_model_twice_does_not_differ():
     assert (same.auc_difference, same.low, same.high, same.sensitivity_difference) == (0, 0, 0, 0)
     assert (same.only_first_correct, same.only_second_correct) == (0, 0)
     assert -0.1 < same.sensitivity_low <= 0 <= same.sensitivity_high < 0.1
+
+
+def test_what_all_samples_agree_on_shows_little_about_other_images():
+    labels, within = [0] * 4 + [1] * 40, np.linspace(0, 0.3, 44)
+    patients = [f"p{number}" for number in range(44)]
+    first, second = (
+        frame(patients, labels, np.where(labels, 0.9 - scores, 0.1 + scores / 2))
+        for scores in (within, within[::-1])
+    )
+    found = bootstrap.compare_models(first, second, (0.5, 0.5))
+    low, high = auc_interval(np.array(labels), np.array(labels), np.arange(44))
+    assert found.auc_difference == 0
+    assert (found.low, found.high) == pytest.approx((low - high, high - low))
+    assert found.low < -0.2
+    of_one_patient = [table.assign(patient=["n"] * 4 + patients[4:]) for table in (first, second)]
+    found = bootstrap.compare_models(*of_one_patient, (0.5, 0.5))
+    assert (found.low, found.high) == (-1, 1)
+    found = bootstrap.compare_models(of_one_patient[0], of_one_patient[0], (0.5, 0.5))
+    assert (found.low, found.high) == (0, 0)
 
 
 def test_two_models_on_the_same_images():
@@ -253,7 +272,8 @@ def test_samples_need_little_memory():
     labels = rng.integers(0, 2, 4000)
     table = frame(np.arange(4000) // 2, labels, labels + rng.normal(size=4000))
     tracemalloc.start()
-    bootstrap.compare_models(table, table, (0.5, 0.5))
+    inverse = table.assign(probability=1 - table["probability"])
+    bootstrap.compare_models(table, inverse, (0.5, 0.5))
     drawn = bootstrap.resample_patients(table)
     bootstrap.roc_band(table, drawn)
     bootstrap.precision_band(table, drawn)

@@ -183,7 +183,10 @@ def test_the_facts_are_those_of_the_stored_files(evaluated, facts):
             "PNEUMONIA 100 of 100 patients",
             "predictions.csv",
         ),
-        "excluded": ("Unreadable images of left|<b>right: test/NORMAL 1", "evidence.html"),
+        "excluded": (
+            "Unreadable images and lateral views of left|<b>right: test/NORMAL 1",
+            "evidence.html",
+        ),
         "performance": (
             "On test: "
             + ", ".join(
@@ -293,3 +296,23 @@ def test_fields_in_which_the_members_of_an_ensemble_differ_are_not_known(evaluat
 
     assert augmentation({}).endswith("sharpness jitter 0.0")  # of an older version
     assert augmentation({"pneumo.members": "1, 2"}) == ""
+
+
+@pytest.mark.slow
+def test_an_ensemble_and_a_recalibration_are_named(evaluated):
+    model, decoded, _, result = evaluated
+    data = model.trial.data
+    tags = [RunTag(*item) for item in (data.tags | {"pneumo.members": "[3, 5]"}).items()]
+    params = [Param(*item) for item in data.params.items()]
+    ensemble = replace(
+        model, trial=Run(model.trial.info, RunData([], params, tags), model.trial.inputs)
+    )
+    numbers = {**result.numbers, "recalibration": {"images": 40, "patients": 30}}
+    found = collect_facts(ensemble, decoded, "test", result.evaluation, numbers)
+    assert found["ensemble"].value.startswith(
+        "The mean of the logits of the trials [3, 5]. Of each: Networks per fit: 1; "
+    )
+    assert found["updating"].value == (
+        "Calibration and threshold are also fitted again on 40 images of 30 patients of the "
+        "evaluation data. All results are of the other patients"
+    )

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -13,7 +14,7 @@ from pneumo.commands.promote import promote_version, roll_back
 from pneumo.data.dataset import open_dataset
 from pneumo.runtime import cache
 from pneumo.runtime.errors import UserError
-from pneumo.tracking import evaluations, model_files, models
+from pneumo.tracking import evaluations, model_files, models, registry
 from pneumo.tracking.runs import command_run, provenance_tags
 from tests.support.commands import run_here, start
 from tests.support.decisions import COMPARED, aliases, last_promotion
@@ -335,12 +336,26 @@ def test_an_incomplete_evaluation_does_not_count(client, images):
         assert found("m-second") is None
 
 
+def test_a_version_names_its_evaluation_only_when_it_has_all_metrics(monkeypatch):
+    stored = []
+    monkeypatch.setattr(registry, "set_version_tags", lambda *given: stored.append(given))
+    monkeypatch.setattr(registry, "update_description", lambda *_: None)
+    metrics = {"auc": 0.9, "sensitivity": 0.8, "specificity": 0.7, "accuracy": 0.6}
+    registry.record_test_metrics(SimpleNamespace(name="m", version=2), "r", metrics)
+    [(name, version, written)] = stored
+    assert (name, version) == ("m", 2)
+    expected = {f"test_{metric}": str(value) for metric, value in metrics.items()}
+    assert list(written.items()) == [*expected.items(), ("pneumo.evaluation_run", "r")]
+
+
 def test_a_model_is_deleted_with_its_files(client, images, runs):
     run_id, uri = runs["doomed"]
     model_id = uri.removeprefix("models:/")
     assert list(Path.cwd().rglob(f"{model_id}/artifacts/MLmodel"))
+    assert model_files.is_stored(uri)
     for _ in range(2):  # once more is no mistake
         model_files.delete_model(uri)
+    assert not model_files.is_stored(uri)
     assert not [path for path in Path.cwd().rglob(f"{model_id}/**/*") if path.is_file()]
     with pytest.raises(MlflowException, match="not found"):
         client.get_logged_model(model_id)

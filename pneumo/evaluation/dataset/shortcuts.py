@@ -142,11 +142,9 @@ def describe_attribute_leakage(attributes: Mapping[str, Mapping[str, Any]]) -> I
         label = values["label"]
         if not label or label["auc_low"] <= 0.5:
             continue
-        rates = [
-            group["prevalence"]
-            for group in values["groups"].values()
-            if group["patients"] >= N_FOLDS
-        ]
+        groups = list(values["groups"].values())
+        large = [group for group in groups if group["patients"] >= N_FOLDS]
+        rates = [group["prevalence"] for group in large or groups]
         yield (
             f"The label follows the {name}: the prevalence of PNEUMONIA is {min(rates):.0%} to "
             f"{max(rates):.0%}, and the {name} alone predicts it with an AUC of "

@@ -177,7 +177,7 @@ def _development(trial: Run) -> Iterator[Part]:
 
 
 def _excluded(images: DecodedDataset) -> Iterator[str]:
-    """Yield the number of unreadable images in each split and class."""
+    """Yield the number of unreadable images and lateral views in each split and class."""
     rows = images.dataset.rows
     groups = rows[rows["path"].isin(images.unreadable)].groupby(["split", "label"])
     for (split, label), count in groups.size().items():

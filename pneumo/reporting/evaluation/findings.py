@@ -8,7 +8,11 @@ from mlflow.entities import Run
 from pneumo.data.dataset import DecodedDataset
 from pneumo.evaluation import metrics
 from pneumo.evaluation.dataset.overlap import Overlap
-from pneumo.evaluation.intervals import format_with_interval
+from pneumo.evaluation.intervals import (
+    CI_SUFFIXES,
+    format_with_interval,
+    independent_difference_interval,
+)
 from pneumo.evaluation.metrics import metric_title
 from pneumo.evaluation.robustness import describe_reliance, relied_nuisances
 from pneumo.evaluation.subgroups import describe_groups
@@ -124,17 +128,24 @@ def metric_findings(numbers: Mapping[str, Any], split: str) -> Iterator[str]:
     if split != "val" and (degraded := _degraded_metrics(values, val)):
         yield (
             f"Worse on {split} than on validation: {', '.join(degraded)}. "
-            "These images differ from those on which it was selected (dataset shift)."
+            "That is the selection on validation, or these images differ (dataset shift)."
         )
 
 
 def _degraded_metrics(values: Mapping[str, float], val: Mapping[str, float]) -> list[str]:
-    """Describe each headline metric whose interval is below its value on validation."""
-    return [
-        f"{metric_title(name)} {format_with_interval(values, name)} instead of {val[name]:.3f}"
-        for name in metrics.HEADLINE_METRICS
-        if val[name] > values[f"{name}_high"]
-    ]
+    """Describe each headline metric that is lower than on validation with 95 % confidence.
+
+    Validation has other patients, so both intervals count: see `independent_difference_interval`.
+    """
+    degraded = []
+    for name in metrics.HEADLINE_METRICS:
+        pair = (tuple(of[f"{name}{end}"] for end in CI_SUFFIXES) for of in (val, values))
+        if independent_difference_interval(*pair)[1] < 0:
+            degraded.append(
+                f"{metric_title(name)} {format_with_interval(values, name)} instead of "
+                f"{val[name]:.3f}"
+            )
+    return degraded
 
 
 def explain_overlap(overlap: Overlap | None) -> str:

@@ -111,6 +111,15 @@ def test_prevalence_is_that_of_groups_of_enough_patients():
     assert "the prevalence of PNEUMONIA is 20% to 80%" in finding.replace("79%", "80%")
 
 
+def test_if_all_groups_are_small_their_prevalences_count():
+    images = images_of(lambda number: "ABCD"[number % 4], lambda number: int(number % 4 < 2))
+    images["patient"] = [f"p{number % 16}" for number in range(N)]  # four at each site
+    found = measure_attribute_leakage(images, noise(), METADATA)
+    assert [group["patients"] for group in found["site"]["groups"].values()] == [4] * 4
+    [finding] = describe_attribute_leakage(found)
+    assert "the prevalence of PNEUMONIA is 0% to 100%" in finding
+
+
 def test_images_are_found_by_their_positions():
     images = images_of(lambda number: "AB"[number % 2], lambda number: number // 2 % 2)
     pixels = marked(noise(), (images["site"] == "A").to_numpy())

@@ -2,19 +2,19 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
 import mlflow
 import optuna
-from optuna.trial import TrialState
 
 from pneumo.commands.evaluation import evaluate_model, images_for, read_evaluation
 from pneumo.commands.options.arguments import TuneOptions
 from pneumo.commands.options.inputs import Inputs
 from pneumo.reporting.study_summary import DONE, STOPPED, EnsembleSummary
 from pneumo.runtime.console import echo
-from pneumo.runtime.errors import StudyFailedError, redact_passwords
+from pneumo.runtime.errors import StudyFailedError, UserError, redact_passwords
 from pneumo.runtime.tensorflow_import import import_tensorflow
 from pneumo.tracking import evaluations, models, registry, runs, session, study_runs
 from pneumo.tracking.tags import PARENT, STUDY
@@ -186,12 +186,13 @@ def _search_and_register(
         page.write(DONE)
         save_time()
         return result
-    except (KeyboardInterrupt, StudyFailedError) as stop:
+    except (KeyboardInterrupt, StudyFailedError, UserError) as stop:
         if not stop.__cause__:  # a store that has failed is not used again
-            save_time()
-            fail_dead_trials(study)  # trials of killed workers
-            reconcile_runs(study)
-            page.write(STOPPED)
+            with suppress(*STORE_ERRORS):
+                save_time()
+                fail_dead_trials(study)  # trials of killed workers
+                reconcile_runs(study)
+                page.write(STOPPED)
         echo(f"to resume the study, {resume}")
         raise
     except STORE_ERRORS as error:
@@ -239,11 +240,12 @@ def _register_winner(
     command registers no second version, and makes only the missing evaluation. A resumed study
     whose best trial is the same keeps its version and its evaluation.
     """
-    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+    best = selection.best_trial_of(selection.complete_trials(study))
+    if not best:
         raise StudyFailedError(
             "no trial is complete, so the study has no best model. Allow more time."
         )
-    best, previous = study.best_trial, attributes.WINNER.get(study, {})
+    previous = attributes.WINNER.get(study, {})
     found = _find_ensemble(study, spec, ensemble)
     winner = {"trial": best.number, "model_name": model_name}
     winner |= {"members": found.members} if found else {}

@@ -12,12 +12,7 @@ from pneumo.training.pretrained import prepare_to_fit
 from pneumo.tuning import attributes
 from pneumo.tuning.limits import StudyLimits, count_finished_trials
 from pneumo.tuning.storage import MAX_OUTAGE
-from pneumo.tuning.study import (
-    attach_to_study,
-    fail_dead_trials,
-    reconcile_runs,
-    warn_of_other_commit,
-)
+from pneumo.tuning.study import attach_to_study, replace_lost_trials, warn_of_other_commit
 
 
 def worker(options: WorkerOptions, inputs: Inputs) -> int:
@@ -49,8 +44,7 @@ def _drive(options: WorkerOptions, dataset: Dataset) -> int:
     signals.terminate_with_stdin()
     session.configure_mlflow()
     study, spec = attach_to_study(options.study, dataset, options.weights or "", MAX_OUTAGE)
-    fail_dead_trials(study)  # of an earlier worker of a cluster on this machine
-    reconcile_runs(study)
+    replace_lost_trials(study, spec)  # of an earlier worker of a cluster on this machine
     prepare_to_fit(spec.base)
     from pneumo.tuning.worker import run_trials  # imports TensorFlow
 

@@ -33,7 +33,7 @@ from pneumo.training.fit import ROBUST_OBJECTIVE
 from pneumo.training.train import TrainingResult
 from pneumo.tuning import attributes
 from pneumo.tuning.limits import StudyLimits
-from pneumo.tuning.selection import complete_trials
+from pneumo.tuning.selection import complete_trials, rank_trials
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.trial import log_evaluation, log_inputs, log_model
 
@@ -188,15 +188,15 @@ def log_ensemble(
         study: A study with at least one complete trial.
         spec: Search of the study.
         size: Maximum number of members.
-        limits: Limits of the study, which say how many of the best trials still have their models,
-            and how much time there is.
+        limits: Limits of the study, which say how much time there is.
 
     Returns:
         The ensemble, or None if it is the best trial alone.
     """
-    config = spec.base.override(_shared_values(study.best_trial))
+    best, *_ = rank_trials(complete_trials(study))
+    config = spec.base.override(_shared_values(best))
     images = spec.dataset.decode(config.image_size, config.max_unreadable, config.resize)
-    candidates = read_candidates(study, images, config, limits.keep_models)
+    candidates = read_candidates(study, images, config)
     positions = select_members(candidates, 0, size)
     if set(positions) == {0}:
         echo(f"no ensemble of up to {size} trials is better on validation than the best trial")
@@ -246,23 +246,23 @@ def _interval_of_gain(
     return {"gain": float(gains.mean()), "gain_low": float(low), "gain_high": float(high)}
 
 
-def read_candidates(
-    study: optuna.Study, images: DecodedDataset, config: RunConfig, keep: int | None
-) -> Candidates:
+def read_candidates(study: optuna.Study, images: DecodedDataset, config: RunConfig) -> Candidates:
     """Read the trials that can be members, the best first.
 
-    They have the best trial's values of `SHARED_FIELDS`. A trial without readable logits is left
-    out, and a line says why.
+    They have the best trial's values of `SHARED_FIELDS`, and their models were not deleted, as
+    `keep_models` does. A trial without readable logits is left out, and a line says why.
 
     Raises:
         StudyFailedError: The logits of the best trial cannot be read.
     """
-    best = study.best_trial
-    kept = sorted(complete_trials(study), key=lambda trial: -trial.value)[:keep]
-    trials, logits, perturbed = [], [], []
-    for trial in [best, *(trial for trial in kept if trial.number != best.number)]:
+    ranked = rank_trials(complete_trials(study))
+    best, trials, logits, perturbed = ranked[0], [], [], []
+    for trial in ranked:
         signals.raise_if_interrupted()
         if _shared_values(trial) != _shared_values(best):
+            continue
+        model_uri = attributes.MODEL_URI.read(trial)
+        if trial.number != best.number and not model_files.is_stored(model_uri):
             continue
         try:
             own, own_perturbed = results.read_logits(attributes.RUN_ID.read(trial))

@@ -1,15 +1,20 @@
-"""Limits of a study: when no more trials start, and when they must end."""
+"""Limits of a study: when no more trials start, when they must end, and how often they may fail."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from pneumo.runtime.errors import StudyFailedError
 from pneumo.tuning import attributes
 from pneumo.tuning.planning.fingerprint import count_networks
 from pneumo.tuning.selection import complete_trials
+
+MAX_CONSECUTIVE_FAILURES = 3
+INTERRUPTED = "interrupted"  # error of a trial that a person interrupted
 
 FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
 # Part of the median duration of a trial that must be left when a trial of one network starts, which
@@ -106,3 +111,43 @@ def _min_duration(trials: list[FrozenTrial]) -> float:
     duration = median(trial.duration.total_seconds() for trial in trials)
     n_networks = count_networks(attributes.CONFIG.read(trials[0]))
     return duration if n_networks > 1 else MIN_DURATION_FRACTION * duration
+
+
+class FailureCounter:
+    """A counter of consecutive failures, between which nothing was done.
+
+    Args:
+        count_done: Returns how much has been done so far.
+    """
+
+    def __init__(self, count_done: Callable[[], int]) -> None:
+        self._done, self._before, self._failures = count_done, count_done(), 0
+
+    def add(self) -> bool:
+        """Count one failure; return whether there are now `MAX_CONSECUTIVE_FAILURES`."""
+        n_done = self._done()
+        self._failures = self._failures + 1 if n_done == self._before else 1
+        self._before = n_done
+        return self._failures >= MAX_CONSECUTIVE_FAILURES
+
+
+def repeated_failure(study: optuna.Study) -> str | None:
+    """Return the last error if the last three ended trials failed with its type, or None."""
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    errors = [
+        attributes.ERROR.get(trial, INTERRUPTED) if trial.state == TrialState.FAIL else ""
+        for trial in ended[-MAX_CONSECUTIVE_FAILURES:]
+    ]
+    types = {error.partition(":")[0] for error in errors}
+    have_one_type = len(errors) == MAX_CONSECUTIVE_FAILURES and len(types) == 1
+    return errors[-1] if have_one_type and not types & {"", INTERRUPTED} else None
+
+
+def require_no_repeated_failure(study: optuna.Study) -> None:
+    """Raise `StudyFailedError` if the last three trials that ended have the same error."""
+    if error := repeated_failure(study):
+        raise StudyFailedError(
+            f"{MAX_CONSECUTIVE_FAILURES} consecutive trials failed with the same type of error "
+            f"({error}). Their runs in MLflow contain the tracebacks. Fix the cause, and continue "
+            "the study."
+        )

@@ -68,7 +68,7 @@ def find_warm_start(storage: optuna.storages.RDBStorage, name: str, spec: StudyS
     earlier = optuna.load_study(storage=storage, study_name=name)
     space, baseline = spec.search_space(), spec.baseline()
     found = WarmStart(name, [], [])
-    for trial in sorted(complete_trials(earlier), key=lambda trial: -trial.value):
+    for trial in rank_trials(complete_trials(earlier)):
         shared = {key: value for key, value in trial.params.items() if key in space}
         params = baseline | shared
         if shared and params not in [baseline, *found.params] and _contains(space, params):
@@ -97,10 +97,18 @@ def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
-def best_trial_of(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
-    """Return the complete trial with the best score, the first of equals, or None."""
+def rank_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the complete trials among some, the best first, and of equals the first.
+
+    Of equals, `optuna.Study.best_trial` may return another one, depending on the database.
+    """
     complete = (trial for trial in trials if trial.state == TrialState.COMPLETE)
-    return max(complete, key=lambda trial: trial.value, default=None)
+    return sorted(complete, key=lambda trial: -trial.value)
+
+
+def best_trial_of(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
+    """Return the first of `rank_trials`, or None."""
+    return next(iter(rank_trials(trials)), None)
 
 
 def final_score(trial: FrozenTrial) -> float | None:
@@ -139,7 +147,7 @@ def store_improvement(study: optuna.Study, spec: StudySpec) -> None:
     """
     complete = complete_trials(study)
     stored = read_improvement(study, complete)
-    baseline, best = find_baseline(complete, spec), study.best_trial
+    baseline, best = find_baseline(complete, spec), best_trial_of(complete)
     if not baseline or baseline.number == best.number:
         return
     if stored and stored.trials == len(complete) - 1:  # no trial was left out

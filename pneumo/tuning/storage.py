@@ -72,7 +72,7 @@ def open_storage(patience: float = 0) -> optuna.storages.RDBStorage:
             "PNEUMO_STORAGE must be the URL of a database, for example "
             "postgresql://USER@HOST/DATABASE"
         ) from None
-    except (SQLAlchemyError, ImportError) as error:
+    except (SQLAlchemyError, ImportError, RuntimeError) as error:  # the last from another schema
         reason = str(error.__cause__ or error).partition("\n")[0]
         raise UserError(
             "PNEUMO_STORAGE must be the URL of a database that can be opened: "

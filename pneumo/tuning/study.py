@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -14,26 +14,24 @@ from optuna.distributions import (
     distribution_to_json,
     json_to_distribution,
 )
+from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState
 
 from pneumo.data.dataset import Dataset
 from pneumo.runtime import cache, signals
 from pneumo.runtime.console import echo
-from pneumo.runtime.errors import StudyFailedError, UserError
+from pneumo.runtime.errors import UserError
 from pneumo.runtime.process import ProcessId
 from pneumo.tracking import model_files, results, runs, session, study_runs, tags
 from pneumo.training.config import complete_fields, rename_fields
 from pneumo.tuning import attributes
 from pneumo.tuning.limits import FINISHED_STATES, count_finished_trials
 from pneumo.tuning.planning.plan import StudyPlan
-from pneumo.tuning.selection import WarmStart
+from pneumo.tuning.selection import WarmStart, complete_trials, rank_trials
 from pneumo.tuning.spec import MEDIAN_PRUNER_OPTIONS, TPE_OPTIONS, StudySpec
 from pneumo.tuning.storage import GRACE_PERIOD, open_storage, serves_one_machine, storage_address
 
 MAX_UNCLAIMED_SECONDS = 60  # that a trial may run before a process claims it
-
-MAX_CONSECUTIVE_FAILURES = 3
-INTERRUPTED = "interrupted"  # error of a trial that a person interrupted
 
 
 def load_study(
@@ -60,11 +58,17 @@ def load_study(
     _require_same_search_space(study, spec)
     if like:
         _require_same(name, "like", attributes.WARM_START.get(study, {}).get("study"), like)
-    if not runs.run_exists(run_id := attributes.RUN_ID.read(study)):
+    run_id = attributes.RUN_ID.read(study)
+    if not runs.run_exists(run_id):
         raise UserError(
             f"study '{name}' must be in both stores: Optuna's database at {storage_address()} has "
             f"it, but MLflow at {session.tracking_address()} does not (run {run_id}). Set "
             "MLFLOW_TRACKING_URI to the store in which it was created, or use another study name."
+        )
+    if not runs.find_run(run_id):
+        raise UserError(
+            f"the run of study '{name}' was deleted in MLflow. Restore it with "
+            f"'mlflow runs restore --run-id {run_id}', or use another study name."
         )
     return study
 
@@ -122,7 +126,8 @@ def attach_to_study(
         The study and its search.
 
     Raises:
-        UserError: The study does not exist, or has other data, weights or another MLflow store.
+        UserError: The study does not exist, is not ready, or has other data, weights or another
+            MLflow store.
     """
     storage = open_storage(patience)
     if name not in (names := optuna.get_all_study_names(storage)):
@@ -132,6 +137,11 @@ def attach_to_study(
             "database of the study, or create it with tune."
         )
     existing = optuna.load_study(storage=storage, study_name=name)
+    if not attributes.LIMITS.get(existing, {}):  # stored once `create_study` has ended
+        raise UserError(
+            f"study '{name}' is not ready, or tune has not created it. Try again in a minute, or "
+            "name another study."
+        )
     spec = StudySpec.from_study(existing, dataset, weights)
     return load_study(storage, name, spec), spec
 
@@ -168,20 +178,27 @@ def create_study(
         plan: Plan of a study with a budget.
 
     Raises:
-        UserError: Too many files are unreadable, or the first trials are invalid.
+        UserError: Too many files are unreadable, the first trials are invalid, or another process
+            has created the study meanwhile.
     """
     runs.name_run(mlflow.active_run(), f"study {name}")
     echo(f"study {name}")  # at once: a process that dies cannot print it later
     echo(session.view_hint(run_id))
     echo(results.decode_and_log(spec.dataset, spec.base).summary())
     enqueued_params = spec.initial_params() + (warm_start.params if warm_start else [])
-    study = optuna.create_study(
-        storage=storage,
-        study_name=name,
-        direction="maximize",
-        sampler=spec.sampler(),
-        pruner=spec.pruner(),
-    )
+    try:
+        study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            direction="maximize",
+            sampler=spec.sampler(),
+            pruner=spec.pruner(),
+        )
+    except DuplicatedStudyError:
+        raise UserError(
+            f"another process has created study '{name}' meanwhile. Run the same command to resume "
+            "it, join it with the command worker, or use another name."
+        ) from None
     space = {
         name: distribution_to_json(distribution)
         for name, distribution in spec.search_space().items()
@@ -228,6 +245,17 @@ def warn_of_other_commit(study: optuna.Study, run_id: str) -> None:
 
 
 def prepare_resume(study: optuna.Study, spec: StudySpec) -> None:
+    """Prepare a study for another process: see `replace_lost_trials`.
+
+    Args:
+        study: The study.
+        spec: Search of the study.
+    """
+    replace_lost_trials(study, spec)
+    echo(f"resuming study {study.study_name}: {count_finished_trials(study)} trials are finished")
+
+
+def replace_lost_trials(study: optuna.Study, spec: StudySpec) -> None:
     """Fail the trials of dead processes, and enqueue again each initial trial that was lost or cut.
 
     Args:
@@ -249,7 +277,6 @@ def prepare_resume(study: optuna.Study, spec: StudySpec) -> None:
             known_params.remove(suggestions)
         else:
             study.enqueue_trial(suggestions)
-    echo(f"resuming study {study.study_name}: {count_finished_trials(study)} trials are finished")
 
 
 def running_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -321,57 +348,22 @@ def _owner(trial: FrozenTrial) -> str:
     return f"{owner}; it fails after {GRACE_PERIOD} s without a heartbeat"
 
 
-class FailureCounter:
-    """A counter of consecutive failures, between which nothing was done.
-
-    Args:
-        count_done: Returns how much has been done so far.
-    """
-
-    def __init__(self, count_done: Callable[[], int]) -> None:
-        self._done, self._before, self._failures = count_done, count_done(), 0
-
-    def add(self) -> bool:
-        """Count one failure; return whether there are now `MAX_CONSECUTIVE_FAILURES`."""
-        n_done = self._done()
-        self._failures = self._failures + 1 if n_done == self._before else 1
-        self._before = n_done
-        return self._failures >= MAX_CONSECUTIVE_FAILURES
-
-
-def repeated_failure(study: optuna.Study) -> str | None:
-    """Return the last error if the last three ended trials failed with its type, or None."""
-    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    errors = [
-        attributes.ERROR.get(trial, INTERRUPTED) if trial.state == TrialState.FAIL else ""
-        for trial in ended[-MAX_CONSECUTIVE_FAILURES:]
-    ]
-    types = {error.partition(":")[0] for error in errors}
-    have_one_type = len(errors) == MAX_CONSECUTIVE_FAILURES and len(types) == 1
-    return errors[-1] if have_one_type and not types & {"", INTERRUPTED} else None
-
-
-def require_no_repeated_failure(study: optuna.Study) -> None:
-    """Raise `StudyFailedError` if the last three trials that ended have the same error."""
-    if error := repeated_failure(study):
-        raise StudyFailedError(
-            f"{MAX_CONSECUTIVE_FAILURES} consecutive trials failed with the same type of error "
-            f"({error}). Their runs in MLflow contain the tracebacks. Fix the cause, and continue "
-            "the study."
-        )
-
-
-def delete_models_beyond_best(study: optuna.Study, keep: int, limit: int | None = None) -> None:
+def delete_models_beyond_best(
+    study: optuna.Study, keep: int, deleted: Collection[int] = ()
+) -> set[int]:
     """Delete the models of the complete trials that are not among the best.
 
     Args:
         study: The study.
         keep: Number of the best trials whose models are kept.
-        limit: Maximum number of trials whose models are deleted, from the best on, or None for
-            all.
+        deleted: Numbers of trials whose models are known to be deleted.
+
+    Returns:
+        Numbers of all trials whose models are deleted now.
     """
     with cache.lock(f"evict {study.study_name}"):
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        best_first = sorted(complete, key=lambda trial: -trial.value)  # stable: the first of equals
-        for trial in best_first[keep:][:limit]:
-            model_files.delete_model(attributes.MODEL_URI.read(trial))
+        beyond = rank_trials(complete_trials(study))[keep:]
+        for trial in beyond:
+            if trial.number not in deleted:
+                model_files.delete_model(attributes.MODEL_URI.read(trial))
+    return {trial.number for trial in beyond}

@@ -20,19 +20,18 @@ from pneumo.tracking.tags import STUDY
 from pneumo.training.config import RunConfig
 from pneumo.training.fit import EpochCallback
 from pneumo.tuning import attributes
-from pneumo.tuning.limits import StudyLimits
-from pneumo.tuning.planning.fingerprint import count_networks
-from pneumo.tuning.selection import complete_trials
-from pneumo.tuning.spec import StudySpec
-from pneumo.tuning.study import (
+from pneumo.tuning.limits import (
     INTERRUPTED,
     MAX_CONSECUTIVE_FAILURES,
     FailureCounter,
-    delete_models_beyond_best,
+    StudyLimits,
     repeated_failure,
     require_no_repeated_failure,
-    running_trials,
 )
+from pneumo.tuning.planning.fingerprint import count_networks
+from pneumo.tuning.selection import complete_trials
+from pneumo.tuning.spec import StudySpec
+from pneumo.tuning.study import delete_models_beyond_best, replace_lost_trials, running_trials
 from pneumo.tuning.trial import run_name, run_trial
 
 # Another epoch, and the predictions and the evaluation after it, which take less than an epoch
@@ -93,6 +92,8 @@ class _TrialLoop:
         self._study, self._spec, self._update = study, spec, update
         self._enforce_timeout = enforce_timeout
         self._scores: dict[int, float] = {}
+        self._deleted_models: set[int] = set()  # by the numbers of their trials
+        self._has_lost_trials = False
         self.ended = 0  # trials
 
     def run(self) -> None:
@@ -109,18 +110,27 @@ class _TrialLoop:
         require_no_repeated_failure(self._study)
 
     def finish_own_trials(self) -> None:
-        """End this process's running trials: a trial with a score is complete, others fail."""
-        for trial in running_trials(self._study):
-            if tuple(attributes.PROCESS.get(trial, ())) == ProcessId.current():
-                score = self._scores.get(trial.number)
-                state = TrialState.FAIL if score is None else TrialState.COMPLETE
-                self._study.tell(trial.number, score, state, skip_if_finished=True)
+        """End this process's running trials: a trial with a score is complete, others are lost."""
+        process = ProcessId.current()
+        own_trials = [
+            trial
+            for trial in running_trials(self._study)
+            if tuple(attributes.PROCESS.get(trial, ())) == process
+        ]
+        self._has_lost_trials |= bool(own_trials)  # also if the store fails again below
+        for trial in own_trials:
+            score = self._scores.get(trial.number)
+            state = TrialState.FAIL if score is None else TrialState.COMPLETE
+            self._study.tell(trial.number, score, state, skip_if_finished=True)
+        if self._has_lost_trials:
+            replace_lost_trials(self._study, self._spec)
+        self._has_lost_trials = False
 
     def _trial_ended(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self.ended += 1
         self._update()
         if n_kept := self._limits.keep_models:
-            delete_models_beyond_best(study, n_kept, limit=1)  # earlier calls deleted the rest
+            self._deleted_models = delete_models_beyond_best(study, n_kept, self._deleted_models)
         if self._limits.is_reached(study) or repeated_failure(study):
             study.stop()
         signals.raise_if_interrupted()  # before the next trial starts

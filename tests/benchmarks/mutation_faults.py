@@ -273,6 +273,14 @@ SPLIT_FAULTS = [
 
 INTERVAL_FAULTS = [
     Fault(
+        "samples that all agree are evidence for no difference",
+        BOOTSTRAP,
+        "if np.ptp(differences) > 0:",
+        "if len(differences):",
+        OF_BOOTSTRAP,
+        "what_all_samples_agree_on",
+    ),
+    Fault(
         "a proportion's lower bound lacks a miss",
         INTERVALS,
         "np.where(value > 0, hits_of_size, 1), misses_of_size + 1)",
@@ -494,8 +502,8 @@ GATE_FAULTS = [
     Fault(
         "the difference of the areas has the wrong sign",
         BOOTSTRAP,
-        "bootstrap_auc(second, counts) - bootstrap_auc(first, counts), CI_PERCENTILES",
-        "bootstrap_auc(first, counts) - bootstrap_auc(second, counts), CI_PERCENTILES",
+        "differences = bootstrap_auc(second, counts) - bootstrap_auc(first, counts)",
+        "differences = bootstrap_auc(first, counts) - bootstrap_auc(second, counts)",
         OF_BOOTSTRAP,
         "two_models_on_the_same_images",
     ),
@@ -819,7 +827,7 @@ RECOVERY_FAULTS = [
     ),
     Fault(
         "failures between which something was done add up",
-        STUDY,
+        LIMITS,
         "self._failures + 1 if n_done == self._before else 1",
         "self._failures + 1",
         OF_RECOVERY,
@@ -827,7 +835,7 @@ RECOVERY_FAULTS = [
     ),
     Fault(
         "errors of different kinds are alike",
-        STUDY,
+        LIMITS,
         "len(errors) == MAX_CONSECUTIVE_FAILURES and len(types) == 1",
         "len(errors) == MAX_CONSECUTIVE_FAILURES",
         OF_RECOVERY,
@@ -835,7 +843,7 @@ RECOVERY_FAULTS = [
     ),
     Fault(
         "a study fails that a person has interrupted",
-        STUDY,
+        LIMITS,
         'not types & {"", INTERRUPTED}',
         'not types & {""}',
         OF_RECOVERY,
@@ -843,7 +851,7 @@ RECOVERY_FAULTS = [
     ),
     Fault(
         "the models of the best trials are deleted",
-        STUDY,
+        SELECTION,
         "key=lambda trial: -trial.value)",
         "key=lambda trial: trial.value)",
         OF_RECOVERY,
@@ -860,8 +868,8 @@ RECOVERY_FAULTS = [
     Fault(
         "the trials of other processes are ended",
         WORKER,
-        "if tuple(attributes.PROCESS.get(trial, ())) == ProcessId.current():",
-        "if attributes.PROCESS.get(trial, ()):",
+        "if tuple(attributes.PROCESS.get(trial, ())) == process",
+        "if attributes.PROCESS.get(trial, ())",
         OF_OWN_TRIALS,
         "a_score_that_did_not_arrive",
     ),
@@ -967,6 +975,14 @@ SELECTION_FAULTS = [
 ]
 
 HOSPITAL_FAULTS = [
+    Fault(
+        "the digest does not know which images are left out as lateral views",
+        INDEX,
+        'columns.append("is_lateral")',
+        "pass",
+        OF_INDEX,
+        "the_digest_follows_which_views",
+    ),
     Fault(
         "an inverted radiograph stays inverted",
         DICOM,

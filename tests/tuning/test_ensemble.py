@@ -154,7 +154,8 @@ def search(monkeypatch) -> optuna.Study:
         config = RunConfig(image_size=size, dropout=number / 10).to_params()
         study.add_trial(
             create_trial(
-                value=1 - number / 10, user_attrs={"run_id": f"r{number}", "config": config}
+                value=1 - number / 10,
+                user_attrs={"run_id": f"r{number}", "config": config, "model_uri": f"m{number}"},
             )
         )
 
@@ -165,11 +166,14 @@ def search(monkeypatch) -> optuna.Study:
         return dict.fromkeys(ROBUST_VERSIONS, logits), logits
 
     monkeypatch.setattr(results, "read_logits", read)
+    monkeypatch.setattr(
+        model_files, "is_stored", lambda uri: uri not in study.user_attrs.get("deleted", [])
+    )
     return study
 
 
-def candidates_of(study: optuna.Study, sample, keep: int | None = None) -> list[int]:
-    found = read_candidates(study, sample.decode(32, 0), RunConfig(image_size=32), keep)
+def candidates_of(study: optuna.Study, sample) -> list[int]:
+    found = read_candidates(study, sample.decode(32, 0), RunConfig(image_size=32))
     numbers = [trial.number for trial in found.trials]
     for logits in (*found.logits.values(), found.perturbed_logits):
         assert logits[:, 0].tolist() == [10 * number for number in numbers]
@@ -179,7 +183,8 @@ def candidates_of(study: optuna.Study, sample, keep: int | None = None) -> list[
 
 def test_members_have_models_and_networks_of_one_input_size(search, sample):
     assert candidates_of(search, sample) == [0, 1, 3, 4]
-    assert candidates_of(search, sample, keep=4) == [0, 1, 3]
+    search.set_user_attr("deleted", ["m3"])  # by an earlier command with keep_models
+    assert candidates_of(search, sample) == [0, 1, 4]
 
 
 def test_a_trial_without_logits_is_no_candidate(search, sample, capsys):

@@ -12,10 +12,9 @@ from pneumo.experiment import Experiment, load_experiment
 from pneumo.training.config import RunConfig
 from pneumo.tuning import storage
 from pneumo.tuning import study as studies
-from pneumo.tuning.limits import StudyLimits
+from pneumo.tuning.limits import INTERRUPTED, FailureCounter, StudyLimits, repeated_failure
 from pneumo.tuning.selection import best_trial_of
 from pneumo.tuning.spec import StudySpec
-from pneumo.tuning.study import FailureCounter, repeated_failure
 
 
 @pytest.fixture
@@ -69,7 +68,7 @@ def test_three_errors_of_a_kind_in_a_row_are_a_repeated_failure(study):
     assert repeated_failure(study) is None
 
 
-@pytest.mark.parametrize("attributes", [{"error": studies.INTERRUPTED}, {}])
+@pytest.mark.parametrize("attributes", [{"error": INTERRUPTED}, {}])
 def test_who_interrupts_a_study_or_kills_it_does_not_make_it_fail(study, attributes):
     add(study, *["FAIL"] * 3, **attributes)
     assert repeated_failure(study) is None
@@ -81,11 +80,11 @@ def test_the_models_of_the_best_trials_are_kept(study, own_cache, monkeypatch):
     add(study, "FAIL")
     deleted = []
     monkeypatch.setattr(studies.model_files, "delete_model", deleted.append)
-    studies.delete_models_beyond_best(study, 1)
+    assert studies.delete_models_beyond_best(study, 1) == {3, 2, 0}
     assert deleted == [3, 2, 0]  # of two equal ones the first is the best
     deleted.clear()
-    studies.delete_models_beyond_best(study, 2, limit=1)
-    assert deleted == [2]
+    assert studies.delete_models_beyond_best(study, 2, deleted={2}) == {2, 0}
+    assert deleted == [0]
 
 
 def test_of_equal_trials_the_first_is_the_best(study):

@@ -9,6 +9,7 @@ import optuna
 import pytest
 from mlflow.exceptions import MlflowException
 
+from pneumo.commands import tune
 from pneumo.commands.tune import tune_and_register
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.runtime.errors import StudyFailedError, UserError
@@ -18,7 +19,7 @@ from pneumo.tuning.limits import StudyLimits
 from pneumo.tuning.output.study_table import StudyResult, print_study
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import how_to_continue, open_storage
-from pneumo.tuning.study import warn_of_other_commit
+from pneumo.tuning.study import attach_to_study, warn_of_other_commit
 from tests.support.commands import run_here
 from tests.support.stores import store_in
 from tests.support.studies import BASE, TINY, run_study, text
@@ -84,6 +85,52 @@ def test_a_study_that_mlflow_alone_knows_is_refused(study, client, sample, tmp_p
     )
     assert runs(client) == before
     assert optuna.get_all_study_names(open_storage()) == []
+
+
+def test_a_study_that_another_process_creates_meanwhile_is_refused(study, sample, monkeypatch):
+    monkeypatch.setattr(optuna, "get_all_study_names", lambda _: [])  # it was not there yet
+    monkeypatch.setattr(tune, "check_name_is_new", lambda _: None)
+    with pytest.raises(UserError, match="another process has created study .* join it with"):
+        again(sample, study)
+
+
+def test_a_study_whose_run_was_deleted_is_refused(study, client, sample):
+    run_id = study.study.user_attrs["run_id"]
+    client.delete_run(run_id)
+    with pytest.raises(UserError, match=f"'mlflow runs restore --run-id {run_id}', or use anoth"):
+        again(sample, study)
+
+
+def test_a_study_that_tune_has_not_created_is_refused(store, sample):
+    optuna.create_study(storage=open_storage(), study_name="raw")
+    with pytest.raises(UserError, match="study 'raw' is not ready, or tune has not created it"):
+        attach_to_study("raw", sample)
+
+
+def test_an_interrupt_without_a_store_says_how_to_continue(study, sample, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    def fail(_):
+        raise MlflowException("away")
+
+    monkeypatch.setattr(tune, "run_search", interrupt)
+    monkeypatch.setattr(tune, "reconcile_runs", fail)
+    with pytest.raises(KeyboardInterrupt):
+        again(sample, study, trials=3)
+    name = study.study.study_name
+    assert f"to resume the study, {how_to_continue(name)}\n" in capsys.readouterr().out
+
+
+def test_the_alias_of_the_winner_is_the_present_one(study, client, capsys):
+    for forget, ending in (
+        (lambda: None, " as @challenger"),
+        (lambda: client.delete_registered_model_alias(study.model_name, "challenger"), ""),
+        (lambda: client.delete_registered_model(study.model_name), ""),
+    ):
+        forget()
+        print_study(study)
+        assert f"registered: {study.model_name} version 1{ending}\n" in capsys.readouterr().out
 
 
 def test_how_to_continue(monkeypatch, tmp_path):

@@ -1,5 +1,8 @@
 """Optuna's database: its address, and errors if it does not open."""
 
+import sqlite3
+from contextlib import closing
+
 import pytest
 
 from pneumo.runtime.errors import UserError
@@ -34,6 +37,17 @@ def test_a_database_that_does_not_open(monkeypatch, url, message):
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert PASSWORD not in str(raised.value)
+
+
+def test_a_database_of_another_program_is_refused(monkeypatch, tmp_path):
+    file = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(file)) as database:  # as MLflow's
+        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        database.execute("INSERT INTO alembic_version VALUES ('0584bdc529eb')")
+        database.commit()
+    monkeypatch.setenv("PNEUMO_STORAGE", f"sqlite:///{file}")
+    with pytest.raises(UserError, match=f"can be opened: got sqlite:///{file} .The runtime optuna"):
+        open_storage()
 
 
 @pytest.mark.slow

@@ -16,14 +16,15 @@ from pneumo.tracking import study_runs
 from pneumo.tuning import attributes
 from pneumo.tuning.launchers.progress import StudyProgress
 from pneumo.tuning.launchers.worker_process import TERMINATE_TIMEOUT, Worker, next_ended
-from pneumo.tuning.limits import StudyLimits, count_finished_trials
-from pneumo.tuning.spec import StudySpec
-from pneumo.tuning.study import (
+from pneumo.tuning.limits import (
     MAX_CONSECUTIVE_FAILURES,
     FailureCounter,
-    prepare_resume,
+    StudyLimits,
+    count_finished_trials,
     require_no_repeated_failure,
 )
+from pneumo.tuning.spec import StudySpec
+from pneumo.tuning.study import prepare_resume
 
 
 def worker_arguments(study: optuna.Study, spec: StudySpec) -> list[str]:

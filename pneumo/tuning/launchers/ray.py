@@ -28,9 +28,8 @@ from pneumo.tuning.launchers.worker_process import (
     WorkerDiedError,
     run_worker,
 )
-from pneumo.tuning.limits import StudyLimits
+from pneumo.tuning.limits import MAX_CONSECUTIVE_FAILURES, StudyLimits, require_no_repeated_failure
 from pneumo.tuning.spec import StudySpec
-from pneumo.tuning.study import MAX_CONSECUTIVE_FAILURES, require_no_repeated_failure
 
 # Names or prefixes of the variables with addresses and credentials of the stores: of Optuna, of
 # MLflow's client, and of the artifact stores that the client reaches without its server

@@ -72,7 +72,7 @@ def summarize(study: optuna.Study, spec: StudySpec, state: str) -> StudySummary:
     """
     trials = study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    best = study.best_trial if complete else None
+    best = selection.best_trial_of(complete)
     baseline = selection.find_baseline(complete, spec)
     winner = attributes.WINNER.get(study, {})
     ensemble = attributes.ENSEMBLE.get(study, {}) if "members" in winner else {}

@@ -9,6 +9,7 @@ from pneumo.reporting.html_report import format_field
 from pneumo.reporting.study_report import PAGE
 from pneumo.reporting.study_summary import EnsembleSummary
 from pneumo.runtime.console import echo, print_table
+from pneumo.runtime.errors import UserError
 from pneumo.tracking import registry, session
 from pneumo.training.config import OBJECTIVE_LABELS, rename_fields
 from pneumo.tuning import attributes, selection
@@ -40,9 +41,8 @@ class StudyResult:
 
 def print_study(result: StudyResult) -> None:
     """Print the table of a study's trials with the best marked, and the registered winner."""
-    best = result.study.best_trial.number
-    rows = []
-    trials = result.study.get_trials(deepcopy=False)
+    rows, trials = [], result.study.get_trials(deepcopy=False)
+    best = selection.best_trial_of(trials)
     waiting = sum(trial.state == TrialState.WAITING for trial in trials)
     for trial in trials:
         if trial.state == TrialState.WAITING:  # a waiting trial has no values and no score
@@ -51,7 +51,7 @@ def print_study(result: StudyResult) -> None:
         config = rename_fields(attributes.CONFIG.get(trial, {}))
         rows.append(
             (
-                f"{trial.number}{' best' if trial.number == best else ''}",
+                f"{trial.number}{' best' if trial.number == best.number else ''}",
                 trial.state.name,
                 "" if score is None else f"{score:.4f}",
                 *(format_field(config.get(name, "")) for name in result.searched_fields),
@@ -65,7 +65,7 @@ def print_study(result: StudyResult) -> None:
             f"{waiting} enqueued trials did not start. To run them, resume the study with more "
             f"{'time' if attributes.PLAN.get(result.study, {}) else '--trials'}."
         )
-    subject, value = f"trial {best}", result.study.best_value
+    subject, value = f"trial {best.number}", best.value
     if result.ensemble:
         subject, value = result.ensemble.title, result.ensemble.score
     test = result.test_metrics
@@ -76,10 +76,21 @@ def print_study(result: StudyResult) -> None:
     )
     for finding in result.findings:
         echo(f"note: {finding}")
-    echo(f"registered: {result.model_name} version {result.version} as @{registry.CHALLENGER}")
+    echo(f"registered: {result.model_name} version {result.version}{_describe_alias(result)}")
     run_id = attributes.RUN_ID.read(result.study)
     echo(f"study report: {session.artifact_location(run_id, PAGE)}")
     echo(session.view_hint(run_id))
     if attributes.PLAN.get(result.study, {}):
         option = session.format_option("budget", "+1h")
         echo(f"for more time, {how_to_continue(result.study.study_name)} {option}")
+
+
+def _describe_alias(result: StudyResult) -> str:
+    """Describe which version is the newest one of the registered model, if that is known."""
+    try:
+        challenger = registry.version_by_alias(result.model_name, registry.CHALLENGER)
+    except UserError:
+        return ""
+    if challenger == result.version:
+        return f" as @{registry.CHALLENGER}"
+    return f"; @{registry.CHALLENGER} is version {challenger}" if challenger else ""

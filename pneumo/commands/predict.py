@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pneumo.commands.options.arguments import PredictOptions
 from pneumo.commands.options.inputs import Inputs, heat_map_folder
@@ -26,6 +27,7 @@ from pneumo.tracking.tags import DATA, MODEL, PREVALENCE
 CHUNK_SIZE = 64  # files in memory: enough for all cores, whatever the number of files
 VALUES = "probability", "label", "threshold"  # of a readable image
 HEADER = ["path", *VALUES, "model_version", "model_id", "error"]
+MODEL_KEY = "model_id"  # of the text in a picture that names its model
 WITHOUT_ID = [name for name in HEADER if name != "model_id"]  # header of a CSV of earlier versions
 
 
@@ -189,18 +191,20 @@ def _write(out: Path, rows: list[list[str]]) -> None:
 def write_heat_maps(loaded_model: LoadedModel, files: Sequence[str], folder: Path) -> None:
     """Write a PNG for each image: the image, and next to it the image under its heat map.
 
-    The pictures show the model's input, gray and square. Their paths are those of the files,
-    relative to the folder that all files share. Existing pictures are kept. An unreadable file has
-    none.
+    The pictures show the model's input, gray and square. Their paths below `folder` are those of
+    the files in the CSV, absolute if they contain `..`. Existing pictures of this model are kept.
+    An unreadable file has none.
 
     Args:
         loaded_model: The model.
         files: Paths of image files.
         folder: Folder for the pictures.
     """
-    common_folder = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
-    paths = {file: folder / f"{os.path.relpath(file, common_folder)}.png" for file in files}
-    remaining = [file for file in files if not paths[file].exists()]
+    paths = {file: _picture_path(file, folder) for file in files}
+    model_id = loaded_model.model_id
+    remaining = [file for file in files if _model_of_picture(paths[file]) != model_id]
+    metadata = PngInfo()
+    metadata.add_text(MODEL_KEY, model_id)
     for file, picture in track(
         _draw_heat_maps(loaded_model, remaining), len(remaining), "Drawing heat maps"
     ):
@@ -208,8 +212,22 @@ def write_heat_maps(loaded_model: LoadedModel, files: Sequence[str], folder: Pat
             path = paths[file]
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_name(f".{path.name}")
-            Image.fromarray(picture).save(draft, "PNG")
+            Image.fromarray(picture).save(draft, "PNG", pnginfo=metadata)
             draft.rename(path)  # so that an interrupt leaves no incomplete file
+
+
+def _picture_path(file: str, folder: Path) -> Path:
+    path = os.path.abspath(file) if ".." in Path(file).parts else file
+    return folder / f"{path.lstrip(os.sep)}.png"
+
+
+def _model_of_picture(path: Path) -> str:
+    """Return MLflow's id of the model that a picture explains, or '' if there is no picture."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(MODEL_KEY, "")
+    except OSError:  # Pillow's error for other files is one, too
+        return ""
 
 
 def _draw_heat_maps(

@@ -9,7 +9,9 @@ from contextlib import suppress
 import pytest
 
 from pneumo.__main__ import main
+from pneumo.commands.options import inputs
 from pneumo.commands.options.parser import flags_of, parse
+from pneumo.runtime.errors import UserError
 from tests.support.commands import run_here
 from tests.support.paths import ROOT
 from tests.support.studies import tags
@@ -216,3 +218,9 @@ def test_a_command_that_ends_early_says_why_in_its_run(store, monkeypatch, error
     found = store.get_run(run.info.run_id)
     assert (found.info.status, found.info.run_name) == ("FAILED", "study, failed")
     assert tags(found) == {"pneumo.kind": "study", "pneumo.reason": reason}
+
+
+def test_a_csv_that_cannot_be_written_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
+    with pytest.raises(UserError, match="--out must be a file that can be written: got .*o.csv'"):
+        inputs._path_of_csv(str(tmp_path / "o.csv"))

@@ -187,23 +187,26 @@ def test_each_image_is_explained(study, few):
     readable = [path for path, *_, error in rows(out)[1:] if not error]
     assert len(readable) == 146
     made = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert made == {f"{Path(path).relative_to(few)}.png" for path in readable}
+    assert made == {f"{path[1:]}.png" for path in readable}  # their paths are absolute
     # the image as the model takes it, and beside it the same below its heat map
     path, model = readable[7], models.find_model(MODEL).model
     pixels = decode(Path(path).read_bytes(), 32)
     [heat] = HiResCam(model.keras_model)(pixels[np.newaxis, ..., np.newaxis])
-    picture = np.asarray(Image.open(folder / f"{Path(path).relative_to(few)}.png"))
+    picture = np.asarray(Image.open(folder / f"{path[1:]}.png"))
     assert (picture[:, :32] == pixels[..., np.newaxis]).all()
     assert np.abs(picture[:, 32:].astype(int) - overlay_heat_map(pixels, heat)).max() <= 1
-    # what is missing is made, what is there is kept, and neither is taken for an image
-    torn, kept = sorted(folder.rglob("*.png"))[:2]
+    # what is missing or of another model is made, the rest is kept, and none is taken for an image
+    torn, other, kept = sorted(folder.rglob("*.png"))[:3]
     torn.unlink()
-    kept.write_bytes(b"kept")
+    Image.open(other).save(other)  # without the name of its model
+    drawn = kept.stat().st_mtime_ns
     code, output, errors = run_here("predict", *call, "--explain", "true")
     assert (code, errors) == (0, "")
-    assert "Drawing heat maps: 3 images" in output  # the one, and the two that are no images
+    assert "Drawing heat maps: 4 images" in output  # these, and the two that are no images
     assert torn.exists()
-    assert kept.read_bytes() == b"kept"
+    with Image.open(other) as picture:
+        assert picture.info["model_id"] == models.find_model(MODEL).model_id
+    assert kept.stat().st_mtime_ns == drawn
     assert len(rows(out)) == 149
 
 

@@ -159,6 +159,11 @@ def _path_of_csv(path: str) -> Path:
         )
     if os.path.isdir(out) or not os.path.isdir(out.absolute().parent):
         raise UserError(f"--out must be a CSV file in an existing folder: got '{quoted(path)}'")
+    if not os.access(out if out.exists() else out.absolute().parent, os.W_OK):
+        raise UserError(
+            f"--out must be a file that can be written: got '{quoted(path)}'. Check the "
+            "permissions, or choose another file."
+        )
     return out
 
 

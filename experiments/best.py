@@ -61,9 +61,9 @@ Interpretation:
        224      12   0.5                                           0.9908  0.983
        160      16   0.4  2 networks, the hand-chosen model        0.9937  0.986
 
-    Validation ranks these nearly in reverse: it rewards what a model learns from the border and
-    from the ratio by which an image was squashed. Both separate the classes without any lung, and
-    crops hide them.
+    (The first table has the hand-chosen model trained again.) Validation ranks these nearly in
+    reverse: it rewards what a model learns from the border and from the ratio by which an image was
+    squashed. Both separate the classes without any lung, and crops hide them.
 
     The threshold midway between the classes depends on all images. Youden's depends on the few
     images between the classes. Among 49 trials of experiments/criterion.py with a validation AUC

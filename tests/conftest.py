@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# The other core is for the other process of tests. TensorFlow's idle threads would take its time
+os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+
 # Else what fails in there would not say with which values
 pytest.register_assert_rewrite("tests.support")
 
@@ -88,12 +91,18 @@ def own_cache(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def without_plots(monkeypatch):
-    """Evaluate without drawing plots, which takes most of the time, in tests of other results."""
-    from tests.support.studies import EVIDENCE
+def without_plots():
+    """Use `without_pictures` in a test of other results."""
+    from tests.support.studies import without_pictures
 
-    plots = {name: b"" for name in EVIDENCE if name.endswith(".png")}
-    monkeypatch.setattr("pneumo.commands.evaluation.draw_figures", lambda *_: plots)
+    with without_pictures():
+        yield
+
+
+@pytest.fixture
+def without_pages(monkeypatch):
+    """Write no page of a study, in a test that reads none."""
+    monkeypatch.setattr("pneumo.tuning.output.study_page.StudyPage.write", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

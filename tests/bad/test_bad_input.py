@@ -28,7 +28,7 @@ def test_input_is_rejected_with_a_reason_or_handled(
     code = main(arguments)
     output, errors = capsys.readouterr()
     assert case.verdict(code, output, errors) == ""
-    assert "RUNNING" not in {run.info.status for run in stores.search_runs(["0"])}
+    assert stores.search_runs(["0"], "attributes.status = 'RUNNING'") == []
     if "unpacked" in errors:
         assert set(cache.glob("archives/*")) == before
     assert not list(cache.rglob(".*.draft"))
@@ -41,7 +41,7 @@ def test_a_model_is_rejected_with_a_reason_or_handled(case, store, tmp_path, cap
     capsys.readouterr()
     code = main(arguments)
     assert case.verdict(code, *capsys.readouterr()) == ""
-    assert "RUNNING" not in {run.info.status for run in store.search_runs(["0"])}
+    assert store.search_runs(["0"], "attributes.status = 'RUNNING'") == []
     assert not (tmp_path / RAN).exists()  # whatever came with the input did not run
 
 

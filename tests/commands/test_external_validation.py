@@ -14,6 +14,8 @@ from pneumo.tracking import models, results
 from tests.support.commands import run_here
 from tests.support.studies import tags, text
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 MODEL = "models:/pneumonia-sample/1"
 N_PATIENTS = 60  # of each class, with two images
 

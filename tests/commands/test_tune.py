@@ -1,9 +1,12 @@
 """`tune` as a command, and its run."""
 
+import subprocess
+
 import pytest
 
 from pneumo.__main__ import main
 from tests.support.commands import mlflow_run
+from tests.support.paths import ROOT
 from tests.support.studies import tags
 
 
@@ -26,6 +29,9 @@ def test_mlflow_run(store):
     assert study.data.tags["pneumo.study"] == "night"
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert {run.data.params["image_size"] for run in trials} == {"32"}
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    commits = {run.data.tags["mlflow.source.git.commit"] for run in runs}
+    assert commits == {head.stdout.strip()}
 
 
 @pytest.mark.slow

@@ -63,15 +63,19 @@ def test_what_is_queued_lies_in_the_search_space(name, sample):
         experiment.suggest(FixedTrial(suggestions), experiment.base)  # which warns of others
 
 
+# ImageNet's weights are not everywhere; test_train has what they change
+SMALL = {"epochs": 1, "weights": "none", "image_size": 32, "ensemble_size": 1}
+# Some experiments differ in their search alone
+CONFIGS = {load_experiment(name).base.override(SMALL): name for name in NAMES}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_each_trains(name, sample):
+@pytest.mark.parametrize("config", CONFIGS, ids=CONFIGS.values())
+def test_each_trains(config, sample):
     from pneumo.training.train import train
     from tests.support.features import few_images
 
-    # ImageNet's weights are not everywhere; test_train has what they change
-    small = {"epochs": 1, "weights": "none", "image_size": 32, "ensemble_size": 1}
-    config, images = load_experiment(name).base.override(small), few_images(sample)
+    images = few_images(sample)
     result = train(config, images)
     assert result.best_epochs == (1,)
     assert result.val_logits.shape == (len(images.split("val").rows),)

@@ -28,6 +28,7 @@ from tests.support.studies import (
     children,
     counted,
     let_workers_load,
+    let_workers_run,
     require_whole,
     run_of,
     until,
@@ -150,9 +151,8 @@ def test_an_interrupt_ends_all(store, whom, number):
     assert {run.info.status for run in store.search_runs(["0"])} == {"KILLED"}
 
 
-# An experiment of which each trial ends in the same way
-ENDS = """
-import os
+# An experiment of which each trial fails in the same way
+FAILS_ALWAYS = """
 import optuna
 from experiments.tune import suggest as usual
 from pneumo.training.config import RunConfig
@@ -161,29 +161,30 @@ BASE = RunConfig(image_size=32, epochs=2, dense_widths=(32,))
 
 def suggest(trial, base):
     if isinstance(trial._trial, optuna.Trial):
-        {end}
+        raise ValueError("of this kind")
     return usual(trial, base)
 """
 
 
-@pytest.mark.parametrize(
-    ("end", "reason"),
-    [
-        ("os.kill(os.getpid(), 9)", "3 workers died without finishing a trial. See their output"),
-        (
-            "raise ValueError('of this kind')",
-            r"3 consecutive trials failed with the same type of error \(ValueError: of this kind\)",
-        ),
-    ],
-)
-def test_a_study_that_cannot_go_on_stops(store, sample, tmp_path, monkeypatch, end, reason):
-    let_workers_load(monkeypatch, tmp_path / "project", ENDS.format(end=end))
+def search_fails(sample, reason: str) -> None:
+    """Require that a search by two workers fails for a reason."""
     with mlflow.start_run() as parent:
         spec = StudySpec(TINY, sample, {})
         study = create_study(open_storage(), "night", spec, parent.info.run_id)
         StudyLimits(4).save(study)
         with pytest.raises(StudyFailedError, match=reason):
             run_search(study, spec, workers=2)
+
+
+def test_a_study_whose_workers_die_stops(store, sample, tmp_path, monkeypatch):
+    let_workers_run(monkeypatch, tmp_path / "project", "os.kill(os.getpid(), 9)")
+    search_fails(sample, "3 workers died without finishing a trial. See their output")
+
+
+def test_a_study_whose_trials_fail_stops(store, sample, tmp_path, monkeypatch):
+    let_workers_load(monkeypatch, tmp_path / "project", FAILS_ALWAYS)
+    reason = r"3 consecutive trials failed with the same type of error \(ValueError: of this kind\)"
+    search_fails(sample, reason)
 
 
 def test_a_user_error_in_a_worker_is_reported_as_one(store, tmp_path):

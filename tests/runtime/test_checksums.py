@@ -14,10 +14,10 @@ import pytest
 from pneumo.data import perturb, pixels
 from pneumo.runtime import cache, checksums, process
 from pneumo.runtime.cache_entries import IN_USE, _held, release, remove_leftovers
-from pneumo.training import network
 from pneumo.training.config import RunConfig
-from pneumo.training.feature_cache import FeatureCache, FeatureExtractor, View
+from pneumo.training.feature_cache import FeatureCache, View
 from tests.support.cache import keep, make
+from tests.support.features import features_of
 from tests.support.weights import SMALL
 
 
@@ -47,10 +47,7 @@ def kind(request, sample, weights, own_cache, monkeypatch) -> Kind:
             builds,
         )
     else:
-        config = RunConfig(**SMALL, weights=str(weights))
-        store = FeatureCache(
-            FeatureExtractor(network.build_backbone(config), config.backbone), config, 0
-        )
+        store = features_of(RunConfig(**SMALL, weights=str(weights)))
         module, build = FeatureCache, "_compute"
         found = Kind("features.npy", lambda: store.get(View(split), 0), builds)
     original = getattr(module, build)

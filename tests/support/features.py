@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from pneumo.data.dataset import DecodedDataset
@@ -23,12 +24,16 @@ def small_config(weights: Path) -> RunConfig:
 
 
 def features_of(config: RunConfig, max_unfreeze_depth: int = 0) -> FeatureCache:
-    """Return the feature cache of a config."""
-    return FeatureCache(
-        FeatureExtractor(network.build_backbone(config), config.backbone),
-        config,
-        max_unfreeze_depth,
-    )
+    """Return the feature cache of a config; its network is built once for all tests."""
+    fields = ("backbone", "alpha", "weights", "image_size", "seed")
+    values = tuple((name, getattr(config, name)) for name in fields)
+    return FeatureCache(_extractor(values), config, max_unfreeze_depth)
+
+
+@lru_cache(maxsize=4)
+def _extractor(fields: tuple[tuple[str, object], ...]) -> FeatureExtractor:
+    config = RunConfig(**dict(fields), unfreeze_depth=0)
+    return FeatureExtractor(network.build_backbone(config), config.backbone)
 
 
 def stored(folder: Path) -> list[tuple[int, float, int]]:

@@ -4,12 +4,14 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 
 import mlflow
 import optuna
 import pandas as pd
+import pytest
 
 from pneumo.commands.tune import tune_and_register
 from pneumo.experiment import Experiment, load_experiment
@@ -50,6 +52,20 @@ EVIDENCE = {
 EPOCH = {"epoch/loss", "epoch/auc", "epoch/val_loss", "epoch/val_auc"}
 
 
+@contextmanager
+def without_pictures() -> Iterator[None]:
+    """Draw no figures, and register models without an input example, which MLflow would predict.
+
+    Both take most of the time of an evaluation and of a registration.
+    """
+    figures = {name: b"" for name in EVIDENCE if name.endswith(".png")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pneumo.commands.evaluation.draw_figures", lambda *_: figures)
+        patch.setattr("pneumo.reporting.plots.to_png", lambda _: b"")
+        patch.setattr("pneumo.tracking.registry.example_file", lambda: None)
+        yield
+
+
 def run_study(sample, **options) -> StudyResult:
     spec = StudySpec(TINY, sample, options.pop("fixed", {}))
     return tune_and_register(spec, **{"trials": 2, "model_name": "pneumonia-sample", **options})
@@ -61,6 +77,13 @@ def let_workers_load(monkeypatch, folder: Path, experiment: str) -> None:
     The file may not import `tests`, which removes MLflow's variables from a worker's environment.
     """
     lay_out_project(folder, "tiny", experiment)
+    monkeypatch.setattr(worker_process, "PROJECT_ROOT", folder)
+
+
+def let_workers_run(monkeypatch, folder: Path, code: str) -> None:
+    """Make some code the program of `python -m pneumo` in workers that this process starts."""
+    (folder / "pneumo").mkdir(parents=True)
+    (folder / "pneumo" / "__main__.py").write_text(f"import os, sys, time\n{code}\n")
     monkeypatch.setattr(worker_process, "PROJECT_ROOT", folder)
 
 

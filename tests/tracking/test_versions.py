@@ -52,6 +52,7 @@ def test_a_version_is_as_mlflow_makes_one(study, client):
     assert json.loads(model.tags["mlflow.modelVersions"]) == listed
 
 
+@pytest.mark.usefixtures("without_plots", "without_pages")
 def test_the_models_of_the_best_trials_alone_are_kept(store, sample):
     outcome = run_study(sample, trials=4, name="night", keep_models=2)
     ranked = sorted(outcome.study.trials, key=lambda trial: -trial.value)
@@ -77,6 +78,7 @@ def test_the_models_of_the_best_trials_alone_are_kept(store, sample):
         assert "val/predictions.csv" in files(store, run.info.run_id)
 
 
+@pytest.mark.usefixtures("without_plots", "without_pages")
 def test_registering_again_moves_the_challenger(store, sample):
     best = run_study(sample, trials=1).study.best_trial
     model = model_files.load_model(best.user_attrs["model_uri"])

@@ -135,7 +135,9 @@ def test_the_key_changes_with_nothing_else(config, images, tmp_path, weights):
         {"augment_strength": 1.0, "unfreeze_depth": 2, "head_epochs": 0},
         {"weights": str(moved)},
     ):
-        assert name(config.override(fields), split) == expected
+        other = config.override(fields)
+        extractor = FeatureExtractor(network.build_backbone(other), other.backbone)
+        assert FeatureCache(extractor, other, 0).name(View(split), 1) == expected
     renamed = split.rows.assign(path="x", label=0, patient="y", subtype="z")
     assert name(config, replace(split, rows=renamed)) == expected
 

@@ -63,8 +63,18 @@ def test_a_pattern_that_gives_other_blocks_is_refused(monkeypatch):
 
 
 def trained(**fields) -> list[str]:
-    network = build(**fields).get_layer("backbone")
-    return [layer.name for layer in network.layers if layer.trainable_weights]
+    return trained_layers(build(**fields))
+
+
+def trained_layers(model: keras.Model) -> list[str]:
+    layers = model.get_layer("backbone").layers
+    return [layer.name for layer in layers if layer.trainable_weights]
+
+
+def trained_at(model: keras.Model, depth: int) -> list[str]:
+    """Unfreeze so many blocks of a model as `build_model` does, without building it again."""
+    network.unfreeze(model, depth)
+    return trained_layers(model)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +86,7 @@ def test_which_layers_of_the_cnn_train_at_each_depth(depth, expected):
 
 @pytest.mark.slow
 def test_which_layers_of_mobilenet_train_at_each_depth():
-    expected = []
+    expected, model = [], build(backbone="mobilenet", alpha=0.25, unfreeze_depth=0)
     for depth in range(14):
         if depth:
             block = 14 - depth
@@ -84,18 +94,19 @@ def test_which_layers_of_mobilenet_train_at_each_depth():
             expected = [*(f"{name}{bn}" for name in names for bn in ("", "_bn")), *expected]
         if depth == 13:
             expected = ["conv1", "conv1_bn", *expected]
-        assert trained(backbone="mobilenet", alpha=0.25, unfreeze_depth=depth) == expected
+        assert trained_at(model, depth) == expected
 
 
 @pytest.mark.slow
 def test_which_layers_of_resnet_train_at_each_depth():
     ends = [f"conv{stage}_block{n}" for stage, blocks in zip("2345", (3, 4, 6, 3), strict=True)
             for n in range(1, blocks + 1)]  # fmt: skip
-    all_layers = trained(backbone="resnet50v2", unfreeze_depth=16)
+    model = build(backbone="resnet50v2", unfreeze_depth=16)
+    all_layers = trained_layers(model)
     for depth in (0, 1, 2, 15):
         open_blocks = (*(f"{end}_" for end in ends[16 - depth :]), *(["post_bn"] * (depth > 0)))
         expected = [name for name in all_layers if name.startswith(open_blocks)]
-        assert trained(backbone="resnet50v2", unfreeze_depth=depth) == expected
+        assert trained_at(model, depth) == expected
     assert {name.rpartition("_block")[0] for name in all_layers} == {
         *("", "conv2", "conv3", "conv4", "conv5")
     }

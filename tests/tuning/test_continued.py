@@ -11,7 +11,7 @@ from pneumo.runtime.errors import UserError
 from tests.support.stores import store_in
 from tests.support.studies import BASE, PROCESS, SUBJECT, children, predictions, run_study, tags
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots", "without_pages")]
 
 
 def test_three_and_two_trials_equal_five_in_one_go(store, sample):

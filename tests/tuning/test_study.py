@@ -23,6 +23,7 @@ from tests.support.weights import FILE, SMALL
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_the_same_seed_repeats_trials_and_metrics(study, client, sample):
     second = run_study(sample)
     assert study.test_metrics == second.test_metrics
@@ -35,6 +36,7 @@ def test_the_same_seed_repeats_trials_and_metrics(study, client, sample):
     assert children(client, other)[1].data.params != children(client, study)[1].data.params
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_a_study_of_pretrained_networks(store, sample, weights, tmp_path):
     base = BASE.override({**SMALL, "weights": weights, "unfreeze_depth": 1, "epochs": 3})
     experiment = Experiment("pretrained", base, load_experiment("tune_mobilenet").suggest)
@@ -63,6 +65,7 @@ def test_a_study_of_pretrained_networks(store, sample, weights, tmp_path):
         tune_and_register(spec, trials=1, model_name="m", name=name)
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample, capsys):
     # three widths, where the search has two dimensions for them
     result = run_study(sample, trials=3, fixed={"dropout": "0.1", "dense_widths": "48-24-12"})
@@ -79,6 +82,7 @@ def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample, ca
     assert head.split() == [*columns, "learning_rate"]
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_what_an_experiment_queues_is_tried_first(store, sample):
     twice = {"dropout": 0.25, "unfreeze_depth": 1, "learning_rate": 0.002}
     queueing = Experiment("tiny", BASE, TINY.suggest, enqueued_trials=[twice, twice], prune=False)

@@ -2,28 +2,23 @@
 
 import _thread
 import signal
+from functools import partial
 from queue import SimpleQueue
 from threading import Timer
 
 import pytest
 
 from pneumo.runtime.errors import UserError
-from pneumo.tuning.launchers import worker_process
 from pneumo.tuning.launchers.worker_process import Worker, WorkerDiedError, run_worker
+from tests.support.studies import let_workers_run
 
 TRACE = "Timeout (0:00:01)!\nThread 0x1:\n  File x, line 1 in fit\n"
 
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """Return a function that makes some code the program of `python -m pneumo`."""
-
-    def make(code: str) -> None:
-        (tmp_path / "pneumo").mkdir()
-        (tmp_path / "pneumo" / "__main__.py").write_text(f"import os, sys, time\n{code}\n")
-
-    monkeypatch.setattr(worker_process, "PROJECT_ROOT", tmp_path)
-    return make
+    """Return `let_workers_run` for this test."""
+    return partial(let_workers_run, monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from pneumo.commands.evaluation import evaluate_model, evaluation_run
 from pneumo.commands.promote import promote_version
 from pneumo.data.dataset import open_dataset
 from pneumo.evaluation.dataset.overlap import find_overlap
-from pneumo.tracking import evaluations, registry, results
+from pneumo.tracking import evaluations, models, registry, results
 from tests.support.handmade import register, run_of, write_images
+from tests.support.stores import copy_stores, store_in
 from tests.support.studies import tags, text
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
@@ -31,10 +32,20 @@ def dataset(tmp_path_factory):
     return open_dataset(str(folder), required_splits=("train", "test"))
 
 
+@pytest.fixture(scope="module")
+def original(dataset, tmp_path_factory):
+    """Make stores with a registered model of that data set."""
+    folder = tmp_path_factory.mktemp("original")
+    with store_in(folder):
+        register(run_of("left", dataset), NAME)
+    return folder
+
+
 @pytest.fixture
-def stored(store, dataset):
-    """Register a model of that data set."""
-    return register(run_of("left", dataset), NAME)
+def stored(original, store, tmp_path):
+    """Copy these stores, and load the model."""
+    copy_stores(original, tmp_path)
+    return models.find_model(f"models:/{NAME}/1")
 
 
 def evaluated(stored, dataset, split="test"):

@@ -10,7 +10,6 @@ from pneumo.commands.evaluation import (
 from pneumo.commands.options.arguments import EvaluateOptions
 from pneumo.commands.options.inputs import Inputs
 from pneumo.data.dataset import Dataset, DecodedDataset
-from pneumo.evaluation.dataset.overlap import find_overlap
 from pneumo.evaluation.intervals import format_with_interval
 from pneumo.evaluation.metrics import Evaluation, evaluate_predictions
 from pneumo.reporting.evaluation.findings import metric_findings
@@ -105,9 +104,7 @@ def evaluate_with_skew(
     tags = runs.provenance_tags(loaded_model.trial.data.tags[EXPERIMENT], images.dataset)
     tags |= {SKEW: "pixels / 255", PARENT: parent_id}
     with runs.command_run("evaluate", f"{loaded_model.title}, with skew", tags):
-        files = results.known_files(loaded_model.trial, images.dataset)
-        overlap = find_overlap(files, images.dataset, split)
-        count_look(loaded_model, images.dataset, split, overlap)
+        count_look(loaded_model, images.dataset, split, unskewed.overlap)
         data, threshold = images.split(split), unskewed.evaluation.metrics["threshold"]
         probabilities = predict_with_skew(loaded_model.model, data.images)
         skewed = evaluate_predictions(data, probabilities, threshold, intervals=True)

@@ -38,10 +38,12 @@ class EvaluationResult:
     Attributes:
         evaluation: The evaluation.
         numbers: Content of `metrics.json`.
+        overlap: Overlap of the split with the model's images, or None if it is not known.
     """
 
     evaluation: Evaluation
     numbers: dict[str, Any]
+    overlap: Overlap | None
 
     @property
     def findings(self) -> list[str]:
@@ -238,7 +240,7 @@ def _evaluate(
     model_id = loaded_model.model_id if is_own else None
     data = results.describe_data(images.dataset, (split_name,))
     results.log_evaluation(split_name, evaluation, files, model_id, data)
-    return EvaluationResult(evaluation, numbers)
+    return EvaluationResult(evaluation, numbers, overlap)
 
 
 def _compare_with_own_data(

@@ -126,16 +126,7 @@ def find_evaluation(model_id: str, data_digest: str, split: str) -> str | None:
 
 
 def find_predictions(model_id: str, data_digest: str, split: str) -> str | None:
-    """Find the latest run that has evaluated a model, if its predictions are still there.
-
-    Args:
-        model_id: MLflow's id of the model.
-        data_digest: Digest of the data set.
-        split: Name of the split.
-
-    Returns:
-        Id of the run, or None.
-    """
+    """Return the run of `find_evaluation`, or None if its predictions are no longer there."""
     run_id = find_evaluation(model_id, data_digest, split)
     files = mlflow.MlflowClient().list_artifacts(run_id, split) if run_id else []
     return run_id if f"{split}/predictions.csv" in {file.path for file in files} else None

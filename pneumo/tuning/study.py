@@ -59,18 +59,18 @@ def load_study(
     if like:
         _require_same(name, "like", attributes.WARM_START.get(study, {}).get("study"), like)
     run_id = attributes.RUN_ID.read(study)
+    if runs.find_run(run_id):
+        return study
     if not runs.run_exists(run_id):
         raise UserError(
             f"study '{name}' must be in both stores: Optuna's database at {storage_address()} has "
             f"it, but MLflow at {session.tracking_address()} does not (run {run_id}). Set "
             "MLFLOW_TRACKING_URI to the store in which it was created, or use another study name."
         )
-    if not runs.find_run(run_id):
-        raise UserError(
-            f"the run of study '{name}' was deleted in MLflow. Restore it with "
-            f"'mlflow runs restore --run-id {run_id}', or use another study name."
-        )
-    return study
+    raise UserError(
+        f"the run of study '{name}' was deleted in MLflow. Restore it with "
+        f"'mlflow runs restore --run-id {run_id}', or use another study name."
+    )
 
 
 def _require_same(name: str, key: str, stored_value: Any, value: Any) -> None:

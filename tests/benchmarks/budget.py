@@ -28,7 +28,7 @@ def main() -> None:
     parser = arguments()
     parser.add_argument("--output", required=True, help="CSV file of the predictions")
     options = parser.parse_args()
-    output, options.output = options.output, ""
+    output = vars(options).pop("output")  # the process of KerasTuner does not know it
     options.trials = ALL
     with tempfile.TemporaryDirectory() as folder:
         options.folder = folder

@@ -1,6 +1,7 @@
 """The command `evaluate`, and the artifacts that it stores."""
 
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -13,7 +14,7 @@ from PIL import Image, ImageOps
 from scipy.special import expit, logit
 from sklearn import metrics
 
-from pneumo.commands.evaluation import count_out_of_range
+from pneumo.commands.evaluation import _json, count_out_of_range
 from pneumo.data.perturb import perturb_split
 from pneumo.evaluation.dataset.overlap import Overlap
 from pneumo.evaluation.intervals import format_with_interval, metric_intervals
@@ -419,3 +420,8 @@ def test_the_published_failure_is_reported(stores, sample, on_test):
     few = {f"{name}_low": 0.0 for name in ("auc", "accuracy", "sensitivity", "specificity")}
     found["validation"] = there | few  # it could be as low as on test
     assert "Worse on test" not in findings_of(found, sample.decode(32, 0), trial)
+
+
+def test_json_has_neither_nan_nor_infinity():
+    numbers = {"a": math.nan, "b": {"c": -math.inf, "d": 0.5}, "e": ["text"]}
+    assert _json(numbers) == {"a": None, "b": {"c": None, "d": 0.5}, "e": ["text"]}

@@ -132,3 +132,10 @@ def test_switches_are_on_and_off_or_true_and_false(text, value):
     for field in ("horizontal_flip", "flip_tta", "feature_cache"):
         config = RunConfig().override({field: text})
         assert config.to_params()[field] == value
+
+
+def test_the_path_of_weights_is_absolute(tmp_path, monkeypatch):
+    (tmp_path / "w.h5").write_bytes(b"1")
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig(backbone="mobilenet", weights="w.h5", unfreeze_depth=0)
+    assert config.weights == str(tmp_path / "w.h5")

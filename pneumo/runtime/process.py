@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Self
 
-ENDED_STATES = ("Z", "X")  # in /proc/PID/stat: zombie (not yet reaped by its parent), dead
+ENDED_STATES = ("zombie", "dead")  # of psutil; a zombie has ended, and its parent does not know it
 
 
 class ProcessId(NamedTuple):
@@ -19,20 +19,20 @@ class ProcessId(NamedTuple):
         boot_id: Random id of this boot of the machine, '' on systems without one.
         pid_namespace: Linux namespace that `pid` belongs to, '' on systems without namespaces.
         pid: Process id.
-        start_time: Clock ticks between boot and the start of the process, or, on systems
-            without /proc, seconds since 1970. '' if there was no such process.
+        start_hash: psutil's hash of `pid` and the start of the process. '' if there was no such
+            process.
     """
 
     host: str
     boot_id: str = ""
     pid_namespace: str = ""
     pid: int = 0
-    start_time: str = ""
+    start_hash: str = ""
 
     @classmethod
     def from_pid(cls, pid: int) -> Self:
         """Return the identity of a process of this machine."""
-        return cls(socket.gethostname(), _boot_id(), _pid_namespace(), pid, _start_time(pid))
+        return cls(socket.gethostname(), _boot_id(), _pid_namespace(), pid, _start_hash(pid))
 
     @classmethod
     def current(cls) -> Self:
@@ -57,9 +57,9 @@ class ProcessId(NamedTuple):
         The host name is not compared, because a laptop changes it with the network.
         """
         current = _boot_id(), _pid_namespace()
-        if not self.start_time or (self.boot_id, self.pid_namespace) != current:
+        if not self.start_hash or (self.boot_id, self.pid_namespace) != current:
             return False
-        return _start_time(self.pid) == self.start_time
+        return _start_hash(self.pid) == self.start_hash
 
     @property
     def machine(self) -> tuple[str, str, str]:
@@ -85,21 +85,16 @@ def _pid_namespace() -> str:
         return ""
 
 
-def _start_time(pid: int) -> str:
-    """Return when a process started, or '' if it does not exist or has ended.
+def _start_hash(pid: int) -> str:
+    """Return a process's `start_hash`, or '' if it does not exist or has ended.
 
-    On Linux, psutil adds the time of boot to the clock ticks. NTP changes that time, so the ticks
-    are read directly if the system has /proc.
+    psutil's `create_time` is in the system's clock, so it changes when that is set. The hash of its
+    `Process` does not, and is the same in all processes.
     """
-    try:
-        # The name of the program, in parentheses, may itself contain spaces and parentheses
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if state in ENDED_STATES else fields[18]
-    except OSError:  # the process has ended, or the system has no /proc
-        import psutil  # imported only here, because the import is slow
+    import psutil  # imported only here, because the import is slow
 
     try:
         process = psutil.Process(pid)
-        return "" if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
+        return "" if process.status() in ENDED_STATES else str(hash(process))
     except psutil.Error:
         return ""

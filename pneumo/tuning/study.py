@@ -258,6 +258,8 @@ def prepare_resume(study: optuna.Study, spec: StudySpec) -> None:
 def replace_lost_trials(study: optuna.Study, spec: StudySpec) -> None:
     """Fail the trials of dead processes, and enqueue again each initial trial that was lost or cut.
 
+    Processes of one machine do this one after another, so each trial is enqueued once.
+
     Args:
         study: The study.
         spec: Search of the study.
@@ -265,18 +267,19 @@ def replace_lost_trials(study: optuna.Study, spec: StudySpec) -> None:
     fail_dead_trials(study)
     reconcile_runs(study)
     unfailed_states = (*FINISHED_STATES, TrialState.WAITING, TrialState.RUNNING)
-    trials = study.get_trials(deepcopy=False, states=unfailed_states)
-    known_params = [
-        trial.system_attrs.get("fixed_params", trial.params)
-        for trial in trials
-        if not attributes.IS_CUT.get(trial, False)
-    ]
-    warm_start = attributes.WARM_START.get(study, {})
-    for suggestions in spec.initial_params() + warm_start.get("params", []):
-        if suggestions in known_params:
-            known_params.remove(suggestions)
-        else:
-            study.enqueue_trial(suggestions)
+    with cache.lock(f"replace {study.study_name}"):
+        trials = study.get_trials(deepcopy=False, states=unfailed_states)
+        known_params = [
+            trial.system_attrs.get("fixed_params", trial.params)
+            for trial in trials
+            if not attributes.IS_CUT.get(trial, False)
+        ]
+        warm_start = attributes.WARM_START.get(study, {})
+        for suggestions in spec.initial_params() + warm_start.get("params", []):
+            if suggestions in known_params:
+                known_params.remove(suggestions)
+            else:
+                study.enqueue_trial(suggestions)
 
 
 def running_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -311,10 +314,14 @@ def is_dead(process: ProcessId) -> bool:
 
 
 def reconcile_runs(study: optuna.Study) -> None:
-    """Reconcile the runs of a study's finished trials in MLflow with Optuna."""
-    trials = study.get_trials(deepcopy=False)
-    ended = {trial.number: trial.state.name for trial in trials if trial.state.is_finished()}
-    study_runs.reconcile_trial_runs(attributes.RUN_ID.read(study), ended, is_dead)
+    """Reconcile the runs of a study's finished trials in MLflow with Optuna.
+
+    Processes of one machine do this one after another, so each missing run is created once.
+    """
+    with cache.lock(f"reconcile {study.study_name}"):
+        trials = study.get_trials(deepcopy=False)
+        ended = {trial.number: trial.state.name for trial in trials if trial.state.is_finished()}
+        study_runs.reconcile_trial_runs(attributes.RUN_ID.read(study), ended, is_dead)
 
 
 def wait_for_running_trials(study: optuna.Study) -> None:

@@ -700,8 +700,8 @@ RECOVERY_FAULTS = [
     Fault(
         "a process id that was reused is the old process",
         PROCESS,
-        "return _start_time(self.pid) == self.start_time",
-        "return bool(_start_time(self.pid))",
+        "return _start_hash(self.pid) == self.start_hash",
+        "return bool(_start_hash(self.pid))",
         OF_DEAD,
         "on_sqlite_a_trial_without_a_living_process",
     ),

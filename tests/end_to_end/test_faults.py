@@ -92,7 +92,7 @@ def other_processes() -> dict[str, ProcessId]:
     return {
         "an earlier boot": here._replace(boot_id="another"),
         "another container": here._replace(pid_namespace="pid:[1]"),
-        "a reused process id": here._replace(start_time="1"),
+        "a reused process id": here._replace(start_hash="1"),
         "a new host name, an earlier boot": here._replace(host="before", boot_id="another"),
     }
 

@@ -2,7 +2,11 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
+
+import psutil
+import pytest
 
 from pneumo.runtime.process import ProcessId, _boot_id
 from tests.support.commands import ended_process
@@ -17,11 +21,20 @@ def test_a_process_that_nobody_has_waited_for_has_ended():
     process.wait()
 
 
-def test_a_process_that_began_later_has_a_later_start():
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
-        later = ProcessId.from_pid(process.pid)
-        process.stdin.close()
-    assert int(later.start_time) > int(ProcessId.current().start_time) > 0
+def test_each_process_has_an_identity_of_its_own_which_all_processes_see():
+    code = f"from pneumo.runtime.process import ProcessId; print(ProcessId.from_pid({os.getpid()}))"
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert seen.stdout == f"{ProcessId.current()}\n"
+    assert ProcessId.current().start_hash != ProcessId.from_pid(os.getppid()).start_hash
+
+
+def test_a_clock_that_is_set_does_not_end_a_process(monkeypatch):
+    here, started = ProcessId.current(), psutil.Process().create_time()
+    boot_time = psutil.boot_time()
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot_time + 5)
+    assert psutil.Process().create_time() == pytest.approx(started + 5)
+    assert here.is_running()
+    assert ProcessId.current() == here
 
 
 def test_a_process_without_proc(monkeypatch):
@@ -30,7 +43,7 @@ def test_a_process_without_proc(monkeypatch):
     _boot_id.cache_clear()
     here = ProcessId.current()
     ended = ended_process()
-    states = here.is_running(), here._replace(start_time="1").is_running(), ended.is_running()
+    states = here.is_running(), here._replace(start_hash="1").is_running(), ended.is_running()
     _boot_id.cache_clear()
     assert here[1:4] == ("", "", os.getpid())
     assert states == (True, False, False)

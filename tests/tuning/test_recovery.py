@@ -1,16 +1,19 @@
 """What a study does about failures and after them, without a trial that trains."""
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
+from mlflow.entities import ViewType
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from pneumo.experiment import Experiment, load_experiment
 from pneumo.training.config import RunConfig
-from pneumo.tuning import storage
+from pneumo.tuning import attributes, storage
 from pneumo.tuning import study as studies
 from pneumo.tuning.limits import INTERRUPTED, FailureCounter, StudyLimits, repeated_failure
 from pneumo.tuning.selection import best_trial_of
@@ -112,6 +115,33 @@ def test_first_trials_that_were_lost_are_asked_for_again(study, monkeypatch):
         assert states(study) == ["FAIL", "FAIL", "RUNNING", *["WAITING"] * 3]
     again = [trial.system_attrs["fixed_params"] for trial in study.trials[4:]]
     assert again == [initial[0], initial[1]]
+
+
+def test_processes_that_resume_at_once_replace_each_trial_and_run_once(store, tmp_path):
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/study.db", direction="maximize")
+    spec = StudySpec(load_experiment("tune"), None, {})
+    run = store.create_run("0")
+    attributes.RUN_ID.set(study, run.info.run_id)
+    for suggestions in spec.initial_params():
+        study.enqueue_trial(suggestions)
+        study.tell(study.ask(), state=TrialState.FAIL)
+    lost = len(study.trials)
+    assert lost > 0
+    barrier = threading.Barrier(4)
+
+    def resume(_: int) -> None:
+        own = optuna.load_study(study_name=study.study_name, storage=study._storage)
+        barrier.wait()
+        studies.replace_lost_trials(own, spec)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(resume, range(4)))
+    assert states(study) == ["FAIL"] * lost + ["WAITING"] * lost
+    below = store.search_runs(
+        ["0"], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'", ViewType.ALL
+    )
+    numbers = sorted(int(run.data.tags["optuna.trial_number"]) for run in below)
+    assert numbers == list(range(lost))
 
 
 def test_a_stale_trial_is_asked_for_again_if_it_was_before(study, monkeypatch):

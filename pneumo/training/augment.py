@@ -6,8 +6,8 @@ It belongs to the input pipeline and to training alone: no model contains it.
 import math
 from typing import NamedTuple
 
+import cv2
 import numpy as np
-import tensorflow as tf
 
 from pneumo.training.config import RunConfig
 
@@ -31,7 +31,9 @@ FACTOR_GROUPS = (3, 5, 1)
 N_FACTORS = sum(FACTOR_GROUPS)
 
 # Raised with every change of what `augment` returns, so that old cached features are not used
-AUGMENTATION_VERSION = 1
+AUGMENTATION_VERSION = 2
+
+cv2.setNumThreads(1)  # the images of several batches are already changed in parallel
 
 
 class AugmentationConfig(NamedTuple):
@@ -76,7 +78,9 @@ def sample_factors(count: int, *seed: int) -> np.ndarray:
     return np.hstack(groups).astype(np.float32)
 
 
-def augment(images: tf.Tensor, augmentation: AugmentationConfig, factors: tf.Tensor) -> tf.Tensor:
+def augment(
+    images: np.ndarray, augmentation: AugmentationConfig, factors: np.ndarray
+) -> np.ndarray:
     """Move, perhaps flip, and change contrast and sharpness of each image by its random factors.
 
     What comes into view at the borders is the reflected image.
@@ -87,76 +91,73 @@ def augment(images: tf.Tensor, augmentation: AugmentationConfig, factors: tf.Ten
         factors: float32, shape (batch, N_FACTORS), -1 to 1: see `sample_factors`.
 
     Returns:
-        uint8 tensor of the same shape.
+        uint8 array of the same shape.
     """
     if not any(augmentation):
         return images
-    zoom, rotation, contrast, size, x, y, ratio, flip, sharpness = tf.unstack(factors, axis=1)
-    strength, crop, flips, jitter = augmentation
-    height, width = images.shape[1:3]
-    crop_size = 1 - crop * (size + 1) / 2  # side of the crop, as a fraction
-    slack = (1 - crop_size) / 2
-    aspect = tf.exp(math.log(MAX_ASPECT_RATIO) / 2 * ratio) if crop else 1.0
-    moved = tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.cast(images, tf.float32),
-        transforms=_affine(
-            [
-                crop_size * (1 + MAX_ZOOM * strength * zoom) * scale
-                for scale in (aspect, 1 / aspect)
-            ],
-            MAX_ROTATION * strength * rotation,
-            (width - 1) * (0.5 + slack * x),
-            (height - 1) * (0.5 + slack * y),
-            tf.where(flip < 0, -1.0, 1.0) if flips else tf.ones_like(flip),
-            (height, width),
-        ),
-        output_shape=(height, width),
-        fill_value=0.0,
-        interpolation="BILINEAR",
-        fill_mode="REFLECT",
-    )
-    if jitter:
-        moved = _sharpen(moved, jitter * tf.where(sharpness > 0, MAX_SHARPENING, 1.0) * sharpness)
-    mean = tf.reduce_mean(moved, axis=[1, 2, 3], keepdims=True)
-    contrast = (1 + MAX_CONTRAST * strength * contrast)[:, tf.newaxis, tf.newaxis, tf.newaxis]
-    return tf.cast(tf.round(tf.clip_by_value(mean + (moved - mean) * contrast, 0, 255)), tf.uint8)
+    strength, jitter = augmentation.strength, augmentation.sharpness
+    transforms = _affine_transforms(images.shape[1:3], augmentation, factors)
+    contrasts = 1 + MAX_CONTRAST * strength * factors[:, 2].astype(float)
+    sharpness = factors[:, -1].astype(float)
+    weights = jitter * np.where(sharpness > 0, MAX_SHARPENING, 1.0) * sharpness
+    augmented = np.empty_like(images)
+    for image, transform, contrast, weight, out in zip(
+        images, transforms, contrasts, weights, augmented, strict=True
+    ):
+        moved = cv2.warpAffine(
+            image.astype(np.float32),
+            transform,
+            image.shape[1::-1],
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REFLECT,
+        )
+        if jitter:
+            moved = _sharpen(moved, weight)
+        brightness = (1 - contrast) * cv2.mean(moved)[0]
+        cv2.addWeighted(moved, contrast, moved, 0, brightness, dst=out, dtype=cv2.CV_8U)
+    return augmented
 
 
-def _affine(
-    scales: list[tf.Tensor],
-    angle: tf.Tensor,
-    x: tf.Tensor,
-    y: tf.Tensor,
-    flip: tf.Tensor,
-    size: tuple[int, int],
-) -> tf.Tensor:
-    """Return the eight numbers of each projective transform, with (x, y) in the middle of the view.
+def _affine_transforms(
+    size: tuple[int, int], augmentation: AugmentationConfig, factors: np.ndarray
+) -> np.ndarray:
+    """Return the transform of each image from places in the view to places in the image.
 
-    `scales`: horizontal and vertical; `flip`: -1 flips horizontally, 1 does not; `size`: height and
-    width. The result has shape (batch, 8).
+    Args:
+        size: Height and width.
+        augmentation: See `augment`.
+        factors: See `augment`.
+
+    Returns:
+        float64 array of shape (batch, 2, 3).
     """
-    cos, sin = tf.cos(angle), tf.sin(angle)
-    width, height = flip * scales[0], scales[1]
-    across, down = (width * cos, -height * sin), (width * sin, height * cos)
-    middle_y, middle_x = ((length - 1) / 2 for length in size)
-    zero = tf.zeros_like(cos)
-    left = x - across[0] * middle_x - across[1] * middle_y
-    top = y - down[0] * middle_x - down[1] * middle_y
-    return tf.stack([*across, left, *down, top, zero, zero], axis=1)
+    zoom, rotation, _, crop_size, x, y, ratio, flip, _ = factors.T.astype(float)
+    strength, crop, flips, _ = augmentation
+    height, width = size
+    side = 1 - crop * (crop_size + 1) / 2  # of the crop, as a fraction
+    slack = (1 - side) / 2
+    aspect = np.exp(math.log(MAX_ASPECT_RATIO) / 2 * ratio) if crop else 1.0
+    scale = side * (1 + MAX_ZOOM * strength * zoom)
+    scale_x, scale_y = scale * aspect, scale / aspect
+    if flips:
+        scale_x = np.where(flip < 0, -1, 1) * scale_x
+    angle = MAX_ROTATION * strength * rotation
+    cos, sin = np.cos(angle), np.sin(angle)
+    linear = np.array([[scale_x * cos, -scale_y * sin], [scale_x * sin, scale_y * cos]])
+    # The middle of the view shows this place of the image
+    middle = np.array([(width - 1) * (0.5 + slack * x), (height - 1) * (0.5 + slack * y)])
+    view_middle = (np.array([width, height]) - 1) / 2
+    offset = middle - np.einsum("ijn,j->in", linear, view_middle)
+    return np.concatenate([linear, offset[:, np.newaxis]], axis=1).transpose(2, 0, 1)
 
 
-def _sharpen(images: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-    """Return images plus `weight` times their difference from a blurred version.
+def _sharpen(image: np.ndarray, weight: float) -> np.ndarray:
+    """Return an image plus `weight` times its difference from a blurred version.
 
-    A weight of -1 gives the blurred version, 0 the image itself, and more an unsharp mask. `images`
-    has shape (batch, H, W, 1), `weight` shape (batch,).
+    A weight of -1 gives the blurred version, 0 the image itself, and more an unsharp mask. `image`
+    is float32, shape (H, W).
     """
-    deviation = BLUR_FRACTION * images.shape[2]
-    radius = math.ceil(3 * deviation)
-    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / deviation) ** 2)
-    kernel = tf.constant(kernel / kernel.sum(), tf.float32)
-    around = [[0, 0], [radius, radius], [radius, radius], [0, 0]]
-    blurred = tf.pad(images, around, "REFLECT")
-    for shape in ((-1, 1, 1, 1), (1, -1, 1, 1)):
-        blurred = tf.nn.conv2d(blurred, tf.reshape(kernel, shape), 1, "VALID")
-    return images + weight[:, tf.newaxis, tf.newaxis, tf.newaxis] * (images - blurred)
+    deviation = BLUR_FRACTION * image.shape[1]
+    side = 2 * math.ceil(3 * deviation) + 1
+    blurred = cv2.GaussianBlur(image, (side, side), deviation, borderType=cv2.BORDER_REFLECT_101)
+    return cv2.addWeighted(image, 1 + weight, blurred, -weight, 0)

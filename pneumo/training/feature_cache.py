@@ -110,7 +110,7 @@ class FeatureExtractor:
         self.cuts = cut_tensors(network, name)
         self.input_depth = len(self._blocks)  # depth of the cut below all blocks
         self._digests: dict[int, str] = {}
-        self._functions: dict[tuple[int, int, AugmentationConfig], Callable[..., tf.Tensor]] = {}
+        self._functions: dict[tuple[int, int], Callable[[np.ndarray], tf.Tensor]] = {}
 
     def digest(self, depth: int) -> str:
         """Return 64 hex digits that identify the weights below the cut at `depth`."""
@@ -137,39 +137,24 @@ class FeatureExtractor:
         """Return the bytes of one image's features at the cut at `depth`."""
         return 4 * math.prod(self.cuts[depth].shape[1:])
 
-    def compile_segment(
-        self, lower: int, upper: int, augmentation: AugmentationConfig
-    ) -> Callable[..., tf.Tensor]:
-        """Compile augmentation and the blocks between two cuts, in inference mode.
-
-        With weights as constants, TensorFlow would fold batch normalization into convolutions. That
-        is faster, but it changes the rounding, and in fine-tuning the difference grows until it is
-        visible in the probabilities. Without it, training with and without the cache differs by
-        rounding alone.
+    def compile_segment(self, lower: int, upper: int) -> Callable[[np.ndarray], tf.Tensor]:
+        """Compile the blocks between two cuts, in inference mode.
 
         Args:
             lower: Depth of the cut of the inputs.
             upper: Depth of the cut of the outputs, less than `lower`.
-            augmentation: Settings of the augmentation; the default ones unless the inputs are
-                pixels.
 
         Returns:
-            Function of the inputs, shape (batch, …), and the random factors, float32, shape (batch,
-            N_FACTORS). It returns the features, float32, shape (batch, …).
+            Function from inputs, shape (batch, …), to features, float32, shape (batch, …).
         """
-        if (lower, upper, augmentation) not in self._functions:
+        if (lower, upper) not in self._functions:
             part = submodel_between(self._network, self._name, lower, upper)
-            self._functions[lower, upper, augmentation] = tf.function(
-                lambda inputs, factors: part(
-                    augment(inputs, augmentation, factors), training=False
-                ),
-                [
-                    tf.TensorSpec(part.input.shape, part.input.dtype),
-                    tf.TensorSpec((None, N_FACTORS), tf.float32),
-                ],
+            self._functions[lower, upper] = tf.function(
+                lambda inputs: part(inputs, training=False),
+                [tf.TensorSpec(part.input.shape, part.input.dtype)],
                 jit_compile=False,  # XLA makes the convolutions several times slower on a CPU
             )
-        return self._functions[lower, upper, augmentation]
+        return self._functions[lower, upper]
 
 
 @functools.lru_cache(maxsize=1)  # all trials of a study share the network and its functions
@@ -299,14 +284,14 @@ class FeatureCache:
         factors, lower = view.factors, self._nearest(view, depth)
         if lower == self._extractor.input_depth:
             inputs, positions = view.split.pixels[..., np.newaxis], view.split.positions
-            compute = self._extractor.compile_segment(lower, depth, view.augmentation)
+            augmentation = view.augmentation
         else:
             inputs, positions = self.get(view, lower), np.arange(len(factors))
-            # Stored features already contain the augmentation
-            compute = self._extractor.compile_segment(lower, depth, AugmentationConfig())
+            augmentation = AugmentationConfig()  # stored features already contain it
+        compute = self._extractor.compile_segment(lower, depth)
 
         def step(positions: np.ndarray, factors: np.ndarray) -> np.ndarray:
-            return compute(inputs[positions], factors).numpy()
+            return compute(augment(inputs[positions], augmentation, factors)).numpy()
 
         return map_batches(step, positions, factors)
 

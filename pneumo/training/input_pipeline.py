@@ -74,13 +74,13 @@ class PixelSource:
 
     def get_batch(self, positions: tf.Tensor) -> tf.Tensor:
         """Implement `InputSource.get_batch`."""
-        pixels, factors = tf.numpy_function(self._read, [positions], [tf.uint8, tf.float32])
-        pixels = tf.ensure_shape(pixels, (None, *self.val.shape[1:]))
-        return augment(pixels, self._augmentation, tf.ensure_shape(factors, (None, N_FACTORS)))
+        pixels = tf.numpy_function(self._read, [positions], tf.uint8)
+        return tf.ensure_shape(pixels, (None, *self.val.shape[1:]))
 
-    def _read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, positions: np.ndarray) -> np.ndarray:
         rows, split = self.train.indices[positions], self.train.split
-        return split.pixels[split.positions[rows]][..., np.newaxis], self._factors[rows]
+        pixels = split.pixels[split.positions[rows]][..., np.newaxis]
+        return augment(pixels, self._augmentation, self._factors[rows])
 
 
 class CachedFeatureSource:

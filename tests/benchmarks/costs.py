@@ -12,14 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from pneumo.data.dataset import open_dataset
 from pneumo.inference.batches import map_batches
 from pneumo.inference.decode import decode
 from pneumo.inference.logits import predict_logits, predict_proba
 from pneumo.training import network
-from pneumo.training.augment import N_FACTORS, AugmentationConfig, augment, sample_factors
+from pneumo.training.augment import AugmentationConfig, augment, sample_factors
 from pneumo.training.feature_cache import N_VIEWS, FeatureExtractor
 from pneumo.training.fit import compile_model
 from pneumo.training.network import TrainablePart, build_model
@@ -114,9 +113,9 @@ def per_image(step: Callable[[], object], images: int) -> float:
     return min(times) / images
 
 
-def outputs(function: Callable[..., tf.Tensor], *arrays: np.ndarray) -> np.ndarray:
-    """Return the output of a compiled function for arrays, as `feature_cache` computes it."""
-    return np.concatenate(list(map_batches(lambda *rows: function(*rows).numpy(), *arrays)))
+def outputs(function: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+    """Return the output of a function for arrays, as `feature_cache` computes it."""
+    return np.concatenate(list(map_batches(function, *arrays)))
 
 
 def above_the_cut(
@@ -127,13 +126,16 @@ def above_the_cut(
     config = config_of(options).override({"unfreeze_depth": depth})
     model = build_model(config)
     network = FeatureExtractor(model.get_layer("backbone"), config.backbone)
-    frozen = network.compile_segment(network.input_depth, depth, AugmentationConfig())
-    neutral = np.zeros((count, N_FACTORS), np.float32)
-    inputs = outputs(frozen, images, neutral)
+    compiled = network.compile_segment(network.input_depth, depth)
+
+    def frozen() -> np.ndarray:
+        return outputs(lambda rows: compiled(rows).numpy(), images)
+
+    inputs = frozen()
     part = TrainablePart(model, depth, freeze_batch_norm=True)
     compile_model(part, config.learning_rate)
     return (
-        per_image(lambda: outputs(frozen, images, neutral), count),
+        per_image(frozen, count),
         per_image(lambda: part.fit(inputs, labels, options.batch, verbose=0), count),
         per_image(lambda: predict_logits(part, inputs), count),
     )
@@ -151,7 +153,10 @@ def measure(options: argparse.Namespace) -> Costs:
             return list(read)
 
     images, chance = np.stack(decode_all())[..., np.newaxis], sample_factors(count, 0)
-    vary = tf.function(lambda images, chance: augment(images, AugmentationConfig(0.5), chance))
+
+    def vary(images: np.ndarray, factors: np.ndarray) -> np.ndarray:
+        return augment(images, AugmentationConfig(0.5), factors)
+
     cuts = [above_the_cut(options, images, depth) for depth in range(DEPTH[1] + 1)]
     frozen, trained, predicted = (list(costs) for costs in zip(*cuts, strict=True))
     whole = network.build_model(config_of(options))

@@ -38,9 +38,7 @@ def test_what_is_stored_is_what_the_network_gives(config, images, depth, max_unf
     split, store = images.split("train"), features_of(config, max_unfreeze_depth)
     backbone = network.build_backbone(config)
     lower = network.submodel_between(backbone, "mobilenet", BACKBONES["mobilenet"].blocks, depth)
-    varied = augment(
-        split.images, AugmentationConfig(0.5), sample_factors(len(split.labels), 1)
-    ).numpy()
+    varied = augment(split.images, AugmentationConfig(0.5), sample_factors(len(split.labels), 1))
     for view, inputs in (
         (View(split), split.images),
         (View(split, AugmentationConfig(0.5), 1), varied),

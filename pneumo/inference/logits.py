@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
@@ -98,6 +98,78 @@ def with_features(model: keras.Model, layer: str) -> keras.Model:
         [logit] = model.outputs
         features = keras.Model(backbone.inputs, means)(pixels)
     return keras.Model(pixels, [logit, features])
+
+
+def fold_batch_norm(model: keras.Model) -> keras.Model:
+    """Return a copy of a model whose convolutions also do the batch normalization after them.
+
+    In inference mode the copy computes the same except for rounding. On a CPU it takes half the
+    time, because TensorFlow reads and writes each activation less often. The copy shares inner
+    models that have nothing to fold. Later changes of all other weights do not reach it.
+
+    Args:
+        model: A functional model, perhaps of others.
+
+    Returns:
+        The copy. A model that has nothing to fold is returned itself.
+    """
+    norms = {conv.name: norm for conv, norm in _foldable_pairs(model)}
+    nested = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    parts = {layer.name: fold_batch_norm(layer) for layer in nested}
+    if not norms and all(parts[layer.name] is layer for layer in nested):
+        return model
+    folded = {norm.name for norm in norms.values()}
+
+    def copy(layer: keras.Layer) -> keras.Layer:
+        if layer.name in parts:
+            return parts[layer.name]
+        config = layer.get_config()
+        return type(layer).from_config(
+            config | {"use_bias": True} if layer.name in norms else config
+        )
+
+    def call(layer: keras.Layer, *inputs: keras.KerasTensor, **options: object) -> object:
+        return inputs[0] if layer.name in folded else layer(*inputs, **options)
+
+    result = keras.models.clone_model(model, clone_function=copy, call_function=call)
+    copies = {layer.name: layer for layer in result.layers}
+    for layer in model.layers:
+        if layer.name in norms:
+            copies[layer.name].set_weights(_fold_weights(layer, norms[layer.name]))
+        elif layer.weights and layer.name not in parts and layer.name in copies:
+            copies[layer.name].set_weights(layer.get_weights())
+    return result
+
+
+def _foldable_pairs(model: keras.Model) -> Iterator[tuple[keras.Layer, keras.Layer]]:
+    """Yield each convolution whose output only a batch normalization uses, with that."""
+    users = Counter(
+        id(tensor) for layer in model.layers for tensor in keras.tree.flatten(layer.input)
+    )
+    convolutions = {
+        id(layer.output): layer
+        for layer in model.layers
+        if type(layer) in (layers.Conv2D, layers.DepthwiseConv2D)
+        and layer.activation is keras.activations.linear
+        and users[id(layer.output)] == 1
+    }
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization) and id(layer.input) in convolutions:
+            yield convolutions[id(layer.input)], layer
+
+
+def _fold_weights(
+    convolution: keras.Layer, norm: layers.BatchNormalization
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the kernel and the bias of a convolution with batch normalization."""
+    kernel, *biases = convolution.get_weights()
+    *gamma_and_beta, mean, variance = norm.get_weights()
+    gamma = gamma_and_beta.pop(0) if norm.scale else 1.0
+    beta = gamma_and_beta.pop() if norm.center else 0.0
+    scale = gamma / np.sqrt(variance + norm.epsilon)
+    bias = beta + (sum(biases) - mean) * scale
+    is_depthwise = isinstance(convolution, layers.DepthwiseConv2D)
+    return kernel * (scale.reshape(kernel.shape[2:]) if is_depthwise else scale), bias
 
 
 def uses_flip_tta(model: keras.Model) -> bool:

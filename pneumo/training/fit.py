@@ -253,7 +253,9 @@ def _fit_phase(
 ) -> _PhaseResult:
     network.unfreeze(model, phase.unfreeze_depth)
     # Statistics of random weights carry no information: MobileNet does not learn if they are fixed
-    part = network.TrainablePart(model, source.depth, freeze_batch_norm=config.weights != "none")
+    part = network.TrainablePart(
+        model, source.depth, phase.unfreeze_depth, freeze_batch_norm=config.weights != "none"
+    )
     feeder = BatchFeeder(source, config)
     steps = (phase.end_epoch - len(history)) * feeder.steps_per_epoch
     cosine = config.lr_schedule == "cosine"

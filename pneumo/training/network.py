@@ -1,10 +1,12 @@
 """Keras models from a config: backbone, dense head, and the blocks that train."""
 
 import re
+from functools import partial
 
 import keras
 from keras import layers
 
+from pneumo.inference.logits import fold_batch_norm
 from pneumo.training.backbones import BACKBONES
 from pneumo.training.config import RunConfig
 from pneumo.training.pretrained import load_pretrained_weights
@@ -75,26 +77,36 @@ def _head(features: int, config: RunConfig) -> keras.Model:
 
 
 class TrainablePart(keras.Model):
-    """Part of a model above a cut, as it is trained; it shares the model's layers.
+    """Part of a model above a cut, as it is trained; it shares the layers that are.
 
     Args:
         model: Model as `build_model` returns it.
         depth: Cut of the inputs, as in `submodel_between`.
+        unfreeze_depth: Number of blocks that train. Blocks between `depth` and them are copied by
+            `fold_batch_norm`.
         freeze_batch_norm: Whether the backbone runs in inference mode, and only the head in
             training mode, so that batch normalization statistics never change. `training=False` in
             the model's own graph would not suffice: Keras 3 passes the `training=True` of `fit` on
             to every layer of a graph.
     """
 
-    def __init__(self, model: keras.Model, depth: int, freeze_batch_norm: bool) -> None:
+    def __init__(
+        self, model: keras.Model, depth: int, unfreeze_depth: int, freeze_batch_norm: bool
+    ) -> None:
         super().__init__()
-        network = model.get_layer("backbone")
-        self.unfrozen_blocks = submodel_between(network, model.name, depth, 0) if depth else None
+        cuts = partial(submodel_between, model.get_layer("backbone"), model.name)
+        self.frozen_blocks = None
+        if depth > unfreeze_depth:
+            self.frozen_blocks = fold_batch_norm(cuts(depth, unfreeze_depth))
+            self.frozen_blocks.trainable = False
+        self.unfrozen_blocks = cuts(unfreeze_depth, 0) if unfreeze_depth else None
         self.head = model.get_layer("head")
         self._freeze_batch_norm = freeze_batch_norm
 
     def call(self, inputs: keras.KerasTensor, training: bool | None = None) -> keras.KerasTensor:
         """Return the logits: float32, shape (batch, 1)."""
+        if self.frozen_blocks is not None:
+            inputs = self.frozen_blocks(inputs, training=False)
         if self.unfrozen_blocks is not None:
             inputs = self.unfrozen_blocks(
                 inputs, training=False if self._freeze_batch_norm else training

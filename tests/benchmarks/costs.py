@@ -132,7 +132,7 @@ def above_the_cut(
         return outputs(lambda rows: compiled(rows).numpy(), images)
 
     inputs = frozen()
-    part = TrainablePart(model, depth, freeze_batch_norm=True)
+    part = TrainablePart(model, depth, depth, freeze_batch_norm=True)
     compile_model(part, config.learning_rate)
     return (
         per_image(frozen, count),

@@ -1,0 +1,96 @@
+"""Batch normalization in convolutions."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from pneumo.inference.logits import build_ensemble, fold_batch_norm
+from pneumo.training.config import RunConfig
+from pneumo.training.network import build_model
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
+
+
+def randomize(model: keras.Model) -> keras.Model:
+    """Give each batch normalization random parameters and statistics."""
+    rng = np.random.default_rng(0)
+    for layer in layers_of(model):
+        if isinstance(layer, layers.BatchNormalization):
+            layer.set_weights([rng.uniform(0.5, 1.5, value.shape) for value in layer.get_weights()])
+    return model
+
+
+def layers_of(model: keras.Model) -> list[keras.Layer]:
+    """Return the layers of a model and its parts."""
+    return list(model._flatten_layers(include_self=False))
+
+
+def norms(model: keras.Model) -> list[str]:
+    """Return the names of the batch normalizations in a model and its parts."""
+    found = [layer for layer in layers_of(model) if isinstance(layer, layers.BatchNormalization)]
+    return [layer.name for layer in found]
+
+
+def answers(model: keras.Model, images: np.ndarray = IMAGES) -> np.ndarray:
+    return keras.ops.convert_to_numpy(model(images, training=False))
+
+
+# ResNet normalizes sums, which cannot be folded, once in each block and at the end
+@pytest.mark.slow
+@pytest.mark.parametrize(("backbone", "left"), [("mobilenet", 0), ("resnet50v2", 17)])
+def test_a_network_computes_the_same_with_fewer_layers(backbone, left):
+    config = RunConfig(backbone=backbone, image_size=32, unfreeze_depth=0, weights="none")
+    model = randomize(build_model(config))
+    folded = fold_batch_norm(model)
+    assert len(norms(folded)) == left < len(norms(model))
+    before = answers(folded)
+    assert len(set(before[:, 0])) == len(IMAGES)
+    assert before == pytest.approx(answers(model), rel=1e-4, abs=1e-5)
+    backbone = model.get_layer("backbone")
+    backbone.set_weights([0 * weight for weight in backbone.get_weights()])
+    assert np.array_equal(answers(folded), before)
+
+
+@pytest.mark.slow
+def test_both_members_of_an_ensemble_are_folded():
+    config = RunConfig(backbone="mobilenet", image_size=32, unfreeze_depth=0, weights="none")
+    members = [randomize(build_model(config.override({"seed": seed}))) for seed in (0, 1)]
+    model = build_ensemble(members, flip_tta=True)
+    folded = fold_batch_norm(model)
+    assert norms(folded) == []
+    assert answers(folded) == pytest.approx(answers(model), abs=1e-5)
+
+
+def test_a_model_without_batch_normalization_is_returned_itself():
+    model = build_model(RunConfig(image_size=32))
+    assert fold_batch_norm(model) is model
+
+
+@pytest.mark.parametrize(
+    ("convolution", "norm", "is_folded"),
+    [
+        (layers.Conv2D(4, 3, use_bias=False), {}, True),
+        (layers.Conv2D(4, 3), {"scale": False}, True),
+        (layers.Conv2D(4, 3, strides=2, padding="same"), {"center": False}, True),
+        (layers.DepthwiseConv2D(3, depth_multiplier=2), {"epsilon": 0.1}, True),
+        (layers.Conv2D(4, 3, activation="relu"), {}, False),
+        (layers.SeparableConv2D(4, 3), {}, False),
+        (layers.MaxPooling2D(2), {}, False),
+    ],
+)
+def test_what_is_folded(convolution, norm, is_folded):
+    pixels = keras.Input((8, 8, 3))
+    outputs = layers.BatchNormalization(**norm)(convolution(pixels))
+    model = randomize(keras.Model(pixels, layers.ReLU()(outputs)))
+    images = np.random.default_rng(1).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    folded = fold_batch_norm(model)
+    assert (norms(folded) == []) == is_folded
+    assert answers(folded, images) == pytest.approx(answers(model, images), rel=1e-4, abs=1e-5)
+
+
+def test_a_convolution_that_is_also_used_elsewhere_is_not_folded():
+    pixels = keras.Input((8, 8, 3))
+    convolved = layers.Conv2D(4, 3)(pixels)
+    outputs = layers.Add()([layers.BatchNormalization()(convolved), convolved])
+    assert norms(fold_batch_norm(keras.Model(pixels, outputs))) != []

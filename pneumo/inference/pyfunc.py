@@ -10,21 +10,26 @@ import binascii
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
-from keras.models import load_model
+from keras.models import Model, load_model
 from mlflow.exceptions import MlflowException
 
 from pneumo.inference.batches import map_batches
 from pneumo.inference.calibration import Calibration, prevalence_shift, shift_probabilities
 from pneumo.inference.decode import decode
 from pneumo.inference.input_gate import InputGate
-from pneumo.inference.logits import INFERENCE_BATCH_SIZE, predict_logits, with_features
+from pneumo.inference.logits import (
+    INFERENCE_BATCH_SIZE,
+    fold_batch_norm,
+    predict_logits,
+    with_features,
+)
 from pneumo.inference.untrusted import UnreadableImageError
 
 # What to do with an image that is far from the training images: predict it and give the error too,
@@ -85,13 +90,20 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         Raises:
             ValueError: The network has no such layer, or another number of features.
         """
-        self.input_gate = input_gate
-        self._gated_model = with_features(self.keras_model, input_gate.layer)
-        n_features = self._gated_model.output_shape[1][-1]
+        network = with_features(self.keras_model, input_gate.layer)
+        n_features = network.output_shape[1][-1]
         if n_features != len(input_gate.mean):
             raise ValueError(
                 f"the input gate must have {n_features} features: it has {len(input_gate.mean)}"
             )
+        self.input_gate = input_gate
+        self.__dict__.pop("_network", None)  # which is that of another gate
+
+    @cached_property
+    def _network(self) -> Model:
+        """The network in its fastest form, with the features that the gate needs."""
+        network, gate = self.keras_model, self.input_gate
+        return fold_batch_norm(with_features(network, gate.layer) if gate else network)
 
     @property
     def calibration(self) -> Calibration:
@@ -179,10 +191,11 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
             Logits before calibration, float64, shape (n,), and distances from the training images,
             shape (n,), or None if the model has no `input_gate`.
         """
+        network = self._network
         if self.input_gate is None:
-            return predict_logits(self.keras_model, pixels), None
+            return predict_logits(network, pixels), None
         batches = [
-            self._gated_model.predict_on_batch(pixels[start : start + INFERENCE_BATCH_SIZE])
+            network.predict_on_batch(pixels[start : start + INFERENCE_BATCH_SIZE])
             for start in range(0, len(pixels), INFERENCE_BATCH_SIZE)
         ]
         logits, features = map(np.concatenate, zip(*batches, strict=True))

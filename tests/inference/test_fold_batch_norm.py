@@ -13,11 +13,19 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
 
 
 def randomize(model: keras.Model) -> keras.Model:
-    """Give each batch normalization random parameters and statistics."""
+    """Give each batch normalization random values, with which the images remain distinct."""
     rng = np.random.default_rng(0)
+    ranges = {
+        "gamma": (1, 2),
+        "beta": (-0.5, 0.5),
+        "moving_mean": (-0.1, 0.1),
+        "moving_variance": (0.01, 0.05),
+    }
     for layer in layers_of(model):
         if isinstance(layer, layers.BatchNormalization):
-            layer.set_weights([rng.uniform(0.5, 1.5, value.shape) for value in layer.get_weights()])
+            layer.set_weights(
+                [rng.uniform(*ranges[weight.name], weight.shape) for weight in layer.weights]
+            )
     return model
 
 
@@ -45,8 +53,8 @@ def test_a_network_computes_the_same_with_fewer_layers(backbone, left):
     folded = fold_batch_norm(model)
     assert len(norms(folded)) == left < len(norms(model))
     before = answers(folded)
-    assert len(set(before[:, 0])) == len(IMAGES)
-    assert before == pytest.approx(answers(model), rel=1e-4, abs=1e-5)
+    assert np.ptp(before) > 0.1
+    assert before == pytest.approx(answers(model), rel=1e-3, abs=1e-4)
     backbone = model.get_layer("backbone")
     backbone.set_weights([0 * weight for weight in backbone.get_weights()])
     assert np.array_equal(answers(folded), before)
@@ -59,7 +67,7 @@ def test_both_members_of_an_ensemble_are_folded():
     model = build_ensemble(members, flip_tta=True)
     folded = fold_batch_norm(model)
     assert norms(folded) == []
-    assert answers(folded) == pytest.approx(answers(model), abs=1e-5)
+    assert answers(folded) == pytest.approx(answers(model), rel=1e-3, abs=1e-4)
 
 
 def test_a_model_without_batch_normalization_is_returned_itself():

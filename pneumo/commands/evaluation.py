@@ -195,7 +195,7 @@ def _evaluate(
     `is_chosen`: see `external.recalibrate`; None without a recalibration.
     """
     from pneumo.evaluation.heat_maps import HiResCam  # imports TensorFlow
-    from pneumo.inference.logits import fold_batch_norm, predict_proba
+    from pneumo.inference.logits import optimize_for_inference, predict_proba
 
     looks = count_look(loaded_model, images.dataset, split_name, overlap)
     split, model = images.split(split_name), loaded_model.model.keras_model
@@ -214,7 +214,7 @@ def _evaluate(
     numbers["test_evaluations"] = looks[loaded_model.model_id]
     numbers["test_evaluations_of_all_models"] = looks.total()
     numbers["overlap"] = overlap.counts() if overlap else None
-    predict = partial(predict_proba, fold_batch_norm(model), calibration=calibration)
+    predict = partial(predict_proba, optimize_for_inference(model), calibration=calibration)
     numbers["input_gate"] = count_out_of_range(loaded_model.model.input_gate, distances)
     numbers["nuisances"] = measure_nuisances(predict, split, evaluation.predictions)
     findings = list_findings(numbers, images, loaded_model.trial, split_name, overlap)

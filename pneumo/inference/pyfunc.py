@@ -26,7 +26,7 @@ from pneumo.inference.decode import decode
 from pneumo.inference.input_gate import InputGate
 from pneumo.inference.logits import (
     INFERENCE_BATCH_SIZE,
-    fold_batch_norm,
+    optimize_for_inference,
     predict_logits,
     with_features,
 )
@@ -103,7 +103,7 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
     def _network(self) -> Model:
         """The network in its fastest form, with the features that the gate needs."""
         network, gate = self.keras_model, self.input_gate
-        return fold_batch_norm(with_features(network, gate.layer) if gate else network)
+        return optimize_for_inference(with_features(network, gate.layer) if gate else network)
 
     @property
     def calibration(self) -> Calibration:

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from pneumo.data.dataset import Split
 from pneumo.inference.batches import map_batches
-from pneumo.inference.logits import fold_batch_norm
+from pneumo.inference.logits import optimize_for_inference
 from pneumo.runtime import cache
 from pneumo.runtime.cache_entries import RUNS, cache_path, release, run_folder
 from pneumo.training import network
@@ -139,7 +139,7 @@ class FeatureExtractor:
         return 4 * math.prod(self.cuts[depth].shape[1:])
 
     def compile_segment(self, lower: int, upper: int) -> Callable[[np.ndarray], tf.Tensor]:
-        """Compile the blocks between two cuts, in inference mode, with `fold_batch_norm`.
+        """Compile the blocks between two cuts, in inference mode, with `optimize_for_inference`.
 
         Args:
             lower: Depth of the cut of the inputs.
@@ -149,7 +149,7 @@ class FeatureExtractor:
             Function from inputs, shape (batch, …), to features, float32, shape (batch, …).
         """
         if (lower, upper) not in self._functions:
-            part = fold_batch_norm(submodel_between(self._network, self._name, lower, upper))
+            part = optimize_for_inference(submodel_between(self._network, self._name, lower, upper))
             self._functions[lower, upper] = tf.function(
                 lambda inputs: part(inputs, training=False),
                 [tf.TensorSpec(part.input.shape, part.input.dtype)],

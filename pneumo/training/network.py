@@ -6,7 +6,7 @@ from functools import partial
 import keras
 from keras import layers
 
-from pneumo.inference.logits import fold_batch_norm
+from pneumo.inference.logits import optimize_for_inference
 from pneumo.training.backbones import BACKBONES
 from pneumo.training.config import RunConfig
 from pneumo.training.pretrained import load_pretrained_weights
@@ -83,7 +83,7 @@ class TrainablePart(keras.Model):
         model: Model as `build_model` returns it.
         depth: Cut of the inputs, as in `submodel_between`.
         unfreeze_depth: Number of blocks that train. Blocks between `depth` and them are copied by
-            `fold_batch_norm`.
+            `optimize_for_inference`.
         freeze_batch_norm: Whether the backbone runs in inference mode, and only the head in
             training mode, so that batch normalization statistics never change. `training=False` in
             the model's own graph would not suffice: Keras 3 passes the `training=True` of `fit` on
@@ -97,7 +97,7 @@ class TrainablePart(keras.Model):
         cuts = partial(submodel_between, model.get_layer("backbone"), model.name)
         self.frozen_blocks = None
         if depth > unfreeze_depth:
-            self.frozen_blocks = fold_batch_norm(cuts(depth, unfreeze_depth))
+            self.frozen_blocks = optimize_for_inference(cuts(depth, unfreeze_depth))
             self.frozen_blocks.trainable = False
         self.unfrozen_blocks = cuts(unfreeze_depth, 0) if unfreeze_depth else None
         self.head = model.get_layer("head")

@@ -15,7 +15,7 @@ from pneumo.inference.logits import (
     INFERENCE_BATCH_SIZE,
     build_ensemble,
     ensemble_members,
-    fold_batch_norm,
+    optimize_for_inference,
     with_features,
 )
 from pneumo.training.config import RunConfig, derive_seed
@@ -145,7 +145,7 @@ def fit_input_gate(model: keras.Model, images: DecodedDataset) -> InputGate:
     *_, last_maps = (layer.output for layer in backbone.layers if len(layer.output.shape) == 4)
     ends = [block[-1] for block in blocks(backbone, model.name)[:-1]]
     *_, end = (end for end in ends if end.output.shape[1] > last_maps.shape[1])
-    network = fold_batch_norm(with_features(model, end.name))
+    network = optimize_for_inference(with_features(model, end.name))
 
     def features(name: str) -> np.ndarray:
         split = images.split(name)

@@ -1,11 +1,11 @@
-"""Batch normalization in convolutions."""
+"""Networks with fewer layers that compute the same."""
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
-from pneumo.inference.logits import build_ensemble, fold_batch_norm
+from pneumo.inference.logits import build_ensemble, optimize_for_inference
 from pneumo.training.config import RunConfig
 from pneumo.training.network import build_model
 
@@ -50,7 +50,7 @@ def answers(model: keras.Model, images: np.ndarray = IMAGES) -> np.ndarray:
 def test_a_network_computes_the_same_with_fewer_layers(backbone, left):
     config = RunConfig(backbone=backbone, image_size=32, unfreeze_depth=0, weights="none")
     model = randomize(build_model(config))
-    folded = fold_batch_norm(model)
+    folded = optimize_for_inference(model)
     assert len(norms(folded)) == left < len(norms(model))
     before = answers(folded)
     assert np.ptp(before) > 0.1
@@ -65,14 +65,42 @@ def test_both_members_of_an_ensemble_are_folded():
     config = RunConfig(backbone="mobilenet", image_size=32, unfreeze_depth=0, weights="none")
     members = [randomize(build_model(config.override({"seed": seed}))) for seed in (0, 1)]
     model = build_ensemble(members, flip_tta=True)
-    folded = fold_batch_norm(model)
+    folded = optimize_for_inference(model)
     assert norms(folded) == []
     assert answers(folded) == pytest.approx(answers(model), rel=1e-3, abs=1e-4)
 
 
-def test_a_model_without_batch_normalization_is_returned_itself():
+def test_a_model_without_anything_to_optimize_is_returned_itself():
     model = build_model(RunConfig(image_size=32))
-    assert fold_batch_norm(model) is model
+    assert optimize_for_inference(model) is model
+
+
+@pytest.mark.parametrize(
+    ("channels", "options", "is_optimized"),
+    [
+        (1, {}, True),
+        (2, {"use_bias": False, "activation": "relu"}, True),
+        (2, {"groups": 2}, False),
+    ],
+)
+def test_a_repeated_tensor_is_convolved_once(channels, options, is_optimized):
+    pixels = keras.Input((8, 8, channels))
+    repeated = layers.ZeroPadding2D(1)(layers.Concatenate()([pixels] * 2))
+    model = keras.Model(pixels, layers.Conv2D(4, 3, **options)(repeated))
+    images = np.random.default_rng(1).normal(size=(2, 8, 8, channels)).astype(np.float32)
+    optimized = optimize_for_inference(model)
+    names = {type(layer).__name__ for layer in optimized.layers}
+    assert ("Concatenate" not in names) == is_optimized
+    assert answers(optimized, images) == pytest.approx(answers(model, images), abs=1e-5)
+
+
+def test_different_tensors_and_other_users_are_left_as_they_are():
+    pixels = keras.Input((8, 8, 1))
+    different = layers.Concatenate()([pixels, layers.ReLU()(pixels)])
+    same = layers.Concatenate()([pixels, pixels])
+    outputs = [layers.Conv2D(4, 3)(tensor) for tensor in (different, same, same)]
+    model = keras.Model(pixels, layers.Add()(outputs))
+    assert optimize_for_inference(model) is model
 
 
 @pytest.mark.parametrize(
@@ -92,7 +120,7 @@ def test_what_is_folded(convolution, norm, is_folded):
     outputs = layers.BatchNormalization(**norm)(convolution(pixels))
     model = randomize(keras.Model(pixels, layers.ReLU()(outputs)))
     images = np.random.default_rng(1).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    folded = fold_batch_norm(model)
+    folded = optimize_for_inference(model)
     assert (norms(folded) == []) == is_folded
     assert answers(folded, images) == pytest.approx(answers(model, images), rel=1e-4, abs=1e-5)
 
@@ -101,4 +129,4 @@ def test_a_convolution_that_is_also_used_elsewhere_is_not_folded():
     pixels = keras.Input((8, 8, 3))
     convolved = layers.Conv2D(4, 3)(pixels)
     outputs = layers.Add()([layers.BatchNormalization()(convolved), convolved])
-    assert norms(fold_batch_norm(keras.Model(pixels, outputs))) != []
+    assert norms(optimize_for_inference(keras.Model(pixels, outputs))) != []

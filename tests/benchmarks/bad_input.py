@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.bad import Case
-from tests.bad.cases import CASES, MODELS
+from tests.bad.cases import CASES, IMAGES, MODELS
 from tests.support.paths import ROOT
 from tests.support.stores import store_in
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, help="the first ones (default: all)")
     options = parser.parse_args()
     counts, seconds, memory = Counter(), [], []
-    cases = [*CASES, *MODELS][: options.inputs]
+    cases = [*CASES, *IMAGES, *MODELS][: options.inputs]
     for case in cases:
         wrong, took, mebibytes = given(case)
         seconds.append(took)

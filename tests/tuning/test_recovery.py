@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import optuna
@@ -117,31 +118,44 @@ def test_first_trials_that_were_lost_are_asked_for_again(study, monkeypatch):
     assert again == [initial[0], initial[1]]
 
 
-def test_processes_that_resume_at_once_replace_each_trial_and_run_once(store, tmp_path):
+@pytest.fixture
+def lost_study(tmp_path) -> optuna.Study:
+    """A study in SQLite, all of whose initial trials have failed."""
     study = optuna.create_study(storage=f"sqlite:///{tmp_path}/study.db", direction="maximize")
-    spec = StudySpec(load_experiment("tune"), None, {})
-    run = store.create_run("0")
-    attributes.RUN_ID.set(study, run.info.run_id)
-    for suggestions in spec.initial_params():
+    for suggestions in StudySpec(load_experiment("tune"), None, {}).initial_params():
         study.enqueue_trial(suggestions)
         study.tell(study.ask(), state=TrialState.FAIL)
-    lost = len(study.trials)
-    assert lost > 0
+    return study
+
+
+def at_once(study: optuna.Study, function: Callable[[optuna.Study], None]) -> None:
+    """Call a function in four threads, each with the study as another process has it."""
     barrier = threading.Barrier(4)
 
-    def resume(_: int) -> None:
+    def call(_: int) -> None:
         own = optuna.load_study(study_name=study.study_name, storage=study._storage)
         barrier.wait()
-        studies.replace_lost_trials(own, spec)
+        function(own)
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(resume, range(4)))
-    assert states(study) == ["FAIL"] * lost + ["WAITING"] * lost
-    below = store.search_runs(
-        ["0"], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'", ViewType.ALL
-    )
+        list(pool.map(call, range(4)))
+
+
+def test_processes_that_resume_at_once_replace_each_trial_once(lost_study, monkeypatch, own_cache):
+    spec = StudySpec(load_experiment("tune"), None, {})
+    monkeypatch.setattr(studies, "reconcile_runs", lambda _: None)
+    at_once(lost_study, lambda study: studies.replace_lost_trials(study, spec))
+    count = len(spec.initial_params())
+    assert states(lost_study) == ["FAIL"] * count + ["WAITING"] * count
+
+
+def test_processes_that_resume_at_once_create_each_missing_run_once(store, lost_study):
+    run_id = store.create_run("0").info.run_id
+    attributes.RUN_ID.set(lost_study, run_id)
+    at_once(lost_study, studies.reconcile_runs)
+    below = store.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{run_id}'", ViewType.ALL)
     numbers = sorted(int(run.data.tags["optuna.trial_number"]) for run in below)
-    assert numbers == list(range(lost))
+    assert numbers == list(range(len(lost_study.trials)))
 
 
 def test_a_stale_trial_is_asked_for_again_if_it_was_before(study, monkeypatch):

@@ -188,7 +188,7 @@ def _search_and_register(
         return result
     except (KeyboardInterrupt, StudyFailedError, UserError) as stop:
         if not stop.__cause__:  # a store that has failed is not used again
-            with suppress(*STORE_ERRORS):
+            with suppress(*STORE_ERRORS, OSError):  # OSError: a full disk of the cache
                 save_time()
                 fail_dead_trials(study)  # trials of killed workers
                 reconcile_runs(study)

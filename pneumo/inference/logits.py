@@ -1,9 +1,9 @@
-"""Logits and probabilities of images, and ensembles of several networks."""
+"""Logits and probabilities of images, ensembles, and the fastest form of a network."""
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -115,20 +115,27 @@ def optimize_for_inference(model: keras.Model) -> keras.Model:
     Returns:
         The copy. A model that has nothing to optimize is returned itself.
     """
-    users = _find_users(model)
-    norms, copies = dict(_find_norms(model, users)), dict(_find_repetitions(model, users))
+    if isinstance(model, keras.Sequential):
+        return model
     inner = {layer.name: layer for layer in model.layers if isinstance(layer, keras.Model)}
     parts = {name: optimize_for_inference(layer) for name, layer in inner.items()}
-    if not norms and not copies and parts == inner:
+    calls = _find_calls(model)
+    norms = {call.layer: call.users[0] for call in calls if _is_normalized(call)}
+    repetitions = dict(_find_repetitions(calls))
+    if not norms and not repetitions and parts == inner:
         return model
-    convolutions = {convolution.name for convolution in (*norms, *copies)}
-    skipped = {layer.name for layer in (*norms.values(), *copies.values())}
+    convolutions = {*norms, *repetitions}
+    skipped = {layer.name for layer in (*norms.values(), *repetitions.values())}
 
     def copy(layer: keras.Layer) -> keras.Layer:
         if layer.name in parts:
             return parts[layer.name]
-        with_bias = {"use_bias": True} if layer.name in convolutions else {}
-        return type(layer).from_config(layer.get_config() | with_bias)
+        config = layer.get_config()
+        # Random values would be replaced, and would be drawn from Python's global generator
+        config |= {name: "zeros" for name in config if name.endswith("_initializer")}
+        return type(layer).from_config(
+            config | ({"use_bias": True} if layer in convolutions else {})
+        )
 
     def call(layer: keras.Layer, *inputs: Any, **options: Any) -> Any:
         if layer.name not in skipped:
@@ -139,47 +146,63 @@ def optimize_for_inference(model: keras.Model) -> keras.Model:
     result = keras.models.clone_model(model, clone_function=copy, call_function=call)
     optimized = {layer.name: layer for layer in result.layers}
     for layer in model.layers:
-        if layer.name in convolutions:
-            weights = _convolution_weights(layer, norms.get(layer), copies.get(layer))
+        if layer in convolutions:
+            weights = _convolution_weights(layer, norms.get(layer), repetitions.get(layer))
             optimized[layer.name].set_weights(weights)
         elif layer.weights and layer.name not in (*parts, *skipped):
             optimized[layer.name].set_weights(layer.get_weights())
     return result
 
 
-def _find_users(model: keras.Model) -> dict[int, list[keras.Layer]]:
-    """Return the layers of a model that use a tensor, by its `id`."""
-    users = defaultdict(list)
-    for layer in model.layers:
-        for tensor in keras.tree.flatten(layer.input):
-            users[id(tensor)].append(layer)
-    return users
+class _Call(NamedTuple):
+    """The only call of a layer in a model: its inputs, and the layers that use its output."""
+
+    layer: keras.Layer
+    inputs: list[keras.KerasTensor]
+    users: list[keras.Layer | None]  # None is the output of the model
 
 
-def _find_norms(
-    model: keras.Model, users: Mapping[int, list[keras.Layer]]
-) -> Iterator[tuple[keras.Layer, keras.Layer]]:
-    """Yield each convolution whose output only a batch normalization uses, with that."""
-    for layer in model.layers:
-        if type(layer) not in (layers.Conv2D, layers.DepthwiseConv2D):
-            continue
-        match users[id(layer.output)]:
-            case [layers.BatchNormalization() as norm]:
-                if layer.activation is keras.activations.linear:
-                    yield layer, norm
+def _find_calls(model: keras.Model) -> list[_Call]:
+    """Return the calls of a functional model's layers, except of layers that it calls twice."""
+    nodes = [node for level in model._nodes_by_depth.values() for node in level]
+    counts = Counter(node.operation for node in nodes)
+    users: defaultdict[int, list[keras.Layer | None]] = defaultdict(list)
+    for tensor in model.outputs:
+        users[id(tensor)].append(None)
+    for node in nodes:
+        for tensor in node.input_tensors:
+            users[id(tensor)].append(node.operation if counts[node.operation] == 1 else None)
+    return [
+        _Call(node.operation, node.input_tensors, users[id(node.output_tensors[0])])
+        for node in nodes
+        if counts[node.operation] == 1
+    ]
 
 
-def _find_repetitions(
-    model: keras.Model, users: Mapping[int, list[keras.Layer]]
-) -> Iterator[tuple[keras.Layer, keras.Layer]]:
+def _is_normalized(call: _Call) -> bool:
+    """Return whether only a batch normalization of channels uses a convolution's output."""
+    match call:
+        case _Call(layers.Conv2D() | layers.DepthwiseConv2D() as convolution, _, [user]):
+            return (
+                type(convolution) in (layers.Conv2D, layers.DepthwiseConv2D)
+                and convolution.activation is keras.activations.linear
+                and isinstance(user, layers.BatchNormalization)
+                and user.axis in (-1, 3)
+                and not user.renorm
+            )
+    return False
+
+
+def _find_repetitions(calls: list[_Call]) -> Iterator[tuple[keras.Layer, keras.Layer]]:
     """Yield each convolution of nothing but copies of one tensor, and what concatenates them."""
-    for layer in model.layers:
-        if not isinstance(layer, layers.Concatenate) or len(set(map(id, layer.input))) > 1:
+    users = {call.layer: call.users for call in calls}
+    for layer, inputs, using in calls:
+        if not isinstance(layer, layers.Concatenate) or layer.axis not in (-1, 3):
             continue
-        using = users[id(layer.output)]
         while len(using) == 1 and isinstance(using[0], layers.ZeroPadding2D):
-            using = users[id(using[0].output)]
-        if len(using) == 1 and type(using[0]) is layers.Conv2D and using[0].groups == 1:
+            using = users[using[0]]
+        is_repetition = len(inputs) > 1 and len(set(map(id, inputs))) == 1 == len(using)
+        if is_repetition and type(using[0]) is layers.Conv2D and using[0].groups == 1:
             yield using[0], layer
 
 
@@ -193,7 +216,8 @@ def _convolution_weights(
     bias = biases[0] if biases else np.zeros(convolution.output.shape[-1], np.float32)
     if repetition is not None:
         height, width, _, n_filters = kernel.shape
-        kernel = kernel.reshape(height, width, len(repetition.input), -1, n_filters).sum(axis=2)
+        n_copies = len(repetition.input)
+        kernel = kernel.reshape(height, width, n_copies, -1, n_filters).sum(axis=2)
     if norm is None:
         return kernel, bias
     *gamma_and_beta, mean, variance = norm.get_weights()

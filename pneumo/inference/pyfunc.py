@@ -10,14 +10,14 @@ import binascii
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
-from keras.models import Model, load_model
+from keras.models import load_model
 from mlflow.exceptions import MlflowException
 
 from pneumo.inference.batches import map_batches
@@ -78,7 +78,10 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         """
         self.keras_model = load_model(keras, compile=False, safe_mode=True)
         self.settings = json.loads(settings.read_text())
-        if input_gate is not None:
+        if input_gate is None:
+            self.input_gate = None
+            self._network = optimize_for_inference(self.keras_model)
+        else:
             self.use_gate(InputGate.load(input_gate))
         if "temperature" in self.settings:  # of an older model, whose training weighs classes alike
             slope = 1 / self.settings.pop("temperature")
@@ -97,13 +100,7 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
                 f"the input gate must have {n_features} features: it has {len(input_gate.mean)}"
             )
         self.input_gate = input_gate
-        self.__dict__.pop("_network", None)  # which is that of another gate
-
-    @cached_property
-    def _network(self) -> Model:
-        """The network in its fastest form, with the features that the gate needs."""
-        network, gate = self.keras_model, self.input_gate
-        return optimize_for_inference(with_features(network, gate.layer) if gate else network)
+        self._network = optimize_for_inference(network)
 
     @property
     def calibration(self) -> Calibration:
@@ -191,11 +188,10 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
             Logits before calibration, float64, shape (n,), and distances from the training images,
             shape (n,), or None if the model has no `input_gate`.
         """
-        network = self._network
         if self.input_gate is None:
-            return predict_logits(network, pixels), None
+            return predict_logits(self._network, pixels), None
         batches = [
-            network.predict_on_batch(pixels[start : start + INFERENCE_BATCH_SIZE])
+            self._network.predict_on_batch(pixels[start : start + INFERENCE_BATCH_SIZE])
             for start in range(0, len(pixels), INFERENCE_BATCH_SIZE)
         ]
         logits, features = map(np.concatenate, zip(*batches, strict=True))

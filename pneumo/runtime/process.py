@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import psutil
+
 ENDED_STATES = ("zombie", "dead")  # of psutil; a zombie has ended, and its parent does not know it
 
 
@@ -89,10 +91,8 @@ def _start_hash(pid: int) -> str:
     """Return a process's `start_hash`, or '' if it does not exist or has ended.
 
     psutil's `create_time` is in the system's clock, so it changes when that is set. The hash of its
-    `Process` does not, and is the same in all processes.
+    `Process` does not, and is the same in all processes with this version of Python and psutil.
     """
-    import psutil  # imported only here, because the import is slow
-
     try:
         process = psutil.Process(pid)
         return "" if process.status() in ENDED_STATES else str(hash(process))

@@ -30,7 +30,7 @@ BLUR_FRACTION = 0.01
 FACTOR_GROUPS = (3, 5, 1)
 N_FACTORS = sum(FACTOR_GROUPS)
 
-# Raised with every change of what `augment` returns, so that old cached features are not used
+# Raised with every change of what the feature cache stores, so that old features are not used
 AUGMENTATION_VERSION = 2
 
 cv2.setNumThreads(1)  # the images of several batches are already changed in parallel

@@ -251,7 +251,7 @@ class FeatureCache:
             "alpha": self._config.alpha,
             "weights": self._extractor.digest(depth),
             "depth": depth,
-            **_augmentation_key(view.augmentation),
+            **view.augmentation._asdict(),
             "view": view.number,
             "augmentation": AUGMENTATION_VERSION,
         }
@@ -282,19 +282,16 @@ class FeatureCache:
 
     def _outputs(self, view: View, depth: int) -> Iterator[np.ndarray]:
         """Return batches of features, from the nearest stored cut below or from pixels."""
-        factors, lower = view.factors, self._nearest(view, depth)
-        if lower == self._extractor.input_depth:
-            inputs, positions = view.split.pixels[..., np.newaxis], view.split.positions
-            augmentation = view.augmentation
-        else:
-            inputs, positions = self.get(view, lower), np.arange(len(factors))
-            augmentation = AugmentationConfig()  # stored features already contain it
+        lower = self._nearest(view, depth)
         compute = self._extractor.compile_segment(lower, depth)
+        if lower < self._extractor.input_depth:
+            return map_batches(lambda inputs: compute(inputs).numpy(), self.get(view, lower))
+        pixels = view.split.pixels[..., np.newaxis]
 
         def step(positions: np.ndarray, factors: np.ndarray) -> np.ndarray:
-            return compute(augment(inputs[positions], augmentation, factors)).numpy()
+            return compute(augment(pixels[positions], view.augmentation, factors)).numpy()
 
-        return map_batches(step, positions, factors)
+        return map_batches(step, view.split.positions, view.factors)
 
     def _nearest(self, view: View, depth: int) -> int:
         """Return the nearest stored cut below `depth`, or else that of the pixels."""
@@ -305,14 +302,6 @@ class FeatureCache:
             if cache_path(self.name(view, depth_below)).is_dir()
         )
         return next(stored, self._extractor.input_depth)
-
-
-def _augmentation_key(augmentation: AugmentationConfig) -> dict[str, float]:
-    """Return the settings. Entries of earlier versions have no `sharpness`, so 0 is left out."""
-    settings = augmentation._asdict()
-    if not augmentation.sharpness:
-        del settings["sharpness"]
-    return settings
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pneumo.evaluation.robustness import (
     VersionLogits,
     robust_auc,
 )
-from pneumo.inference.logits import build_ensemble, predict_logits
+from pneumo.inference.logits import build_ensemble, optimize_for_inference, predict_logits
 from pneumo.runtime.cache_entries import GIB, available_bytes
 from pneumo.runtime.console import echo
 from pneumo.training import feature_cache, network
@@ -136,7 +136,7 @@ def fit_network(
         model.set_weights(best.weights)
         part, source, known = best.part, best.source, history[best.epoch]
         if config.flip_tta == "on":  # flipped images have no cached features
-            part = build_ensemble([model], flip_tta=True)
+            part = optimize_for_inference(build_ensemble([model], flip_tta=True))
             source, known = PixelSource(fold, config, shared=False), {}
         logits = _predict_versions(part, source, ROBUST_VERSIONS, known)
         perturbed = predict_logits(part, source.perturb_val(perturb.ALL_PERTURBATIONS))

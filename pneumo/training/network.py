@@ -77,13 +77,13 @@ def _head(features: int, config: RunConfig) -> keras.Model:
 
 
 class TrainablePart(keras.Model):
-    """Part of a model above a cut, as it is trained; it shares the layers that are.
+    """Part of a model above a cut, as it is trained. It shares the layers that train.
 
     Args:
         model: Model as `build_model` returns it.
         depth: Cut of the inputs, as in `submodel_between`.
-        unfreeze_depth: Number of blocks that train. Blocks between `depth` and them are copied by
-            `optimize_for_inference`.
+        unfreeze_depth: Number of blocks that train. Those below them, up to the cut, get the form
+            of `optimize_for_inference`.
         freeze_batch_norm: Whether the backbone runs in inference mode, and only the head in
             training mode, so that batch normalization statistics never change. `training=False` in
             the model's own graph would not suffice: Keras 3 passes the `training=True` of `fit` on

@@ -3,12 +3,14 @@
 import time
 import warnings
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 import mlflow
 import optuna
+from filelock import Timeout
 from optuna.distributions import (
     check_distribution_compatibility,
     distribution_to_json,
@@ -32,6 +34,7 @@ from pneumo.tuning.spec import MEDIAN_PRUNER_OPTIONS, TPE_OPTIONS, StudySpec
 from pneumo.tuning.storage import GRACE_PERIOD, open_storage, serves_one_machine, storage_address
 
 MAX_UNCLAIMED_SECONDS = 60  # that a trial may run before a process claims it
+MAX_RECONCILE_SECONDS = 60  # that a process waits for another one that reconciles the same study
 
 
 def load_study(
@@ -258,7 +261,7 @@ def prepare_resume(study: optuna.Study, spec: StudySpec) -> None:
 def replace_lost_trials(study: optuna.Study, spec: StudySpec) -> None:
     """Fail the trials of dead processes, and enqueue again each initial trial that was lost or cut.
 
-    Processes of one machine do this one after another, so each trial is enqueued once.
+    Processes that share a cache do this one after another, so each trial is enqueued once.
 
     Args:
         study: The study.
@@ -316,9 +319,10 @@ def is_dead(process: ProcessId) -> bool:
 def reconcile_runs(study: optuna.Study) -> None:
     """Reconcile the runs of a study's finished trials in MLflow with Optuna.
 
-    Processes of one machine do this one after another, so each missing run is created once.
+    Processes that share a cache do this one after another, so each missing run is created once. If
+    another one does not finish, because the store does not answer, the rest is left to it.
     """
-    with cache.lock(f"reconcile {study.study_name}"):
+    with suppress(Timeout), cache.lock(f"reconcile {study.study_name}", MAX_RECONCILE_SECONDS):
         trials = study.get_trials(deepcopy=False)
         ended = {trial.number: trial.state.name for trial in trials if trial.state.is_finished()}
         study_runs.reconcile_trial_runs(attributes.RUN_ID.read(study), ended, is_dead)

@@ -8,7 +8,8 @@ import mlflow
 import pytest
 
 from pneumo.__main__ import main
-from tests.bad.cases import CASES, IMAGES, MODELS
+from tests.bad.cases import CASES, MODELS
+from tests.bad.images import CASES as IMAGES
 from tests.bad.images import LATERAL, READABLE, UNREADABLE
 from tests.bad.payloads import RAN
 from tests.bad.xrays import prepare, xrays
@@ -40,11 +41,15 @@ def test_input_is_rejected_with_a_reason_or_handled(
 
 
 @pytest.mark.slow
-def test_each_file_that_is_no_image_is_listed_with_its_reason(stores, tmp_path, monkeypatch):
+def test_each_file_that_is_no_image_is_listed_with_its_reason(
+    stores, cache, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     files = list((UNREADABLE | LATERAL).values())
     data = xrays_with([content for content, _ in files], tmp_path / "xrays")
     assert main(prepare(data, "--max_unreadable", "0.9")) == 0
+    assert capsys.readouterr().err == ""
+    assert not list(cache.rglob(".*.draft"))
     [run] = stores.search_runs(["0"], max_results=1)  # the newest
     table = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/data/unreadable.csv")
     rows = csv.DictReader(table.splitlines())
@@ -66,7 +71,9 @@ def test_each_image_of_an_unusual_format_is_decoded(stores, tmp_path, monkeypatc
     data = xrays_with(list(READABLE.values()), tmp_path / "xrays")
     assert main(prepare(data)) == 0
     counts = r"test (\d+), train (\d+), val (\d+) images, 0 unreadable"
-    [found] = re.findall(counts, capsys.readouterr().out)
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    [found] = re.findall(counts, output)
     assert sum(map(int, found)) == 52 + len(READABLE)
 
 

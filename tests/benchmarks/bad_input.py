@@ -15,7 +15,8 @@ from collections import Counter
 from pathlib import Path
 
 from tests.bad import Case
-from tests.bad.cases import CASES, IMAGES, MODELS
+from tests.bad.cases import CASES, MODELS
+from tests.bad.images import CASES as IMAGES
 from tests.support.paths import ROOT
 from tests.support.stores import store_in
 

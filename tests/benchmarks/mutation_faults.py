@@ -601,8 +601,8 @@ FEATURE_CACHE_FAULTS = [
     Fault(
         "frozen blocks are folded with a convolution that others use",
         "pneumo/inference/logits.py",
-        "            case [layers.BatchNormalization() as norm]:",
-        "            case [layers.BatchNormalization() as norm, *_]:",
+        "as convolution, _, [user]):",
+        "as convolution, _, [*_, user]):",
         "tests/inference/test_optimized_network.py",
         "also_used_elsewhere",
     ),
@@ -625,8 +625,8 @@ FEATURE_CACHE_FAULTS = [
     Fault(
         "features of other images are taken for these",
         FEATURES,
-        "view.split.pixels[..., np.newaxis], view.split.positions",
-        "view.split.pixels[..., np.newaxis], np.arange(len(chance))",
+        "map_batches(step, view.split.positions, view.factors)",
+        "map_batches(step, np.arange(len(view.factors)), view.factors)",
         OF_FEATURES,
         "what_is_stored_is_what_the_network_gives and 0-0",
     ),
@@ -748,8 +748,8 @@ RECOVERY_FAULTS = [
     Fault(
         "each process creates a missing run",
         STUDY,
-        'with cache.lock(f"reconcile {study.study_name}"):',
-        "if True:",
+        'cache.lock(f"reconcile {study.study_name}", MAX_RECONCILE_SECONDS):',
+        'open("/dev/null"):',
         "tests/tuning/test_recovery.py",
         "at_once_create_each_missing_run",
     ),

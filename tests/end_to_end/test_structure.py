@@ -54,7 +54,6 @@ WAITING = {
     "training.config: numpy": HEAVY,
     "tuning.launchers.ray: ray": OPTIONAL,
     "runtime.machine: pynvml": RARE,
-    "runtime.process: psutil": RARE,
 }
 
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file.name != "__init__.py")

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from pneumo.inference.logits import build_ensemble, optimize_for_inference
+from pneumo.inference.logits import build_ensemble, optimize_for_inference, with_features
 from pneumo.training.config import RunConfig
-from pneumo.training.network import build_model
+from pneumo.training.network import TrainablePart, build_model
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
 
@@ -104,20 +104,21 @@ def test_different_tensors_and_other_users_are_left_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("convolution", "norm", "is_folded"),
+    ("layer", "options", "norm", "is_folded"),
     [
-        (layers.Conv2D(4, 3, use_bias=False), {}, True),
-        (layers.Conv2D(4, 3), {"scale": False}, True),
-        (layers.Conv2D(4, 3, strides=2, padding="same"), {"center": False}, True),
-        (layers.DepthwiseConv2D(3, depth_multiplier=2), {"epsilon": 0.1}, True),
-        (layers.Conv2D(4, 3, activation="relu"), {}, False),
-        (layers.SeparableConv2D(4, 3), {}, False),
-        (layers.MaxPooling2D(2), {}, False),
+        ("Conv2D", {"filters": 4, "use_bias": False}, {}, True),
+        ("Conv2D", {"filters": 4}, {"scale": False}, True),
+        ("Conv2D", {"filters": 4, "strides": 2, "padding": "same"}, {"center": False}, True),
+        ("DepthwiseConv2D", {"depth_multiplier": 2}, {"epsilon": 0.1}, True),
+        ("Conv2D", {"filters": 4, "activation": "relu"}, {}, False),
+        ("Conv2D", {"filters": 6}, {"axis": 1}, False),
+        ("SeparableConv2D", {"filters": 4}, {}, False),
     ],
 )
-def test_what_is_folded(convolution, norm, is_folded):
+def test_what_is_folded(layer, options, norm, is_folded):
     pixels = keras.Input((8, 8, 3))
-    outputs = layers.BatchNormalization(**norm)(convolution(pixels))
+    convolved = getattr(layers, layer)(kernel_size=3, **options)(pixels)
+    outputs = layers.BatchNormalization(**norm)(convolved)
     model = randomize(keras.Model(pixels, layers.ReLU()(outputs)))
     images = np.random.default_rng(1).normal(size=(2, 8, 8, 3)).astype(np.float32)
     folded = optimize_for_inference(model)
@@ -130,3 +131,63 @@ def test_a_convolution_that_is_also_used_elsewhere_is_not_folded():
     convolved = layers.Conv2D(4, 3)(pixels)
     outputs = layers.Add()([layers.BatchNormalization()(convolved), convolved])
     assert norms(optimize_for_inference(keras.Model(pixels, outputs))) != []
+
+
+def unusual_model(kind: str) -> keras.Model:
+    """Return a model whose convolution cannot be folded into what follows."""
+    pixels = keras.Input((8, 8, 3))
+    convolution, norm = layers.Conv2D(3, 3, padding="same"), layers.BatchNormalization()
+    convolved = convolution(pixels)
+    match kind:
+        case "its output is also the model's":
+            return keras.Model(pixels, [norm(convolved), convolved])
+        case "an inner model uses it too":
+            part = keras.Input((8, 8, 3))
+            inner = keras.Model(part, layers.ReLU()(part))
+            return keras.Model(pixels, layers.Add()([norm(convolved), inner(convolved)]))
+        case "it is called twice":
+            return keras.Model(pixels, norm(convolution(convolved)))
+        case "the normalization is called twice":
+            return keras.Model(pixels, norm(norm(convolved)))
+    return keras.Sequential([pixels, convolution, norm])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "its output is also the model's",
+        "an inner model uses it too",
+        "it is called twice",
+        "the normalization is called twice",
+        "sequential",
+    ],
+)
+def test_unusual_models_are_returned_themselves(kind):
+    model = unusual_model(kind)
+    assert optimize_for_inference(model) is model
+
+
+@pytest.mark.slow
+def test_a_stored_ensemble_with_a_gate_is_optimized(tmp_path):
+    config = RunConfig(backbone="mobilenet", image_size=32, unfreeze_depth=0, weights="none")
+    members = [randomize(build_model(config.override({"seed": seed}))) for seed in (0, 1)]
+    build_ensemble(members, flip_tta=True).save(tmp_path / "model.keras")
+    stored = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    model = with_features(stored, "conv_pw_5_relu")
+    optimized = optimize_for_inference(model)
+    assert norms(optimized) == []
+    names = {type(layer).__name__ for layer in layers_of(optimized)}
+    assert "Concatenate" not in names
+    for found, expected in zip(optimized(IMAGES), model(IMAGES), strict=True):
+        assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_frozen_blocks_in_training_are_optimized():
+    config = RunConfig(backbone="mobilenet", image_size=32, unfreeze_depth=2, weights="none")
+    model = randomize(build_model(config))
+    part = TrainablePart(model, 13, 2, freeze_batch_norm=True)
+    assert norms(part.frozen_blocks) == []
+    assert part.frozen_blocks.trainable_weights == []
+    assert part(IMAGES).numpy() == pytest.approx(answers(model), rel=1e-3, abs=1e-4)
+    assert len(part.trainable_weights) == len(model.trainable_weights)

@@ -64,7 +64,7 @@ VALUES = st.recursive(
 def model():
     """Build a model of one half of each image."""
     model = PneumoniaModel()
-    model.keras_model = looking("left")
+    model.keras_model = model._network = looking("left")
     model.settings = {"threshold": 0.5, "slope": 1.0, "intercept": 0.0, "resize": "squash"}
     return model
 

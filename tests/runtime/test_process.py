@@ -37,7 +37,7 @@ def test_a_clock_that_is_set_does_not_end_a_process(monkeypatch):
     assert ProcessId.current() == here
 
 
-def test_a_process_without_proc(monkeypatch):
+def test_a_process_of_a_system_without_boot_ids_and_namespaces(monkeypatch):
     monkeypatch.setattr("pneumo.runtime.process.Path.read_text", raise_missing)
     monkeypatch.setattr("pneumo.runtime.process.os.readlink", raise_missing)
     _boot_id.cache_clear()

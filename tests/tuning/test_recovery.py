@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import optuna
 import pytest
@@ -13,12 +14,14 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from pneumo.experiment import Experiment, load_experiment
+from pneumo.runtime import cache
 from pneumo.training.config import RunConfig
 from pneumo.tuning import attributes, storage
 from pneumo.tuning import study as studies
 from pneumo.tuning.limits import INTERRUPTED, FailureCounter, StudyLimits, repeated_failure
 from pneumo.tuning.selection import best_trial_of
 from pneumo.tuning.spec import StudySpec
+from tests.support.stores import closed_connections
 
 
 @pytest.fixture
@@ -118,44 +121,57 @@ def test_first_trials_that_were_lost_are_asked_for_again(study, monkeypatch):
     assert again == [initial[0], initial[1]]
 
 
+def address(folder: Path) -> str:
+    return f"sqlite:///{folder}/lost.db"
+
+
 @pytest.fixture
 def lost_study(tmp_path) -> optuna.Study:
     """A study in SQLite, all of whose initial trials have failed."""
-    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/study.db", direction="maximize")
+    study = optuna.create_study(storage=address(tmp_path), direction="maximize")
     for suggestions in StudySpec(load_experiment("tune"), None, {}).initial_params():
         study.enqueue_trial(suggestions)
         study.tell(study.ask(), state=TrialState.FAIL)
     return study
 
 
-def at_once(study: optuna.Study, function: Callable[[optuna.Study], None]) -> None:
-    """Call a function in four threads, each with the study as another process has it."""
+def at_once(folder: Path, function: Callable[[optuna.Study], None]) -> None:
+    """Call a function in four threads, each with its own connection to the lost study."""
     barrier = threading.Barrier(4)
 
     def call(_: int) -> None:
-        own = optuna.load_study(study_name=study.study_name, storage=study._storage)
+        own = optuna.load_study(study_name=None, storage=address(folder))
         barrier.wait()
         function(own)
 
-    with ThreadPoolExecutor(4) as pool:
+    with closed_connections(), ThreadPoolExecutor(4) as pool:
         list(pool.map(call, range(4)))
 
 
-def test_processes_that_resume_at_once_replace_each_trial_once(lost_study, monkeypatch, own_cache):
+@pytest.mark.usefixtures("own_cache")
+def test_processes_that_resume_at_once_replace_each_trial_once(lost_study, tmp_path, monkeypatch):
     spec = StudySpec(load_experiment("tune"), None, {})
     monkeypatch.setattr(studies, "reconcile_runs", lambda _: None)
-    at_once(lost_study, lambda study: studies.replace_lost_trials(study, spec))
+    at_once(tmp_path, lambda study: studies.replace_lost_trials(study, spec))
     count = len(spec.initial_params())
     assert states(lost_study) == ["FAIL"] * count + ["WAITING"] * count
 
 
-def test_processes_that_resume_at_once_create_each_missing_run_once(store, lost_study):
+@pytest.mark.usefixtures("own_cache")
+def test_processes_that_resume_at_once_create_each_missing_run_once(store, lost_study, tmp_path):
     run_id = store.create_run("0").info.run_id
     attributes.RUN_ID.set(lost_study, run_id)
-    at_once(lost_study, studies.reconcile_runs)
+    at_once(tmp_path, studies.reconcile_runs)
     below = store.search_runs(["0"], f"tags.`mlflow.parentRunId` = '{run_id}'", ViewType.ALL)
     numbers = sorted(int(run.data.tags["optuna.trial_number"]) for run in below)
     assert numbers == list(range(len(lost_study.trials)))
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_process_does_not_wait_long_for_one_that_reconciles(lost_study, monkeypatch):
+    monkeypatch.setattr(studies, "MAX_RECONCILE_SECONDS", 0)
+    with cache.lock(f"reconcile {lost_study.study_name}"):
+        studies.reconcile_runs(lost_study)  # has no run, which it would read
 
 
 def test_a_stale_trial_is_asked_for_again_if_it_was_before(study, monkeypatch):

@@ -17,6 +17,7 @@ from pneumo.data.schema import COLUMNS
 from pneumo.runtime import cache, signals
 from pneumo.runtime.cache_entries import OWN_PREFIX, cache_path
 from pneumo.runtime.machine import visible_gpus
+from pneumo.training.augment import AUGMENTATION_VERSION
 from pneumo.training.config import RunConfig
 from pneumo.training.train import train
 from pneumo.tuning.planning.fingerprint import TrainingSpeed
@@ -70,7 +71,8 @@ def _key(config: RunConfig) -> str:
     devices = [f"{cpu_count()} cores", *visible_gpus()]
     fields = [f"{name} {getattr(config, name)}" for name in COST_FIELDS]
     fields.append("from scratch" if config.weights == "none" else "pretrained")
-    return ", ".join([platform.node(), *devices, f"TensorFlow {tf.__version__}", *fields])
+    versions = [f"TensorFlow {tf.__version__}", f"augmentation {AUGMENTATION_VERSION}"]
+    return ", ".join([platform.node(), *devices, *versions, *fields])
 
 
 def _measure(config: RunConfig) -> TrainingSpeed:

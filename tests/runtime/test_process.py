@@ -10,6 +10,7 @@ import pytest
 
 from pneumo.runtime.process import ProcessId, _boot_id
 from tests.support.commands import ended_process
+from tests.support.paths import ROOT
 from tests.support.studies import until
 
 
@@ -23,7 +24,8 @@ def test_a_process_that_nobody_has_waited_for_has_ended():
 
 def test_each_process_has_an_identity_of_its_own_which_all_processes_see():
     code = f"from pneumo.runtime.process import ProcessId; print(ProcessId.from_pid({os.getpid()}))"
-    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    seen = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert seen.stdout == f"{ProcessId.current()}\n"
     assert ProcessId.current().start_hash != ProcessId.from_pid(os.getppid()).start_hash
 

@@ -127,7 +127,7 @@ def optimize_for_inference(model: keras.Model) -> keras.Model:
     convolutions = {*norms, *repetitions}
     skipped = {layer.name for layer in (*norms.values(), *repetitions.values())}
 
-    def copy(layer: keras.Layer) -> keras.Layer:
+    def copy_layer(layer: keras.Layer) -> keras.Layer:
         if layer.name in parts:
             return parts[layer.name]
         config = layer.get_config()
@@ -137,13 +137,13 @@ def optimize_for_inference(model: keras.Model) -> keras.Model:
             config | ({"use_bias": True} if layer in convolutions else {})
         )
 
-    def call(layer: keras.Layer, *inputs: Any, **options: Any) -> Any:
+    def call_layer(layer: keras.Layer, *inputs: Any, **options: Any) -> Any:
         if layer.name not in skipped:
             return layer(*inputs, **options)
         [tensor, *_] = keras.tree.flatten(inputs)
         return tensor
 
-    result = keras.models.clone_model(model, clone_function=copy, call_function=call)
+    result = keras.models.clone_model(model, clone_function=copy_layer, call_function=call_layer)
     optimized = {layer.name: layer for layer in result.layers}
     for layer in model.layers:
         if layer in convolutions:
@@ -181,16 +181,15 @@ def _find_calls(model: keras.Model) -> list[_Call]:
 
 def _is_normalized(call: _Call) -> bool:
     """Return whether only a batch normalization of channels uses a convolution's output."""
-    match call:
-        case _Call(layers.Conv2D() | layers.DepthwiseConv2D() as convolution, _, [user]):
-            return (
-                type(convolution) in (layers.Conv2D, layers.DepthwiseConv2D)
-                and convolution.activation is keras.activations.linear
-                and isinstance(user, layers.BatchNormalization)
-                and user.axis in (-1, 3)
-                and not user.renorm
-            )
-    return False
+    layer, _, users = call
+    if type(layer) not in (layers.Conv2D, layers.DepthwiseConv2D) or len(users) > 1:
+        return False
+    return (
+        layer.activation is keras.activations.linear
+        and isinstance(users[0], layers.BatchNormalization)
+        and users[0].axis in (-1, 3)
+        and not users[0].renorm
+    )
 
 
 def _find_repetitions(calls: list[_Call]) -> Iterator[tuple[keras.Layer, keras.Layer]]:

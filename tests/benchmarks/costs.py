@@ -16,7 +16,7 @@ import numpy as np
 from pneumo.data.dataset import open_dataset
 from pneumo.inference.batches import map_batches
 from pneumo.inference.decode import decode
-from pneumo.inference.logits import predict_logits, predict_proba
+from pneumo.inference.logits import optimize_for_inference, predict_logits, predict_proba
 from pneumo.training import network
 from pneumo.training.augment import AugmentationConfig, augment, sample_factors
 from pneumo.training.feature_cache import N_VIEWS, FeatureExtractor
@@ -159,7 +159,7 @@ def measure(options: argparse.Namespace) -> Costs:
 
     cuts = [above_the_cut(options, images, depth) for depth in range(DEPTH[1] + 1)]
     frozen, trained, predicted = (list(costs) for costs in zip(*cuts, strict=True))
-    whole = network.build_model(config_of(options))
+    whole = optimize_for_inference(network.build_model(config_of(options)))
     return Costs(
         decode=per_image(decode_all, count),
         augment=per_image(lambda: outputs(vary, images, chance), count),

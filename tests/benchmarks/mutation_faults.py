@@ -601,8 +601,8 @@ FEATURE_CACHE_FAULTS = [
     Fault(
         "frozen blocks are folded with a convolution that others use",
         "pneumo/inference/logits.py",
-        "as convolution, _, [user]):",
-        "as convolution, _, [*_, user]):",
+        "layer, _, users = call",
+        "layer, _, [*_, last] = call; users = [last]",
         "tests/inference/test_optimized_network.py",
         "also_used_elsewhere",
     ),

@@ -267,9 +267,23 @@ def predict_logits(part: keras.Model, inputs: np.ndarray) -> np.ndarray:
     Returns:
         float64 array of shape (n,), above 0 if pneumonia is more likely than not.
     """
-    batches = []
-    # `predict` would build a pipeline at each call, which takes longer than a small part itself
-    for start in range(0, len(inputs), INFERENCE_BATCH_SIZE):
-        batches.append(part.predict_on_batch(inputs[start : start + INFERENCE_BATCH_SIZE])[:, 0])
     # float64 keeps probabilities distinct that float32 would round to 1
-    return np.concatenate(batches, dtype=np.float64)
+    batches = predict_in_batches(part, inputs)
+    return np.concatenate([logits[:, 0] for logits in batches], dtype=np.float64)
+
+
+def predict_in_batches(model: keras.Model, inputs: np.ndarray) -> Iterator[Any]:
+    """Predict inputs in batches of `INFERENCE_BATCH_SIZE`.
+
+    Keras' own `predict` builds a pipeline at each call. That takes longer than a small model, and
+    the end of a pipeline may wait for a second: see `BatchFeeder.batches`.
+
+    Args:
+        model: Any model.
+        inputs: What it takes, one row per image.
+
+    Yields:
+        What the model returns for each batch: an array, or a list of the arrays of its outputs.
+    """
+    for start in range(0, len(inputs), INFERENCE_BATCH_SIZE):
+        yield model.predict_on_batch(inputs[start : start + INFERENCE_BATCH_SIZE])

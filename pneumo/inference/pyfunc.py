@@ -25,8 +25,8 @@ from pneumo.inference.calibration import Calibration, prevalence_shift, shift_pr
 from pneumo.inference.decode import decode
 from pneumo.inference.input_gate import InputGate
 from pneumo.inference.logits import (
-    INFERENCE_BATCH_SIZE,
     optimize_for_inference,
+    predict_in_batches,
     predict_logits,
     with_features,
 )
@@ -190,10 +190,7 @@ class PneumoniaModel(mlflow.pyfunc.PythonModel):
         """
         if self.input_gate is None:
             return predict_logits(self._network, pixels), None
-        batches = [
-            self._network.predict_on_batch(pixels[start : start + INFERENCE_BATCH_SIZE])
-            for start in range(0, len(pixels), INFERENCE_BATCH_SIZE)
-        ]
+        batches = predict_in_batches(self._network, pixels)
         logits, features = map(np.concatenate, zip(*batches, strict=True))
         distances = self.input_gate.measure_distances(features)
         return logits[:, 0].astype(np.float64), distances

@@ -19,8 +19,8 @@ def stderr_on_failure_only(succeeded: Callable[[], bool]) -> Iterator[None]:
     """Hide what the block writes to standard error, unless the block fails.
 
     TensorFlow writes lines about the processor before its own log level applies. Everything written
-    is shown if the block raises an `Exception` or `well()` is false after it. It is also shown if
-    the process dies in the block: TensorFlow aborts on a processor that it does not support.
+    is shown if the block raises an `Exception` or `succeeded()` is false after it. It is also shown
+    if the process dies in the block: TensorFlow aborts on a processor that it does not support.
     """
     saved_stderr, show = os.dup(2), False
     with tempfile.TemporaryFile() as output, _copied_if_process_dies(output):

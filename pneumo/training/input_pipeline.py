@@ -7,6 +7,7 @@ from typing import Protocol
 import keras
 import numpy as np
 import tensorflow as tf
+from joblib import cpu_count
 
 from pneumo.data.dataset import Fold, Subset
 from pneumo.data.perturb import PerturbationSpecs, perturb_split
@@ -14,6 +15,8 @@ from pneumo.training.augment import N_FACTORS, AugmentationConfig, augment, samp
 from pneumo.training.backbones import BACKBONES
 from pneumo.training.config import RunConfig
 from pneumo.training.feature_cache import FeatureCache, View, view_for_epoch
+
+PREFETCHED_BATCHES = 2  # features of a batch may take tens of megabytes
 
 
 class InputSource(Protocol):
@@ -156,5 +159,9 @@ class BatchFeeder(keras.callbacks.Callback):
             positions = tf.ensure_shape(positions, (None,))
             return self._source.get_batch(positions), tf.gather(labels, positions)
 
-        steps = tf.data.Dataset.range(self.steps_per_epoch)
-        return steps.map(read, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+        # The end of an epoch waits for TensorFlow's autotuning thread, which often sleeps a second
+        # or more without being woken
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        steps = tf.data.Dataset.range(self.steps_per_epoch).with_options(options)
+        return steps.map(read, cpu_count()).prefetch(PREFETCHED_BATCHES)

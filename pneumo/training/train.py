@@ -12,10 +12,10 @@ from pneumo.data.dataset import DecodedDataset, Fold, Subset
 from pneumo.evaluation.robustness import ROBUST_VERSIONS, VersionLogits, robust_auc
 from pneumo.inference.input_gate import InputGate
 from pneumo.inference.logits import (
-    INFERENCE_BATCH_SIZE,
     build_ensemble,
     ensemble_members,
     optimize_for_inference,
+    predict_in_batches,
     with_features,
 )
 from pneumo.training.config import RunConfig, derive_seed
@@ -151,9 +151,9 @@ def fit_input_gate(model: keras.Model, images: DecodedDataset) -> InputGate:
         split = images.split(name)
         count = len(split.labels)
         chosen = np.linspace(0, count - 1, min(count, MAX_GATE_IMAGES)).astype(int)
-        pixels = Subset(split, chosen).images
-        found = network.predict(pixels, batch_size=INFERENCE_BATCH_SIZE, verbose=0)[1]
-        return found.astype(np.float64)  # in float32 the inverse would lose small eigenvalues
+        batches = predict_in_batches(network, Subset(split, chosen).images)
+        # In float32 the inverse would lose small eigenvalues
+        return np.concatenate([means for _, means in batches], dtype=np.float64)
 
     fitted = LedoitWolf().fit(features("train"))
     gate = InputGate(

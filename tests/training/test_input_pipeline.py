@@ -78,3 +78,10 @@ def test_runs_share_all_views_in_orders_of_their_own(images):
     assert all(order[:N_VIEWS] == order[N_VIEWS:] for order in orders)
     plain = view_for_epoch(split, 1, AugmentationConfig(), 0)
     assert (plain.number, plain.augmentation) == (0, AugmentationConfig())
+
+
+def test_no_epoch_waits_for_autotuning_to_end(images):
+    options = (
+        BatchFeeder(PixelSource(images.folds(1)[0], CONFIG, False), CONFIG).batches().options()
+    )
+    assert options.autotune.enabled is False

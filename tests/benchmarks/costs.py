@@ -22,7 +22,7 @@ from pneumo.training.augment import AugmentationConfig, augment, sample_factors
 from pneumo.training.feature_cache import N_VIEWS, FeatureExtractor
 from pneumo.training.fit import compile_model
 from pneumo.training.network import TrainablePart, build_model
-from tests.benchmarks.study_space import DEPTH, STRENGTH, arguments, config_of
+from tests.benchmarks.study_space import STRENGTH, arguments, config_of
 
 # So that each step takes a second or more
 IMAGES = {"cnn": 2048, "mobilenet": 2048, "resnet50v2": 96}
@@ -54,34 +54,38 @@ class Costs:
         """Return the minimum seconds that a study's trials need, by part.
 
         Each view is computed once, up to the lowest cut; each epoch trains what is above its cut.
+        If the study is `fresh`, every epoch computes a view of its own, up to its own cut.
         """
         images, trials = study["images"], study["trials"]
-        views = {
-            (trial["strength"], epoch % N_VIEWS if trial["strength"] else 0)
-            for trial in trials
-            for epoch in range(trial["epochs"])
-        }
-        varied = len([strength for strength, _ in views if strength])
         deepest = max(trial["depth"] for trial in trials)
-        frozen = images["train"] * len(views) + images["val"]
+        if study["fresh"]:
+            views = [(trial["strength"], depth) for trial in trials for depth in _depths(trial)]
+        else:
+            shared = {
+                (trial["strength"], epoch % N_VIEWS if trial["strength"] else 0)
+                for trial in trials
+                for epoch in range(trial["epochs"])
+            }
+            views = [(strength, deepest) for strength, _ in shared]
+        varied = len([strength for strength, _ in views if strength])
+        frozen = images["train"] * sum(self.frozen[depth] for _, depth in views)
         return {
             "decode": self.decode * sum(images.values()),
             "augmentation": self.augment * images["train"] * varied,
-            "frozen part": self.frozen[deepest] * frozen,
+            "frozen part": frozen + self.frozen[deepest] * images["val"],
             "trained part": sum(self._trial(trial, images) for trial in trials),
             "test": self.whole * images["test"],
         }
 
     def _trial(self, trial: Mapping[str, Any], images: Mapping[str, int]) -> float:
-        """Return the epochs of one trial, of which the first trains the head alone."""
-        depths = [0] + [trial["depth"]] * (trial["epochs"] - 1)
+        """Return the seconds above the cut of all epochs of one trial."""
         return sum(
             self.trained[depth] * images["train"] + self.predicted[depth] * images["val"]
-            for depth in depths
+            for depth in _depths(trial)
         )
 
     def least(self, study: Mapping[str, Any]) -> float:
-        """Return the sum of the parts: no harness that stores features can be faster."""
+        """Return the sum of the parts: no harness that does the same work can be faster."""
         return sum(self.parts(study).values())
 
     def predict_seconds(self, study: Mapping[str, Any], trials: int) -> float:
@@ -94,9 +98,14 @@ class Costs:
         strengths = round((STRENGTH[1] - STRENGTH[0]) / STRENGTH[2])  # beside 0
         varied = strengths * N_VIEWS * images["train"]
         once = parts["decode"] + parts["test"] + self.augment * varied
-        once += self.frozen[DEPTH[1]] * (varied + images["train"] + images["val"])
+        once += self.frozen[-1] * (varied + images["train"] + images["val"])
         per_trial = (study["seconds"] - self.least(study) + parts["trained part"]) / count
         return once + per_trial * trials
+
+
+def _depths(trial: Mapping[str, Any]) -> list[int]:
+    """Return the depth of each epoch of a trial, of which the first trains the head alone."""
+    return [0] + [trial["depth"]] * (trial["epochs"] - 1)
 
 
 def per_image(step: Callable[[], object], images: int) -> float:
@@ -157,7 +166,7 @@ def measure(options: argparse.Namespace) -> Costs:
     def vary(images: np.ndarray, factors: np.ndarray) -> np.ndarray:
         return augment(images, AugmentationConfig(0.5), factors)
 
-    cuts = [above_the_cut(options, images, depth) for depth in range(DEPTH[1] + 1)]
+    cuts = [above_the_cut(options, images, depth) for depth in range(options.depth + 1)]
     frozen, trained, predicted = (list(costs) for costs in zip(*cuts, strict=True))
     whole = optimize_for_inference(network.build_model(config_of(options)))
     return Costs(

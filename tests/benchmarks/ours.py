@@ -17,7 +17,6 @@ from pneumo.tracking import session
 from pneumo.training.config import RunConfig
 from pneumo.tuning import spec, worker
 from tests.benchmarks.study_space import (
-    DEPTH,
     DROPOUT,
     RATE,
     STRENGTH,
@@ -41,7 +40,7 @@ def suggest(trial: optuna.Trial, base: RunConfig) -> RunConfig:
             "augment_strength": trial.suggest_float(
                 "augment_strength", *STRENGTH[:2], step=STRENGTH[2]
             ),
-            "unfreeze_depth": trial.suggest_int("unfreeze_depth", *DEPTH),
+            "unfreeze_depth": trial.suggest_int("unfreeze_depth", 0, base.unfreeze_depth),
             "learning_rate": trial.suggest_float("learning_rate", *RATE, log=True),
         }
     )
@@ -95,6 +94,7 @@ def search() -> dict[str, Any]:
         "test_auc": result.test_metrics["auc"],
         "trials": trials,
         "images": {split: int(count) for split, count in counts.items()},
+        "fresh": options.fresh,
         "memory": memory,
         "spent": {
             "stores and data": starts[0] - began,

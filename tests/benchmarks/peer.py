@@ -18,7 +18,7 @@ import tensorflow as tf
 from keras import layers
 
 from pneumo.training.backbones import BACKBONES
-from tests.benchmarks.study_space import DEPTH, DROPOUT, RATE, STRENGTH, WIDTHS, arguments
+from tests.benchmarks.study_space import DROPOUT, RATE, STRENGTH, WIDTHS, arguments
 
 options = arguments().parse_args()
 
@@ -34,7 +34,7 @@ def build_model(hp: keras_tuner.HyperParameters) -> keras.Model:
     x = layers.Rescaling(facts.scale, facts.offset)(x)
     base = facts.build(options.alpha, input_shape=(options.size, options.size, 3))
     base.load_weights(options.weights)
-    unfreeze(base, hp.Int("unfreeze_depth", *DEPTH))
+    unfreeze(base, hp.Int("unfreeze_depth", 0, options.depth))
     x = layers.GlobalAveragePooling2D()(base(x, training=False))
     dropout = hp.Float("dropout", *DROPOUT)
     for position, (low, high, step) in enumerate(WIDTHS):
@@ -123,7 +123,7 @@ def search() -> dict[str, Any]:
 def seconds_of_epochs() -> list[float]:
     """Return the seconds of an epoch at each depth."""
     found = []
-    for depth in range(DEPTH[0], DEPTH[1] + 1):
+    for depth in range(options.depth + 1):
         hp = keras_tuner.HyperParameters()
         hp.Fixed("augment_strength", 0.5)
         hp.Fixed("unfreeze_depth", depth)

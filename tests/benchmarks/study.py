@@ -7,8 +7,9 @@ The benchmark needs `keras-tuner` and `tensorboard` in addition to conda.yaml. I
 ratios with their upper limit by the cost model, and the AUCs. Our study starts from empty caches,
 and runs a second time with pruning, from empty caches again. With `--by_epoch` KerasTuner trains
 two epochs at each depth, and its study is summed from the second ones, without what it does between
-epochs and trials. With `--alone` KerasTuner does not run, because its study of ResNet50V2 takes
-most of an hour, and the fraction of the limit does not need it.
+epochs and trials. With `--fresh` pneumo does not store features, and varies every image anew in
+every epoch, as KerasTuner does. With `--alone` KerasTuner does not run, because its study of
+ResNet50V2 takes most of an hour, and the fraction of the limit does not need it.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from tests.benchmarks.costs import Costs
 from tests.benchmarks.study_space import arguments
 from tests.support.weights import write
 
-SWITCHES = ("pruning", "alone", "by_epoch")
+SWITCHES = ("pruning", "alone", "by_epoch", "fresh")
 SMOKE = (
     "--data sample --images 60 --alone --backbone cnn --weights none --size 32 --epochs 1 "
     "--trials 1"
@@ -106,18 +107,20 @@ def process(module: str, options: argparse.Namespace, pruning: bool = False) -> 
     """Run a process; return what it prints last, and its `seconds` with imports."""
     given = {k: v for k, v in vars(options).items() if k not in SWITCHES and v not in (None, "")}
     flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
-    flags += ["--pruning"] * pruning + ["--by_epoch"] * options.by_epoch
+    chosen = {"pruning": pruning, "by_epoch": options.by_epoch, "fresh": options.fresh}
+    flags += [f"--{name}" for name, is_on in chosen.items() if is_on]
     print(f"{module} {'with pruning' if pruning else ''}…", flush=True)
     began = time.monotonic()
     command = [sys.executable, "-m", f"tests.benchmarks.{module}", *flags]
     with tempfile.TemporaryDirectory() as cache:  # an empty one for each
         environment = {**os.environ, "PNEUMO_CACHE": cache, "TF_CPP_MIN_LOG_LEVEL": "2"}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+        seconds = time.monotonic() - began  # without the removal of the cache
     if done.returncode:
         sys.exit(f"{module} failed")
     result = json.loads(done.stdout.splitlines()[-1])
-    print(f"  {time.monotonic() - began:.0f} s", flush=True)
-    return result if module == "costs" else {**result, "seconds": time.monotonic() - began}
+    print(f"  {seconds:.0f} s", flush=True)
+    return result if module == "costs" else {**result, "seconds": seconds}
 
 
 def _report(
@@ -128,7 +131,10 @@ def _report(
 ) -> None:
     print(f"\n{platform.machine()}, {os.cpu_count()} cores, {date.today()}")
     name = options.backbone + (f" {options.alpha:g}" if options.backbone == "mobilenet" else "")
-    print(f"{name} at {options.size} px, {options.trials} trials of {options.epochs} epochs")
+    print(
+        f"{name} at {options.size} px, {options.trials} trials of {options.epochs} epochs, "
+        f"0 to {options.depth} blocks unfrozen, {'fresh' if options.fresh else 'stored'} views"
+    )
     print("\nseconds per 1,000 images")
     print(costs.table())
     heads = f"{'time':>8}{'ratio':>8}{'ceiling':>9}{'share':>7}{'val AUC':>9}{'test AUC':>10}"
@@ -146,7 +152,7 @@ def _report(
     imports = plain["seconds"] - sum(spent.values())
     _seconds("what pneumo took", {"imports": imports, **spent, "sum": plain["seconds"]})
     print("anonymous memory after each trial, MiB:", *plain["memory"])
-    if peer:
+    if peer and not options.fresh:
         ratio = peer["seconds"] * MANY / options.trials / costs.predict_seconds(plain, MANY)
         print(f"{MANY} trials, predicted: {ratio:.1f} times")
 

@@ -8,7 +8,6 @@ from pneumo.training.config import RunConfig
 DROPOUT = (0.0, 0.6)
 WIDTHS = ((0, 128, 32), (0, 64, 32))  # lowest, highest, step; 0 is no such layer
 STRENGTH = (0.0, 1.0, 0.25)
-DEPTH = (0, 2)
 RATE = (2e-4, 5e-3)  # on a logarithmic scale
 
 
@@ -22,6 +21,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=0, help="training images (default: all)")
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--depth", type=int, default=2, help="greatest unfreeze_depth")
+    parser.add_argument("--fresh", action="store_true", help="vary images anew in every epoch")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--seed", type=int, default=0, help="of KerasTuner")
@@ -46,7 +47,8 @@ def config_of(options: argparse.Namespace) -> RunConfig:
         image_size=options.size,
         dense_widths=(64,),
         dropout=0.3,
-        unfreeze_depth=DEPTH[1],
+        unfreeze_depth=options.depth,
+        feature_cache="off" if options.fresh else "on",
         batch_size=options.batch,
         epochs=options.epochs,
         patience=options.epochs,  # the peer does not stop early either

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache as cache_result
 from pathlib import Path
-from weakref import WeakSet
 
 import pytest
 from sqlalchemy import Connection, Engine, event
@@ -66,7 +65,7 @@ def closed_connections() -> Iterator[None]:
 
     A connection that the garbage collector finds open is a warning, in whichever test that happens.
     """
-    engines: WeakSet[Engine] = WeakSet()
+    engines: set[Engine] = set()  # of which none is collected before it is closed
 
     def note(connection: Connection) -> None:
         engines.add(connection.engine)
@@ -76,7 +75,7 @@ def closed_connections() -> Iterator[None]:
         yield
     finally:
         event.remove(Engine, "engine_connect", note)
-        for engine in list(engines):
+        for engine in engines:
             engine.dispose()
 
 

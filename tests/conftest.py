@@ -19,6 +19,7 @@ from tests.support.paths import ROOT, SHARED
 from tests.support.stores import (  # which cleans the environment
     closed_connections,
     copy_of,
+    copy_study,
     store_in,
 )
 
@@ -105,6 +106,24 @@ def without_pages(monkeypatch):
     monkeypatch.setattr("pneumo.tuning.output.study_page.StudyPage.write", lambda *_: None)
 
 
+@pytest.fixture
+def without_training():
+    """Use `without_fits` in a test of what is around the training."""
+    from tests.support.training import without_fits
+
+    with without_fits():
+        yield
+
+
+@pytest.fixture
+def without_winner():
+    """Use `without_registration` in a test of a study's trials."""
+    from tests.support.studies import without_registration
+
+    with without_registration():
+        yield
+
+
 @pytest.fixture(scope="session")
 def sample(cache):
     """Open the synthetic data set."""
@@ -186,6 +205,15 @@ def finished(tmp_path_factory, sample):
 def study(finished, tmp_path):
     """Return the finished study, with stores of this test's own."""
     with copy_of(finished, tmp_path) as outcome:
+        yield outcome
+
+
+@pytest.fixture
+def own_study(finished, tmp_path):
+    """Return the finished study, with stores and files of this test's own: it may go on."""
+    outcome, original = finished
+    copy_study(original, tmp_path)
+    with store_in(tmp_path):
         yield outcome
 
 

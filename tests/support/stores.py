@@ -48,6 +48,7 @@ def store_in(folder: Path, tracking_uri: str = "") -> Iterator:
     from pneumo.tracking import session
 
     session.configure_mlflow()
+    _forget_places()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")
@@ -57,6 +58,14 @@ def store_in(folder: Path, tracking_uri: str = "") -> Iterator:
         mlflow.set_tracking_uri(tracking_uri or f"sqlite:///{folder}/mlflow.db")
         yield mlflow.MlflowClient()
         mlflow.set_tracking_uri(before)
+    _forget_places()
+
+
+def _forget_places() -> None:
+    """Let MLflow forget where the files of runs are: a copy of a run has files of its own."""
+    from mlflow.tracking._tracking_service import utils
+
+    utils._artifact_repos_cache.clear()
 
 
 @contextmanager
@@ -100,6 +109,12 @@ def copy_stores(original: Path, folder: Path) -> None:
     copy.backup(target)
     copy.close()
     target.close()
+
+
+def copy_study(original: Path, folder: Path) -> None:
+    """Copy the stores of a study from one folder to another, with all of its files."""
+    copy_stores(original, folder)
+    shutil.copy(original / "optuna.db", folder)
 
 
 def files_of(folder: Path, model_id: str) -> Path:

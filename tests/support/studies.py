@@ -66,6 +66,19 @@ def without_pictures() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_registration() -> Iterator[None]:
+    """Let studies end without a winner: none is registered, none is evaluated on test."""
+
+    def result(study: optuna.Study, spec: StudySpec, name: str, _: int) -> StudyResult:
+        metrics = dict.fromkeys(METRICS | INTERVALS, 0.5)
+        return StudyResult(study, spec.searched_fields(), None, name, 0, metrics, [])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pneumo.commands.tune._register_winner", result)
+        yield
+
+
 def run_study(sample, **options) -> StudyResult:
     spec = StudySpec(TINY, sample, options.pop("fixed", {}))
     return tune_and_register(spec, **{"trials": 2, "model_name": "pneumonia-sample", **options})

@@ -52,7 +52,7 @@ def test_a_version_is_as_mlflow_makes_one(study, client):
     assert json.loads(model.tags["mlflow.modelVersions"]) == listed
 
 
-@pytest.mark.usefixtures("without_plots", "without_pages")
+@pytest.mark.usefixtures("without_plots", "without_pages", "without_training")
 def test_the_models_of_the_best_trials_alone_are_kept(store, sample):
     outcome = run_study(sample, trials=4, name="night", keep_models=2)
     ranked = sorted(outcome.study.trials, key=lambda trial: -trial.value)
@@ -78,15 +78,15 @@ def test_the_models_of_the_best_trials_alone_are_kept(store, sample):
         assert "val/predictions.csv" in files(store, run.info.run_id)
 
 
-@pytest.mark.usefixtures("without_plots", "without_pages")
-def test_registering_again_moves_the_challenger(store, sample):
-    best = run_study(sample, trials=1).study.best_trial
+@pytest.mark.usefixtures("without_plots")
+def test_registering_again_moves_the_challenger(study, client):
+    best = study.study.best_trial
     model = model_files.load_model(best.user_attrs["model_uri"])
     again = registry.register(best.user_attrs["run_id"], model, "pneumonia-sample")
     assert (again.title, again.trial.info.run_id) == (
         "pneumonia-sample version 2",
         best.user_attrs["run_id"],
     )
-    version = store.get_model_version_by_alias("pneumonia-sample", "challenger")
+    version = client.get_model_version_by_alias("pneumonia-sample", "challenger")
     assert version.version == 2
-    assert store.get_run(best.user_attrs["run_id"]).info.status == "FINISHED"
+    assert client.get_run(best.user_attrs["run_id"]).info.status == "FINISHED"

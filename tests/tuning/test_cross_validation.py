@@ -13,8 +13,16 @@ from pneumo.evaluation.metrics import fit_calibration
 from pneumo.inference.logits import ensemble_members, predict_logits
 from pneumo.runtime.errors import UserError
 from pneumo.tracking import model_files, results
+from pneumo.tuning.storage import open_storage
 from tests.support.commands import run_here
-from tests.support.studies import METRICS, children, predictions, run_study, text
+from tests.support.studies import (
+    METRICS,
+    children,
+    predictions,
+    run_study,
+    text,
+    without_registration,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
@@ -23,7 +31,10 @@ FOLDS = {"folds": "2"}
 
 
 def test_a_study_in_two_folds(store, sample):
+    with without_registration():
+        run_study(sample, name="folds", trials=1, fixed=FOLDS)
     outcome = run_study(sample, name="folds", fixed=FOLDS)
+    assert [trial.state.name for trial in outcome.study.trials] == ["COMPLETE"] * 2
     study, runs = outcome.study, children(store, outcome)
     images = sample.decode(32, 0)
     pool, folds = images.validation(2), images.folds(2)
@@ -68,20 +79,18 @@ def test_a_study_in_two_folds(store, sample):
     assert evaluated["auc"] == pytest.approx(study.best_value)
     with pytest.raises(UserError, match=re.escape("fixed {'folds': '2'}: got {}")):
         run_study(sample, name="folds")
-    resumed = run_study(sample, name="folds", trials=3, fixed=FOLDS)
-    states = [trial.state.name for trial in resumed.study.trials]
-    assert (states.count("COMPLETE") + states.count("PRUNED"), states[:2]) == (3, ["COMPLETE"] * 2)
-    model = f"models:/pneumonia-sample/{resumed.version}"
+    model = f"models:/pneumonia-sample/{outcome.version}"
     code, _, errors = run_here("evaluate", "--model", model, "--split", "val", *DATA)
-    winner = children(store, resumed)[resumed.study.best_trial.number].info.run_id
+    winner = runs[study.best_trial.number].info.run_id
     assert (code, errors) == (
         2,
-        f"pneumo: split must not be val for pneumonia-sample version {resumed.version}: it was "
+        f"pneumo: split must not be val for pneumonia-sample version {outcome.version}: it was "
         "trained in 2 folds, and most of its networks were trained on these images. What the "
         f"others predict for them is in val/predictions.csv of its run {winner}.\n",
     )
 
 
+@pytest.mark.usefixtures("without_pages", "without_winner")
 def test_repeats_on_the_validation_split(store, sample):
     outcome = run_study(sample, trials=1, fixed={"repeats": "2"})
     [run] = children(store, outcome)
@@ -97,13 +106,14 @@ def test_repeats_on_the_validation_split(store, sample):
     assert run.data.metrics["val_auc_sd"] == pytest.approx(np.std(aucs, ddof=1))
 
 
-def test_a_study_of_before_folds_goes_on(store, sample):
-    first = run_study(sample, trials=1, name="night")
-    base = first.study.user_attrs["base"]
+@pytest.mark.usefixtures("without_pages", "without_training", "without_winner")
+def test_a_study_of_before_folds_goes_on(own_study, sample):
+    name = own_study.study.study_name
+    stored = optuna.load_study(study_name=name, storage=open_storage())
+    base = stored.user_attrs["base"]
     assert {base.pop("folds"), base.pop("repeats")} == {"1"}
-    first.study.set_user_attr("base", base)
-    found = run_study(sample, trials=2, name="night").study
-    assert len(found.get_trials(states=(optuna.trial.TrialState.COMPLETE,))) >= 1
-    assert len(found.trials) == 2
+    stored.set_user_attr("base", base)
+    found = run_study(sample, trials=3, name=name).study
+    assert [trial.state.name for trial in found.trials] == ["COMPLETE"] * 3
     with pytest.raises(UserError, match=re.escape("fixed {}: got {'repeats': '2'}")):
-        run_study(sample, trials=2, name="night", fixed={"repeats": "2"})
+        run_study(sample, trials=3, name=name, fixed={"repeats": "2"})

@@ -21,8 +21,8 @@ from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import how_to_continue, open_storage
 from pneumo.tuning.study import attach_to_study, warn_of_other_commit
 from tests.support.commands import run_here
-from tests.support.stores import store_in
-from tests.support.studies import BASE, TINY, run_study, text
+from tests.support.stores import copy_study
+from tests.support.studies import BASE, TINY, text
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
@@ -33,11 +33,12 @@ OTHER_COMMIT = (
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, sample):
-    """Run a study for this file alone, because copies of a store share the runs' artifacts."""
+def finished(finished, tmp_path_factory):
+    """Copy the study for this file alone, because copies of a store share the runs' artifacts."""
+    outcome, original = finished
     folder = tmp_path_factory.mktemp("resumed")
-    with store_in(folder):
-        return run_study(sample), folder
+    copy_study(original, folder)
+    return outcome, folder
 
 
 def again(sample, result: StudyResult, experiment: Experiment = TINY, **options) -> StudyResult:
@@ -218,17 +219,15 @@ def test_another_base_or_search_space_is_refused(study, sample, experiment, fact
     )
 
 
-def test_other_ranges_are_accepted_and_listed(store, sample):
-    before = run_study(sample, trials=1, name="night").study.user_attrs["run_id"]
-    assert "range before" not in text(before, "study/study.html")
-    found = tune_and_register(
-        StudySpec(Experiment("tiny", BASE, other_range), sample, {}), trials=2, name="night"
-    )
-    assert len(found.study.trials) == 2
+@pytest.mark.usefixtures("without_training", "without_winner")
+def test_other_ranges_are_accepted_and_listed(own_study, sample):
+    assert "range before" not in text(own_study.study.user_attrs["run_id"], "study/study.html")
+    found = again(sample, own_study, Experiment("tiny", BASE, other_range), trials=3)
+    assert len(found.study.trials) == 3
     page = text(found.study.user_attrs["run_id"], "study/study.html")
     [row] = re.findall(r"range before</th></tr>\n(.*)\n</table>", page)
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
-    assert cells == ["dropout", "1", "0.1 to 0.8", "0.0 to 0.6"]
+    assert cells == ["dropout", "2", "0.1 to 0.8", "0.0 to 0.6"]
 
 
 def test_a_finished_study_gets_a_version_of_another_name(study, client, sample):
@@ -335,6 +334,7 @@ def test_a_worker_of_another_commit_is_warned(store, sample, capsys, begun, here
     assert capsys.readouterr().out == (f"{OTHER_COMMIT}\n" if warned else "")
 
 
+@pytest.mark.usefixtures("without_pages", "without_training", "without_winner")
 def test_each_command_of_another_commit_prints_one_warning(store, sample, monkeypatch, capsys):
     def come_from(commit: str) -> None:
         tags = {"mlflow.source.git.commit": commit}

@@ -54,10 +54,10 @@ def test_a_database_of_another_program_is_refused(monkeypatch, tmp_path):
 def test_a_wait_for_the_database_says_so(monkeypatch, capsys):
     monkeypatch.setenv("PNEUMO_STORAGE", f"postgresql://me:{PASSWORD}@127.0.0.1:{free_port()}/x")
     with pytest.raises(UserError):
-        open_storage(patience=2.5)
+        open_storage(patience=1.2)
     [line] = capsys.readouterr().out.splitlines()
     assert line.startswith(
-        "waiting at most 2 s for Optuna's database at postgresql://me:***@127.0.0.1:"
+        "waiting at most 1 s for Optuna's database at postgresql://me:***@127.0.0.1:"
     )
     assert line.endswith("/x")
 

@@ -17,7 +17,17 @@ from pneumo.runtime.errors import UserError
 from pneumo.tracking import model_files
 from pneumo.tuning.output.study_table import print_study
 from pneumo.tuning.spec import StudySpec
-from tests.support.studies import BASE, EPOCH, METRICS, TINY, children, run_study, text
+from tests.support.studies import (
+    BASE,
+    EPOCH,
+    METRICS,
+    TINY,
+    children,
+    run_study,
+    text,
+    without_registration,
+)
+from tests.support.training import without_fits
 from tests.support.weights import FILE, SMALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
@@ -25,18 +35,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
 @pytest.mark.usefixtures("without_pages")
 def test_the_same_seed_repeats_trials_and_metrics(study, client, sample):
-    second = run_study(sample)
+    with without_registration():
+        run_study(sample, trials=1, name="second")
+    second = run_study(sample, name="second")  # now in two parts
     assert study.test_metrics == second.test_metrics
     assert (study.version, second.version) == (1, 2)
     for a, b in zip(children(client, study), children(client, second), strict=True):
         assert a.data.params == b.data.params
         assert a.data.metrics == b.data.metrics
-    other = run_study(sample, fixed={"seed": "1"})
+    with without_fits(), without_registration():
+        other = run_study(sample, fixed={"seed": "1"})
     assert children(client, other)[0].data.params["seed"] != a.data.params["seed"]
     assert children(client, other)[1].data.params != children(client, study)[1].data.params
 
 
-@pytest.mark.usefixtures("without_pages")
+@pytest.mark.usefixtures("without_pages", "without_winner")
 def test_a_study_of_pretrained_networks(store, sample, weights, tmp_path):
     base = BASE.override({**SMALL, "weights": weights, "unfreeze_depth": 1, "epochs": 3})
     experiment = Experiment("pretrained", base, load_experiment("tune_mobilenet").suggest)
@@ -57,7 +70,9 @@ def test_a_study_of_pretrained_networks(store, sample, weights, tmp_path):
     elsewhere.write_bytes(weights.read_bytes())
     spec = StudySpec(experiment, sample, {"weights": str(elsewhere)})
     name = result.study.study_name
-    assert tune_and_register(spec, trials=1, model_name="m", name=name).version == result.version
+    again = tune_and_register(spec, trials=1, model_name="m", name=name).study
+    assert again.user_attrs["run_id"] == result.study.user_attrs["run_id"]
+    assert len(again.trials) == 1
     elsewhere.write_bytes(b"another")
     elsewhere = elsewhere.rename(tmp_path / FILE)
     spec = StudySpec(experiment, sample, {"weights": str(elsewhere)})
@@ -65,7 +80,7 @@ def test_a_study_of_pretrained_networks(store, sample, weights, tmp_path):
         tune_and_register(spec, trials=1, model_name="m", name=name)
 
 
-@pytest.mark.usefixtures("without_pages")
+@pytest.mark.usefixtures("without_pages", "without_training", "without_winner")
 def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample, capsys):
     # three widths, where the search has two dimensions for them
     result = run_study(sample, trials=3, fixed={"dropout": "0.1", "dense_widths": "48-24-12"})
@@ -82,7 +97,7 @@ def test_fixed_fields_hold_for_all_trials_and_leave_the_search(store, sample, ca
     assert head.split() == [*columns, "learning_rate"]
 
 
-@pytest.mark.usefixtures("without_pages")
+@pytest.mark.usefixtures("without_pages", "without_training", "without_winner")
 def test_what_an_experiment_queues_is_tried_first(store, sample):
     twice = {"dropout": 0.25, "unfreeze_depth": 1, "learning_rate": 0.002}
     queueing = Experiment("tiny", BASE, TINY.suggest, enqueued_trials=[twice, twice], prune=False)
@@ -105,6 +120,7 @@ def test_what_an_experiment_queues_is_tried_first(store, sample):
     assert again[3].params == fields
 
 
+@pytest.mark.usefixtures("without_winner")
 def test_the_robust_auc_chooses_the_trial_if_it_is_the_objective(store, sample):
     result = run_study(sample, fixed={"objective": "val_robust_auc"}, name="elsewhere")
     assert result.study.user_attrs["objective"] == "val_robust_auc"

@@ -104,7 +104,7 @@ def test_a_lost_trial_of_a_warm_start_is_enqueued_again(spec, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_plots")
+@pytest.mark.usefixtures("without_plots", "without_training", "without_winner")
 def test_a_study_like_an_earlier_one(sample, store):
     create_earlier((0.9, 0.1), (0.8, 0.4))
     later = run_study(sample, trials=1, name="later", like="earlier")

@@ -97,6 +97,7 @@ def test_a_pruned_trial(store, sample):
     assert model.source_run_id == complete.info.run_id
 
 
+@pytest.mark.usefixtures("without_training")
 def test_a_failed_trial_has_its_traceback_and_is_replaced(store, sample):
     def suggest(trial, base):
         config = TINY.suggest(trial, base)

@@ -2,15 +2,16 @@
 
 import _thread
 import signal
+import time
 from functools import partial
 from queue import SimpleQueue
-from threading import Timer
+from threading import Thread
 
 import pytest
 
 from pneumo.runtime.errors import UserError
 from pneumo.tuning.launchers.worker_process import Worker, WorkerDiedError, run_worker
-from tests.support.studies import let_workers_run
+from tests.support.studies import let_workers_run, until
 
 TRACE = "Timeout (0:00:01)!\nThread 0x1:\n  File x, line 1 in fit\n"
 
@@ -86,17 +87,24 @@ def test_how_a_worker_ends(command, code, error, message):
 @pytest.mark.slow
 def test_an_interrupt_from_python_ends_the_worker(command, tmp_path):
     """Ray cancels a task in this way, which Python notices only in the main thread."""
-    ended = tmp_path / "ended"
+    ended, ready = tmp_path / "ended", tmp_path / "ready"
     command(
         "import signal\n"
         f"signal.signal(signal.SIGTERM, lambda *_: (open({str(ended)!r}, 'x'), sys.exit(1)))\n"
+        f"open({str(ready)!r}, 'x').close()\n"
         "time.sleep(100)"
     )
+
+    def interrupt() -> None:
+        until(ready.exists)
+        time.sleep(0.5)  # `run_worker` waits for the worker by then
+        _thread.interrupt_main()
+
     # A process in the background of a shell ignores the signal, and so do those that it starts
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer = Timer(2, _thread.interrupt_main)
-    timer.start()
+    thread = Thread(target=interrupt)
+    thread.start()
     with pytest.raises(KeyboardInterrupt):
         run_worker(0, [], {})
-    timer.join()  # so that it interrupts no other test if something else has ended the worker
+    thread.join()  # so that it interrupts no other test if something else has ended the worker
     assert ended.exists()

@@ -21,7 +21,8 @@ from pneumo.tuning.planning.plan import StudyPlan
 from pneumo.tuning.spec import StudySpec, validate_search_space
 from pneumo.tuning.storage import open_storage
 from tests.support.commands import run_here
-from tests.support.studies import tags
+from tests.support.studies import tags, without_registration
+from tests.support.training import without_fits
 from tests.tuning.planning.test_rules import DATASET
 
 SMALL = ("--backbone", "cnn", "--image_size", "32", "--epochs", "1", "--folds", "1")
@@ -105,9 +106,10 @@ def test_the_speed_is_measured_once(own_cache, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_measuring", "without_plots")
 def test_a_study_with_a_budget_is_continued(store):
-    code, output, errors = run_here(
-        "tune", "--budget", "10m", "--study", "a", "--trials", "1", *SMALL
-    )
+    with without_fits(), without_registration():
+        code, output, errors = run_here(
+            "tune", "--budget", "10m", "--study", "a", "--trials", "1", *SMALL
+        )
     assert code == 0, errors
     text = "image_size 32, epochs 1, patience 16 (given: image_size, epochs)"
     assert f"plan: size and epochs: {text}. A long search" in output
@@ -146,9 +148,10 @@ def test_a_study_with_a_budget_is_continued(store):
     assert attributes.LIMITS.read(study)["epoch_seconds"] > limits["epoch_seconds"]
 
     # A new study on the same images begins with the best trials of that one
-    code, output, errors = run_here(
-        "tune", "--budget", "10m", "--study", "b", "--trials", "2", *SMALL
-    )
+    with without_fits(), without_registration():
+        code, output, errors = run_here(
+            "tune", "--budget", "10m", "--study", "b", "--trials", "2", *SMALL
+        )
     assert code == 0, errors
     after = optuna.load_study(study_name="b", storage=open_storage())
     assert StudyPlan.from_study(after).like == "a"
@@ -157,7 +160,7 @@ def test_a_study_with_a_budget_is_continued(store):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_measuring", "without_plots")
+@pytest.mark.usefixtures("without_measuring", "without_training", "without_winner")
 def test_another_experiment_with_a_budget_is_not_planned(store):
     command = ["tune", "--experiment", "tune", "--study", "a", "--image_size", "32"]
     command += ["--epochs", "1", "--trials", "1"]

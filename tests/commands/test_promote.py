@@ -89,6 +89,64 @@ GONE = {
 }
 
 
+def test_equal_and_worse_challengers_and_a_rollback(client, images):
+    call = ["promote", "--model_name", NAME, "--data", str(images.base)]
+    assert aliases(client, NAME) == {"challenger": 4, "champion": 2, "previous": 1}
+    code, output, _ = run_here(*call, "--candidate", str(POOR_AGAIN))
+    assert code == 3
+    assert f"{NAME} version 3: rejected: non-inferiority of its AUC " in output
+    rejected = last_promotion(client, NAME)
+    assert rejected.info.status == "FINISHED"
+    reasons = json.loads(text(rejected.info.run_id, "promotion.json"))["reasons"]
+    assert all(f"to {NAME} version 2 is not shown" in text for text in reasons)
+    assert aliases(client, NAME) == {"challenger": 4, "champion": 2, "previous": 1}
+    assert run_here(*call)[0] == 0  # the challenger, an equal one
+    assert aliases(client, NAME) == {"challenger": 4, "champion": 4, "previous": 2}
+    code, output, _ = run_here(*call, "--rollback", "TRUE")
+    assert code == 0
+    assert f"{NAME} version 4: replaced by version 2 in a rollback" in output
+    rollback = last_promotion(client, NAME)
+    assert tags(rollback)["pneumo.rollback"] == tags(rollback)["pneumo.promoted"] == "true"
+    assert aliases(client, NAME) == {"challenger": 4, "champion": 2, "previous": 4}
+    roll_back(NAME)
+    assert aliases(client, NAME) == {"challenger": 4, "champion": 4, "previous": 2}
+    found = {number: version(client, number).tags for number in range(1, 5)}
+    # each was held against test once, and that evaluation was taken for every decision
+    assert [of_version["pneumo.test_evaluations"] for of_version in found.values()] == ["1"] * 4
+    assert {number: of_version["pneumo.promotion"] for number, of_version in found.items()} == {
+        1: "replaced by version 2",
+        2: "replaced by version 4 in a rollback",
+        3: f"rejected: {'; '.join(reasons)}",
+        4: "restored as champion in place of version 2",
+    }
+    # which versions have been champion, and the threshold of those that were promoted
+    assert {number for number in found if "pneumo.was_champion" in found[number]} == {1, 2, 4}
+    thresholds = {number: found[number].get("pneumo.threshold") for number in found}
+    assert thresholds == {1: "0.3", 2: "0.3", 3: None, 4: "0.3"}
+    client.delete_registered_model_alias(NAME, "champion")  # by hand: the way back still works
+    roll_back(NAME)
+    assert aliases(client, NAME)["champion"] == 2
+    assert version(client, GOOD).tags["pneumo.promotion"] == "restored as champion"
+
+
+def test_the_champion_itself_is_refused(client, images):
+    decision = promote_version(NAME, "champion", images, "test", 0.02)
+    assert decision.reasons == ["version 2 is already the champion"]
+    sentence = version(client, GOOD).tags["pneumo.promotion"]
+    assert sentence == "stays champion; it was also the candidate"
+    assert aliases(client, NAME) == {"challenger": 4, "champion": 2, "previous": 1}
+
+
+def test_training_images_are_not_evidence(client, images):
+    client.delete_registered_model_alias(NAME, "champion")  # which would be evaluated as well
+    for split in ("val", "train"):
+        *_, reason = promote_version(NAME, "challenger", images, split, 0.02).reasons
+        count = (images.rows["split"] == split).sum()
+        assert reason.startswith(f"{count} of the {count} images are training or validation images")
+    assert "pneumo.test_evaluations" not in version(client, GOOD_AGAIN).tags
+    assert aliases(client, NAME) == {"challenger": 4, "previous": 1}
+
+
 @pytest.mark.parametrize("what", GONE)
 def test_a_champion_is_compared_by_its_stored_evaluation(client, images, what):
     spoil, _ = GONE[what]
@@ -142,11 +200,17 @@ def test_a_champion_without_evidence_counts_as_vacant(client, images, what):
     assert decision == "promoted in place of version 2, which could not be compared"
 
 
-def test_a_synthetic_model_does_not_replace_a_real_champion_that_counts_as_vacant(client, images):
+def test_a_synthetic_model_does_not_replace_a_real_champion(client, images):
+    register(run_of("left", images, **{"pneumo.synthetic": "true"}), NAME)
+    [reason] = promote_version(NAME, "challenger", images, "test", 0.02).reasons
+    assert "version 5 was trained on synthetic images, " in reason
+    assert aliases(client, NAME) == {"challenger": 5, "champion": 2, "previous": 1}
+    learned_nothing = "this model has learned nothing about patients"
+    assert learned_nothing in version(client, 5).description
+    # nor one that counts as vacant
     for number in (POOR, GOOD):
         remove_runs(evaluation(client, number))
     remove_files(client, GOOD)
-    register(run_of("left", images, **{"pneumo.synthetic": "true"}), NAME)
     decision = promote_version(NAME, "challenger", images, "test", 0.02)
     assert "they are missing" in decision.champion_vacant
     assert decision.reasons == [

@@ -1,9 +1,9 @@
-"""The registry on a file and on a real server: versions, promotion, rollback, races."""
+"""The registry on a real server: versions, decisions about them, races."""
 
 import json
 import shutil
-import time
 from pathlib import Path
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import mlflow
@@ -21,7 +21,7 @@ from tests.support.decisions import COMPARED, aliases, last_promotion
 from tests.support.handmade import register, run_of, write_images
 from tests.support.services import mlflow_server, postgresql
 from tests.support.stores import store_in
-from tests.support.studies import METRICS, predictions, tags, text
+from tests.support.studies import METRICS, predictions, tags, text, until, without_pictures
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
@@ -50,13 +50,8 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(client, images):
     """Return the run of each kind of model in this store."""
-    dataset = images[0]
-    return {
-        "good": run_of("left", dataset),
-        "poor": run_of("right", dataset),
-        "doomed": run_of("left", dataset),
-        "synthetic": run_of("left", dataset, **{"pneumo.synthetic": "true"}),
-    }
+    halves = {"good": "left", "poor": "right", "doomed": "left"}
+    return {kind: run_of(half, images[0]) for kind, half in halves.items()}
 
 
 @pytest.fixture
@@ -65,59 +60,45 @@ def name(request) -> str:
     return request.node.originalname
 
 
-def promoted(name, images, candidate="challenger") -> bool:
-    return promote_version(name, candidate, images[0], "test", 0.02).is_promoted
+@pytest.fixture(scope="module")
+def decided(client, images, runs) -> SimpleNamespace:
+    """Promote a first version, reject the next one, and return what there was after each step.
+
+    The command makes the first decision.
+    """
+    name = "decided"
+    call = ["promote", "--model_name", name, "--data", str(images[1]), "--margin", "0"]
+    with without_pictures():
+        stored = register(runs["good"], name)
+        registered = client.get_model_version(name, "1")
+        files = mlflow.artifacts.download_artifacts(f"models:/{stored.model_id}")
+        printed = run_here(*call)
+        promoted = client.get_model_version(name, "1")
+        evaluation = evaluations.find_evaluation(stored.model_id, images[0].digest, "test")
+        register(runs["poor"], name)
+        decision = promote_version(name, "2", images[0], "test", 0.02)
+    return SimpleNamespace(
+        name=name,
+        model_id=stored.model_id,
+        digest=model_files.model_digest(Path(files)),
+        registered=registered,
+        printed=printed,
+        promoted=promoted,
+        evaluation=evaluation,
+        decision=decision,
+        run=last_promotion(client, name),
+        versions=[client.get_model_version(name, number) for number in ("1", "2")],
+    )
 
 
-def test_better_equal_and_worse_challengers_and_a_rollback(client, images, runs, name):
-    register(runs["poor"], name)
-    assert promoted(name, images)  # the first champion needs the floors alone
-    assert aliases(client, name) == {"challenger": 1, "champion": 1}
-    register(runs["good"], name)
-    assert promoted(name, images)
-    register(runs["poor"], name)
-    decision = promote_version(name, "challenger", images[0], "test", 0.02)
-    assert all(f"to {name} version 2 is not shown" in text for text in decision.reasons)
-    assert aliases(client, name) == {"challenger": 3, "champion": 2, "previous": 1}
-    register(runs["good"], name)
-    assert promoted(name, images)  # an equal one
-    assert aliases(client, name) == {"challenger": 4, "champion": 4, "previous": 2}
-    roll_back(name)
-    assert aliases(client, name) == {"challenger": 4, "champion": 2, "previous": 4}
-    roll_back(name)
-    assert aliases(client, name) == {"challenger": 4, "champion": 4, "previous": 2}
-    versions = {
-        int(version.version): version.tags
-        for version in client.search_model_versions(f"name='{name}'")
-    }
-    # each was held against test once, and that evaluation was taken for every decision
-    assert [versions[number]["pneumo.test_evaluations"] for number in (1, 2, 3, 4)] == ["1"] * 4
-    assert versions[1]["pneumo.promotion"] == "replaced by version 2"
-    assert versions[2]["pneumo.promotion"] == "replaced by version 4 in a rollback"
-    assert versions[3]["pneumo.promotion"] == f"rejected: {'; '.join(decision.reasons)}"
-    # which versions have been champion, and the threshold of those that were promoted
-    assert {version for version in versions if "pneumo.was_champion" in versions[version]} == {
-        1,
-        2,
-        4,
-    }
-    assert {version: versions[version].get("pneumo.threshold") for version in versions} == {
-        **dict.fromkeys((1, 2, 4), "0.3"),
-        3: None,
-    }
-    assert versions[4]["pneumo.promotion"] == "restored as champion in place of version 2"
-    client.delete_registered_model_alias(name, "champion")  # by hand: the way back still works
-    roll_back(name)
-    assert aliases(client, name)["champion"] == 2
-    assert client.get_model_version(name, "2").tags["pneumo.promotion"] == "restored as champion"
+def test_the_command_promotes_the_first_version(decided):
+    code, output, errors = decided.printed
+    assert (code, errors) == (0, "")
+    assert f"{decided.name} version 1: promoted as the first champion" in output
 
 
-def test_what_a_decision_leaves(client, images, runs, name):
-    register(runs["good"], name)
-    promote_version(name, "challenger", images[0], "test", 0.02)
-    register(runs["poor"], name)
-    decision = promote_version(name, "2", images[0], "test", 0.02)
-    made = last_promotion(client, name)
+def test_what_a_decision_leaves(client, images, decided):
+    made, decision = decided.run, decided.decision
     assert made.info.status == "FINISHED"
     assert made.data.metrics == decision.metrics
     both = {f"{who}_{metric}" for who in ("champion", "candidate") for metric in METRICS}
@@ -130,7 +111,7 @@ def test_what_a_decision_leaves(client, images, runs, name):
         "pneumo.data_digest": dataset.digest,
         "pneumo.synthetic": "false",
         "pneumo.split": "test",
-        "pneumo.model": name,
+        "pneumo.model": decided.name,
         "pneumo.candidate": "2",
         "pneumo.champion": "1",
         "pneumo.promoted": "false",
@@ -143,16 +124,14 @@ def test_what_a_decision_leaves(client, images, runs, name):
     assert [tags(run)["pneumo.kind"] for run in below] == ["evaluate"]
     table = predictions(below[0].info.run_id, "test")
     assert len(table) == 200
-    for version in ("1", "2"):
-        found = client.get_model_version(name, version)
+    for found in decided.versions:
         assert found.tags["pneumo.promotion_run"] == made.info.run_id
         assert f"(#/experiments/0/runs/{made.info.run_id}{TRAINING})" in found.description
 
 
-def test_the_description_of_a_version(client, images, runs, name):
-    stored = register(runs["good"], name)
+def test_the_description_of_a_version(client, images, runs, decided):
     trial = client.get_run(runs["good"][0])
-    version = client.get_model_version(name, "1")
+    version = decided.registered
     assert version.run_id == trial.info.run_id
     commit = trial.data.tags.get("mlflow.source.git.commit")
     shown = ("auc", "sensitivity", "specificity", "accuracy")
@@ -162,9 +141,7 @@ def test_the_description_of_a_version(client, images, runs, name):
         "pneumo.data_digest": images[0].digest,
         "pneumo.synthetic": "false",
         **{f"val_{name}": str(trial.data.metrics[f"val_{name}"]) for name in shown},
-        "pneumo.model_digest": model_files.model_digest(
-            Path(mlflow.artifacts.download_artifacts(f"models:/{stored.model_id}"))
-        ),
+        "pneumo.model_digest": decided.digest,
         **({"pneumo.git_commit": commit} if commit else {}),
     }
     values = [f"{trial.data.metrics[f'val_{metric}']:.3f}" for metric in shown]
@@ -172,9 +149,9 @@ def test_the_description_of_a_version(client, images, runs, name):
     assert sentence in version.description
     assert f"(#/experiments/0/runs/{trial.info.run_id}{TRAINING})" in version.description
     assert "On test" not in version.description
-    assert "`@champion` is the version to use" in client.get_registered_model(name).description
-    promote_version(name, "1", images[0], "test", 0.02)
-    version = client.get_model_version(name, "1")
+    about = client.get_registered_model(decided.name).description
+    assert "`@champion` is the version to use" in about
+    version = decided.promoted
     evaluation = client.get_run(version.tags["pneumo.evaluation_run"])
     for metric in shown:
         assert float(version.tags[f"test_{metric}"]) == evaluation.data.metrics[f"test_{metric}"]
@@ -183,31 +160,28 @@ def test_the_description_of_a_version(client, images, runs, name):
     assert "Last decision: promoted as the first champion." in version.description
 
 
-def test_training_images_are_not_evidence(client, images, runs, name):
-    register(runs["good"], name)
-    for split in ("val", "train"):
-        *_, reason = promote_version(name, "challenger", images[0], split, 0.02).reasons
-        count = (images[0].rows["split"] == split).sum()
-        assert reason.startswith(f"{count} of the {count} images are training or validation images")
-    assert "pneumo.test_evaluations" not in client.get_model_version(name, "1").tags
-    assert aliases(client, name) == {"challenger": 1}
+def test_an_evaluation_is_found_by_model_data_and_split(client, images, decided):
+    found, digest = decided.evaluation, images[0].digest
+    assert client.get_run(found).data.tags["pneumo.model_id"] == decided.model_id
+    assert evaluations.find_evaluation("m-other", digest, "test") is None
+    assert evaluations.find_evaluation(decided.model_id, "0" * 16, "test") is None
+    assert evaluations.find_evaluation(decided.model_id, digest, "val") is None
 
 
-def test_the_champion_itself_and_a_demo_are_refused(client, images, runs, name):
-    register(runs["poor"], name)
-    assert promoted(name, images)
-    decision = promote_version(name, "champion", images[0], "test", 0.02)
-    assert decision.reasons == ["version 1 is already the champion"]
-    sentence = client.get_model_version(name, "1").tags["pneumo.promotion"]
-    assert sentence == "stays champion; it was also the candidate"
-    register(runs["synthetic"], name)
-    [reason] = promote_version(name, "challenger", images[0], "test", 0.02).reasons
-    assert "version 2 was trained on synthetic images, " in reason
-    assert aliases(client, name) == {"challenger": 2, "champion": 1}
-    assert (
-        "this model has learned nothing about patients"
-        in client.get_model_version(name, "2").description
-    )
+def test_a_champion_without_files_and_evaluation(client, images, decided):
+    name = decided.name
+    client.delete_run(decided.evaluation)
+    [folder] = Path.cwd().rglob(f"{decided.model_id}/artifacts")
+    shutil.rmtree(folder)
+    decision = promote_version(name, "challenger", images[0], "test", 0.02)
+    assert decision.is_promoted
+    assert "they are missing. Do not use this version" in decision.champion_vacant
+    assert last_promotion(client, name).data.tags["pneumo.champion_vacant"]
+    assert aliases(client, name) == {"challenger": 2, "champion": 2, "previous": 1}
+    with pytest.raises(
+        models.ModelTamperedError, match="they are missing. Do not use this version"
+    ):
+        roll_back(name)
 
 
 def test_files_that_were_changed_are_refused_unopened(client, images, runs, name, request):
@@ -223,24 +197,6 @@ def test_files_that_were_changed_are_refused_unopened(client, images, runs, name
     assert aliases(client, name) == {"challenger": 1}
     with pytest.raises(models.ModelTamperedError, match="Do not use this version"):
         models.find_model(f"models:/{name}@challenger")
-
-
-def test_a_champion_without_files_and_evaluation(client, images, runs, name):
-    stored = register(runs["good"], name)
-    assert promoted(name, images)
-    register(runs["poor"], name)
-    client.delete_run(client.get_model_version(name, "1").tags["pneumo.evaluation_run"])
-    [folder] = Path.cwd().rglob(f"{stored.model_id}/artifacts")
-    shutil.rmtree(folder)
-    decision = promote_version(name, "challenger", images[0], "test", 0.02)
-    assert decision.is_promoted
-    assert "they are missing. Do not use this version" in decision.champion_vacant
-    assert last_promotion(client, name).data.tags["pneumo.champion_vacant"]
-    assert aliases(client, name) == {"challenger": 2, "champion": 2, "previous": 1}
-    with pytest.raises(
-        models.ModelTamperedError, match="they are missing. Do not use this version"
-    ):
-        roll_back(name)
 
 
 def test_user_errors(client, images, runs, name):
@@ -260,24 +216,28 @@ def test_user_errors(client, images, runs, name):
 def test_one_of_two_simultaneous_promotions_succeeds(client, images, runs, name):
     for _ in range(2):
         register(runs["good"], name)
+    decisions = f"tags.`pneumo.kind` = 'promote' and tags.`pneumo.model` = '{name}'"
     call = ["promote", "--model_name", name, "--data", str(images[1]), "--candidate"]
-    with cache.lock(f"promote {name}"):  # until both have weighed against the same champion
-        both = [start(*call, version) for version in ("1", "2")]
-        deadline = time.monotonic() + 120
-        while True:
-            found = client.search_runs(
-                ["0"], f"tags.`pneumo.kind` = 'promote' and tags.`pneumo.model` = '{name}'"
-            )
-            if len(found) == 2:
-                break
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-    ended = [(process, *process.communicate(timeout=120)) for process in both]
-    assert sorted(process.returncode for process, *_ in ended) == [0, 3], ended
-    winner, loser = sorted((1, 2), key=lambda number: ended[number - 1][0].returncode)
+    is_held = Event()
+
+    def hold() -> None:  # until both have weighed against the same champion
+        with cache.lock(f"promote {name}"):
+            is_held.set()
+            until(lambda: len(client.search_runs(["0"], decisions)) == 2)
+
+    holder = Thread(target=hold)
+    holder.start()
+    is_held.wait()
+    other = start(*call, "1")
+    mine = run_here(*call, "2")
+    holder.join()
+    output, errors = other.communicate(timeout=120)
+    ended = [(other.returncode, output, errors), mine]
+    assert sorted(code for code, *_ in ended) == [0, 3], ended
+    winner, loser = sorted((1, 2), key=lambda number: ended[number - 1][0])
     assert aliases(client, name)["champion"] == winner
     assert f"version {winner} became champion in the meantime" in ended[loser - 1][1]
-    found = [client.get_run(run.info.run_id) for run in found]
+    found = client.search_runs(["0"], decisions)
     assert sorted(tags(run)["pneumo.promoted"] for run in found) == ["false", "true"]
     assert {run.info.status for run in found} == {"FINISHED"}
     sentence = client.get_model_version(name, str(winner)).tags["pneumo.promotion"]
@@ -285,36 +245,6 @@ def test_one_of_two_simultaneous_promotions_succeeds(client, images, runs, name)
         "promoted as the first champion",  # whichever wrote last
         f"stays champion; version {loser} was rejected",
     )
-
-
-def test_the_command(client, images, runs, name):
-    register(runs["poor"], name)
-    call = ["promote", "--model_name", name]
-    code, output, errors = run_here(*call, "--data", str(images[1]), "--margin", "0")
-    assert (code, errors) == (0, "")
-    assert f"{name} version 1: promoted as the first champion" in output
-    register(runs["good"], name)
-    assert run_here(*call, "--data", str(images[1]))[0] == 0
-    code, output, _ = run_here(*call, "--data", str(images[1]), "--candidate", "1")
-    assert code == 3
-    assert f"{name} version 1: rejected: non-inferiority of its AUC " in output
-    assert last_promotion(client, name).info.status == "FINISHED"
-    code, output, _ = run_here(*call, "--rollback", "TRUE")
-    assert code == 0
-    assert f"{name} version 2: replaced by version 1 in a rollback" in output
-    assert aliases(client, name) == {"challenger": 2, "champion": 1, "previous": 2}
-    rollback = last_promotion(client, name)
-    assert tags(rollback)["pneumo.rollback"] == tags(rollback)["pneumo.promoted"] == "true"
-
-
-def test_an_evaluation_is_found_by_model_data_and_split(client, images, runs, name):
-    stored = register(runs["good"], name)
-    promote_version(name, "1", images[0], "test", 0.02)
-    found = evaluations.find_evaluation(stored.model_id, images[0].digest, "test")
-    assert client.get_run(found).data.tags["pneumo.model_id"] == stored.model_id
-    assert evaluations.find_evaluation("m-other", images[0].digest, "test") is None
-    assert evaluations.find_evaluation(stored.model_id, "0" * 16, "test") is None
-    assert evaluations.find_evaluation(stored.model_id, images[0].digest, "val") is None
 
 
 def test_an_incomplete_evaluation_does_not_count(client, images):

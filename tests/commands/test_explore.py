@@ -270,7 +270,9 @@ def test_test_images_alone_and_no_image_at_all(store, folder):
 
 
 @pytest.mark.slow
-def test_the_real_archive(store, real_archive):
+def test_the_real_archive(store, real_archive, monkeypatch):
+    pictures = {name: b"" for name in ARTIFACTS if name.endswith(".png")}
+    monkeypatch.setattr(explore, "draw_figures", lambda *_: pictures)
     explore.explore_dataset(open_dataset(str(real_archive), required_splits=()))
     [made] = store.search_runs(["0"])
     found = made.data.metrics

@@ -200,7 +200,7 @@ def test_a_trial_without_logits_is_no_candidate(search, sample, capsys):
 @pytest.mark.slow
 def test_a_study_registers_its_ensemble(store, sample, capsys):
     options = {"name": "night", "fixed": {"folds": "2"}, "ensemble": 4}
-    outcome = run_study(sample, trials=4, **options)
+    outcome = run_study(sample, trials=3, **options)
     study, found = outcome.study, outcome.ensemble
     trials = [study.trials[number] for number in found.members]
     assert trials[0].number == study.best_trial.number
@@ -260,7 +260,7 @@ def test_a_study_registers_its_ensemble(store, sample, capsys):
     assert f"The registered model is {found.title}." in page
     assert f"{found.gain:+.4f} ({found.gain_low:+.4f} to {found.gain_high:+.4f})" in page
 
-    again = run_study(sample, trials=4, **options)
+    again = run_study(sample, trials=3, **options)
     assert (again.version, again.ensemble) == (outcome.version, found)
     kinds = [tags(run)["pneumo.kind"] for run in store.search_runs(["0"])]
     assert kinds.count("ensemble") == 1
@@ -274,4 +274,4 @@ def test_a_study_registers_its_ensemble(store, sample, capsys):
             "logits.npz",
         )
     }
-    assert len(children(store, outcome)) == 4
+    assert len(children(store, outcome)) == 3

@@ -41,6 +41,7 @@ def test_the_model_itself_refuses_such_pixels(model):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_plots")
 def test_an_evaluation_with_skew(store, tmp_path):
     data = str(handmade.write_images(tmp_path / "xrays"))
     stored = handmade.register(handmade.run_of("left", open_dataset(data)), "handmade")

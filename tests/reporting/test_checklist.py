@@ -21,7 +21,7 @@ from pneumo.reporting.html_report import TEMPLATES
 from pneumo.tracking import results
 from tests.support.handmade import register, run_of, write_images
 from tests.support.stores import store_in
-from tests.support.studies import predictions, text
+from tests.support.studies import predictions, text, without_pictures
 
 ITEMS = read_table(ITEMS_FILE)
 FACTS = read_table(FACTS_FILE)
@@ -114,7 +114,7 @@ def markdown_rows(content: str) -> list[tuple[str, list[str]]]:
 def evaluated(tmp_path_factory):
     """Evaluate a handmade model on a data set whose name must be escaped."""
     folder = tmp_path_factory.mktemp("checklist")
-    with store_in(folder):
+    with store_in(folder), without_pictures():
         images = write_images(folder / "left|<b>right")
         dataset = open_dataset(str(images), required_splits=("train", "test"))
         made = run_of("left", dataset, **{"mlflow.source.git.commit": COMMIT})

@@ -10,8 +10,9 @@ from tests.support.studies import text
 pytestmark = pytest.mark.slow
 
 
-def test_a_page_of_a_run_without_study(store, sample, monkeypatch):
-    fields = "--epochs 1 --ensemble_size 2 --threshold_rule midpoint"
+@pytest.mark.usefixtures("without_plots")
+def test_a_page_of_a_run_without_study(store):
+    fields = "--image_size 32 --epochs 1 --ensemble_size 2 --threshold_rule midpoint"
     code, output, errors = run_here("train", "--model_name", "mine", *fields.split())
     assert code == 0, errors
     code, output, errors = run_here("evaluate", "--model", "models:/mine/1", "--data", "sample")

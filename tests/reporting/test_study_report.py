@@ -28,7 +28,7 @@ from pneumo.tuning.output import study_page
 from pneumo.tuning.output.study_page import StudyPage, summarize
 from pneumo.tuning.spec import StudySpec
 from tests.support.stores import store_in
-from tests.support.studies import children, files, predictions, text
+from tests.support.studies import children, files, predictions, text, without_pictures
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,7 @@ def spec(sample) -> StudySpec:
 def searched(tmp_path_factory, spec):
     """Run a study of three trials; return it and the folder of its stores."""
     folder = tmp_path_factory.mktemp("searched")
-    with store_in(folder):
+    with store_in(folder), without_pictures():
         return tune_and_register(
             spec, trials=3, model_name="pneumonia-sample", name="night"
         ), folder

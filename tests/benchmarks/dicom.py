@@ -26,7 +26,7 @@ from tests.benchmarks.ingest import LARGE, ours
 from tests.support.dicom import LOSSLESS, compressed, radiograph
 from tests.support.stores import store_in
 
-SMOKE = "--data sample --images 8"
+SMOKE = "--data sample --images 4 --runs 1"
 
 
 def write_radiographs(dataset: Dataset, folder: Path, count: int, syntax: str) -> None:
@@ -59,13 +59,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=3, help="of each, in turn")
     options = parser.parse_args()
     dataset = open_dataset(options.data)
     for syntax in LOSSLESS:
         with tempfile.TemporaryDirectory() as place, store_in(Path(place)):
             folder = Path(place) / "images"
             write_radiographs(dataset, folder, options.images, syntax)
-            runs = [(ours(folder), decoder(folder)) for _ in range(3)]
+            runs = [(ours(folder), decoder(folder)) for _ in range(options.runs)]
         pneumo, alone = map(median, zip(*runs, strict=True))
         print(
             f"{syntax}: pneumo {options.images / pneumo:.0f} images/s, pixel_array alone "

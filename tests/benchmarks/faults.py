@@ -32,7 +32,7 @@ from tests.support.commands import processes
 from tests.support.services import Server, mlflow_server, postgresql
 from tests.support.studies import at_work, counted, lay_out_project, require_whole, until
 
-SMOKE = "nan --trials 2"
+SMOKE = "nan --trials 2 --workers 1"
 MARK = "PNEUMO_FAULTS"  # a variable that all processes of a study inherit
 
 # An experiment one of whose trials goes wrong once, in the way that a variable names
@@ -89,11 +89,12 @@ class Night:
     fault: str
     enough: int
     folds: int
+    workers: int
 
     def start(self, attempt: int = 0) -> subprocess.Popen:
         """Start the command; `attempt` is the number of earlier starts."""
         flags = {"experiment": "troubled", "trials": self.enough}
-        flags |= {"workers": 2, "trial_timeout": 100, "folds": self.folds}
+        flags |= {"workers": self.workers, "trial_timeout": 100, "folds": self.folds}
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
         command = [sys.executable, "-m", "pneumo", "tune", "--study", self.name, *words]
         command = [*STARTED_BY.get(self.fault, [(), ()])[attempt], *command]
@@ -111,8 +112,9 @@ class Night:
         return output
 
     def at_work(self) -> None:
-        """Wait until two trials are halfway, and some are done."""
-        until(lambda: len(at_work(MlflowClient(), 2)) == 2 and counted(self.trials()) > 1)
+        """Wait until each worker is halfway through a trial, and some trials are done."""
+        count = self.workers
+        until(lambda: len(at_work(MlflowClient(), count)) == count and counted(self.trials()) > 1)
 
     def trials(self) -> list[FrozenTrial]:
         """Return the trials in Optuna's store; the study may not exist yet."""
@@ -256,14 +258,15 @@ def studies(night: Night) -> list[str]:
 
 
 def strike(
-    fault: str, enough: int, folds: int, databases: list[Server], server: Server
+    fault: str, options: argparse.Namespace, databases: list[Server], server: Server
 ) -> list[str]:
     """Apply one fault, repeat the command, print a line, and return what is lost."""
     with pytest.MonkeyPatch.context() as patch, place(fault) as folder:
         if fault in ON_SQLITE:
             patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")
         name = f"{fault}-{uuid.uuid4().hex[:6]}"
-        night = Night(name, folder, databases, server, fault, enough, folds)
+        sizes = options.trials, options.folds, options.workers
+        night = Night(name, folder, databases, server, fault, *sizes)
         began = time.monotonic()
         driver = night.start()
         FAULTS[fault](night, driver)
@@ -294,6 +297,7 @@ def main() -> None:
     parser.add_argument("faults", nargs="*", choices=[[], *FAULTS], help="all by default")
     parser.add_argument("--trials", type=int, default=12, help="of each study, 2 at least")
     parser.add_argument("--folds", type=int, default=1, help="of each trial")
+    parser.add_argument("--workers", type=int, default=2, help="of each study")
     options = parser.parse_args()
     faults = options.faults or list(FAULTS)
     session.configure_mlflow()
@@ -304,9 +308,7 @@ def main() -> None:
         os.environ["PNEUMO_STORAGE"] = databases[0].address
         os.environ["MLFLOW_TRACKING_URI"] = server.address
         mlflow.set_tracking_uri(server.address)
-        losses = [
-            strike(fault, options.trials, options.folds, databases, server) for fault in faults
-        ]
+        losses = [strike(fault, options, databases, server) for fault in faults]
     survived = sum(not lost for lost in losses)
     items = sum(map(len, losses))
     print(f"{len(losses)} faults tried, {survived} survived, {items} items lost")

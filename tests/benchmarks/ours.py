@@ -9,6 +9,7 @@ from typing import Any
 
 import mlflow
 import optuna
+import pytest
 
 from pneumo.commands.tune import tune_and_register
 from pneumo.data.dataset import open_dataset
@@ -51,8 +52,6 @@ def search() -> dict[str, Any]:
     began = time.time()
     options = arguments().parse_args()
     base = config_of(options)
-    if not options.pruning:
-        spec.MEDIAN_PRUNER_OPTIONS["n_warmup_steps"] = options.epochs + 1  # past the last one
     memory = []
     run_trial = worker.run_trial
 
@@ -62,9 +61,12 @@ def search() -> dict[str, Any]:
         finally:
             memory.append(round(anonymous_memory()))
 
-    worker.run_trial = watched
     session.configure_mlflow()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "run_trial", watched)
+        if not options.pruning:
+            past_the_last = options.epochs + 1
+            patch.setitem(spec.MEDIAN_PRUNER_OPTIONS, "n_warmup_steps", past_the_last)
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         mlflow.create_experiment("benchmark", f"{folder}/artifacts")
         mlflow.set_experiment("benchmark")

@@ -42,7 +42,7 @@ from tests.support.stores import store_in
 
 NAME = "benchmark"
 MODEL = f"models:/{NAME}@champion"
-SMOKE = "--data sample --backbone cnn --images 8 --many 10 --requests 8"
+SMOKE = "--data sample --backbone cnn --images 8 --many 10 --requests 8 --runs 1"
 
 
 def register(dataset: Dataset, backbone: str, members: int) -> LoadedModel:
@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--many", type=int, default=10_000, help="files, for the memory")
     parser.add_argument("--requests", type=int, default=200, help="of each number of clients")
+    parser.add_argument("--runs", type=int, default=3, help="of each, in turn")
     options = parser.parse_args()
     dataset = open_dataset(options.data)
     with tempfile.TemporaryDirectory() as place, store_in(Path(place)):
@@ -135,7 +136,7 @@ def main() -> None:
             "Keras, grey": lambda: peer(stored, folder, "grayscale"),
             "Keras, colour": lambda: peer(stored, folder, "rgb"),
         }
-        runs = [[side() for side in sides.values()] for _ in range(3)]
+        runs = [[side() for side in sides.values()] for _ in range(options.runs)]
         image = next(folder.rglob("*.jpeg"))
         sizes = {files: memory(files, image, Path(place)) for files in {10, options.many}}
         content, number = image.read_bytes(), options.requests

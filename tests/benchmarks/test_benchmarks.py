@@ -5,20 +5,22 @@ import importlib
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
+from types import ModuleType
+from unittest.mock import create_autospec, patch
 
 import pytest
 
 from tests.benchmarks import mutations
 from tests.benchmarks.mutation_faults import FAULTS, INTERVAL_FAULTS, SPLIT_FAULTS, Fault
+from tests.support.in_process import exit_code, model_server_here, python_in_this_process
 from tests.support.paths import ROOT
-from tests.support.services import programs_of_postgresql
-from tests.support.stores import closed_connections
+from tests.support.stores import closed_connections, copy_stores
+from tests.support.studies import without_pictures
 
 FOLDER = ROOT / "tests" / "benchmarks"
 
@@ -30,6 +32,9 @@ def has_main(file: Path) -> bool:
 
 # The others are parts of these
 COMMANDS = sorted(file.stem for file in FOLDER.glob("*.py") if has_main(file))
+ON_SERVERS = ["faults", "thousand"]
+# They start Python by `subprocess.run`, and nothing that they print here depends on a process
+IN_PROCESS = ["memory", "predict", "study", "workers"]
 
 
 def smallest_form(name: str) -> str:
@@ -38,14 +43,6 @@ def smallest_form(name: str) -> str:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SMOKE":
             return ast.literal_eval(node.value)
     raise AssertionError(f'tests/benchmarks/{name}.py must say how it is tried: SMOKE = "--…"')
-
-
-def require_what_it_starts(name: str) -> None:
-    """Skip the test if a server or browser of the benchmark is not installed."""
-    if name in ("faults", "thousand"):
-        programs_of_postgresql()
-    if name == "thousand" and not shutil.which("chromium"):
-        pytest.skip("needs Chromium: apt install chromium")
 
 
 def once_for_each_module(process: Callable[..., dict]) -> Callable[..., dict]:
@@ -60,7 +57,55 @@ def once_for_each_module(process: Callable[..., dict]) -> Callable[..., dict]:
     return run
 
 
-def exit_code(main: Callable[[], None]) -> object:
+def copy_of_finished(request: pytest.FixtureRequest) -> Callable[..., object]:
+    """Return a function in place of `run_study`, which copies a study to the current folder."""
+    outcome, original = request.getfixturevalue("finished")
+
+    def copy(_: object) -> object:
+        shutil.copy(original / "optuna.db", Path.cwd())
+        copy_stores(original, Path.cwd())
+        return outcome
+
+    return copy
+
+
+def make_cheaper(
+    name: str,
+    benchmark: ModuleType,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Replace what takes seconds in a benchmark and is not its own."""
+    match name:
+        case "overhead":
+            small = {"image_size": 32, "epochs": 1}
+            monkeypatch.setattr(benchmark, "CONFIG", benchmark.CONFIG.override(small))
+            # In a process of its own, MLflow finds out what the peer's model imports
+            monkeypatch.setattr("mlflow.keras.save.infer_pip_requirements", lambda *_, **__: [])
+        case "page":
+            monkeypatch.setattr(benchmark, "run_study", copy_of_finished(request))
+        case "predict":
+            monkeypatch.setattr(benchmark, "model_server", model_server_here)
+        case "study":
+            monkeypatch.setattr(benchmark, "process", once_for_each_module(benchmark.process))
+
+
+def run_benchmark(name: str, words: str, capsys: pytest.CaptureFixture) -> None:
+    """Run a benchmark with these arguments; it must end well, and print something."""
+    benchmark = importlib.import_module(f"tests.benchmarks.{name}")
+    # It may change its environment, too
+    with (
+        patch.dict(os.environ, PYTHONPATH=str(ROOT)),
+        patch.object(sys, "argv", [name, *words.split()]),
+        closed_connections(),
+    ):
+        code = code_of(benchmark.main)
+    output = capsys.readouterr().out
+    assert not code, output
+    assert output
+
+
+def code_of(main: Callable[[], None]) -> object:
     try:
         main()
     except SystemExit as ended:
@@ -68,47 +113,53 @@ def exit_code(main: Callable[[], None]) -> object:
     return 0
 
 
+def allowed_warnings(test: Callable) -> Callable:
+    """Allow what programs may do: leave closing their connections to their end, and others."""
+    for warning in (
+        "ignore::RuntimeWarning",  # of statistics of only two trials, and of modules run again
+        "ignore::ResourceWarning",
+        "ignore::pytest.PytestUnraisableExceptionWarning",
+    ):
+        test = pytest.mark.filterwarnings(warning)(test)
+    return test
+
+
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of statistics of only two trials
-# A program may leave closing its connections to its end
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("name", COMMANDS)
+@allowed_warnings
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {*ON_SERVERS, "mutations"}))
 def test_the_smallest_form_of_a_benchmark_runs(name, request, store, monkeypatch, capsys):
-    require_what_it_starts(name)
     words = smallest_form(name)
     if "{" in words:  # it needs a finished study
         study = request.getfixturevalue("study")
         words = words.format(study=study.study.study_name, model=study.model_name)
-    monkeypatch.setattr(sys, "argv", [name, *words.split()])
-    benchmark = importlib.import_module(f"tests.benchmarks.{name}")
-    if name == "study":
-        monkeypatch.setattr(benchmark, "process", once_for_each_module(benchmark.process))
-    # It may change its environment, too
-    with patch.dict(os.environ, PYTHONPATH=str(ROOT)), closed_connections():
-        code = exit_code(benchmark.main)
-    output = capsys.readouterr().out
-    assert not code, output
-    assert output
+    make_cheaper(name, importlib.import_module(f"tests.benchmarks.{name}"), request, monkeypatch)
+    # From here on, because a study that other tests read needs its figures
+    with without_pictures(), python_in_this_process() if name in IN_PROCESS else nullcontext():
+        run_benchmark(name, words, capsys)
 
 
 @pytest.mark.slow
-def test_each_benchmark_is_a_program():
-    code = """
-import runpy, sys
-for name in sys.argv[1:]:
-    sys.argv = [name, "--help"]
-    try:
-        runpy.run_module(f"tests.benchmarks.{name}", run_name="__main__")
-    except SystemExit as ended:
-        print("ended:", name, ended.code)
-"""
-    command = [sys.executable, "-c", code, *COMMANDS]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert [line for line in done.stdout.splitlines() if line.startswith("ended: ")] == [
-        f"ended: {name} 0" for name in COMMANDS
-    ], done.stderr
-    assert done.stdout.count("show this help message and exit") == len(COMMANDS)
+@allowed_warnings
+@pytest.mark.parametrize("name", ON_SERVERS)
+def test_the_smallest_form_of_a_benchmark_runs_on_servers(
+    name, servers, store, monkeypatch, capsys
+):
+    """The servers are those of both benchmarks, which else would start three each."""
+    if name == "thousand" and not shutil.which("chromium"):
+        pytest.skip("needs Chromium: apt install chromium")
+    benchmark = importlib.import_module(f"tests.benchmarks.{name}")
+    for starts, server in zip(("postgresql", "mlflow_server"), servers, strict=True):
+        start = create_autospec(getattr(benchmark, starts), return_value=nullcontext(server))
+        monkeypatch.setattr(benchmark, starts, start)
+    run_benchmark(name, smallest_form(name), capsys)
+
+
+@pytest.mark.slow
+@allowed_warnings
+def test_each_benchmark_is_a_program(capsys):
+    for name in COMMANDS:
+        assert exit_code("-m", f"tests.benchmarks.{name}", "--help") == 0
+        assert "show this help message and exit" in capsys.readouterr().out
 
 
 def is_up_to_date(fault: Fault) -> bool:
@@ -131,14 +182,19 @@ def test_the_faults_of_mutations_are_up_to_date():
 
 
 @pytest.mark.slow
+@allowed_warnings
 def test_a_fault_that_no_test_notices_survives(monkeypatch, capsys):
-    # Tests of another module, which cannot notice it
-    others = INTERVAL_FAULTS[0]
-    unnoticed = replace(SPLIT_FAULTS[0], tests=others.tests, expression=others.expression)
-    monkeypatch.setattr(mutations, "FAULTS", {"split": [unnoticed]})
-    monkeypatch.setattr(sys, "argv", ["mutations"])
-    with pytest.raises(SystemExit) as ended:
-        mutations.main()
+    """Both the smallest form, whose fault is caught, and this run tests in the same process."""
+    with mutations.copied_project() as project:
+        monkeypatch.setattr(mutations, "copied_project", lambda: nullcontext(project))
+        run_benchmark("mutations", smallest_form("mutations"), capsys)
+        # Tests of another module, which cannot notice it
+        others = INTERVAL_FAULTS[0]
+        unnoticed = replace(SPLIT_FAULTS[0], tests=others.tests, expression=others.expression)
+        monkeypatch.setattr(mutations, "FAULTS", {"split": [unnoticed]})
+        monkeypatch.setattr(sys, "argv", ["mutations"])
+        with pytest.raises(SystemExit) as ended:
+            mutations.main()
     assert ended.value.code == 1
     lines = capsys.readouterr().out.splitlines()
     assert any(f"split: {unnoticed.what}: SURVIVED" in line for line in lines)

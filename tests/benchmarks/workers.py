@@ -15,7 +15,7 @@ import time
 
 import optuna
 
-SMOKE = "--epochs 1 --trials 1 --image_size 32"
+SMOKE = "--epochs 1 --trials 1 --image_size 32 --workers 1 1"
 
 
 def study_of(workers: int, options: argparse.Namespace, folder: str) -> optuna.Study:
@@ -41,9 +41,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--image_size", type=int)
     parser.add_argument("--weights")
+    parser.add_argument("--workers", type=int, nargs=2, default=(1, 2), help="that are compared")
     options = parser.parse_args()
+    compared = vars(options).pop("workers")
     speeds = []
-    for workers in (1, 2):
+    for workers in compared:
         with tempfile.TemporaryDirectory() as folder:
             began = time.monotonic()
             trials = study_of(workers, options, folder).trials

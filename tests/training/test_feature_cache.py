@@ -1,13 +1,17 @@
 """Cached features: their values, their keys, and the process that computes them."""
 
+import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
-from pneumo.data.dataset import DecodedDataset, Split, open_dataset
+from pneumo.data.dataset import DecodedDataset, Split
+from pneumo.runtime import cache
 from pneumo.runtime.cache_entries import cache_path
 from pneumo.training import feature_cache, network
 from pneumo.training.augment import AugmentationConfig, augment, sample_factors
@@ -17,6 +21,8 @@ from pneumo.training.feature_cache import ARRAY_FILE, FeatureCache, FeatureExtra
 from tests.support.features import features_of, few_images, small_config, stored
 from tests.support.paths import ROOT
 from tests.support.weights import SMALL
+
+DEPTHS = [0, 1, 3]
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +37,32 @@ def config(weights, own_cache) -> RunConfig:
     return small_config(weights)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("depth", [0, 1, 3])
-@pytest.mark.parametrize("max_unfreeze_depth", [0, 4])
-def test_what_is_stored_is_what_the_network_gives(config, images, depth, max_unfreeze_depth):
-    split, store = images.split("train"), features_of(config, max_unfreeze_depth)
-    backbone = network.build_backbone(config)
-    lower = network.submodel_between(backbone, "mobilenet", BACKBONES["mobilenet"].blocks, depth)
+@pytest.fixture(scope="module")
+def outputs(images, weights) -> dict[tuple[int, bool], np.ndarray]:
+    """Return features of the training images by Keras alone, by depth and whether they vary."""
+    backbone = network.build_backbone(small_config(weights))
+    cuts = network.cut_tensors(backbone, "mobilenet")
+    lower = keras.Model(backbone.input, [cuts[depth] for depth in DEPTHS])
+    split = images.split("train")
     varied = augment(split.images, AugmentationConfig(0.5), sample_factors(len(split.labels), 1))
-    for view, inputs in (
-        (View(split), split.images),
-        (View(split, AugmentationConfig(0.5), 1), varied),
-    ):
+    return {
+        (depth, vary): features
+        for vary, inputs in ((False, split.images), (True, varied))
+        for depth, features in zip(DEPTHS, lower.predict(inputs, verbose=0), strict=True)
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("max_unfreeze_depth", [0, 4])
+def test_what_is_stored_is_what_the_network_gives(
+    config, images, outputs, depth, max_unfreeze_depth
+):
+    split, store = images.split("train"), features_of(config, max_unfreeze_depth)
+    for vary, view in ((False, View(split)), (True, View(split, AugmentationConfig(0.5), 1))):
         found = store.get(view, depth)
         assert (found.dtype, found.flags.writeable) == (np.float32, False)
-        assert found == pytest.approx(lower.predict(inputs, verbose=0), abs=1e-5)
+        assert found == pytest.approx(outputs[depth, vary], abs=1e-5)
 
 
 @pytest.mark.slow
@@ -154,72 +171,83 @@ def test_weights_above_the_cut_do_not_count(config, images):
 
 
 ASK = """
-import sys
-from pathlib import Path
-from collections import namedtuple
-from dataclasses import replace
+import os, signal, sys
 from pneumo.data.dataset import open_dataset
 from pneumo.training import network
 from pneumo.training.config import RunConfig
-from pneumo.training.feature_cache import FeatureCache
-from pneumo.training.feature_cache import FeatureExtractor
-from pneumo.training.feature_cache import View
+from pneumo.training.feature_cache import FeatureCache, FeatureExtractor, View
 
 config = RunConfig(**{config})
 compute = FeatureCache._compute
 
-def announce(*given):
+def compute_when_told(*given):
+    given[3].joinpath("features.npy").write_bytes(b"half")
     print("computing", flush=True)
-    if {die}:
-        import os, signal
-        given[3].joinpath("features.npy").write_bytes(b"half")
+    if sys.stdin.readline() == "die\\n":
         os.kill(os.getpid(), signal.SIGKILL)
-    return compute(*given)
+    compute(*given)
 
-FeatureCache._compute = announce
+FeatureCache._compute = compute_when_told
 store = FeatureCache(FeatureExtractor(network.build_backbone(config), config.backbone), config, 0)
-split = open_dataset("sample").decode(32, 0).split("train")
-print("ready", flush=True)
-sys.stdin.readline()
-print(store.get(View(split), 0).sum(), flush=True)
+images = open_dataset("sample").decode(32, 0)
+while name := sys.stdin.readline().strip():
+    print(store.get(View(images.split(name)), 0).sum(), flush=True)
 """
 
 
-def asking(config: RunConfig, die: bool = False) -> subprocess.Popen:
-    """Start a process that requests features when it receives a line."""
-    text = ASK.replace("{config}", repr(config.model_dump())).replace("{die}", str(die))
-    process = subprocess.Popen(
-        [sys.executable, "-c", text],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    while process.stdout.readline() != "ready\n":
-        assert process.poll() is None
-    return process
+class Other:
+    """A process that computes the features of the split that it is told."""
+
+    def __init__(self, config: RunConfig) -> None:
+        code = ASK.replace("{config}", repr(config.model_dump()))
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdin=pipe, stdout=pipe, text=True
+        )
+
+    def tell(self, line: str) -> None:
+        print(line, file=self.process.stdin, flush=True)
+
+    def say(self) -> str:
+        """Return the next line that it prints."""
+        return self.process.stdout.readline().strip()
 
 
 @pytest.mark.slow
-def test_one_of_two_processes_computes_and_the_other_waits(config, own_cache):
-    both = [asking(config), asking(config)]
-    for process in both:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    outputs = [process.communicate()[0].splitlines() for process in both]
-    computed = [[line for line in lines if not line.startswith("waiting for")] for lines in outputs]
-    assert sorted(len(lines) for lines in computed) == [1, 2]
-    assert outputs[0][-1] == outputs[1][-1]
+def test_one_of_two_processes_computes_and_the_other_waits(config, own_cache, sample, monkeypatch):
+    """If the one is killed, the other does not use what it has left."""
+    other, images, store = Other(config), sample.decode(32, 0), features_of(config)
+    compute, computed, said = FeatureCache._compute, [], []
 
+    def note(*given) -> None:
+        computed.append(given)
+        compute(*given)
 
-@pytest.mark.slow
-def test_an_entry_of_a_killed_writer_is_not_used(config, own_cache, sample):
-    process = asking(config, die=True)
-    assert process.communicate("\n")[0] == "computing\n"
-    [draft] = own_cache.glob("features/.*.draft")
-    assert (draft / ARRAY_FILE).read_bytes() == b"half"
-    split = open_dataset("sample").decode(32, 0).split("train")
-    found = features_of(config).get(View(split), 0)
-    backbone = network.build_backbone(config)
-    assert found == pytest.approx(backbone.predict(split.images, verbose=0), abs=1e-5)
+    def ask(split: str, answer: str) -> tuple[np.ndarray, Path]:
+        """Ask for features that the other process computes; answer it when this one waits."""
+
+        def wait(line: str) -> None:
+            said.append(line)
+            other.tell(answer)
+
+        monkeypatch.setattr(cache, "echo", wait)
+        other.tell(split)
+        assert other.say() == "computing"
+        [draft] = own_cache.glob("features/.*.draft")
+        assert (draft / ARRAY_FILE).read_bytes() == b"half"
+        return store.get(View(images.split(split)), 0), draft
+
+    monkeypatch.setattr(cache, "SILENT_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(FeatureCache, "_compute", note)
+    found, draft = ask("val", "go on")
+    assert (other.say(), len(computed)) == (str(found.sum()), 0)
     assert not draft.exists()
+    found, draft = ask("train", "die")
+    assert (other.process.wait(), len(computed)) == (-signal.SIGKILL, 1)
+    assert said == ["waiting for another process that holds the cache lock 'features'"] * 2
+    backbone = network.build_backbone(config)
+    expected = backbone.predict(images.split("train").images, verbose=0)
+    assert found == pytest.approx(expected, abs=1e-5)
+    cache.remove_leftovers()  # as the next process does
+    assert not draft.exists()
+    other.process.communicate()

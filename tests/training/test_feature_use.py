@@ -67,17 +67,6 @@ def test_the_budget_for_a_run_is_what_it_will_store(config, images, own_cache, m
         assert sizes[name] == np.load(folder / ARRAY_FILE, mmap_mode="r").nbytes
 
 
-def test_a_run_releases_its_features_when_it_ends(config, images, own_cache):
-    used = []
-
-    def look(*_):
-        used.extend(path for path in own_cache.glob("features/*") if path in _held)
-
-    train(config.override({"epochs": 1}), images, [look])
-    assert used
-    assert not any(path in _held for path in own_cache.glob("features/*"))
-
-
 @pytest.mark.parametrize("depth", [0, 2])
 def test_a_view_is_computed_when_an_epoch_first_needs_it(config, images, own_cache, depth):
     class Pruned(Exception):
@@ -110,15 +99,19 @@ def test_a_view_is_computed_when_an_epoch_first_needs_it(config, images, own_cac
     assert there == sorted([(depth, 0.0, 0)] * 6 + views)
 
 
-def test_another_run_computes_nothing_again(config, images, own_cache, monkeypatch):
-    train(config, images)
+def test_a_run_releases_its_features_when_it_ends_and_another_computes_nothing_again(
+    config, images, own_cache, monkeypatch
+):
+    used = []
+
+    def look(*_):
+        used.extend(path for path in own_cache.glob("features/*") if path in _held)
+
+    train(config, images, [look])
+    assert used
+    assert not any(path in _held for path in own_cache.glob("features/*"))
     monkeypatch.setattr(FeatureCache, "_compute", None)
     train(config.override({"seed": 3, "dropout": 0.1, "dense_widths": "none"}), images)
-
-
-def test_without_the_cache_nothing_is_stored(config, images, own_cache):
-    train(config.override({"feature_cache": "off", "epochs": 1}), images)
-    assert stored(own_cache) == []
 
 
 def test_features_of_random_weights_go_with_their_run(config, images, own_cache):
@@ -141,16 +134,17 @@ def test_where_nothing_is_frozen_every_epoch_has_its_own_variation(images, own_c
     ("backbone", "depth"),
     [("mobilenet", 0), ("mobilenet", 1), ("mobilenet", 2), ("resnet50v2", 1)],
 )
-def test_stored_or_not_training_is_the_same(config, images, backbone, depth):
+def test_stored_or_not_training_is_the_same(config, images, own_cache, backbone, depth):
     config = config.override({"unfreeze_depth": depth, "augment_strength": 0})
     if backbone != "mobilenet":
         config = config.override({"backbone": backbone, "alpha": 1, "weights": "none"})
+    off = train(config.override({"feature_cache": "off"}), images)
+    assert stored(own_cache) == []
     computed = []
     with pytest.MonkeyPatch.context() as patch:
         compute = FeatureCache._compute
         patch.setattr(FeatureCache, "_compute", lambda *given: computed.append(compute(*given)))
         on = train(config, images)
-    off = train(config.override({"feature_cache": "off"}), images)
     assert computed  # else both would be the same thing
     assert on.best_epochs == off.best_epochs
     assert expit(on.val_logits) == pytest.approx(expit(off.val_logits), abs=1e-3)
@@ -176,12 +170,15 @@ def test_what_does_not_fit_on_the_disk_trains_the_same_without(
     assert "The run trains without the feature cache, more slowly." in said
 
 
-def test_a_study_shares_its_deepest_cut(store, sample, weights, own_cache):
+def test_a_study_shares_its_deepest_cut(
+    store, sample, weights, own_cache, without_plots, without_pages, monkeypatch
+):
     base = RunConfig(**SMALL, weights=str(weights), epochs=1, dense_widths=(8,))
 
     def suggest(trial, base):
         return base.override({"unfreeze_depth": trial.suggest_int("unfreeze_depth", 0, 5)})
 
+    monkeypatch.setattr("pneumo.commands.tune._register_winner", lambda *_: None)
     tune_and_register(
         StudySpec(Experiment("deep", base, suggest), sample, {}), trials=1, model_name="deep"
     )

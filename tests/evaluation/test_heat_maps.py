@@ -203,7 +203,7 @@ def test_one_bright_opacity_is_found_by_a_pretrained_network(opacities, depth):
 def test_the_cache_changes_no_map(sample, weights):
     images = few_images(sample)
     config = RunConfig(**SMALL | {"unfreeze_depth": 3, "weights": str(weights)}).override(
-        {"epochs": 2, "augment_strength": 0}
+        {"epochs": 1, "augment_strength": 0}
     )
     test = images.split("test").images
     found = [

@@ -147,7 +147,7 @@ def test_the_served_model_names_what_it_cannot_read(study, sample):
     assert answer["error"].notna().tolist() == [True, False, True]
 
 
-def test_how_images_become_square_goes_with_the_model(store, sample):
+def test_how_images_become_square_goes_with_the_model(store, sample, without_plots, without_pages):
     outcome = run_study(sample, trials=1, fixed={"resize": "pad"})
     assert children(store, outcome)[0].data.params["resize"] == "pad"
     file = io.BytesIO()

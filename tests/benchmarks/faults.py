@@ -32,7 +32,7 @@ from tests.support.commands import processes
 from tests.support.services import Server, mlflow_server, postgresql
 from tests.support.studies import at_work, counted, lay_out_project, require_whole, until
 
-SMOKE = "nan --trials 2 --workers 1"
+SMOKE = "nan --trials 2 --workers 1 --trial_timeout 0"
 MARK = "PNEUMO_FAULTS"  # a variable that all processes of a study inherit
 
 # An experiment one of whose trials goes wrong once, in the way that a variable names
@@ -90,11 +90,14 @@ class Night:
     enough: int
     folds: int
     workers: int
+    trial_timeout: int
 
     def start(self, attempt: int = 0) -> subprocess.Popen:
         """Start the command; `attempt` is the number of earlier starts."""
         flags = {"experiment": "troubled", "trials": self.enough}
-        flags |= {"workers": self.workers, "trial_timeout": 100, "folds": self.folds}
+        flags |= {"workers": self.workers, "folds": self.folds}
+        if self.trial_timeout:
+            flags["trial_timeout"] = self.trial_timeout
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
         command = [sys.executable, "-m", "pneumo", "tune", "--study", self.name, *words]
         command = [*STARTED_BY.get(self.fault, [(), ()])[attempt], *command]
@@ -265,7 +268,7 @@ def strike(
         if fault in ON_SQLITE:
             patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")
         name = f"{fault}-{uuid.uuid4().hex[:6]}"
-        sizes = options.trials, options.folds, options.workers
+        sizes = options.trials, options.folds, options.workers, options.trial_timeout
         night = Night(name, folder, databases, server, fault, *sizes)
         began = time.monotonic()
         driver = night.start()
@@ -298,6 +301,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=12, help="of each study, 2 at least")
     parser.add_argument("--folds", type=int, default=1, help="of each trial")
     parser.add_argument("--workers", type=int, default=2, help="of each study")
+    parser.add_argument("--trial_timeout", type=int, default=100, help="in seconds; 0: none")
     options = parser.parse_args()
     faults = options.faults or list(FAULTS)
     session.configure_mlflow()

@@ -164,13 +164,13 @@ def opacities(tmp_path_factory):
 def peaks_off(model: keras.Model) -> list[float]:
     """Return the distances of the map's maximum from nine new opacities, in pixels of `SIDE`."""
     rng, size = np.random.default_rng(1), model.input_shape[1]
-    distances = []
-    for place in product((24, 48, 72), repeat=2):
-        image = Image.fromarray(spotted(rng, place)).resize((size, size))
-        [found] = HiResCam(model)(np.asarray(image)[np.newaxis, ..., np.newaxis])
-        y, x = np.argwhere(found == found.max()).mean(axis=0) / size * SIDE
-        distances.append(np.hypot(x - place[0], y - place[1]))
-    return distances
+    places = list(product((24, 48, 72), repeat=2))
+    images = [Image.fromarray(spotted(rng, place)).resize((size, size)) for place in places]
+    maps = HiResCam(model)(np.stack(images)[..., np.newaxis])
+    peaks = [np.argwhere(found == found.max()).mean(axis=0) / size * SIDE for found in maps]
+    return [
+        np.hypot(x - place[0], y - place[1]) for (y, x), place in zip(peaks, places, strict=True)
+    ]
 
 
 @pytest.mark.slow

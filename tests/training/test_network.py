@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from functools import lru_cache
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ from pneumo.inference.logits import predict_proba
 from pneumo.training import network
 from pneumo.training.backbones import BACKBONES, Backbone
 from pneumo.training.config import RunConfig
-from pneumo.training.network import blocks, build_model
+from pneumo.training.network import blocks, build_backbone, build_model
 from tests.support.paths import ROOT
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 1), np.uint8)
@@ -23,8 +24,9 @@ def build(**fields) -> keras.Model:
     return network.build_model(RunConfig(image_size=64, **fields))
 
 
-def backbone(name: str, **fields) -> keras.Model:
-    return network.build_backbone(RunConfig(image_size=64, backbone=name, **fields))
+@lru_cache  # no test changes one, or asks for one while it changes BACKBONES
+def backbone(name: str) -> keras.Model:
+    return build_backbone(RunConfig(image_size=64, backbone=name))
 
 
 @pytest.mark.parametrize(("name", "count"), [("cnn", 2), ("mobilenet", 13), ("resnet50v2", 16)])
@@ -49,17 +51,19 @@ def test_the_network_can_be_cut_at_every_block(name):
 
 
 def test_an_end_that_a_shortcut_goes_around_does_not_count(monkeypatch):
+    resnet = backbone("resnet50v2")
     inside = Backbone("ResNet50V2", r"conv\d_block\d_(1_relu|out)", 16)
     monkeypatch.setitem(BACKBONES, "resnet50v2", inside)
-    ends = [block[-1].name for block in network.blocks(backbone("resnet50v2"), "resnet50v2")]
+    ends = [block[-1].name for block in network.blocks(resnet, "resnet50v2")]
     assert len(ends) == 16
     assert all(name.endswith("_out") for name in ends[:-1])
 
 
 def test_a_pattern_that_gives_other_blocks_is_refused(monkeypatch):
+    mobilenet = backbone("mobilenet")
     monkeypatch.setitem(BACKBONES, "mobilenet", Backbone("MobileNet", "conv_pw_.*_bn", 14))
     with pytest.raises(ValueError, match="must have 14 blocks .*'conv_pw_.*_bn' matches 13"):
-        network.blocks(backbone("mobilenet"), "mobilenet")
+        network.blocks(mobilenet, "mobilenet")
 
 
 def trained(**fields) -> list[str]:
@@ -194,7 +198,7 @@ def test_another_backbone_costs_the_line_that_the_readme_shows(monkeypatch):
         r'^"(\w+)": (Backbone\(.*\)),$', (ROOT / "experiments" / "README.md").read_text(), re.M
     )
     monkeypatch.setitem(BACKBONES, line[1], eval(line[2], {"Backbone": Backbone}))
-    network = backbone(line[1], weights="none")
+    network = build_backbone(RunConfig(image_size=64, backbone=line[1], weights="none"))
     found = blocks(network, line[1])
     for block in found:
         assert any(isinstance(layer, keras.layers.Conv2D) for layer in block)

@@ -3,15 +3,14 @@
 import re
 import subprocess
 import sys
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.support.paths import ROOT
 from tests.support.terminal import Seen, watch
 
-# In one process, so that each study is watched once
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("terminal")]
+pytestmark = pytest.mark.slow
 
 STUDY = """
 import time
@@ -69,13 +68,27 @@ UNKNOWN = "trials -:--:-- left"  # until two trials have ended
 COLOURS = re.compile("[349][0-79]|10[0-7]")
 
 
-@cache
 def study(workers: int = 1, pause: float = 0.8, **other) -> Seen:
     """Resume a study on a terminal that is refreshed twice a second."""
     code = STUDY.format(workers=workers, pause=pause)
     seen = watch("-c", code, **other)
     assert (seen.code, seen.errors) == (0, "")
     return seen
+
+
+WATCHED = {
+    "one": {},
+    "two": {"workers": 2},
+    "narrow": {"workers": 2, "columns": 40, "NO_COLOR": "1"},
+}
+
+
+@pytest.fixture(scope="module")
+def watched() -> dict[str, Seen]:
+    """Watch studies on several terminals at the same time, because they mostly pause."""
+    with ThreadPoolExecutor(len(WATCHED)) as together:
+        found = together.map(lambda options: study(**options), WATCHED.values())
+        return dict(zip(WATCHED, found, strict=True))
 
 
 def moments(seen: Seen) -> list[list[str]]:
@@ -88,8 +101,8 @@ def moments(seen: Seen) -> list[list[str]]:
     return found
 
 
-def test_a_study_on_a_terminal():
-    seen = study()
+def test_a_study_on_a_terminal(watched):
+    seen = watched["one"]
     shown = moments(seen)
     begun = ["study night", f"5 of 20 {UNKNOWN}", "best     val AUC 0.9123  trial 3"]
     assert [*begun[:2], "best  val AUC 0.9123  trial 3"] in shown
@@ -110,8 +123,8 @@ def test_a_study_on_a_terminal():
     assert seen.written.count("\x1b[?25l") == seen.written.count("\x1b[?25h")  # the cursor is back
 
 
-def test_each_trial_has_a_line():
-    shown = moments(study(workers=2))
+def test_each_trial_has_a_line(watched):
+    shown = moments(watched["two"])
     states = [lines[-4:] for lines in shown]
     begun = [f"5 of 20 {UNKNOWN}", "best     val AUC 0.9123  trial 3"]
     other = "trial 6  val AUC 0.5000  epoch 1, process 4711 on elsewhere"
@@ -127,29 +140,29 @@ def longest(seen: Seen) -> int:
     return max(len(line) for screen in seen.screens for line in screen.splitlines())
 
 
-def test_no_line_is_too_long_and_the_bar_keeps_its_place():
-    for workers in (1, 2):
-        seen = study(workers=workers)
+def test_no_line_is_too_long_and_the_bar_keeps_its_place(watched):
+    for name in ("one", "two"):
+        seen = watched[name]
         assert longest(seen) <= 80
         lines = [line for screen in seen.screens for line in screen.splitlines()]
         beside = {re.search(r"\d+ of 20", line).start() for line in lines if " of 20" in line}
         assert beside == {32}
-    assert longest(study(workers=2, columns=40)) <= 40
+    assert longest(watched["narrow"]) <= 40
 
 
-def test_it_is_drawn_seldom_and_at_once():
-    seen = study()
+def test_it_is_drawn_seldom_and_at_once(watched):
+    seen = watched["one"]
     assert len(seen.screens) < 25  # in four seconds
     for screen in seen.screens[1:]:  # never half of it
         assert " trials" in screen
         assert "best " in screen
 
 
-def test_no_color_is_printed_if_it_is_disabled():
-    assert any(map(COLOURS.fullmatch, study().styles))
-    seen = study(NO_COLOR="1")
+def test_no_color_is_printed_if_it_is_disabled(watched):
+    assert any(map(COLOURS.fullmatch, watched["one"].styles))
+    seen = watched["narrow"]
     assert not list(filter(COLOURS.fullmatch, seen.styles))
-    assert "best  val AUC 0.9877  trial 6" in seen.screens[-1]
+    assert "best  val AUC 0.9877  trial 7" in seen.screens[-1]
 
 
 PLAIN = (

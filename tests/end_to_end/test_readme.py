@@ -16,6 +16,7 @@ import requests
 import experiments
 from pneumo import experiment
 from pneumo.__main__ import main
+from pneumo.commands.options.parser import parse
 from pneumo.data.dataset import open_dataset
 from pneumo.data.sources.download import RemoteDataset
 from pneumo.training.config import RunConfig
@@ -23,6 +24,7 @@ from tests.support import handmade
 from tests.support.paths import ROOT
 from tests.support.services import git_daemon, mlflow_ui
 from tests.support.stores import store_in
+from tests.support.studies import without_pictures
 
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("*/**/README.md"))]
 TEXTS = {file: file.read_text() for file in DOCUMENTS}
@@ -86,12 +88,17 @@ def kind(command: str) -> str:
     return found[0] if found else "tour"
 
 
-def flags_of(command: str, folder: Path) -> list[str]:
-    """Return a command's flags as `mlflow run` passes them, on few images and for one epoch."""
+def words_of(command: str, folder: Path) -> list[str]:
+    """Return a command's entry point and flags as `mlflow run` passes them."""
     words = shlex.split(re.sub(r"PATH(/chest_xray.zip)?\b|…|FOLDER", str(folder), command))
-    entry = words[words.index("-e") + 1]
     given = [words[place + 1] for place, word in enumerate(words) if word == "-P"]
-    flags = [entry, *(f"--{parameter}" for parameter in given)]
+    flags = [word for parameter in given for word in f"--{parameter}".split("=", 1)]
+    return [words[words.index("-e") + 1], *flags]
+
+
+def short_of(command: str, folder: Path) -> list[str]:
+    """Return the same for few images and one epoch."""
+    entry, *flags = words_of(command, folder)
     if entry in ("tune", "train"):
         flags += SMALL
     if entry == "tune":
@@ -100,7 +107,16 @@ def flags_of(command: str, folder: Path) -> list[str]:
         flags += [*WITHOUT_IMAGENET, "--unfreeze_depth", "0"]
     if "budget=" in command:  # with the time for one trial only
         flags += ["--backbone", "cnn", "--folds", "1"]
-    return flags
+    values = dict(zip(flags[::2], flags[1::2], strict=True))  # of a flag given twice, the last
+    return [entry, *(word for flag in sorted(values.items()) for word in flag)]
+
+
+# Some commands are the same once they are short; of these the first
+TOURS = {
+    tuple(short_of(command, Path("images"))): command
+    for command in reversed(COMMANDS)
+    if kind(command) == "tour"
+}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +124,7 @@ def prepared(tmp_path_factory):
     """Make stores with a study `night`, a model `pneumonia` with all aliases, and another model."""
     folder = tmp_path_factory.mktemp("prepared")
     images = str(handmade.write_images(folder / "images"))
-    with store_in(folder):
+    with store_in(folder), without_pictures():
         dataset = open_dataset(images, required_splits=("train", "test"))
         for half in ("right", "left"):
             made = handmade.run_of(half, dataset)
@@ -135,6 +151,12 @@ def test_every_command_is_documented():
     assert {kind(command) for command in COMMANDS} == {*ELSEWHERE, *HERE, "tour"}
     for file, content in ELSEWHERE.values():
         assert content in (ROOT / file).read_text()
+
+
+@pytest.mark.parametrize("command", [it for it in COMMANDS if "mlflow run" in it])
+def test_every_command_has_valid_arguments(command):
+    entry, *flags = words_of(command, Path("images"))
+    assert parse([entry, *flags])[0] == entry
 
 
 def test_every_picture_is_there():
@@ -164,11 +186,12 @@ def test_the_readme_is_short():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [command for command in COMMANDS if kind(command) == "tour"])
+@pytest.mark.usefixtures("without_plots", "without_pages")
+@pytest.mark.parametrize("command", TOURS.values())
 def test_the_tour(command, place, capsys):
     client = mlflow.MlflowClient()
     before = {run.info.run_id for run in client.search_runs(["0"])}
-    entry, *flags = flags_of(command, place)
+    entry, *flags = short_of(command, place)
     assert main([entry, *flags]) == 0, capsys.readouterr().err
     made = [run for run in client.search_runs(["0"]) if run.info.run_id not in before]
     assert {run.info.status for run in made} <= {"FINISHED"}
@@ -225,6 +248,7 @@ def given(words: list[str], folder: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_plots")
 def test_the_experiment_and_the_dimension_that_it_shows(place, tmp_path, monkeypatch):
     whole = EXPERIMENT.rpartition("    return")[0] + DIMENSION
     for name, code in (("example", EXPERIMENT), ("wider", whole)):

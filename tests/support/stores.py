@@ -26,14 +26,13 @@ def _empty_store() -> bytes:
         return (Path(folder) / "mlflow.db").read_bytes()
 
 
-def _begin_store(folder: Path) -> None:
-    """Make an empty store of the folder's own, if there is none."""
-    file = folder / "mlflow.db"
+def begin_store(file: Path, artifacts: str) -> None:
+    """Make an empty MLflow store, if there is none, with a place for the artifacts of its runs."""
     if not file.exists():
         file.write_bytes(_empty_store())
         with closing(sqlite3.connect(file)) as database:
             place = "update experiments set artifact_location = ?"
-            database.execute(place, (f"{folder}/mlruns/0",))
+            database.execute(place, (artifacts,))
             database.commit()
 
 
@@ -53,7 +52,7 @@ def store_in(folder: Path, tracking_uri: str = "") -> Iterator:
         patch.chdir(folder)
         patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")
         if not tracking_uri:
-            _begin_store(folder)
+            begin_store(folder / "mlflow.db", f"{folder}/mlruns/0")
         before = os.environ.get("MLFLOW_TRACKING_URI")  # where MLflow itself puts it
         mlflow.set_tracking_uri(tracking_uri or f"sqlite:///{folder}/mlflow.db")
         yield mlflow.MlflowClient()

@@ -18,9 +18,10 @@ from pneumo.runtime.errors import StudyFailedError, UserError, redact_passwords
 from pneumo.tracking import runs, session
 from pneumo.tuning.spec import StudySpec
 from pneumo.tuning.storage import open_storage
-from tests.support.commands import run, run_here
+from tests.support.commands import run_here
 from tests.support.files import contents_of
 from tests.support.services import free_port, mlflow_server, postgresql
+from tests.support.stores import begin_store, closed_connections
 from tests.support.studies import BASE, SMALL, TINY, text
 
 USER, PASSWORD = "warden", "p@ss/w:rd-4711"  # of the database
@@ -87,6 +88,16 @@ def database() -> Iterator[str]:
         yield server.address
 
 
+@pytest.fixture
+def without_credentials(monkeypatch) -> Iterator[None]:
+    """Forget at the end at which server MLflow was, and with which password."""
+    for name in ("USERNAME", "PASSWORD"):  # which are set on the way
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
+    mlflow.set_tracking_uri(None)
+    yield
+    mlflow.set_tracking_uri(None)
+
+
 def _with(address: str, user: str, password: str) -> str:
     scheme, _, rest = address.partition("://")
     return f"{scheme}://{user}:{quote(password, safe='')}@{rest.rpartition('@')[2]}"
@@ -109,15 +120,23 @@ def leaks(written: dict[str, bytes]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_study_writes_no_password_anywhere(database, tmp_path, own_cache, monkeypatch):
-    with mlflow_server(f"sqlite:///{tmp_path}/server.db", tmp_path / "artifacts") as server:
+@pytest.mark.usefixtures("without_plots")
+def test_a_study_writes_no_password_anywhere(
+    database, tmp_path, own_cache, monkeypatch, without_credentials, capfd
+):
+    begin_store(tmp_path / "server.db", "mlflow-artifacts:/0")
+    with (
+        mlflow_server(f"sqlite:///{tmp_path}/server.db", tmp_path / "artifacts") as server,
+        closed_connections(),
+    ):
         monkeypatch.setenv("PNEUMO_STORAGE", _with(database, USER, PASSWORD))
         monkeypatch.setenv("MLFLOW_TRACKING_URI", _with(server.address, READER, WORD))
         monkeypatch.chdir(tmp_path)
         # with this limit it is a process of its own that works on the study
         goal = ["--trials", "1", "--study", "quiet", "--epochs", "1", "--trial_timeout", "100"]
-        code, output, errors = run("tune", *goal, *SMALL)
+        code, output, errors = run_here("tune", *goal, *SMALL)
     assert (code, errors) == (0, "")
+    output += "".join(capfd.readouterr())
     written = {"output": output.encode(), "tables": _tables(database)} | dict(contents_of(tmp_path))
     assert leaks(written) == []
     # and all of it has been looked at
@@ -178,15 +197,12 @@ class _Guard(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def guarded(monkeypatch) -> Iterator[str]:
+def guarded(without_credentials) -> Iterator[str]:
     """Return the address of a server that requires a password."""
-    for name in ("USERNAME", "PASSWORD"):  # which are set on the way
-        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
     with ThreadingHTTPServer(("127.0.0.1", 0), _Guard) as server:
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-    mlflow.set_tracking_uri(None)
 
 
 def test_the_password_of_mlflows_server_leaves_the_address(guarded):

@@ -27,12 +27,14 @@ from pneumo.tuning.study import (
 )
 from pneumo.tuning.trial import run_trial
 from pneumo.tuning.worker import run_trials
+from tests.benchmarks.stub import stub_of
 from tests.support.commands import start
 from tests.support.studies import (
     BASE,
     SMALL,
     SUBJECT,
     TINY,
+    WITHOUT_PICTURES,
     at_work,
     children,
     counted,
@@ -47,13 +49,20 @@ from tests.support.terminal import watch
 
 pytestmark = pytest.mark.slow
 
-TRIAL_TIMEOUT = 60  # seconds
+# Seconds, several times what another trial takes, even while a store is away
+TRIAL_TIMEOUT = 30
+
+
+@pytest.fixture
+def without_training(monkeypatch):
+    """Train nothing in this process, in a test of what the stores contain."""
+    monkeypatch.setattr("pneumo.tuning.trial.train", stub_of(BASE))
 
 
 def test_a_worker_of_another_machine_joins_and_exits(shared, tmp_path, monkeypatch):
-    command = ["-m", "pneumo", "tune", "--trials", "4", "--study", "joined", "--epochs", "25"]
+    command = ["tune", "--trials", "4", "--study", "joined", "--epochs", "25", *SMALL]
     with ThreadPoolExecutor(1) as other:
-        driver = other.submit(watch, *command, *SMALL)
+        driver = other.submit(watch, "-c", WITHOUT_PICTURES, *command)
         until(lambda: at_work(shared))
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir(tmp_path / "elsewhere")
@@ -77,6 +86,7 @@ def test_a_worker_of_another_machine_joins_and_exits(shared, tmp_path, monkeypat
     assert joined.data.tags["mlflow.parentRunId"] == run_of("joined")
 
 
+@pytest.mark.usefixtures("without_training")
 def test_stale_trials_of_another_machine_are_ended_by_the_next_process(shared, sample, monkeypatch):
     spec = StudySpec(load_experiment("tune"), sample, {"image_size": "32"})
     with mlflow.start_run() as parent:
@@ -104,6 +114,7 @@ def cut_connection(url: str) -> None:
         assert own.execute(f"SELECT pg_terminate_backend(pid) {waiting}").fetchall() == [(True,)]
 
 
+@pytest.mark.usefixtures("without_training")
 def test_a_score_that_was_not_stored_is_sent_again(servers, shared, sample, monkeypatch, capsys):
     with mlflow.start_run() as parent, ThreadPoolExecutor(1) as other:
         spec = StudySpec(TINY, sample, {})

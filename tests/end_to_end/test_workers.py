@@ -10,7 +10,7 @@ import mlflow
 import optuna
 import pytest
 
-from pneumo.commands.tune import run_search, tune_and_register
+from pneumo.commands.tune import run_search
 from pneumo.experiment import load_experiment
 from pneumo.runtime.errors import StudyFailedError
 from pneumo.runtime.process import ProcessId
@@ -24,6 +24,7 @@ from tests.support.paths import ROOT
 from tests.support.studies import (
     SMALL,
     TINY,
+    WITHOUT_PICTURES,
     at_work,
     children,
     counted,
@@ -39,6 +40,8 @@ pytestmark = pytest.mark.slow
 
 SHORT = ["--epochs", "3", *SMALL]
 NIGHT = ["--study", "night", "--workers", "2"]
+# With a time limit a single worker, too, is a process of its own
+ONE_WORKER = ["--study", "night", "--workers", "1", "--trial_timeout", "300"]
 
 
 def test_the_driver_needs_no_tensorflow():
@@ -70,6 +73,7 @@ def test_gpus_are_shared_out(monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" not in local.worker_environment(0, 3)
 
 
+@pytest.mark.usefixtures("without_plots", "without_pages")
 def test_two_workers(store):
     code, output, errors = run_here("tune", "--trials", "4", *NIGHT, *SHORT)
     assert (code, errors) == (0, "")
@@ -102,8 +106,8 @@ def in_second_fold(epochs: int) -> list[int]:
 
 
 def test_a_study_outlives_a_worker_between_folds_and_its_driver(store):
-    command = ["tune", "--trials", "3", *NIGHT, "--epochs", "6", "--folds", "2", *SMALL]
-    process = start(*command)
+    command = ["tune", "--trials", "3", "--epochs", "6", "--folds", "2", *SMALL]
+    process = start(*command, *NIGHT)
     until(lambda: at_work(store, 2))
     until(lambda: in_second_fold(6))
     [victim, *_] = in_second_fold(6)
@@ -118,7 +122,7 @@ def test_a_study_outlives_a_worker_between_folds_and_its_driver(store):
     until(lambda: not any(map(lives, workers)))
     assert not at_work(store)  # each has ended its trial
     done = counted(optuna.load_study(study_name="night", storage=open_storage()).trials)
-    seen = watch("-m", "pneumo", *command)
+    seen = watch("-c", WITHOUT_PICTURES, *command, *ONE_WORKER)
     assert (seen.code, seen.errors) == (0, "")
     begun = next(line for line in seen.screens if ", process " in line)
     assert f"resuming study night: {done} trials are finished" in begun
@@ -134,12 +138,17 @@ def test_a_study_outlives_a_worker_between_folds_and_its_driver(store):
     assert study.info.status == "FINISHED"
 
 
-@pytest.mark.parametrize(("whom", "number"), [("group", signal.SIGINT), ("driver", signal.SIGTERM)])
-def test_an_interrupt_ends_all(store, whom, number):
+# If only the driver gets the signal, it has to end each worker
+@pytest.mark.parametrize(
+    ("whom", "number", "count"), [("group", signal.SIGINT, 1), ("driver", signal.SIGTERM, 2)]
+)
+def test_an_interrupt_ends_all(store, whom, number, count):
     long = ["--epochs", "1000", "--patience", "1000", *SMALL]
-    process = start("tune", *NIGHT, *long, start_new_session=True)
-    until(lambda: at_work(store, 2))
+    flags = ONE_WORKER if count == 1 else NIGHT
+    process = start("tune", *flags, *long, start_new_session=True)
+    until(lambda: at_work(store, count))
     workers = processes(process.pid)
+    assert len(workers) == count
     (os.killpg if whom == "group" else os.kill)(process.pid, number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -166,25 +175,25 @@ def suggest(trial, base):
 """
 
 
-def search_fails(sample, reason: str) -> None:
-    """Require that a search by two workers fails for a reason."""
+def search_fails(sample, reason: str, workers: int) -> None:
+    """Require that a search by worker processes fails for a reason."""
     with mlflow.start_run() as parent:
         spec = StudySpec(TINY, sample, {})
         study = create_study(open_storage(), "night", spec, parent.info.run_id)
-        StudyLimits(4).save(study)
+        StudyLimits(4, trial_timeout=300).save(study)
         with pytest.raises(StudyFailedError, match=reason):
-            run_search(study, spec, workers=2)
+            run_search(study, spec, workers)
 
 
 def test_a_study_whose_workers_die_stops(store, sample, tmp_path, monkeypatch):
     let_workers_run(monkeypatch, tmp_path / "project", "os.kill(os.getpid(), 9)")
-    search_fails(sample, "3 workers died without finishing a trial. See their output")
+    search_fails(sample, "3 workers died without finishing a trial. See their output", workers=2)
 
 
 def test_a_study_whose_trials_fail_stops(store, sample, tmp_path, monkeypatch):
     let_workers_load(monkeypatch, tmp_path / "project", FAILS_ALWAYS)
     reason = r"3 consecutive trials failed with the same type of error \(ValueError: of this kind\)"
-    search_fails(sample, reason)
+    search_fails(sample, reason, workers=1)
 
 
 def test_a_user_error_in_a_worker_is_reported_as_one(store, tmp_path):
@@ -199,8 +208,11 @@ def test_a_user_error_in_a_worker_is_reported_as_one(store, tmp_path):
 
 
 def test_workers_that_may_not_join(store, folder, sample):
-    spec = StudySpec(load_experiment("tune"), sample, {"image_size": "32", "epochs": "1"})
-    tune_and_register(spec, trials=1, model_name="m", name="night")
+    spec = StudySpec(load_experiment("tune"), sample, {"image_size": "32"})
+    with mlflow.start_run() as parent:
+        study = create_study(open_storage(), "night", spec, parent.info.run_id)
+        StudyLimits(1).save(study)
+        study.add_trial(optuna.trial.create_trial(value=0.5))
     code, _, errors = run_here("worker", "--study", "nacht", "--data", "sample")
     assert code == 2
     place = os.environ["PNEUMO_STORAGE"]

@@ -52,6 +52,18 @@ EVIDENCE = {
 EPOCH = {"epoch/loss", "epoch/auc", "epoch/val_loss", "epoch/val_auc"}
 
 
+# A program: the command line in a process of its own, of which pictures are not looked at
+WITHOUT_PICTURES = """
+import os, sys
+own = dict(os.environ)
+from tests.support.studies import without_pictures  # which removes MLflow's variables
+os.environ.update(own)
+from pneumo.__main__ import main
+with without_pictures():
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
 @contextmanager
 def without_pictures() -> Iterator[None]:
     """Draw no figures, and register models without an input example, which MLflow would predict.

@@ -24,9 +24,9 @@ from tests.support.commands import run_here
 from tests.support.decisions import aliases, last_promotion
 from tests.support.paths import ROOT
 from tests.support.stores import copy_stores, store_in
-from tests.support.studies import files, text
+from tests.support.studies import files, text, without_pictures
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
 COMMIT = "52744135fe8e05f9148e0e5de3357b7955d75992"
 
@@ -141,7 +141,7 @@ def client(older, tmp_path):
 def newer(older, stripes, tmp_path_factory) -> Path:
     """Return the folder of stores in which a present version has replaced the champion."""
     folder = tmp_path_factory.mktemp("newer")
-    with copies(older, folder):
+    with copies(older, folder), without_pictures():
         assert main(train(stripes)) == 0
         assert main(promote(stripes)) == 0
     return folder

@@ -3,7 +3,6 @@
 import shutil
 import tarfile
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +18,8 @@ from pneumo.tracking import results
 from tests.support.commands import run_here, start
 from tests.support.handmade import write_images
 from tests.support.studies import LIMIT, SMALL, at_work, until
+
+WAITING = "waiting for another process that holds the cache lock 'archives'\n"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,8 @@ def test_one_of_two_simultaneous_imports_unpacks(store, own_cache, packed):
     with seen(own_cache / "archives") as folders:
         with cache.lock(f"archives/{sha256}"):
             both = [start(*call), start(*call)]
-            time.sleep(6)  # until both are waiting
+            for process in both:
+                assert process.stdout.readline() == WAITING
             assert not folders
         ended = [(*process.communicate(timeout=LIMIT), process.returncode) for process in both]
     for output, errors, code in ended:

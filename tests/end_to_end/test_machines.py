@@ -49,7 +49,8 @@ from tests.support.terminal import watch
 
 pytestmark = pytest.mark.slow
 
-# Seconds, several times what another trial takes, even while a store is away
+# Seconds. Other trials take 3, and 20 if both stores go away meanwhile. One that takes longer is
+# lost and replaced, as after any fault
 TRIAL_TIMEOUT = 30
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,13 +15,13 @@ import pandas as pd
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 
 from pneumo.data.dataset import Dataset, DecodedDataset
 from pneumo.data.layouts.table import read_table
 from pneumo.evaluation.metrics import Evaluation
 from pneumo.evaluation.robustness import ROBUST_VERSIONS, Version, VersionLogits
 from pneumo.tracking import tags
+from pneumo.tracking.session import retry_after_conflict
 from pneumo.tracking.tags import DATA, NOTE, PROMOTED, REASON
 from pneumo.training.config import RunConfig
 
@@ -34,9 +35,6 @@ ENSEMBLE_FILE = "ensemble.json"
 
 # Numeric columns of predictions. All other columns of the tables are text
 NUMERIC_COLUMNS = {"label": "int64", "probability": "float64"}
-
-# End of SQLAlchemy's message for a violated unique constraint: a link to its documentation
-INTEGRITY_ERROR_MARK = "/gkpj)"
 
 # Splits of some data → their context in MLflow's UI
 DATASET_CONTEXTS = {
@@ -95,9 +93,8 @@ def log_inputs(images: DecodedDataset, *parts: Splits) -> None:
             for name, row in of_class.sum().iterrows()
             for unit, count in row.items()
         }
-        _log_input(
-            describe_data(images.dataset, splits), context=DATASET_CONTEXTS[splits], tags=tags
-        )
+        data, context = describe_data(images.dataset, splits), DATASET_CONTEXTS[splits]
+        retry_after_conflict(partial(mlflow.log_input, data, context=context, tags=tags))
 
 
 def describe_data(dataset: Dataset, splits: Splits) -> MetaDataset:
@@ -163,16 +160,6 @@ def _read_table(run_id: str, path: str) -> pd.DataFrame:
             run_id=run_id, artifact_path=path, dst_path=folder
         )
         return read_table(Path(file))
-
-
-def _log_input(dataset_input: MetaDataset, **options: Any) -> None:
-    try:
-        mlflow.log_input(dataset_input, **options)
-    except MlflowException as error:
-        if INTEGRITY_ERROR_MARK not in str(error):
-            raise
-        # Another process logged the same data at the same time, so MLflow finds it now
-        mlflow.log_input(dataset_input, **options)
 
 
 def log_epoch(run_id: str, epoch: int, metrics: Mapping[str, float]) -> None:

@@ -5,6 +5,7 @@ import re
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import mlflow
 from mlflow.entities import LoggedModelInput, Run
@@ -16,7 +17,7 @@ from pneumo.data.dataset import Dataset
 from pneumo.runtime.console import echo
 from pneumo.runtime.errors import describe_failure, redact_passwords
 from pneumo.runtime.process import ProcessId
-from pneumo.tracking.session import configure_mlflow
+from pneumo.tracking.session import configure_mlflow, retry_after_conflict
 from pneumo.tracking.tags import (
     DATA,
     DATA_DIGEST,
@@ -113,7 +114,8 @@ def _describe_experiment(experiment_id: str) -> None:
     """Give an MLflow experiment a description, unless it has one."""
     client = mlflow.MlflowClient()
     if NOTE not in client.get_experiment(experiment_id).tags:
-        client.set_experiment_tag(experiment_id, NOTE, EXPERIMENT_DESCRIPTION)
+        describe = partial(client.set_experiment_tag, experiment_id, NOTE, EXPERIMENT_DESCRIPTION)
+        retry_after_conflict(describe)
 
 
 def log_model_inputs(*model_ids: str) -> None:

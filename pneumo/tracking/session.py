@@ -5,6 +5,7 @@ import os
 import shlex
 import ssl
 import warnings
+from collections.abc import Callable
 from http import HTTPStatus
 from urllib.parse import unquote, urlsplit
 
@@ -24,6 +25,9 @@ SERVER_CERTIFICATE = "MLFLOW_TRACKING_SERVER_CERT_PATH"
 CLIENT_CERTIFICATE = "MLFLOW_TRACKING_CLIENT_CERT_PATH"
 
 FIRST_TIMEOUT = 30  # seconds that a server may take to answer the first request
+
+# End of SQLAlchemy's message for a violated unique constraint: a link to its documentation
+INTEGRITY_ERROR_MARK = "/gkpj)"
 
 # Whether `mlflow run` has started this process, and created the run that MLFLOW_RUN_ID names
 IS_PROJECT_RUN = MLFLOW_RUN_ID.name in os.environ
@@ -171,6 +175,26 @@ def ui_url(run: Run, file: str = "") -> str:
     return (
         f"{address if address.startswith('http') else 'http://127.0.0.1:5000'}/{ui_path(run, file)}"
     )
+
+
+def retry_after_conflict(write: Callable[[], object]) -> None:
+    """Write to MLflow's store, and write again if another process has just stored the same.
+
+    MLflow inserts a row if it does not find it. If another process inserts the same row in between,
+    the database raises an error. The second time MLflow finds the row.
+
+    Args:
+        write: Called once or twice.
+
+    Raises:
+        MlflowException: The store raised another error, or an error the second time.
+    """
+    try:
+        write()
+    except MlflowException as error:
+        if INTEGRITY_ERROR_MARK not in str(error):
+            raise
+        write()
 
 
 def artifact_location(run_id: str, file: str) -> str:

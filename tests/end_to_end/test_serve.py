@@ -111,7 +111,10 @@ def test_a_container_gets_the_registered_files_and_their_requirements(stores, tm
 
 @pytest.mark.slow
 def test_the_project_is_not_where_it_is_served(own_environment, tmp_path):
-    code = "from importlib.util import find_spec as at; print(at('mlflow') is None, at('pneumo'))"
+    code = (
+        "from importlib.util import find_spec\n"
+        "print(find_spec('mlflow') is None, find_spec('pneumo'))"
+    )
     command = [own_environment, "-c", code]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert process.stdout == "False None\n", process.stderr

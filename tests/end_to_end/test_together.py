@@ -11,10 +11,13 @@ from threading import Barrier
 
 import mlflow
 import pytest
+from mlflow.store.tracking.dbmodels.models import SqlExperimentTag
+from sqlalchemy.orm import Session
 
 from pneumo.data.sources import archive
 from pneumo.runtime import cache
-from pneumo.tracking import results
+from pneumo.tracking import results, runs
+from pneumo.tracking.tags import NOTE
 from tests.support.commands import run_here, start
 from tests.support.handmade import write_images
 from tests.support.studies import LIMIT, SMALL, at_work, until
@@ -85,6 +88,23 @@ def test_two_commands_may_log_the_same_data_at_once(store, sample):
                 assert {given.dataset.name for given in inputs} == {
                     f"{name}/{split}" for split in ("train", "val", "test")
                 }
+
+
+def test_the_first_two_commands_of_a_store_may_begin_at_once(store, monkeypatch):
+    """Both describe MLflow's experiment, which has no description yet."""
+    merge, together, firsts = Session.merge, Barrier(2), iter([True, True])
+
+    def merge_together(session: Session, row: object) -> object:
+        merged = merge(session, row)
+        if isinstance(row, SqlExperimentTag) and next(firsts, False):
+            together.wait()  # until neither has found the row
+        return merged
+
+    monkeypatch.setattr(Session, "merge", merge_together)
+    with ThreadPoolExecutor(2) as threads:
+        begun = [threads.submit(runs._describe_experiment, "0") for _ in range(2)]
+        assert [future.result() for future in begun] == [None, None]
+    assert store.get_experiment("0").tags == {NOTE: runs.EXPERIMENT_DESCRIPTION}
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def make_cheaper(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Replace what takes seconds in a benchmark and is not its own."""
+    """Replace slow parts of a benchmark that its smallest form need not run."""
     match name:
         case "overhead":
             small = {"image_size": 32, "epochs": 1}
@@ -144,7 +144,7 @@ def test_the_smallest_form_of_a_benchmark_runs(name, request, store, monkeypatch
 def test_the_smallest_form_of_a_benchmark_runs_on_servers(
     name, servers, store, monkeypatch, capsys
 ):
-    """The servers are those of both benchmarks, which else would start three each."""
+    """Both benchmarks use the same servers. Otherwise each would start three of its own."""
     if name == "thousand" and not shutil.which("chromium"):
         pytest.skip("needs Chromium: apt install chromium")
     benchmark = importlib.import_module(f"tests.benchmarks.{name}")
@@ -184,7 +184,7 @@ def test_the_faults_of_mutations_are_up_to_date():
 @pytest.mark.slow
 @allowed_warnings
 def test_a_fault_that_no_test_notices_survives(monkeypatch, capsys):
-    """Both the smallest form, whose fault is caught, and this run tests in the same process."""
+    """The smallest form, whose fault is caught, uses the same copy of the project."""
     with mutations.copied_project() as project:
         monkeypatch.setattr(mutations, "copied_project", lambda: nullcontext(project))
         run_benchmark("mutations", smallest_form("mutations"), capsys)

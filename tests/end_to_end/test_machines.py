@@ -27,7 +27,6 @@ from pneumo.tuning.study import (
 )
 from pneumo.tuning.trial import run_trial
 from pneumo.tuning.worker import run_trials
-from tests.benchmarks.stub import stub_of
 from tests.support.commands import start
 from tests.support.studies import (
     BASE,
@@ -52,12 +51,6 @@ pytestmark = pytest.mark.slow
 # Seconds. Other trials take 3, and 20 if both stores go away meanwhile. One that takes longer is
 # lost and replaced, as after any fault
 TRIAL_TIMEOUT = 30
-
-
-@pytest.fixture
-def without_training(monkeypatch):
-    """Train nothing in this process, in a test of what the stores contain."""
-    monkeypatch.setattr("pneumo.tuning.trial.train", stub_of(BASE))
 
 
 def test_a_worker_of_another_machine_joins_and_exits(shared, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def store_in(folder: Path, tracking_uri: str = "") -> Iterator:
     from pneumo.tracking import session
 
     session.configure_mlflow()
-    _forget_places()
+    _clear_artifact_cache()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PNEUMO_STORAGE", f"sqlite:///{folder}/optuna.db")
@@ -57,11 +57,11 @@ def store_in(folder: Path, tracking_uri: str = "") -> Iterator:
         mlflow.set_tracking_uri(tracking_uri or f"sqlite:///{folder}/mlflow.db")
         yield mlflow.MlflowClient()
         mlflow.set_tracking_uri(before)
-    _forget_places()
+    _clear_artifact_cache()
 
 
-def _forget_places() -> None:
-    """Let MLflow forget where the files of runs are: a copy of a run has files of its own."""
+def _clear_artifact_cache() -> None:
+    """Let MLflow look up again where the files of runs are: copied runs keep their ids."""
     from mlflow.tracking._tracking_service import utils
 
     utils._artifact_repos_cache.clear()

@@ -52,7 +52,7 @@ EVIDENCE = {
 EPOCH = {"epoch/loss", "epoch/auc", "epoch/val_loss", "epoch/val_auc"}
 
 
-# A program: the command line in a process of its own, of which pictures are not looked at
+# Program of a process that runs a command, in tests that read none of its pictures
 WITHOUT_PICTURES = """
 import os, sys
 own = dict(os.environ)

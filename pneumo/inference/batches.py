@@ -48,21 +48,24 @@ def map_in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T
         threads.shutdown(wait=False, cancel_futures=True)
 
 
-def map_batches(step: Callable[..., T], *rows: Sequence) -> Iterator[T]:
+def map_batches(
+    step: Callable[..., T], *rows: Sequence, batch_size: int = BATCH_SIZE
+) -> Iterator[T]:
     """Apply a function to batches of rows in threads, and return its results in order.
 
     Several batches run at once, as in `map_in_threads`. The layers of small networks are too short
     for a single batch to keep all cores busy.
 
     Args:
-        step: Called with the same rows of each sequence, at most `BATCH_SIZE`.
+        step: Called with the same rows of each sequence, at most `batch_size`.
         *rows: Sequences of the same length.
+        batch_size: Rows of each batch but the last.
 
     Returns:
         Iterator over the results, one per batch.
     """
 
     def batch(start: int) -> T:
-        return step(*(sequence[start : start + BATCH_SIZE] for sequence in rows))
+        return step(*(sequence[start : start + batch_size] for sequence in rows))
 
-    return map_in_threads(batch, range(0, len(rows[0]), BATCH_SIZE))
+    return map_in_threads(batch, range(0, len(rows[0]), batch_size))

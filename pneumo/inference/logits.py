@@ -9,12 +9,13 @@ import keras
 import numpy as np
 from keras import layers
 
+from pneumo.inference.batches import map_batches
 from pneumo.inference.calibration import UNCALIBRATED, Calibration
 
 # Names of layers in an ensemble. A member's has a number from 1, and its weight if that is not 1
 MEMBER_PREFIX, WEIGHT_INFIX, FLIP_LAYER = "member_", "_weight_", "mirror"
 
-INFERENCE_BATCH_SIZE = 64  # images per step: with fewer, small parts take longer
+INFERENCE_BATCH_SIZE = 32  # images per step: with fewer, small parts take longer
 
 
 def build_ensemble(
@@ -273,7 +274,7 @@ def predict_logits(part: keras.Model, inputs: np.ndarray) -> np.ndarray:
 
 
 def predict_in_batches(model: keras.Model, inputs: np.ndarray) -> Iterator[Any]:
-    """Predict inputs in batches of `INFERENCE_BATCH_SIZE`.
+    """Predict inputs in batches of `INFERENCE_BATCH_SIZE`, several at once.
 
     Keras' own `predict` builds a pipeline at each call. That takes longer than a small model, and
     the end of a pipeline may wait for a second: see `BatchFeeder.batches`.
@@ -282,8 +283,9 @@ def predict_in_batches(model: keras.Model, inputs: np.ndarray) -> Iterator[Any]:
         model: Any model.
         inputs: What it takes, one row per image.
 
-    Yields:
-        What the model returns for each batch: an array, or a list of the arrays of its outputs.
+    Returns:
+        Iterator over what the model returns for each batch: an array, or a list of the arrays of
+        its outputs.
     """
-    for start in range(0, len(inputs), INFERENCE_BATCH_SIZE):
-        yield model.predict_on_batch(inputs[start : start + INFERENCE_BATCH_SIZE])
+    model.make_predict_function()  # otherwise each thread would make and compile its own
+    return map_batches(model.predict_on_batch, inputs, batch_size=INFERENCE_BATCH_SIZE)

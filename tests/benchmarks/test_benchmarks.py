@@ -34,7 +34,7 @@ def has_main(file: Path) -> bool:
 COMMANDS = sorted(file.stem for file in FOLDER.glob("*.py") if has_main(file))
 ON_SERVERS = ["faults", "thousand"]
 # They start Python by `subprocess.run`, and nothing that they print here depends on a process
-IN_PROCESS = ["memory", "predict", "study", "workers"]
+IN_PROCESS = ["ingest", "memory", "predict", "study", "workers"]
 
 
 def smallest_form(name: str) -> str:

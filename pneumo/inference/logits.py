@@ -9,13 +9,17 @@ import keras
 import numpy as np
 from keras import layers
 
-from pneumo.inference.batches import map_batches
+from pneumo.inference.batches import map_in_threads
 from pneumo.inference.calibration import UNCALIBRATED, Calibration
 
 # Names of layers in an ensemble. A member's has a number from 1, and its weight if that is not 1
 MEMBER_PREFIX, WEIGHT_INFIX, FLIP_LAYER = "member_", "_weight_", "mirror"
 
 INFERENCE_BATCH_SIZE = 32  # images per step: with fewer, small parts take longer
+
+# A single batch of a small network keeps no two cores busy. More batches need more memory, of which
+# a GPU may have less
+MAX_INFERENCE_BATCHES = 2
 
 
 def build_ensemble(
@@ -274,7 +278,7 @@ def predict_logits(part: keras.Model, inputs: np.ndarray) -> np.ndarray:
 
 
 def predict_in_batches(model: keras.Model, inputs: np.ndarray) -> Iterator[Any]:
-    """Predict inputs in batches of `INFERENCE_BATCH_SIZE`, several at once.
+    """Predict inputs in batches of `INFERENCE_BATCH_SIZE`, `MAX_INFERENCE_BATCHES` at once.
 
     Keras' own `predict` builds a pipeline at each call. That takes longer than a small model, and
     the end of a pipeline may wait for a second: see `BatchFeeder.batches`.
@@ -287,5 +291,9 @@ def predict_in_batches(model: keras.Model, inputs: np.ndarray) -> Iterator[Any]:
         Iterator over what the model returns for each batch: an array, or a list of the arrays of
         its outputs.
     """
-    model.make_predict_function()  # otherwise each thread would make and compile its own
-    return map_batches(model.predict_on_batch, inputs, batch_size=INFERENCE_BATCH_SIZE)
+
+    def predict(start: int) -> Any:
+        return model.predict_on_batch(inputs[start : start + INFERENCE_BATCH_SIZE])
+
+    starts = range(0, len(inputs), INFERENCE_BATCH_SIZE)
+    return map_in_threads(predict, starts, MAX_INFERENCE_BATCHES)

@@ -65,6 +65,20 @@ def test_only_so_many_items_are_taken_ahead_of_the_caller(calls):
     results.close()
 
 
+@pytest.mark.parametrize(
+    ("max_threads", "expected"), [(None, cpu_count()), (1, 1), (cpu_count() + 1, cpu_count())]
+)
+def test_so_many_items_are_worked_on_at_once(max_threads, expected):
+    names = set()
+
+    def wait(_: int) -> None:
+        names.add(threading.current_thread().name)
+        time.sleep(0.05)
+
+    list(map_in_threads(wait, range(4 * cpu_count()), max_threads))
+    assert len(names) == expected
+
+
 def test_an_exception_comes_at_its_place_and_ends_the_rest(calls):
     calls.go_on.set()
     results = map_in_threads(calls, range(10_000))

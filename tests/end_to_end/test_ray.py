@@ -75,10 +75,6 @@ def cluster(shared, address, monkeypatch):
     return shared
 
 
-def trials_of(name: str) -> list[optuna.trial.FrozenTrial]:
-    return optuna.load_study(study_name=name, storage=os.environ["PNEUMO_STORAGE"]).trials
-
-
 def pids(runs) -> set[int]:
     """Return the process ids in runs; 0 for a trial that ended before it had a run."""
     return {int(run.data.tags.get("pneumo.pid", 0)) for run in runs}
@@ -92,7 +88,8 @@ def test_a_study_outlives_a_killed_task_and_an_interrupt(cluster, tmp_path, monk
     command = ["tune", "--experiment", "patient", "--trials", "3", "--study", "ray", *RAY]
     driver = start(*command)
     until(lambda: at_work(cluster))  # so that the study exists
-    until(lambda: counted(trials_of("ray")) == 1 and at_work(cluster, 2))
+    study = optuna.load_study(study_name="ray", storage=os.environ["PNEUMO_STORAGE"])
+    until(lambda: counted(study.trials) == 1 and at_work(cluster, 2))
     victim, other = pids(at_work(cluster))
     os.kill(victim, signal.SIGKILL)
     until(lambda: pids(at_work(cluster)) - {victim, other})

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import inf
 from typing import TypeVar
 
 from joblib import cpu_count
@@ -16,14 +17,14 @@ BATCH_SIZE = 16  # images per step, so few that activations stay in the processo
 
 
 def map_in_threads(
-    function: Callable[[S], T], items: Iterable[S], max_threads: int | None = None
+    function: Callable[[S], T], items: Iterable[S], max_threads: float = inf
 ) -> Iterator[T]:
     """Yield what a function returns for each item, in the order of the items.
 
-    The function runs in as many threads as there are cores. At most `MAX_AHEAD` items per thread
-    are taken before the caller takes their results. If the caller stops, by an exception, a signal
-    or the end of this generator, no further item starts. Items in progress are not waited for,
-    because a large image takes longer than Ctrl-C may take.
+    The function runs in as many threads as there are cores, but at most `max_threads`. At most
+    `MAX_AHEAD` items per thread are taken before the caller takes their results. If the caller
+    stops, by an exception, a signal or the end of this generator, no further item starts. Items in
+    progress are not waited for, because a large image takes longer than Ctrl-C may take.
 
     Args:
         function: Called with one item at a time. It must be thread-safe and write nothing, because
@@ -37,7 +38,7 @@ def map_in_threads(
     Raises:
         Exception: Whatever the function raises, in place of the item's result.
     """
-    n_threads = min(cpu_count(), max_threads or cpu_count())
+    n_threads = min(cpu_count(), max_threads)
     threads = ThreadPoolExecutor(n_threads)
     pending: deque[Future[T]] = deque()
     try:

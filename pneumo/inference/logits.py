@@ -17,8 +17,8 @@ MEMBER_PREFIX, WEIGHT_INFIX, FLIP_LAYER = "member_", "_weight_", "mirror"
 
 INFERENCE_BATCH_SIZE = 32  # images per step: with fewer, small parts take longer
 
-# A single batch of a small network keeps no two cores busy. More batches need more memory, of which
-# a GPU may have less
+# One batch of a small network does not keep two cores busy. More than two would need more memory,
+# also on a GPU
 MAX_INFERENCE_BATCHES = 2
 
 

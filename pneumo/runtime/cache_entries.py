@@ -212,7 +212,7 @@ def _size(entry: Path) -> int:
     for folder, _, files in os.walk(entry):  # skips folders that were removed
         for file in files:
             with suppress(FileNotFoundError):
-                # A data set has thousands of files, and a `Path` takes longer than its size
+                # For thousands of files, making each `Path` would take longer than reading its size
                 size += os.lstat(os.path.join(folder, file)).st_size
     return size
 

@@ -4,10 +4,10 @@
 
 One model predicts 1,000 JPEGs of 1,300 × 1,000, enlarged from the data's own training images: by
 `predict` to its CSV, and by `image_dataset_from_directory` with `keras.Model.predict`, in gray, as
-pneumo reads them, and in color, its default. The upper limit decodes all files in as many threads,
-and then runs the network on all of them. Each result is the median of three alternating runs. Then
-`predict` runs on 10 and on 10,000 files, to measure its memory, and 1 and 8 clients send requests
-of one image to `mlflow models serve`.
+pneumo reads them, and in color, its default. The upper limit decodes all files, and then runs the
+network on all images, both in as many threads. Each result is the median of three alternating runs.
+Then `predict` runs on 10 and on 10,000 files, to measure its memory, and 1 and 8 clients send
+requests of one image to `mlflow models serve`.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from keras import layers
 from pneumo.commands.options.inputs import find_images
 from pneumo.commands.predict import predict_files
 from pneumo.data.dataset import Dataset, open_dataset
+from pneumo.inference.batches import map_batches
 from pneumo.tracking import models, registry, runs
 from pneumo.tracking.models import LoadedModel
 from pneumo.training.config import RunConfig
@@ -90,7 +91,7 @@ def limit(stored: LoadedModel, folder: Path) -> float:
     began = time.perf_counter()
     with ThreadPoolExecutor(cpu_count()) as threads:
         images = list(threads.map(lambda file: stored.model.decode(file.read_bytes()), files))
-    stored.model.predict_images(np.stack(images)[..., np.newaxis])
+    list(map_batches(stored.model.predict_images, np.stack(images)[..., np.newaxis]))
     return time.perf_counter() - began
 
 

@@ -1,10 +1,18 @@
 """Predictions in batches."""
 
+import threading
+import time
+
 import keras
 import numpy as np
 from keras import layers
 
-from pneumo.inference.logits import INFERENCE_BATCH_SIZE, predict_in_batches, predict_logits
+from pneumo.inference.logits import (
+    INFERENCE_BATCH_SIZE,
+    MAX_INFERENCE_BATCHES,
+    predict_in_batches,
+    predict_logits,
+)
 
 
 def test_predictions_have_the_order_of_the_inputs():
@@ -18,3 +26,18 @@ def test_predictions_have_the_order_of_the_inputs():
     both = list(predict_in_batches(keras.Model(inputs, [double, inputs]), rows))
     assert np.concatenate([second for _, second in both]).tolist() == rows.tolist()
     assert np.concatenate([first for first, _ in both]).tolist() == (2 * rows).tolist()
+
+
+def test_memory_is_needed_for_a_few_batches_whatever_the_number_of_cores(monkeypatch):
+    monkeypatch.setattr("pneumo.inference.batches.cpu_count", lambda: 8)
+    names = set()
+
+    class Model:
+        def predict_on_batch(self, rows):
+            names.add(threading.current_thread().name)
+            time.sleep(0.02)
+            return rows
+
+    rows = np.zeros((8 * INFERENCE_BATCH_SIZE, 1))
+    assert np.concatenate(list(predict_in_batches(Model(), rows))).shape == rows.shape
+    assert len(names) == MAX_INFERENCE_BATCHES

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_only_so_many_items_are_taken_ahead_of_the_caller(calls):
 
 
 @pytest.mark.parametrize(
-    ("max_threads", "expected"), [(None, cpu_count()), (1, 1), (cpu_count() + 1, cpu_count())]
+    ("max_threads", "expected"), [(inf, cpu_count()), (1, 1), (cpu_count() + 1, cpu_count())]
 )
 def test_so_many_items_are_worked_on_at_once(max_threads, expected):
     names = set()

@@ -23,6 +23,8 @@ from pneumo.training.fit import EpochCallback, FittedNetwork, fit_network
 from pneumo.training.network import blocks
 
 GATE_QUANTILE = 0.999  # of the distances of validation images, which is the limit
+# The limit is the distance of one of these images, which rounds differently in another batch size
+GATE_TOLERANCE = 1e-3
 # Images of a split that are used, because their features take as long as their prediction
 MAX_GATE_IMAGES = 2_000
 
@@ -160,4 +162,4 @@ def fit_input_gate(model: keras.Model, images: DecodedDataset) -> InputGate:
         end.name, fitted.location_.astype(np.float32), fitted.precision_.astype(np.float32), np.inf
     )
     limit = np.quantile(gate.measure_distances(features("val")), GATE_QUANTILE, method="nearest")
-    return replace(gate, limit=float(limit))
+    return replace(gate, limit=float(limit) * (1 + GATE_TOLERANCE))

@@ -46,8 +46,9 @@ def test_the_gate_is_that_of_the_last_block_with_larger_maps(backbone, sample, w
     assert gate.mean == pytest.approx(expected.location_, rel=1e-3, abs=1e-5)
     distances = gate.measure_distances(val)
     assert distances == pytest.approx(np.sqrt(expected.mahalanobis(val)), rel=1e-2)
-    # among fewer than 500 images the nearest one to the quantile is the maximum
-    assert gate.limit == pytest.approx(distances.max(), rel=1e-3)
+    # among fewer than 500 images the nearest one to the quantile is the maximum, which is in range
+    # even if it is rounded up
+    assert gate.limit == pytest.approx(1.001 * distances.max(), rel=5e-4)
 
 
 def test_large_splits_are_thinned_out_to_fewer_images_than_features(sample, monkeypatch):

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
-import tensorflow as tf
-from keras.optimizers.schedules import CosineDecay, LearningRateSchedule
+from keras.optimizers.schedules import CosineDecay
 from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
@@ -43,11 +42,6 @@ EpochCallback = Callable[[int, Mapping[str, float]], bool | None]
 LogitHistory = list[VersionLogits]  # of validation after each epoch
 
 ROBUST_OBJECTIVE = "val_robust_auc"
-
-# A step of a small trained part takes no longer than Python between two steps
-STEPS_PER_EXECUTION = 8
-
-GradsAndVars = Iterable[tuple[tf.Tensor, keras.Variable]]  # gradients and their variables
 
 
 class TrainingDivergedError(ArithmeticError):
@@ -259,7 +253,8 @@ def _fit_phase(
     feeder = BatchFeeder(source, config)
     steps = (phase.end_epoch - len(history)) * feeder.steps_per_epoch
     cosine = config.lr_schedule == "cosine"
-    compile_model(part, _cosine(phase.learning_rate, steps) if cosine else phase.learning_rate)
+    rate = _cosine(phase.learning_rate, steps) if cosine else phase.learning_rate
+    network.compile_for_training(part, rate, len(source.train.labels))
     stopping = keras.callbacks.EarlyStopping(
         config.objective, mode="max", patience=config.patience, restore_best_weights=True
     )
@@ -284,33 +279,6 @@ def _cosine(rate: float, steps: int) -> CosineDecay:
     """
     warmup_steps = steps // 10
     return CosineDecay(0.0, steps - warmup_steps, warmup_target=rate, warmup_steps=warmup_steps)
-
-
-class OneDeviceAdam(keras.optimizers.Adam):
-    """Adam for a model without replicas, otherwise identical to Keras' own."""
-
-    def _all_reduce_sum_gradients(self, grads_and_vars: GradsAndVars) -> GradsAndVars:
-        # Keras sums over the replicas of the model, even a single one, by a function whose gradient
-        # TensorFlow registers permanently. The graph of each step would stay in memory with it
-        return grads_and_vars
-
-
-def compile_model(model: keras.Model, learning_rate: float | LearningRateSchedule) -> None:
-    """Compile a model that returns one logit.
-
-    Args:
-        model: The model.
-        learning_rate: Learning rate of Adam, or its schedule.
-    """
-    model.compile(
-        optimizer=OneDeviceAdam(learning_rate),
-        loss=keras.losses.BinaryCrossentropy(from_logits=True),
-        metrics=[keras.metrics.AUC(from_logits=True, name="auc")],
-        jit_compile=False,  # XLA makes convolutions several times slower on a CPU
-        steps_per_execution=STEPS_PER_EXECUTION,
-    )
-    # Otherwise Adam creates its variables inside the compiled step, and TensorFlow never frees them
-    model.optimizer.build(model.trainable_variables)
 
 
 def class_weights(labels: np.ndarray) -> dict[int, float]:

@@ -1,15 +1,23 @@
-"""Keras models from a config: backbone, dense head, and the blocks that train."""
+"""Keras models from a config: backbone, dense head, the blocks that train, and how they train."""
 
 import re
+from collections.abc import Sequence
 from functools import partial
 
 import keras
+import numpy as np
+import tensorflow as tf
 from keras import layers
+from keras.optimizers.schedules import LearningRateSchedule
+from sklearn.metrics import roc_auc_score
 
 from pneumo.inference.logits import optimize_for_inference
 from pneumo.training.backbones import BACKBONES
 from pneumo.training.config import RunConfig
 from pneumo.training.pretrained import load_pretrained_weights
+
+# A step of a small trained part takes no longer than Python between two steps
+STEPS_PER_EXECUTION = 8
 
 
 def build_model(config: RunConfig) -> keras.Model:
@@ -112,6 +120,95 @@ class TrainablePart(keras.Model):
                 inputs, training=False if self._freeze_batch_norm else training
             )
         return self.head(inputs, training=training)
+
+
+def compile_for_training(
+    part: TrainablePart, learning_rate: float | LearningRateSchedule, n_images: int
+) -> None:
+    """Compile a part with the loss, the optimizer and the metric `auc`.
+
+    Args:
+        part: The part.
+        learning_rate: Learning rate of Adam, or its schedule.
+        n_images: Images of an epoch.
+    """
+    part.compile(
+        optimizer=FusedAdam(learning_rate),
+        loss=keras.losses.BinaryCrossentropy(from_logits=True),
+        metrics=[EpochAuc(n_images)],
+        jit_compile=False,  # XLA makes convolutions several times slower on a CPU
+        steps_per_execution=STEPS_PER_EXECUTION,
+    )
+    # Otherwise Adam creates its variables inside the compiled step, and TensorFlow never frees them
+    part.optimizer.build(part.trainable_variables)
+
+
+class FusedAdam(keras.optimizers.Adam):
+    """Adam by TensorFlow's own operation, one for each variable, on one device.
+
+    Keras' Adam adds a dozen operations for each variable to the graph of a step, which then
+    compiles for longer. Keras also sums gradients over the replicas of a model, even a single one,
+    by a function whose gradient TensorFlow registers permanently, and with it the graph of each
+    step. The formula is the same; results differ by rounding.
+    """
+
+    def _backend_update_step(
+        self,
+        grads: Sequence[tf.Tensor],
+        trainable_variables: Sequence[keras.Variable],
+        learning_rate: tf.Tensor | keras.Variable,
+    ) -> None:
+        rate, step = (
+            tf.cast(value, keras.config.floatx()) for value in (learning_rate, self.iterations + 1)
+        )
+        beta1_power, beta2_power = self.beta_1**step, self.beta_2**step
+        for gradient, variable in zip(grads, trainable_variables, strict=True):
+            index = self._get_variable_index(variable)
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.value.handle,
+                m=self._momentums[index].value.handle,
+                v=self._velocities[index].value.handle,
+                beta1_power=beta1_power,
+                beta2_power=beta2_power,
+                lr=rate,
+                beta1=self.beta_1,
+                beta2=self.beta_2,
+                epsilon=self.epsilon,
+                grad=gradient,
+            )
+
+
+class EpochAuc(keras.metrics.Metric):
+    """Exact AUC of the logits that the images of an epoch got when they were trained on.
+
+    Keras' own AUC approximates with 200 thresholds, and adds many operations to the graph of each
+    step. Here a step stores its logits, and scikit-learn computes the AUC once at the end.
+
+    Args:
+        n_images: Images of an epoch.
+    """
+
+    def __init__(self, n_images: int) -> None:
+        super().__init__(name="auc")
+        self._rows = self.add_variable((n_images, 2), "zeros", name="labels_and_logits")
+        self._count = self.add_variable((), "zeros", dtype="int32", name="count")
+
+    def update_state(
+        self, labels: tf.Tensor, logits: tf.Tensor, sample_weight: tf.Tensor | None = None
+    ) -> None:
+        """Store a batch: labels of shape (batch,), logits of shape (batch, 1); no weights."""
+        rows = tf.concat([tf.cast(tf.reshape(labels, (-1, 1)), logits.dtype), logits], axis=1)
+        count = tf.shape(rows)[0]
+        places = self._count + tf.range(count)
+        self._rows.value.scatter_update(tf.IndexedSlices(rows, places))
+        self._count.assign_add(count)
+
+    def result(self) -> float | tf.Tensor:
+        """Return the AUC, or NaN if a logit is not finite; inside a compiled step always NaN."""
+        if not tf.executing_eagerly():  # Keras returns all metrics of each step, which nobody reads
+            return tf.constant(np.nan)
+        labels, logits = self._rows.numpy()[: int(self._count)].T
+        return roc_auc_score(labels, logits) if np.isfinite(logits).all() else np.nan
 
 
 def submodel_between(network: keras.Model, name: str, lower: int, upper: int) -> keras.Model:

@@ -20,8 +20,7 @@ from pneumo.inference.logits import optimize_for_inference, predict_logits, pred
 from pneumo.training import network
 from pneumo.training.augment import AugmentationConfig, augment, sample_factors
 from pneumo.training.feature_cache import N_VIEWS, FeatureExtractor
-from pneumo.training.fit import compile_model
-from pneumo.training.network import TrainablePart, build_model
+from pneumo.training.network import TrainablePart, build_model, compile_for_training
 from tests.benchmarks.study_space import STRENGTH, arguments, config_of
 
 # So that each step takes a second or more
@@ -142,7 +141,7 @@ def above_the_cut(
 
     inputs = frozen()
     part = TrainablePart(model, depth, depth, freeze_batch_norm=True)
-    compile_model(part, config.learning_rate)
+    compile_for_training(part, config.learning_rate, count)
     return (
         per_image(frozen, count),
         per_image(lambda: part.fit(inputs, labels, options.batch, verbose=0), count),

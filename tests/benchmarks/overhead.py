@@ -27,7 +27,7 @@ from pneumo.data.dataset import DecodedDataset, open_dataset
 from pneumo.experiment import Experiment
 from pneumo.training import network
 from pneumo.training.config import RunConfig
-from pneumo.training.fit import STEPS_PER_EXECUTION, class_weights
+from pneumo.training.fit import class_weights
 from pneumo.tuning import spec, trial
 from tests.benchmarks.stub import stub_of
 from tests.support.stores import store_in
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=5, help="of each, at the start, do not count")
     options = parser.parse_args()
     warm, images = options.warm, open_dataset("sample").decode(CONFIG.image_size, 0)
-    sides = (lambda: bare(images, STEPS_PER_EXECUTION)), (lambda: bare(images))
+    sides = (lambda: bare(images, network.STEPS_PER_EXECUTION)), (lambda: bare(images))
     with (
         tempfile.TemporaryDirectory() as folder,
         store_in(Path(folder)),
@@ -116,7 +116,7 @@ def main() -> None:
     fair = median(alone)
     print(f"\n{'seconds for a trial':38}{'all':>8}{'added':>8}")
     for label, taken in (
-        (f"bare, {STEPS_PER_EXECUTION} steps per call as pneumo", alone),
+        (f"bare, {network.STEPS_PER_EXECUTION} steps per call as pneumo", alone),
         ("pneumo", harness[warm:]),
         ("bare, one step per call", notebook),
         ("the same with mlflow.keras.autolog", autolog[warm:]),

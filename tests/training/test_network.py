@@ -8,6 +8,7 @@ from functools import lru_cache
 import keras
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from pneumo.inference.logits import predict_proba
 from pneumo.training import network
@@ -174,6 +175,48 @@ def test_anything_but_uint8_pixels_is_refused(dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rate", [0.01, keras.optimizers.schedules.CosineDecay(0.01, 5)])
+def test_adam_in_one_operation_trains_as_keras_own(rate):
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.normal(size=(40, 3)), rng.integers(0, 2, 40)
+    layers = [keras.Input((3,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(1)]
+    model = keras.Sequential(layers)
+    start, trained = model.get_weights(), []
+    for adam in (network.FusedAdam(rate), keras.optimizers.Adam(rate)):
+        model.set_weights(start)
+        model.compile(adam, "mse")
+        model.fit(inputs, labels, batch_size=8, epochs=2, shuffle=False, verbose=0)
+        trained.append(np.concatenate([weight.ravel() for weight in model.get_weights()]))
+    assert np.abs(trained[1] - np.concatenate([weight.ravel() for weight in start])).max() > 0.02
+    assert trained[0] == pytest.approx(trained[1], abs=1e-6)
+
+
+def test_the_auc_of_an_epoch_is_exact():
+    rng = np.random.default_rng(0)
+    labels, logits = rng.integers(0, 2, 1000), rng.normal(8, 0.001, (1000, 1)).astype(np.float32)
+    area = network.EpochAuc(1000)
+    for epoch in range(2):
+        area.reset_state()
+        order = rng.permutation(1000 - epoch)
+        for batch in np.array_split(order, 7):
+            area.update_state(labels[batch], logits[batch])
+        assert area.result() == roc_auc_score(labels[order], logits[order])
+    area.update_state(labels[:1], np.array([[np.nan]], np.float32))
+    assert np.isnan(area.result())
+
+
+def test_the_metric_of_a_fit_has_a_score_for_each_image():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 50)
+    model = build(dropout=0)
+    inputs = rng.normal(size=(50, *model.get_layer("head").input_shape[1:]))
+    part = network.TrainablePart(model, 0, 0, freeze_batch_norm=True)
+    network.compile_for_training(part, 0.0, 50)
+    history = part.fit(inputs, labels, batch_size=8, epochs=2, verbose=0).history
+    expected = roc_auc_score(labels, part(inputs).numpy().ravel())
+    assert history["auc"] == [expected, expected]
+
+
 def test_the_files_load_with_keras_alone(tmp_path):
     models = {name: build(backbone=name) for name in BACKBONES}
     for name, model in models.items():

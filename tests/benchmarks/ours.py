@@ -64,9 +64,8 @@ def search() -> dict[str, Any]:
     session.configure_mlflow()
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "run_trial", watched)
-        if not options.pruning:
-            past_the_last = options.epochs + 1
-            patch.setitem(spec.MEDIAN_PRUNER_OPTIONS, "n_warmup_steps", past_the_last)
+        past_the_last = options.epochs + 1  # no trial is pruned
+        patch.setitem(spec.MEDIAN_PRUNER_OPTIONS, "n_warmup_steps", past_the_last)
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         mlflow.create_experiment("benchmark", f"{folder}/artifacts")
         mlflow.set_experiment("benchmark")

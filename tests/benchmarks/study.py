@@ -4,12 +4,13 @@
     python -m tests.benchmarks.study --data ARCHIVE --backbone resnet50v2 --images 400 --alone
 
 The benchmark needs `keras-tuner` and `tensorboard` in addition to conda.yaml. It prints times,
-ratios with their upper limit by the cost model, and the AUCs. Our study starts from empty caches,
-and runs a second time with pruning, from empty caches again. With `--by_epoch` KerasTuner trains
-two epochs at each depth, and its study is summed from the second ones, without what it does between
-epochs and trials. With `--fresh` pneumo does not store features, and varies every image anew in
-every epoch, as KerasTuner does. With `--alone` KerasTuner does not run, because its study of
-ResNet50V2 takes most of an hour, and the fraction of the limit does not need it.
+ratios with their upper limit by the cost model, and the AUCs. Our study prunes no trial, because
+KerasTuner prunes none, and starts from empty caches. `--repetitions` run one after the other, the
+two sides in turn. With `--by_epoch` KerasTuner trains two epochs at each depth, and its study is
+summed from the second ones, without what it does between epochs and trials. With `--fresh` pneumo
+does not store features, and varies every image anew in every epoch, as KerasTuner does. With
+`--alone` KerasTuner does not run, because its study of ResNet50V2 takes most of an hour, and the
+fraction of the limit does not need it.
 """
 
 import argparse
@@ -36,12 +37,14 @@ from tests.benchmarks.costs import Costs
 from tests.benchmarks.study_space import arguments
 from tests.support.weights import write
 
-SWITCHES = ("pruning", "alone", "by_epoch", "fresh")
+SWITCHES = ("alone", "by_epoch", "fresh", "repetitions")
 SMOKE = (
     "--data sample --images 60 --alone --backbone cnn --weights none --size 32 --epochs 1 "
     "--trials 1"
 )
 MANY = 100  # trials of the study that the cost model predicts
+
+Repetition = tuple[float | None, dict[str, Any]]
 
 
 def main() -> None:
@@ -55,14 +58,18 @@ def main() -> None:
             options.weights = _random_weights(options, Path(folder))
         lay_out(open_dataset(options.data), Path(folder), options.images)
         before = process("costs", options)
-        peer = None if options.alone else process("peer", options)
-        ours = [process("ours", options, pruning) for pruning in (False, True)]
+        runs = [_repetition(options) for _ in range(options.repetitions)]
         after = process("costs", options)
-    if peer and options.by_epoch:
-        peer["seconds"] = sum(
-            trial["epochs"] * peer["epochs"][trial["depth"]] for trial in ours[0]["trials"]
-        )
-    _report(options, _mean(before, after), peer, ours)
+    _report(options, _mean(before, after), runs)
+
+
+def _repetition(options: argparse.Namespace) -> Repetition:
+    """Run both sides; return the seconds of the peer, if it runs, and our results."""
+    peer = None if options.alone else process("peer", options)
+    ours = process("ours", options)
+    if not peer or not options.by_epoch:
+        return peer and peer["seconds"], ours
+    return sum(trial["epochs"] * peer["epochs"][trial["depth"]] for trial in ours["trials"]), ours
 
 
 def _mean(*measured: dict[str, Any]) -> Costs:
@@ -103,13 +110,13 @@ def _link(rows: pd.DataFrame, base: Path, folder: Path) -> None:
         target.symlink_to(base / row.path)
 
 
-def process(module: str, options: argparse.Namespace, pruning: bool = False) -> dict[str, Any]:
+def process(module: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run a process; return what it prints last, and its `seconds` with imports."""
     given = {k: v for k, v in vars(options).items() if k not in SWITCHES and v not in (None, "")}
     flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
-    chosen = {"pruning": pruning, "by_epoch": options.by_epoch, "fresh": options.fresh}
+    chosen = {"by_epoch": options.by_epoch, "fresh": options.fresh}
     flags += [f"--{name}" for name, is_on in chosen.items() if is_on]
-    print(f"{module} {'with pruning' if pruning else ''}…", flush=True)
+    print(f"{module}…", flush=True)
     began = time.monotonic()
     command = [sys.executable, "-m", f"tests.benchmarks.{module}", *flags]
     with tempfile.TemporaryDirectory() as cache:  # an empty one for each
@@ -123,12 +130,7 @@ def process(module: str, options: argparse.Namespace, pruning: bool = False) -> 
     return result if module == "costs" else {**result, "seconds": seconds}
 
 
-def _report(
-    options: argparse.Namespace,
-    costs: Costs,
-    peer: dict[str, Any] | None,
-    ours: list[dict[str, Any]],
-) -> None:
+def _report(options: argparse.Namespace, costs: Costs, runs: list[Repetition]) -> None:
     print(f"\n{platform.machine()}, {os.cpu_count()} cores, {date.today()}")
     name = options.backbone + (f" {options.alpha:g}" if options.backbone == "mobilenet" else "")
     print(
@@ -137,23 +139,27 @@ def _report(
     )
     print("\nseconds per 1,000 images")
     print(costs.table())
-    heads = f"{'time':>8}{'ratio':>8}{'ceiling':>9}{'share':>7}{'val AUC':>9}{'test AUC':>10}"
-    print(f"\n{'':24}{heads}")
-    if peer:
-        _row("KerasTuner", peer, "", "", "")
-    for label, run in zip(("pneumo", "pneumo, with pruning"), ours, strict=True):
-        least = costs.least(run)
-        both = run["seconds"], least
-        ratio, ceiling = (f"{peer['seconds'] / seconds:.1f}" if peer else "" for seconds in both)
-        _row(label, run, ratio, ceiling, f"{least / run['seconds']:.0%}")
-    plain = ours[0]
-    parts, spent = costs.parts(plain), plain["spent"]
+    columns = {name: [] for name in ("KerasTuner", "pneumo", "ratio", "ceiling", "share")}
+    for peer, ours in runs:
+        least = costs.least(ours)
+        both = (peer, ours["seconds"]) if peer else (np.nan, ours["seconds"])
+        row = (*both, both[0] / both[1], both[0] / least, least / both[1])
+        for values, value in zip(columns.values(), row, strict=True):
+            values.append(value)
+    print(f"\n{'':12}{'median':>10}{'least':>10}{'most':>10}")
+    for name, values in columns.items():
+        bounds = np.median(values), min(values), max(values)
+        print(f"{name:12}" + "".join(f"{value:10.2f}" for value in bounds))
+    last = runs[-1][1]
+    print(f"pneumo's AUC on validation {last['val_auc']:.4f}, on test {last['test_auc']:.4f}")
+    parts, spent = costs.parts(last), last["spent"]
     _seconds("the least, by the cost model", {**parts, "sum": sum(parts.values())})
-    imports = plain["seconds"] - sum(spent.values())
-    _seconds("what pneumo took", {"imports": imports, **spent, "sum": plain["seconds"]})
-    print("anonymous memory after each trial, MiB:", *plain["memory"])
-    if peer and not options.fresh:
-        ratio = peer["seconds"] * MANY / options.trials / costs.predict_seconds(plain, MANY)
+    imports = last["seconds"] - sum(spent.values())
+    _seconds("the last study", {"imports": imports, **spent, "sum": last["seconds"]})
+    print("anonymous memory after each trial, MiB:", *last["memory"])
+    if not options.alone and not options.fresh:
+        peers = np.median(columns["KerasTuner"]) * MANY / options.trials
+        ratio = peers / costs.predict_seconds(last, MANY)
         print(f"{MANY} trials, predicted: {ratio:.1f} times")
 
 
@@ -161,11 +167,6 @@ def _seconds(heading: str, values: dict[str, float]) -> None:
     print(f"\n{heading}, in seconds")
     for what, seconds in values.items():
         print(f"  {what:32}{seconds:8.1f}")
-
-
-def _row(label: str, run: dict[str, Any], ratio: str, ceiling: str, share: str) -> None:
-    aucs = f"{run['val_auc']:9.4f}{run['test_auc']:10.4f}".replace("nan", "")
-    print(f"{label:24}{run['seconds']:7.0f}s{ratio:>8}{ceiling:>9}{share:>7}{aucs}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def arguments() -> argparse.ArgumentParser:
         "--seconds", type=int, default=0, help="of KerasTuner's search, see `budget`"
     )
     parser.add_argument("--folder", help="where a process finds its files")
-    parser.add_argument("--pruning", action="store_true")
+    parser.add_argument("--repetitions", type=int, default=1)
     parser.add_argument(
         "--by_epoch", action="store_true", help="sum KerasTuner's study from its cost per epoch"
     )

@@ -49,9 +49,9 @@ def once_for_each_module(process: Callable[..., dict]) -> Callable[..., dict]:
     """Return `study.process` with one run for each module; its other runs are copies of it."""
     results: dict[str, dict] = {}
 
-    def run(module: str, options: object, pruning: bool = False) -> dict:
+    def run(module: str, options: object) -> dict:
         if module not in results:
-            results[module] = process(module, options, pruning=True)
+            results[module] = process(module, options)
         return results[module]
 
     return run

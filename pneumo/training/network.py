@@ -158,9 +158,8 @@ class FusedAdam(keras.optimizers.Adam):
         trainable_variables: Sequence[keras.Variable],
         learning_rate: tf.Tensor | keras.Variable,
     ) -> None:
-        rate, step = (
-            tf.cast(value, keras.config.floatx()) for value in (learning_rate, self.iterations + 1)
-        )
+        dtype = keras.config.floatx()
+        rate, step = tf.cast(learning_rate, dtype), tf.cast(self.iterations + 1, dtype)
         beta1_power, beta2_power = self.beta_1**step, self.beta_2**step
         for gradient, variable in zip(grads, trainable_variables, strict=True):
             index = self._get_variable_index(variable)

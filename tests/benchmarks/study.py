@@ -37,14 +37,14 @@ from tests.benchmarks.costs import Costs
 from tests.benchmarks.study_space import arguments
 from tests.support.weights import write
 
-SWITCHES = ("alone", "by_epoch", "fresh", "repetitions")
+SWITCHES = ("alone", "by_epoch", "fresh")
 SMOKE = (
     "--data sample --images 60 --alone --backbone cnn --weights none --size 32 --epochs 1 "
     "--trials 1"
 )
 MANY = 100  # trials of the study that the cost model predicts
 
-Repetition = tuple[float | None, dict[str, Any]]
+Repetition = tuple[dict[str, Any] | None, dict[str, Any]]  # results of the peer and of pneumo
 
 
 def main() -> None:
@@ -64,12 +64,13 @@ def main() -> None:
 
 
 def _repetition(options: argparse.Namespace) -> Repetition:
-    """Run both sides; return the seconds of the peer, if it runs, and our results."""
     peer = None if options.alone else process("peer", options)
     ours = process("ours", options)
-    if not peer or not options.by_epoch:
-        return peer and peer["seconds"], ours
-    return sum(trial["epochs"] * peer["epochs"][trial["depth"]] for trial in ours["trials"]), ours
+    if peer and options.by_epoch:
+        peer["seconds"] = sum(
+            trial["epochs"] * peer["epochs"][trial["depth"]] for trial in ours["trials"]
+        )
+    return peer, ours
 
 
 def _mean(*measured: dict[str, Any]) -> Costs:
@@ -112,7 +113,8 @@ def _link(rows: pd.DataFrame, base: Path, folder: Path) -> None:
 
 def process(module: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run a process; return what it prints last, and its `seconds` with imports."""
-    given = {k: v for k, v in vars(options).items() if k not in SWITCHES and v not in (None, "")}
+    own = *SWITCHES, "repetitions"
+    given = {k: v for k, v in vars(options).items() if k not in own and v not in (None, "")}
     flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
     chosen = {"by_epoch": options.by_epoch, "fresh": options.fresh}
     flags += [f"--{name}" for name, is_on in chosen.items() if is_on]
@@ -139,27 +141,34 @@ def _report(options: argparse.Namespace, costs: Costs, runs: list[Repetition]) -
     )
     print("\nseconds per 1,000 images")
     print(costs.table())
-    columns = {name: [] for name in ("KerasTuner", "pneumo", "ratio", "ceiling", "share")}
-    for peer, ours in runs:
-        least = costs.least(ours)
-        both = (peer, ours["seconds"]) if peer else (np.nan, ours["seconds"])
-        row = (*both, both[0] / both[1], both[0] / least, least / both[1])
-        for values, value in zip(columns.values(), row, strict=True):
-            values.append(value)
-    print(f"\n{'':12}{'median':>10}{'least':>10}{'most':>10}")
+    peer, ours = (
+        np.array([run["seconds"] if run else np.nan for run in side])
+        for side in zip(*runs, strict=True)
+    )
+    least = np.array([costs.least(run) for _, run in runs])
+    columns = {
+        "KerasTuner, seconds": peer,
+        "pneumo, seconds": ours,
+        "ratio": peer / ours,
+        "ceiling": peer / least,
+        "share of it": least / ours,
+    }
+    print(f"\n{'':24}{'median':>10}{'least':>10}{'most':>10}")
     for name, values in columns.items():
-        bounds = np.median(values), min(values), max(values)
-        print(f"{name:12}" + "".join(f"{value:10.2f}" for value in bounds))
+        if not np.isnan(values).any():  # KerasTuner may not have run
+            bounds = np.median(values), min(values), max(values)
+            print(f"{name:24}" + "".join(f"{value:10.2f}" for value in bounds))
+    for name, run in zip(("KerasTuner", "pneumo"), runs[-1], strict=True):
+        if run and not np.isnan(run["val_auc"]):  # nor searched
+            print(f"AUC of {name}: validation {run['val_auc']:.4f}, test {run['test_auc']:.4f}")
     last = runs[-1][1]
-    print(f"pneumo's AUC on validation {last['val_auc']:.4f}, on test {last['test_auc']:.4f}")
     parts, spent = costs.parts(last), last["spent"]
     _seconds("the least, by the cost model", {**parts, "sum": sum(parts.values())})
     imports = last["seconds"] - sum(spent.values())
     _seconds("the last study", {"imports": imports, **spent, "sum": last["seconds"]})
     print("anonymous memory after each trial, MiB:", *last["memory"])
     if not options.alone and not options.fresh:
-        peers = np.median(columns["KerasTuner"]) * MANY / options.trials
-        ratio = peers / costs.predict_seconds(last, MANY)
+        ratio = np.median(peer) * MANY / options.trials / costs.predict_seconds(last, MANY)
         print(f"{MANY} trials, predicted: {ratio:.1f} times")
 
 

@@ -174,7 +174,6 @@ def test_anything_but_uint8_pixels_is_refused(dtype):
         predict_proba(build(), (NOISE / 255).astype(dtype))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.01, keras.optimizers.schedules.CosineDecay(0.01, 5)])
 def test_adam_in_one_operation_trains_as_keras_own(rate):
     rng = np.random.default_rng(0)
@@ -217,6 +216,7 @@ def test_the_metric_of_a_fit_has_a_score_for_each_image():
     assert history["auc"] == [expected, expected]
 
 
+@pytest.mark.slow
 def test_the_files_load_with_keras_alone(tmp_path):
     models = {name: build(backbone=name) for name in BACKBONES}
     for name, model in models.items():

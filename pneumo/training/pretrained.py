@@ -8,6 +8,7 @@ from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError
 
 import h5py
 import numpy as np
@@ -87,6 +88,8 @@ def _translate_download_errors(name: str) -> Iterator[None]:
         url = re.search(r"URL fetch failure on (\S+):", str(error))
         if url is None:
             raise UserError(f"weights=imagenet is not available for {name}: {error}") from None
+        if isinstance(error.__context__, HTTPError):
+            error.__context__.close()  # Keras leaves its connection open
         file = url[1].rpartition("/")[2]
         folder = Path(os.environ.get("KERAS_HOME") or "~/.keras") / "models"
         raise UserError(

@@ -127,6 +127,9 @@ def test_offline_the_error_names_the_file_and_its_folder(weights, keras_home, mo
         f"{server.address}/{FILE} elsewhere and copy it to {keras_home}/models, or pass its path "
         "as weights."
     )
+    http_error = mistake.value.__context__.__context__
+    assert http_error.code == 404
+    assert http_error.closed  # Keras leaves the connection open
     # and doing what it says is enough
     (keras_home / "models" / FILE).write_bytes(weights.read_bytes())
     assert same(

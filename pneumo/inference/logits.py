@@ -1,12 +1,15 @@
 """Logits and probabilities of images, ensembles, and the fastest form of a network."""
 
 import re
+import weakref
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
 from pneumo.inference.batches import map_in_threads
@@ -20,6 +23,8 @@ INFERENCE_BATCH_SIZE = 32  # images per step: with fewer, small parts take longe
 # One batch of a small network does not keep two cores busy. More than two would need more memory,
 # also on a GPU
 MAX_INFERENCE_BATCHES = 2
+
+_compiled: WeakKeyDictionary[keras.Model, Callable[[np.ndarray], Any]] = WeakKeyDictionary()
 
 
 def build_ensemble(
@@ -285,15 +290,32 @@ def predict_in_batches(model: keras.Model, inputs: np.ndarray) -> Iterator[Any]:
 
     Args:
         model: Any model.
-        inputs: What it takes, one row per image.
+        inputs: What it takes, one row per image, of the same shape and dtype in each call.
 
     Returns:
         Iterator over what the model returns for each batch: an array, or a list of the arrays of
         its outputs.
     """
+    infer = _compile_inference(model, inputs)
 
     def predict(start: int) -> Any:
-        return model.predict_on_batch(inputs[start : start + INFERENCE_BATCH_SIZE])
+        outputs = infer(inputs[start : start + INFERENCE_BATCH_SIZE])
+        return keras.tree.map_structure(lambda output: output.numpy(), outputs)
 
     starts = range(0, len(inputs), INFERENCE_BATCH_SIZE)
     return map_in_threads(predict, starts, MAX_INFERENCE_BATCHES)
+
+
+def _compile_inference(model: keras.Model, inputs: np.ndarray) -> Callable[[np.ndarray], Any]:
+    """Compile a model's call for batches of any size, unless it already is.
+
+    Keras' own `predict_on_batch` compiles a second time for a last batch that is smaller.
+    """
+    if model not in _compiled:
+        reference = weakref.ref(model)  # a strong one would keep the dictionary's weak key alive
+        _compiled[model] = tf.function(
+            lambda batch: reference()(batch, training=False),
+            [tf.TensorSpec((None, *inputs.shape[1:]), inputs.dtype)],
+            jit_compile=False,  # XLA makes convolutions several times slower on a CPU
+        )
+    return _compiled[model]

@@ -1,10 +1,13 @@
 """Predictions in batches."""
 
+import gc
 import threading
 import time
+import weakref
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
 from pneumo.inference.logits import (
@@ -32,12 +35,31 @@ def test_memory_is_needed_for_a_few_batches_whatever_the_number_of_cores(monkeyp
     monkeypatch.setattr("pneumo.inference.batches.cpu_count", lambda: 8)
     names = set()
 
-    class Model:
-        def predict_on_batch(self, rows):
-            names.add(threading.current_thread().name)
-            time.sleep(0.02)
+    def identity(batch: np.ndarray) -> tf.Tensor:
+        names.add(threading.current_thread().name)
+        time.sleep(0.02)
+        return tf.constant(batch)
+
+    monkeypatch.setattr("pneumo.inference.logits._compile_inference", lambda *_: identity)
+    rows = np.zeros((8 * INFERENCE_BATCH_SIZE, 1), np.float32)
+    assert np.concatenate(list(predict_in_batches(keras.Model(), rows))).shape == rows.shape
+    assert len(names) == MAX_INFERENCE_BATCHES
+
+
+def test_a_model_is_compiled_once_for_batches_of_any_size_and_can_be_collected():
+    calls = []
+
+    class Model(keras.Model):
+        def call(self, rows, training=None):
+            calls.append(rows.shape)
             return rows
 
-    rows = np.zeros((8 * INFERENCE_BATCH_SIZE, 1))
-    assert np.concatenate(list(predict_in_batches(Model(), rows))).shape == rows.shape
-    assert len(names) == MAX_INFERENCE_BATCHES
+    model = Model()
+    for count in (1, INFERENCE_BATCH_SIZE, 2 * INFERENCE_BATCH_SIZE + 5):
+        rows = np.arange(count, dtype=np.float32)[:, np.newaxis]
+        assert np.array_equal(np.concatenate(list(predict_in_batches(model, rows))), rows)
+    assert [tuple(shape) for shape in calls] == [(None, 1)]
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None

@@ -108,8 +108,8 @@ def test_a_stored_model_carries_what_it_runs_and_nothing_else(study):
     modules = {name for name in imported if name.partition(".")[0] == "pneumo"}
     assert modules <= {f"pneumo.inference.{Path(name).stem}" for name in inference}
     packages = {name.partition(".")[0] for name in imported - modules} - sys.stdlib_module_names
-    # Keras imports TensorFlow, and pydicom pyjpegls
-    assert packages == (libraries - {"pillow", "tensorflow", "pyjpegls"}) | {"PIL"}
+    # pydicom imports pyjpegls
+    assert packages == (libraries - {"pillow", "pyjpegls"}) | {"PIL"}
 
 
 def _requirements(folder: Path) -> list[str]:

@@ -60,7 +60,7 @@ def load_pixels(
         reason for the unreadable files, whose places in the map have no meaning.
 
     Raises:
-        UserError: The disk cannot read a file.
+        UserError: The disk cannot read a file, or there is not enough memory to decode it.
     """
     key = pixels_digest(rows, decode_key(rows, size, resize))
     files = [base / path for path in rows["path"]]
@@ -85,6 +85,12 @@ def _fill(folder: Path, files: list[Path], size: int, resize: str) -> None:
             try:
                 return decode(read_file(file), size, resize)
             except UnreadableImageError as error:
+                # Not a fault of the image, so it must not be cached as unreadable
+                if isinstance(error.__cause__, MemoryError):
+                    raise UserError(
+                        f"{file} needs more memory than is free. Close other programs, or remove "
+                        "the file."
+                    ) from None
                 return str(error)
 
         with closing(map_in_threads(decoded, files)) as results:

@@ -129,7 +129,7 @@ def _transfer_syntax(data: bytes) -> UID:
 
 
 def _raise_broken(error: Exception) -> NoReturn:
-    raise UnreadableImageError(f"broken DICOM file ({type(error).__name__})") from None
+    raise UnreadableImageError(f"broken DICOM file ({type(error).__name__})") from error
 
 
 def _check_supported(dataset: Dataset) -> None:

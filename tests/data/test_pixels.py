@@ -1,5 +1,7 @@
 """Pixels of a data set: decoded once, cached, and assigned to the right row."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -78,6 +80,17 @@ def test_a_disk_error_is_not_cached_as_an_unreadable_image(folder, own_cache):
     ):
         dataset.decode(32, 1)
     away.rename(folder)
+    assert dataset.decode(32, 0).unreadable == {}
+
+
+@pytest.mark.parametrize("decoder", ["decode._open_gray", "dicom.pixel_array"])
+def test_a_lack_of_memory_is_not_cached_as_an_unreadable_image(folder, own_cache, decoder):
+    (folder / "train" / "NORMAL" / "scan.dcm").write_bytes(to_bytes(radiograph(RAMP)))
+    dataset = open_dataset(str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"pneumo.inference.{decoder}", Mock(side_effect=MemoryError))
+        with pytest.raises(UserError, match=r" needs more memory than is free\. Close other"):
+            dataset.decode(32, 1)
     assert dataset.decode(32, 0).unreadable == {}
 
 

@@ -24,7 +24,9 @@ INFERENCE_BATCH_SIZE = 32  # images per step: with fewer, small parts take longe
 # also on a GPU
 MAX_INFERENCE_BATCHES = 2
 
-_compiled: WeakKeyDictionary[keras.Model, Callable[[np.ndarray], Any]] = WeakKeyDictionary()
+Inference = Callable[[np.ndarray], Any]  # from a batch to one tensor, or to a list of them
+
+_compiled: WeakKeyDictionary[keras.Model, Inference] = WeakKeyDictionary()
 
 
 def build_ensemble(
@@ -296,26 +298,33 @@ def predict_in_batches(model: keras.Model, inputs: np.ndarray) -> Iterator[Any]:
         Iterator over what the model returns for each batch: an array, or a list of the arrays of
         its outputs.
     """
-    infer = _compile_inference(model, inputs)
+    if model not in _compiled:
+        # A function that refers to the model itself would keep the dictionary's weak key alive
+        weak_model = weakref.proxy(model)
+        _compiled[model] = compile_inference(weak_model, inputs.shape[1:], inputs.dtype)
+    infer = _compiled[model]
 
     def predict(start: int) -> Any:
         outputs = infer(inputs[start : start + INFERENCE_BATCH_SIZE])
         return keras.tree.map_structure(lambda output: output.numpy(), outputs)
 
     starts = range(0, len(inputs), INFERENCE_BATCH_SIZE)
-    return map_in_threads(predict, starts, MAX_INFERENCE_BATCHES)
+    # Not `return`: as a generator this function keeps the model alive until the last batch
+    yield from map_in_threads(predict, starts, MAX_INFERENCE_BATCHES)
 
 
-def _compile_inference(model: keras.Model, inputs: np.ndarray) -> Callable[[np.ndarray], Any]:
-    """Compile a model's call for batches of any size, unless it already is.
+def compile_inference(model: keras.Model, shape: Sequence[int | None], dtype: Any) -> Inference:
+    """Compile a model in inference mode, once for batches of any size.
 
     Keras' own `predict_on_batch` compiles a second time for a last batch that is smaller.
+
+    Args:
+        model: Any model.
+        shape: Shape of one row of its inputs.
+        dtype: Dtype of its inputs.
     """
-    if model not in _compiled:
-        reference = weakref.ref(model)  # a strong one would keep the dictionary's weak key alive
-        _compiled[model] = tf.function(
-            lambda batch: reference()(batch, training=False),
-            [tf.TensorSpec((None, *inputs.shape[1:]), inputs.dtype)],
-            jit_compile=False,  # XLA makes convolutions several times slower on a CPU
-        )
-    return _compiled[model]
+    return tf.function(
+        lambda batch: model(batch, training=False),
+        [tf.TensorSpec((None, *shape), dtype)],
+        jit_compile=False,  # XLA makes convolutions several times slower on a CPU
+    )

@@ -12,18 +12,17 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from pneumo.data.dataset import Split
 from pneumo.inference.batches import map_batches
-from pneumo.inference.logits import optimize_for_inference
+from pneumo.inference.logits import Inference, compile_inference, optimize_for_inference
 from pneumo.runtime import cache
 from pneumo.runtime.cache_entries import RUNS, cache_path, release, run_folder
 from pneumo.training import network
@@ -111,7 +110,7 @@ class FeatureExtractor:
         self.cuts = cut_tensors(network, name)
         self.input_depth = len(self._blocks)  # depth of the cut below all blocks
         self._digests: dict[int, str] = {}
-        self._functions: dict[tuple[int, int], Callable[[np.ndarray], tf.Tensor]] = {}
+        self._functions: dict[tuple[int, int], Inference] = {}
 
     def digest(self, depth: int) -> str:
         """Return 64 hex digits that identify the weights below the cut at `depth`."""
@@ -138,7 +137,7 @@ class FeatureExtractor:
         """Return the bytes of one image's features at the cut at `depth`."""
         return 4 * math.prod(self.cuts[depth].shape[1:])
 
-    def compile_segment(self, lower: int, upper: int) -> Callable[[np.ndarray], tf.Tensor]:
+    def compile_segment(self, lower: int, upper: int) -> Inference:
         """Compile the blocks between two cuts, in inference mode, with `optimize_for_inference`.
 
         Args:
@@ -150,10 +149,8 @@ class FeatureExtractor:
         """
         if (lower, upper) not in self._functions:
             part = optimize_for_inference(submodel_between(self._network, self._name, lower, upper))
-            self._functions[lower, upper] = tf.function(
-                lambda inputs: part(inputs, training=False),
-                [tf.TensorSpec(part.input.shape, part.input.dtype)],
-                jit_compile=False,  # XLA makes the convolutions several times slower on a CPU
+            self._functions[lower, upper] = compile_inference(
+                part, part.input.shape[1:], part.input.dtype
             )
         return self._functions[lower, upper]
 

@@ -54,7 +54,8 @@ TRIAL_TIMEOUT = 30
 
 
 def test_a_worker_of_another_machine_joins_and_exits(shared, tmp_path, monkeypatch):
-    long = ["--epochs", "75", "--patience", "75", *SMALL]  # a trial outlasts the poll of `until`
+    # So long that the signal arrives before the end of a trial
+    long = ["--epochs", "75", "--patience", "75", *SMALL]
     command = ["tune", "--trials", "4", "--study", "joined", *long]
     with ThreadPoolExecutor(1) as other:
         driver = other.submit(watch, "-c", WITHOUT_PICTURES, *command)

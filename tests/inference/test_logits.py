@@ -40,7 +40,7 @@ def test_memory_is_needed_for_a_few_batches_whatever_the_number_of_cores(monkeyp
         time.sleep(0.02)
         return tf.constant(batch)
 
-    monkeypatch.setattr("pneumo.inference.logits._compile_inference", lambda *_: identity)
+    monkeypatch.setattr("pneumo.inference.logits.compile_inference", lambda *_: identity)
     rows = np.zeros((8 * INFERENCE_BATCH_SIZE, 1), np.float32)
     assert np.concatenate(list(predict_in_batches(keras.Model(), rows))).shape == rows.shape
     assert len(names) == MAX_INFERENCE_BATCHES
@@ -63,3 +63,14 @@ def test_a_model_is_compiled_once_for_batches_of_any_size_and_can_be_collected()
     del model
     gc.collect()
     assert reference() is None
+
+
+def test_a_model_that_only_the_predictions_refer_to_stays_alive():
+    class Model(keras.Model):
+        def call(self, rows, training=None):
+            return rows
+
+    rows = np.arange(INFERENCE_BATCH_SIZE, dtype=np.float32)[:, np.newaxis]
+    batches = predict_in_batches(Model(), rows)
+    gc.collect()
+    assert np.array_equal(np.concatenate(list(batches)), rows)
